@@ -1,0 +1,1 @@
+"""Measures the other rooms and reports on them; nothing imports it."""

@@ -1,0 +1,278 @@
+"""One page about a quick start: accuracy beside blind answering, losses, tokens, heatmaps, samples, times.
+
+    python -m llava.benchmark.quickstart_report --run_dir playground/quickstart
+
+Reads what scripts/quickstart.sh left in the folder; writes report.md, report.html (one file, pictures inside) and
+loss.png there.
+"""
+
+import argparse
+import base64
+import csv
+import json
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from llava.benchmark.report_template import HTML, MARKDOWN
+
+STAGES = {"stage1": "Stage 1: projector alone", "stage2": "Stage 2: projector and language model"}
+ANSWERERS = {"model": "VisualPrism", "question_only": "question alone", "majority": "most frequent answer"}
+COLUMNS = ("overall", "color", "shape")
+PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy")
+NUM_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Losses:
+    """One stage's training loss: `values[i]` after optimiser step `steps[i]`."""
+
+    title: str
+    steps: list[int]
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the run, over all its starts: seconds in sum, the highest peak (None: not measured)."""
+
+    name: str
+    seconds: float
+    peak_mib: float | None
+
+
+def read_json(path: Path):
+    """Content of a JSON file the quick start made.
+
+    Raises:
+        ValueError: naming the file when it is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; run scripts/quickstart.sh to its end first.") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is not JSON ({error}); remove it and run scripts/quickstart.sh again."
+        ) from None
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """Rows of a JSONL file the quick start made; errors as `read_json`."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; run scripts/quickstart.sh to its end first.") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is not JSONL ({error}); remove it and run scripts/quickstart.sh again."
+        ) from None
+
+
+def read_losses(run_dir: Path) -> list[Losses]:
+    """Both stages' losses from their trainer_state.json."""
+    stages = []
+    for name, title in STAGES.items():
+        history = read_json(run_dir / name / "trainer_state.json")["log_history"]
+        logged = [row for row in history if "loss" in row]
+        stages.append(Losses(title, [row["step"] for row in logged], [row["loss"] for row in logged]))
+    return stages
+
+
+def read_steps(path: Path) -> list[Step]:
+    """times.tsv: a command that was interrupted and resumed has several lines, which are added up."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; run scripts/quickstart.sh to its end first.")
+    seconds: dict[str, float] = {}
+    peaks: dict[str, float] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for name, took, peak, _ in csv.reader(file, delimiter="\t"):
+            seconds[name] = seconds.get(name, 0.0) + float(took)
+            if peak:
+                peaks[name] = max(peaks.get(name, 0.0), float(peak))
+    return [Step(name, total, peaks.get(name)) for name, total in seconds.items()]
+
+
+def token_counts(config: dict) -> dict:
+    """What the model folder's config.json says of an image's way from pixels to tokens."""
+    image_size = config.get("mm_vision_image_size") or config["mm_vision_config"]["image_size"]
+    grid = image_size // config["mm_vision_config"]["patch_size"]
+    scale = config["scale_factor"]
+    return {
+        "image_size": image_size,
+        "grid": grid,
+        "patches": grid**2,
+        "scale_factor": scale,
+        "tokens": (grid // scale) ** 2,
+        "projector": config["mm_projector_type"],
+    }
+
+
+def pick_samples(questions: list[dict], answers: list[dict], image_folder: Path) -> list[dict]:
+    """Evenly spaced questions with their answers: not chosen by whether they are right."""
+    from llava.eval.metrics import exact_match
+
+    said = {row["question_id"]: row["text"] for row in answers}
+    count = min(NUM_SAMPLES, len(questions))
+    picked = [questions[i * len(questions) // count] for i in range(count)]
+    return [
+        {
+            "image": image_folder / row["image"],
+            "question": row["text"],
+            "said": said[row["question_id"]],
+            "expected": row["answer"],
+            "right": exact_match(said[row["question_id"]], row["answer"]),
+        }
+        for row in picked
+    ]
+
+
+def score_rows(scores: dict) -> list[dict]:
+    """The accuracy table: a row an answerer, a cell {percent, low, high, correct, total} a column."""
+    return [
+        {
+            "name": title,
+            "is_model": key == "model",
+            "cells": [
+                {
+                    "percent": 100 * scores[key][column]["accuracy"],
+                    "low": 100 * scores[key][column]["low"],
+                    "high": 100 * scores[key][column]["high"],
+                    "correct": scores[key][column]["correct"],
+                    "total": scores[key][column]["total"],
+                }
+                for column in COLUMNS
+            ],
+        }
+        for key, title in ANSWERERS.items()
+    ]
+
+
+def describe_machine() -> dict[str, str]:
+    """Processor, cores, memory, GPU and versions of the packages that matter."""
+    import psutil
+    import torch
+
+    machine = {
+        "machine": f"{platform.system()} {platform.machine()}, {psutil.cpu_count()} cores, "
+        f"{psutil.virtual_memory().total / 2**30:.0f} GiB memory",
+        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "Python": platform.python_version(),
+    }
+    for package in PACKAGES:
+        try:
+            machine[package] = version(package)
+        except PackageNotFoundError:
+            machine[package] = "not installed"
+    return machine
+
+
+def plot_losses(stages: list[Losses], path: Path) -> None:
+    """Draw a panel a stage: the loss as logged."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 2.9), layout="constrained", dpi=160)
+    for axis, stage, colour in zip(
+        figure.subplots(1, len(stages)), stages, ("#4f46e5", "#0d9488"), strict=True
+    ):
+        axis.plot(stage.steps, stage.values, color=colour, linewidth=1.6)
+        axis.set_title(stage.title, fontsize=10, loc="left")
+        axis.set_xlabel("optimiser step", fontsize=9)
+        axis.set_ylabel("training loss", fontsize=9)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.25)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def embed(path: Path) -> str:
+    """A picture as a data: address, so that the page is one file."""
+    kind = "jpeg" if path.suffix.lower() in (".jpg", ".jpeg") else "png"
+    return f"data:image/{kind};base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def clock(seconds: float) -> str:
+    """12.3 s, 3 min 05 s."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+
+
+def gather(run_dir: Path, image_folder: Path) -> dict:
+    """Everything the page shows, by the names its templates use.
+
+    Raises:
+        ValueError: naming a file that is missing or unreadable.
+    """
+    scores = read_json(run_dir / "scores.json")
+    steps = read_steps(run_dir / "times.tsv")
+    losses = read_losses(run_dir)
+    plot_losses(losses, run_dir / "loss.png")
+    settings_file = run_dir / "settings.txt"
+    model, blind = scores["model"]["overall"], scores["question_only"]["overall"]
+    return {
+        "rows": score_rows(scores),
+        "columns": COLUMNS,
+        "accuracy": 100 * model["accuracy"],
+        "interval": (100 * model["low"], 100 * model["high"]),
+        "total": model["total"],
+        "lead": 100 * (model["accuracy"] - blind["accuracy"]),
+        "tokens": token_counts(read_json(run_dir / "stage2" / "config.json")),
+        "losses": losses,
+        "loss_plot": run_dir / "loss.png",
+        "heatmaps": sorted((run_dir / "heatmap").glob("*/*.png")),
+        "samples": pick_samples(
+            read_jsonl(run_dir / "questions.jsonl"), read_jsonl(run_dir / "answers.jsonl"), image_folder
+        ),
+        "steps": steps,
+        "seconds": sum(step.seconds for step in steps),
+        "peak_gib": max((step.peak_mib for step in steps if step.peak_mib), default=0) / 1024,
+        "settings": settings_file.read_text(encoding="utf-8").split() if settings_file.is_file() else [],
+        "machine": describe_machine(),
+    }
+
+
+def write_report(run_dir: Path, image_folder: Path) -> tuple[Path, Path]:
+    """Write report.md and report.html into `run_dir`; returns their paths. Errors as `gather`."""
+    from jinja2 import Environment
+
+    facts = gather(run_dir, image_folder)
+    environment = Environment(
+        autoescape=False, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {
+        "clock": clock,
+        "embed": embed,
+        "relative": lambda path: path.relative_to(run_dir),
+    }
+    markdown, html = run_dir / "report.md", run_dir / "report.html"
+    markdown.write_text(environment.from_string(MARKDOWN).render(facts), encoding="utf-8")
+    escaping = environment.overlay(autoescape=True)
+    html.write_text(escaping.from_string(HTML).render(facts), encoding="utf-8")
+    return markdown, html
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m llava.benchmark.quickstart_report", description=__doc__)
+    parser.add_argument(
+        "--run_dir", type=Path, default=Path("playground/quickstart"), help="the run's folder"
+    )
+    parser.add_argument(
+        "--image_folder",
+        type=Path,
+        default=Path("playground/packages/easy_vqa/easy_vqa/data"),
+        help="what the questions' image paths are relative to",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        markdown, html = write_report(options.run_dir, options.image_folder)
+    except ValueError as error:
+        sys.exit(f"quickstart_report: {error}")
+    print(f"report: {html} and {markdown}")
+
+
+if __name__ == "__main__":
+    main()

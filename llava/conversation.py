@@ -1,0 +1,220 @@
+"""Prompt templates: what the model reads, and which parts of it the assistant itself says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+from typing import NamedTuple
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+
+
+class SeparatorStyle(Enum):
+    """How a template marks turns; the names are those that third-party code compares with."""
+
+    SINGLE = auto()
+    TWO = auto()
+    MPT = auto()
+    PLAIN = auto()
+    LLAMA_2 = auto()
+    CHATML = auto()
+
+
+class Segment(NamedTuple):
+    """A stretch of the prompt; `is_target` where the assistant must produce it."""
+
+    text: str
+    is_target: bool
+
+
+# None or "" stands for an answer that is still to come; a tuple is (text, image, image process mode).
+Message = str | tuple | None
+
+
+@dataclass
+class Conversation:
+    """A template and the turns so far: user first, then assistant and user alternately.
+
+    The field names, and messages of (text, image, mode), are those of LLaVA's evaluators.
+    """
+
+    system: str
+    roles: tuple[str, str]
+    messages: list[list[str | Message]] = field(default_factory=list)  # of [role, message]
+    offset: int = 0
+    sep_style: SeparatorStyle = SeparatorStyle.SINGLE
+    sep: str = "###"
+    sep2: str | None = None
+    version: str = "Unknown"
+    image_mark: str = DEFAULT_IMAGE_TOKEN  # what stands for an image in a message
+
+    def append_message(self, role: str, message: Message) -> None:
+        """Add a turn; a message of None asks for that role's answer."""
+        self.messages.append([role, message])
+
+    def copy(self) -> Conversation:
+        """A conversation of its own, safe to append to."""
+        return replace(self, messages=[list(turn) for turn in self.messages])
+
+    @property
+    def stop_str(self) -> str | None:
+        """The text that ends an answer."""
+        return self.sep2 if self.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2) else self.sep
+
+    def get_prompt(self) -> str:
+        """The whole prompt. Raises ValueError where the template cannot express the messages."""
+        return "".join(segment.text for segment in self.segments())
+
+    def segments(self) -> list[Segment]:
+        """The prompt in pieces, targets being what follows a generation prompt, end of turn included.
+
+        Raises:
+            ValueError: if roles do not alternate, user first, or the template cannot express the messages.
+        """
+        self._check_turns()
+        pieces = [Segment(self._opening(), False)]
+        for index, (role, _) in enumerate(self.messages):
+            before, spoken, after = self._turn(index, role)
+            pieces += [Segment(before, False), Segment(spoken, index % 2 == 1), Segment(after, False)]
+        return [piece for piece in pieces if piece.text]
+
+    def _check_turns(self) -> None:
+        for index, (role, _) in enumerate(self.messages):
+            if role != self.roles[index % 2]:
+                raise ValueError(
+                    f"Message {index} is by {role!r}, expected {self.roles[index % 2]!r}: messages alternate, "
+                    "the user's first; append them with conv.roles[0] and conv.roles[1]."
+                )
+        if self.sep_style is SeparatorStyle.PLAIN and len(self.messages) > 2:
+            raise ValueError(
+                f"A plain template holds one image and its caption, got {len(self.messages)} messages; "
+                "choose a chat template."
+            )
+        if self.sep_style is SeparatorStyle.LLAMA_2 and self.messages and not self._text(0):
+            raise ValueError(
+                "A Llama-2 template needs words in the first message, which has the system text."
+            )
+
+    def _opening(self) -> str:
+        """The system part, where it stands before the first turn."""
+        if self.sep_style in (SeparatorStyle.PLAIN, SeparatorStyle.LLAMA_2):
+            return ""
+        if self.sep_style is SeparatorStyle.CHATML:
+            return f"{self.system}{self.sep}\n" if self.system else ""
+        return self.system + self.sep
+
+    def _turn(self, index: int, role: str) -> tuple[str, str, str]:
+        """Turn `index` as what precedes its words, the words with their end of turn, and what follows."""
+        text, is_assistant = self._text(index), index % 2 == 1
+        match self.sep_style:
+            case SeparatorStyle.SINGLE | SeparatorStyle.TWO:
+                end = self.sep2 if self.sep_style is SeparatorStyle.TWO and is_assistant else self.sep
+                before, spoken, after = f"{role}:", f" {text}{end}", ""
+            case SeparatorStyle.MPT:
+                before, spoken, after = role, f"{text}{self.sep}", ""
+            case SeparatorStyle.CHATML:
+                before, spoken, after = f"{role}\n", f"{text}{self.sep}", "\n"
+            case SeparatorStyle.LLAMA_2 if is_assistant:
+                before, spoken, after = "", f" {text} {self.sep2}", ""
+            case SeparatorStyle.LLAMA_2:
+                system = f"<<SYS>>\n{self.system}\n<</SYS>>\n\n" if self.system and index == 0 else ""
+                start = self.sep if index else ""  # the tokenizer itself puts the first BOS
+                before, spoken, after = f"{start}[INST] {system}", f"{text} [/INST]", ""
+            case SeparatorStyle.PLAIN if is_assistant:
+                before, spoken, after = "", f"{text}{self.sep}", ""
+            case SeparatorStyle.PLAIN:
+                captioned = len(self.messages) > 1 and self._text(1)
+                before, spoken, after = "", text, "" if captioned else self.sep
+        return (before, spoken, after) if text else (before, "", "")
+
+    def _text(self, index: int) -> str:
+        """The words of message `index`; the image of a first message that is a tuple goes ahead of them."""
+        message = self.messages[index][1]
+        if not isinstance(message, tuple):
+            return message or ""
+        text = message[0] or ""
+        if index or len(message) < 2 or message[1] is None:
+            return text
+        words = text.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+        return f"{self.image_mark}\n{words}".strip()
+
+
+_V0 = Conversation(
+    system="A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions.",
+    roles=("Human", "Assistant"),
+    version="v0",
+)
+_V1 = Conversation(
+    system=_V0.system.replace("human", "user"),
+    roles=("USER", "ASSISTANT"),
+    version="v1",
+    sep_style=SeparatorStyle.TWO,
+    sep=" ",
+    sep2="</s>",
+)
+_MMTAG = {
+    "system": "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant is able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language."
+    "The visual content will be provided with the following format: <Image>visual content</Image>.",
+    "image_mark": f"<Image>{DEFAULT_IMAGE_TOKEN}</Image>",
+}
+_LLAMA_2 = Conversation(
+    system="You are a helpful, respectful and honest assistant. "
+    "Always answer as helpfully as possible, while being safe.  "
+    "Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, "
+    "or illegal content. "
+    "Please ensure that your responses are socially unbiased and positive in nature.\n\n"
+    "If a question does not make any sense, or is not factually coherent, "
+    "explain why instead of answering something not correct. "
+    "If you don't know the answer to a question, please don't share false information.",
+    roles=("USER", "ASSISTANT"),
+    version="llama_v2",
+    sep_style=SeparatorStyle.LLAMA_2,
+    sep="<s>",
+    sep2="</s>",
+)
+_MPT = Conversation(
+    system="<|im_start|>system\nA conversation between a user and an LLM-based AI assistant. "
+    "The assistant gives helpful and honest answers.",
+    roles=("<|im_start|>user\n", "<|im_start|>assistant\n"),
+    version="mpt",
+    sep_style=SeparatorStyle.MPT,
+    sep="<|im_end|>",
+)
+_CHATML_DIRECT = replace(_MPT, system="<|im_start|>system\nAnswer the questions.")
+_QWEN_2 = Conversation(
+    system="<|im_start|>system\nYou are a helpful assistant.",
+    roles=("<|im_start|>user", "<|im_start|>assistant"),
+    version="qwen",
+    sep_style=SeparatorStyle.CHATML,
+    sep="<|im_end|>",
+)
+_PLAIN = Conversation(system="", roles=("", ""), version="plain", sep_style=SeparatorStyle.PLAIN, sep="\n")
+
+# Copy an entry before appending to it: conv_templates[name].copy().
+conv_templates: dict[str, Conversation] = {
+    "default": _V0,
+    "v0": _V0,
+    "v1": _V1,
+    "vicuna_v1": _V1,
+    "llama_2": _LLAMA_2,
+    "mistral_instruct": replace(_LLAMA_2, system="", sep=""),
+    "chatml_direct": _CHATML_DIRECT,
+    "mistral_direct": _CHATML_DIRECT,
+    "qwen_2": _QWEN_2,
+    "plain": _PLAIN,
+    "v0_plain": _PLAIN,
+    "llava_v0": _V0,
+    "v0_mmtag": replace(_V0, version="v0_mmtag", **_MMTAG),
+    "llava_v1": replace(_V1, system=_V0.system),
+    "v1_mmtag": replace(_V1, version="v1_mmtag", **_MMTAG),
+    "llava_llama_2": replace(
+        _LLAMA_2,
+        system="You are a helpful language and vision assistant. "
+        "You are able to understand the visual content that the user provides, "
+        "and assist the user with a variety of tasks using natural language.",
+    ),
+    "mpt": _MPT,
+}

@@ -1,0 +1,97 @@
+"""What the model reads and what it learns to say: ids and labels for every template and tokenizer."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from itertools import accumulate
+
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_TOKEN,
+    IGNORE_INDEX,
+    IMAGE_TOKEN_INDEX,
+)
+from llava.conversation import Conversation, SeparatorStyle, conv_templates
+from llava.data.record import image_files
+from llava.mm_utils import encode_prompt
+
+
+def get_template(name: str) -> Conversation:
+    """A copy of a template. Raises ValueError if there is none of that name."""
+    if name not in conv_templates:
+        raise ValueError(f"--version must be one of {', '.join(conv_templates)}, got {name!r}.")
+    return conv_templates[name].copy()
+
+
+def conversation_from_record(record: dict, template: str, mm_use_im_start_end: bool = False) -> Conversation:
+    """Lay a valid record out in a template.
+
+    A turn's only image goes ahead of its words, on a line of its own; several stay where they are. `plain`
+    keeps the image alone of the human's turn, so that the caption follows it directly.
+
+    Args:
+        template: a name in `conv_templates`.
+        mm_use_im_start_end: put each image between <im_start> and <im_end>.
+    Raises:
+        ValueError: if the template is unknown, or plain and the record is not one image and its caption.
+    """
+    conversation = get_template(template)
+    turns = record["conversations"]
+    is_plain = conversation.sep_style is SeparatorStyle.PLAIN
+    num_images = len(image_files(record))
+    if is_plain and (len(turns), num_images) != (2, 1):
+        raise ValueError(
+            f"the template {template!r} takes one image and one answer, its caption, got {num_images} "
+            f"image(s) and {len(turns)} turns; choose a chat template with --version, or remove the record."
+        )
+    mark = conversation.image_mark
+    if mm_use_im_start_end:
+        mark = mark.replace(
+            DEFAULT_IMAGE_TOKEN, f"{DEFAULT_IM_START_TOKEN}{DEFAULT_IMAGE_TOKEN}{DEFAULT_IM_END_TOKEN}"
+        )
+    for index, turn in enumerate(turns):
+        words = turn["value"]
+        if words.count(DEFAULT_IMAGE_TOKEN) == 1:
+            rest = "" if is_plain else words.replace(DEFAULT_IMAGE_TOKEN, "").strip()
+            words = f"{DEFAULT_IMAGE_TOKEN}\n{rest}".strip()
+        words = words.replace(DEFAULT_IMAGE_TOKEN, mark)
+        conversation.append_message(conversation.roles[index % 2], words)
+    return conversation
+
+
+def build_targets(conversation: Conversation, tokenizer) -> tuple[list[int], list[int]]:
+    """Ids as inference makes them, and labels that fall on what the assistant says.
+
+    A token is a target if it starts inside a target segment. Where one would reach from a generation prompt
+    into the answer (two newlines as one token), the prompt is tokenised to its end and the answer by itself,
+    since the model, given that prompt, would have to produce it so.
+
+    Returns:
+        input_ids and labels, both of length T; labels are IGNORE_INDEX elsewhere, also at <image>.
+    Raises:
+        ValueError: if the tokenizer is a slow one, or the template cannot express the conversation.
+    """
+    segments = conversation.segments()
+    prompt = "".join(segment.text for segment in segments)
+    ends = list(accumulate(len(segment.text) for segment in segments))
+    targets = [
+        (end - len(segment.text), end)
+        for segment, end in zip(segments, ends, strict=True)
+        if segment.is_target
+    ]
+    ids, spans = encode_prompt(prompt, tokenizer)
+    if spans is None:
+        raise ValueError(
+            f"Labels need to know where each token stands in the text, which {type(tokenizer).__name__}, "
+            "a slow tokenizer, cannot tell; load a fast one with llava.model.tokenizer.load_tokenizer."
+        )
+    crossed = [answer for answer, _ in targets if any(start < answer < end for start, end in spans)]
+    if crossed:
+        ids, spans = encode_prompt(prompt, tokenizer, cuts=crossed)
+    edges = [edge for target in targets for edge in target]
+    labels = [
+        token if bisect_right(edges, start) % 2 and token != IMAGE_TOKEN_INDEX else IGNORE_INDEX
+        for token, (start, _) in zip(ids, spans, strict=True)
+    ]
+    return ids, labels

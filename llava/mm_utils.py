@@ -1,0 +1,165 @@
+"""Images to pixel tensors, prompts with <image> to ids: the face that third-party evaluators import."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import StoppingCriteria
+
+from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+
+ASPECT_RATIOS = ("square", "pad")
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Read an image file completely, as RGB. Raises ValueError if it is missing, truncated or no image."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    # PIL reports a broken PNG chunk as SyntaxError, bad values in a header as ValueError
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if not Path(path).is_file():
+            raise ValueError(f"Image file {path} does not exist; check --image_folder.") from error
+        raise ValueError(
+            f"Image file {path} cannot be read ({error}); it may be truncated or corrupt: fetch it again, "
+            "or remove it."
+        ) from error
+
+
+def load_image_from_base64(image: str | bytes) -> Image.Image:
+    """Decode a base64 string of an encoded image file (PNG, JPEG, ...), as RGB."""
+    return Image.open(BytesIO(base64.b64decode(image))).convert("RGB")
+
+
+def expand2square(image: Image.Image, background_color: tuple[int, int, int]) -> Image.Image:
+    """Pad the shorter side, evenly on both ends, with `background_color` (RGB, 0 to 255)."""
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    square = Image.new(image.mode, (side, side), background_color)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def get_aspect_ratio(model_cfg) -> str:
+    """`image_aspect_ratio` of a config, "square" where absent or None. Raises ValueError if it is unknown."""
+    aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None) or "square"
+    if aspect_ratio not in ASPECT_RATIOS:
+        raise ValueError(
+            f"--image_aspect_ratio must be one of {', '.join(ASPECT_RATIOS)}, got {aspect_ratio!r}."
+        )
+    return aspect_ratio
+
+
+def process_images(images: Sequence[Image.Image], image_processor, model_cfg) -> Tensor | list[Tensor]:
+    """Turn images into the tower's pixel values.
+
+    Args:
+        images: PIL images of any size.
+        image_processor: a PIL one of transformers; `pad` uses its `image_mean`.
+        model_cfg: anything, `image_aspect_ratio` ("square" or "pad") being read from it (default square).
+    Returns:
+        float[B, 3, H, W], or a list of float[3, H, W] where sizes differ.
+    Raises:
+        ValueError: for another `image_aspect_ratio`.
+    """
+    aspect_ratio = get_aspect_ratio(model_cfg)
+    images = [image.convert("RGB") for image in images]
+    if aspect_ratio == "pad":
+        mean_color = tuple(int(channel * 255) for channel in image_processor.image_mean)
+        images = [expand2square(image, mean_color) for image in images]
+    # one by one: a processor that keeps aspect ratios could not stack them
+    pixels = [image_processor(images=image, return_tensors="pt")["pixel_values"][0] for image in images]
+    return torch.stack(pixels) if len({p.shape for p in pixels}) == 1 else pixels
+
+
+def encode_prompt(
+    prompt: str, tokenizer, image_token_index: int = IMAGE_TOKEN_INDEX, cuts: Sequence[int] = ()
+) -> tuple[list[int], list[tuple[int, int]] | None]:
+    """The one chunk rule: split at <image>, tokenise each chunk by itself, keep one BOS.
+
+    A BOS is there only if the tokenizer adds one to any text; one whose BOS is ChatML's <|im_start|> does
+    not.
+
+    Args:
+        cuts: further positions at which to split, where no token may cross.
+    Returns:
+        ids, `image_token_index` where <image> stood; and each id's [start, end) in `prompt`, (-1, 0) for the
+        BOS, or None if the tokenizer is a slow one, which knows no positions.
+    """
+    has_offsets = getattr(tokenizer, "is_fast", False)
+    ids, spans, position = [], [], 0
+    for start, end in pairwise([0, *cuts, len(prompt)]):
+        for chunk in re.split(f"({re.escape(DEFAULT_IMAGE_TOKEN)})", prompt[start:end]):
+            if chunk == DEFAULT_IMAGE_TOKEN:
+                ids.append(image_token_index)
+                spans.append((position, position + len(chunk)))
+            else:
+                options = {"return_offsets_mapping": True} if has_offsets else {}
+                encoding = tokenizer(chunk, add_special_tokens=False, **options)
+                ids += encoding["input_ids"]
+                if has_offsets:
+                    spans += [(position + a, position + b) for a, b in encoding["offset_mapping"]]
+            position += len(chunk)
+    bos = tokenizer.bos_token_id
+    if bos is not None and tokenizer("")["input_ids"][:1] == [bos] and ids[:1] != [bos]:
+        ids, spans = [bos, *ids], [(-1, 0), *spans]
+    return ids, spans if has_offsets else None
+
+
+def tokenizer_image_token(
+    prompt: str, tokenizer, image_token_index: int = IMAGE_TOKEN_INDEX, return_tensors: str | None = None
+) -> list[int] | Tensor:
+    """Tokenise a prompt, each <image> becoming `image_token_index`.
+
+    Returns:
+        list of T ids, or long[T] for return_tensors="pt".
+    Raises:
+        ValueError: for any other `return_tensors`.
+    """
+    ids, _ = encode_prompt(prompt, tokenizer, image_token_index)
+    if return_tensors is None:
+        return ids
+    if return_tensors != "pt":
+        raise ValueError(f"return_tensors must be 'pt' or None, got {return_tensors!r}.")
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def get_model_name_from_path(model_path: str) -> str:
+    """A label, by which nothing is decided: the last folder's name, checkpoint-N after its parent's."""
+    *parents, name = str(model_path).strip("/").split("/")
+    return f"{parents[-1]}_{name}" if parents and name.startswith("checkpoint-") else name
+
+
+class KeywordsStoppingCriteria(StoppingCriteria):
+    """Stop a row once its new text holds one of the keywords.
+
+    Args:
+        keywords: texts such as a conversation's `stop_str`.
+        input_ids: the prompt, long[B, T]; generation that returns new tokens alone is recognised.
+    """
+
+    def __init__(self, keywords: Sequence[str], tokenizer, input_ids: Tensor):
+        self.keywords = list(keywords)
+        self.tokenizer = tokenizer
+        self.prompt_ids = input_ids
+        # a token stands for a byte at least; one more for a piece that began before the keyword
+        self.max_tokens = max((len(keyword.encode()) for keyword in self.keywords), default=0) + 1
+
+    def __call__(self, output_ids: Tensor, scores: Tensor | None = None, **kwargs) -> Tensor:
+        """bool[B]: which rows of output_ids long[B, T'] are done."""
+        prompt_length = self.prompt_ids.shape[1]
+        if torch.equal(output_ids[:, :prompt_length], self.prompt_ids.to(output_ids.device)):
+            output_ids = output_ids[:, prompt_length:]
+        texts = self.tokenizer.batch_decode(output_ids[:, -self.max_tokens :], skip_special_tokens=False)
+        done = [any(keyword in text for keyword in self.keywords) for text in texts]
+        return torch.tensor(done, dtype=torch.bool, device=output_ids.device)

@@ -1,0 +1,99 @@
+"""What is in a checkpoint folder, and weights into modules with nothing missing, unexpected or mis-shaped in silence."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+PROJECTOR_FILE = "mm_projector.bin"
+PROJECTOR_PREFIX = "mm_projector."
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+@dataclass
+class CheckpointFolder:
+    """The kinds of weights a folder holds, and its config.json."""
+
+    path: Path
+    config: dict
+    has_model: bool
+    has_projector: bool
+
+
+def inspect_folder(path: str | Path) -> CheckpointFolder:
+    """Look at the files, never at the name.
+
+    Raises:
+        ValueError: if there is no folder, no config.json, or no weights; names what is there.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"--model-path {str(path)!r} is not a folder; give the folder that training wrote.")
+    config_file = path / "config.json"
+    if not config_file.is_file():
+        raise ValueError(f"{path} has no config.json; it holds {sorted(f.name for f in path.iterdir())}.")
+    try:
+        config = json.loads(config_file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{config_file} is not JSON ({error}); copy it again from its source.") from error
+    folder = CheckpointFolder(
+        path,
+        config,
+        has_model=any((path / name).is_file() for name in WEIGHT_FILES),
+        has_projector=(path / PROJECTOR_FILE).is_file(),
+    )
+    if not (folder.has_model or folder.has_projector):
+        raise ValueError(
+            f"{path} has no weights: neither {WEIGHT_FILES[0]} (a whole model) nor {PROJECTOR_FILE} (stage 1)."
+        )
+    return folder
+
+
+def read_projector(file: str | Path) -> dict[str, Tensor]:
+    """mm_projector.bin with its keys cut to the projector's own: model.mm_projector.mlp.0.weight -> mlp.0.weight.
+
+    Raises:
+        ValueError: if the file is missing, damaged, or holds no projector.
+    """
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ValueError(f"{file} does not exist; run stage 1 (scripts/v1_5/pretrain.sh) first.") from error
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        raise ValueError(f"{file} cannot be read ({error}); it is damaged: write or copy it again.") from error
+    cut = {
+        key.split(PROJECTOR_PREFIX, 1)[1]: value for key, value in state.items() if PROJECTOR_PREFIX in key
+    }
+    if not cut:
+        raise ValueError(f"{file} holds no keys of a projector (*.{PROJECTOR_PREFIX}*), but {sorted(state)[:5]}.")
+    return cut
+
+
+def load_exactly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """load_state_dict that lists every key which is missing, unexpected or of another shape, and then loads nothing.
+
+    Raises:
+        ValueError: with that list.
+    """
+    own = module.state_dict()
+    problems = [f"missing {key}" for key in own if key not in state]
+    problems += [f"unexpected {key}" for key in state if key not in own]
+    problems += [
+        f"{key} is {list(state[key].shape)}, the model takes {list(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
+        raise ValueError(
+            f"{source} does not fit this {type(module).__name__}: {shown}. Check --mm_projector_type and that the "
+            "language model and the vision tower are those it was trained with."
+        )
+    module.load_state_dict(state)

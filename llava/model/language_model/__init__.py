@@ -1,0 +1,1 @@
+"""Causal language models that see: one configuration and one class a family."""

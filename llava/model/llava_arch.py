@@ -1,0 +1,207 @@
+"""Vision around any causal language model: tower, projector and merge as two mixins, one a half of the model."""
+
+# B sequences, T prompt tokens, T' merged tokens, I images of the whole batch, M tokens an image, D model width
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN, IGNORE_INDEX
+from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_encoder.tower import VisionTower
+from llava.model.multimodal_merge import MergedInputs, merge, plan_merge
+from llava.model.multimodal_projector.base import Projector
+from llava.model.multimodal_projector.builder import build_projector, needs_levels
+
+
+class LlavaMetaModel:
+    """The decoder's half: owns vision_tower and mm_projector, named as in published checkpoints."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        if config.mm_vision_tower is not None:
+            self.build_vision(config)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """What a checkpoint lacks of our modules; runs child by child, the projector as a whole last."""
+        super()._init_weights(module)
+        if isinstance(module, Projector):
+            module.reset_parameters()
+
+    def build_vision(self, config) -> None:
+        """Tower and projector of the configured shape, with initial weights."""
+        self.vision_tower = build_vision_tower(config, needs_levels(config.mm_projector_type))
+        config.mm_hidden_size = self.vision_tower.hidden_size
+        self.mm_projector = build_projector(config, config.hidden_size)
+
+
+class LlavaMetaForCausalLM:
+    """The causal language model's half: images in forward and generate, a loss over the labelled positions alone."""
+
+    def get_model(self) -> LlavaMetaModel:
+        return self.model
+
+    def get_vision_tower(self) -> VisionTower | None:
+        return getattr(self.model, "vision_tower", None)
+
+    def get_projector(self) -> Projector | None:
+        return getattr(self.model, "mm_projector", None)
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """M, tokens an image."""
+        tower = self.get_vision_tower()
+        if tower.num_patches != tower.grid_side**2:
+            return tower.num_patches
+        return self.get_projector().output_grid(tower.grid_side) ** 2
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """float[I, 3, H, W], normalised, to float[I, M, D]."""
+        tower = self.get_vision_tower()
+        features = tower(images.to(tower.device))
+        projector = self.get_projector()
+        dtype = next(iter(projector.parameters()), features.selected).dtype
+        return projector(type(features)(*(part if part is None else part.to(dtype) for part in features)))
+
+    def merge_inputs(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        images: Tensor | list[Tensor] | None = None,
+        image_sizes: list[tuple[int, int]] | None = None,
+        padding_side: str = "left",
+    ) -> MergedInputs:
+        """Encode the images and put their tokens into the prompts.
+
+        Args:
+            input_ids: long[B, T] with one IMAGE_TOKEN_INDEX for each image.
+            attention_mask: bool[B, T], False on padding of either side.
+            labels: long[B, T] or None.
+            images: float[I, 3, H, W], or a list of float[3, H, W], flat over the batch.
+            image_sizes: (width, height) of the originals; what square and pad need is in the pixels already.
+            padding_side: of the result.
+        Raises:
+            ValueError: if placeholders and images differ in number, or the model has no vision tower.
+        """
+        images = self._stack_images(images)
+        num_images = 0 if images is None else images.shape[0]
+        device = self.get_input_embeddings().weight.device
+        # The plan needs values on the CPU, once, ahead of all device work; nothing after it waits for the device.
+        plan = plan_merge(
+            input_ids.cpu(),
+            None if attention_mask is None else attention_mask.cpu(),
+            None if labels is None else labels.cpu(),
+            [self.num_visual_tokens] * num_images if num_images else [],
+            padding_side,
+        ).to(device)
+        text_embeds = self.get_input_embeddings()(plan.token_ids)
+        return merge(plan, text_embeds, self._image_features(images, text_embeds))
+
+    def _stack_images(self, images: Tensor | list[Tensor] | None) -> Tensor | None:
+        if images is None or len(images) == 0:
+            return None
+        if self.get_vision_tower() is None:
+            raise ValueError("images came, but this model has no vision tower; load a multimodal checkpoint.")
+        if isinstance(images, list):
+            images = torch.stack([image.squeeze(0) if image.ndim == 4 else image for image in images])
+        return images
+
+    def _image_features(self, images: Tensor | None, like: Tensor) -> Tensor:
+        """float[V, D]. In training, a batch without images encodes a blank one and keeps none of its tokens, so that
+        every rank takes part in every collective."""
+        if images is not None:
+            return self.encode_images(images).flatten(0, 1)
+        if self.training and self.get_vision_tower() is not None:
+            side = self.get_vision_tower().image_size
+            return self.encode_images(like.new_zeros(1, 3, side, side)).flatten(0, 1)[:0]
+        return like.new_zeros(0, like.shape[-1])
+
+    def prepare_inputs_labels_for_multimodal(
+        self, input_ids, position_ids, attention_mask, past_key_values, labels, images, image_sizes=None
+    ):
+        """LLaVA's own call: (None, position_ids, attention_mask, past_key_values, inputs_embeds, labels)."""
+        side = self.config.tokenizer_padding_side
+        merged = self.merge_inputs(input_ids, attention_mask, labels, images, image_sizes, side)
+        return (
+            None,
+            merged.position_ids,
+            merged.attention_mask,
+            past_key_values,
+            merged.inputs_embeds,
+            merged.labels,
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values=None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        images: Tensor | list[Tensor] | None = None,
+        image_sizes: list[tuple[int, int]] | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """A causal language model's forward that also takes images.
+
+        In training with labels the logits of labelled positions alone are computed, and none are returned.
+        """
+        if inputs_embeds is None and (images is not None or (self.training and labels is not None)):
+            side = self.config.tokenizer_padding_side
+            merged = self.merge_inputs(input_ids, attention_mask, labels, images, image_sizes, side)
+            input_ids, inputs_embeds, labels = None, merged.inputs_embeds, merged.labels
+            attention_mask, position_ids = merged.attention_mask, merged.position_ids
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+        }
+        if self.training and labels is not None:
+            num_items = kwargs.pop("num_items_in_batch", None)
+            outputs = self.get_decoder()(**inputs, **kwargs)
+            loss = self._labelled_loss(outputs.last_hidden_state, labels, num_items)
+            return CausalLMOutputWithPast(loss=loss, past_key_values=outputs.past_key_values)
+        return super().forward(**inputs, labels=labels, **kwargs)
+
+    def _labelled_loss(self, hidden: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+        """Mean cross-entropy of the next token where there is a label: hidden float[B, T', D], labels long[B, T'].
+
+        num_items: the divisor, when a step's batches are accumulated; by default this batch's own labels.
+        """
+        targets = labels[:, 1:]
+        labelled = targets != IGNORE_INDEX
+        logits = self.lm_head(hidden[:, :-1][labelled]).float()
+        total = nn.functional.cross_entropy(logits, targets[labelled].to(logits.device), reduction="sum")
+        return total / (labelled.sum().clamp(min=1) if num_items is None else num_items)
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, images=None, image_sizes=None, **kwargs):
+        """transformers' generate, with images; returns the new tokens only.
+
+        Args:
+            inputs: long[B, T] with one IMAGE_TOKEN_INDEX for each image; input_ids is taken too.
+            images, image_sizes, attention_mask: as merge_inputs.
+        Returns:
+            long[B, new], or what transformers returns for return_dict_in_generate.
+        """
+        input_ids = kwargs.pop("input_ids", inputs)
+        if kwargs.get("inputs_embeds") is None:
+            if input_ids is None:
+                raise ValueError("generate needs input_ids or inputs_embeds; both are missing.")
+            kwargs.pop("inputs_embeds", None)
+            kwargs.pop("position_ids", None)  # of the prompt before its images were merged in
+            merged = self.merge_inputs(input_ids, kwargs.pop("attention_mask", None), images=images)
+            kwargs |= {"inputs_embeds": merged.inputs_embeds, "attention_mask": merged.attention_mask.long()}
+        return super().generate(**kwargs)
+
+    def initialize_vision_tokenizer(self, fields, tokenizer) -> None:
+        """Add the tokens that --mm_use_im_patch_token and --mm_use_im_start_end ask for; new rows start at the mean."""
+        tokens = [DEFAULT_IMAGE_PATCH_TOKEN] if fields.mm_use_im_patch_token else []
+        tokens += [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN] if fields.mm_use_im_start_end else []
+        if tokens:
+            tokenizer.add_tokens(tokens, special_tokens=True)
+            self.resize_token_embeddings(max(len(tokenizer), self.get_input_embeddings().num_embeddings))

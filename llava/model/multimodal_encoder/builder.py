@@ -1,0 +1,74 @@
+"""Which vision tower a configuration asks for, and where its weights and image processor come from."""
+
+import logging
+
+from transformers import AutoConfig, AutoImageProcessor
+
+from llava.model.multimodal_encoder.clip import CLIPVisionTower
+from llava.model.multimodal_encoder.dinov2 import Dinov2VisionTower
+from llava.model.multimodal_encoder.siglip import Siglip2VisionTower, SiglipVisionTower
+from llava.model.multimodal_encoder.tower import VisionTower
+from llava.model.vision_config import VisionFields
+
+logger = logging.getLogger(__name__)
+
+VISION_TOWERS: dict[str, type[VisionTower]] = {
+    "clip_vision_model": CLIPVisionTower,
+    "siglip_vision_model": SiglipVisionTower,
+    "siglip2_vision_model": Siglip2VisionTower,
+    "dinov2": Dinov2VisionTower,
+}
+
+
+def read_vision_config(name_or_path: str) -> dict:
+    """The vision configuration of a tower's folder; of a text-and-image model (CLIP, SigLIP) its vision half."""
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--vision_tower {name_or_path!r}: no readable config.json there ({error}); "
+            "give a folder or a hub name of a CLIP, SigLIP or DINOv2 model."
+        ) from error
+    return getattr(config, "vision_config", config).to_dict()
+
+
+def build_vision_tower(fields: VisionFields, needs_levels: bool) -> VisionTower:
+    """An untrained tower of the configured shape; its weights are loaded by the caller.
+
+    Fills fields.mm_vision_config from fields.mm_vision_tower where the checkpoint does not carry it.
+
+    Raises:
+        ValueError: if the family is unknown.
+    """
+    if fields.mm_vision_config is None:
+        fields.mm_vision_config = read_vision_config(fields.mm_vision_tower)
+    family = fields.mm_vision_config.get("model_type")
+    if family not in VISION_TOWERS:
+        raise ValueError(
+            f"--vision_tower {fields.mm_vision_tower!r} is of type {family!r}; known are {', '.join(VISION_TOWERS)}."
+        )
+    return VISION_TOWERS[family](fields, needs_levels)
+
+
+def load_vision_weights(tower: VisionTower, name_or_path: str) -> None:
+    """Fill the tower from a folder or hub name; missing weights of layers that are run are an error."""
+    source, info = tower.model_class.from_pretrained(
+        name_or_path, config=tower.config, dtype=tower.dtype, output_loading_info=True
+    )
+    missing = sorted(set(info["missing_keys"]) - {"embeddings.mask_token"})  # DINOv2's, used in its training alone
+    if missing:
+        raise ValueError(f"--vision_tower {name_or_path!r} lacks weights: {', '.join(missing)}.")
+    tower.vision_tower.load_state_dict(source.state_dict())
+    logger.info("vision tower: %s from %s", type(tower).__name__, name_or_path)
+
+
+def load_image_processor(name_or_path: str, image_size: int):
+    """The folder's image processor, set to give image_size x image_size pixels; PIL's arithmetic everywhere."""
+    processor = AutoImageProcessor.from_pretrained(name_or_path, backend="pil")
+    square = {"height": image_size, "width": image_size}
+    if "shortest_edge" in processor.size:
+        processor.size = {"shortest_edge": image_size}
+        processor.crop_size = square
+    else:
+        processor.size = square
+    return processor

@@ -1,0 +1,104 @@
+"""What every vision tower does: pixels in, the selected layer and the levels out, no layer run in vain."""
+
+# B images, H = W image_size, N patches (G*G), C tower width, L levels
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from llava.model.vision_config import VisionFields, resolve_levels, resolve_select_layer
+
+
+class VisionFeatures(NamedTuple):
+    """One image's features: selected float[B, N, C] and levels float[B, N, L*C] (None when not asked for)."""
+
+    selected: Tensor
+    levels: Tensor | None = None
+
+
+class VisionTower(nn.Module):
+    """A transformers vision model run only as deep as the features asked for need.
+
+    A family names its classes and says how pixels become the first hidden state.
+    """
+
+    config_class: type
+    model_class: type
+    num_prefix_tokens = 0  # class tokens ahead of the patches
+
+    def __init__(self, fields: VisionFields, needs_levels: bool):
+        super().__init__()
+        self.config = self.config_class.from_dict(fields.mm_vision_config)
+        # Published checkpoints name the inner model vision_tower: model.vision_tower.vision_tower.*
+        self.vision_tower = self.model_class(self.config)
+        self.image_size = fields.mm_vision_image_size or self.config.image_size
+        self.patch_size = self.config.patch_size
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"--mm_vision_image_size must be a multiple of the tower's {self.patch_size}-px patches, "
+                f"got {self.image_size}; {self.image_size // self.patch_size * self.patch_size} is."
+            )
+        if fields.mm_vision_select_feature not in ("patch", "cls_patch"):
+            raise ValueError(
+                f"--mm_vision_select_feature must be patch or cls_patch, got {fields.mm_vision_select_feature!r}."
+            )
+        depth = self.config.num_hidden_layers
+        keep_prefix = fields.mm_vision_select_feature == "cls_patch"
+        self.num_skipped = 0 if keep_prefix else self.num_prefix_tokens
+        self.selected = resolve_select_layer(fields.mm_vision_select_layer, depth)
+        self.levels = resolve_levels(fields.mm_vision_levels, depth, fields.mm_vision_select_layer)
+        self.needs_levels = needs_levels
+
+    @property
+    def hidden_size(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def grid_side(self) -> int:
+        """G, patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Features an image: G*G, and the class token where it is kept."""
+        return self.grid_side**2 + self.num_prefix_tokens - self.num_skipped
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.vision_tower.encoder.layers
+
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """float[B, 3, H, W] to the first hidden state float[B, prefix + N, C]."""
+        raise NotImplementedError
+
+    def forward(self, pixel_values: Tensor) -> VisionFeatures:
+        """float[B, 3, H, W], normalised, to VisionFeatures; pixels are cast to the tower's dtype.
+
+        Raises:
+            ValueError: if the pixels are not image_size square.
+        """
+        expected = (self.image_size, self.image_size)
+        if tuple(pixel_values.shape[-2:]) != expected:
+            raise ValueError(
+                f"the vision tower takes {expected[0]}x{expected[1]} pixels, got "
+                f"{pixel_values.shape[-2]}x{pixel_values.shape[-1]}; prepare images with its own image processor."
+            )
+        wanted = {self.selected, *(self.levels if self.needs_levels else ())}
+        hidden = self.embed(pixel_values.to(self.dtype))
+        states = {0: hidden}
+        for index, layer in enumerate(self.layers[: max(wanted)], start=1):
+            hidden = layer(hidden, None)
+            if index in wanted:
+                states[index] = hidden
+        patches = {index: states[index][:, self.num_skipped :] for index in wanted}
+        levels = torch.cat([patches[index] for index in self.levels], dim=-1) if self.needs_levels else None
+        return VisionFeatures(patches[self.selected], levels)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.vision_tower.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.vision_tower.parameters()).device

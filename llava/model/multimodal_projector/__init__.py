@@ -1,0 +1,1 @@
+"""Projectors: vision features to the language model's tokens."""

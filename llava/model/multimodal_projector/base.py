@@ -1,0 +1,63 @@
+"""What every projector is: vision features in, tokens of the language model out."""
+
+import math
+
+from torch import Tensor, nn
+
+from llava.model.multimodal_encoder.tower import VisionFeatures
+
+# The projectors' legend: B images, G grid side of the tower, N = G*G patches, s scale_factor, g = G/s,
+# M = g*g output tokens, C tower width, L levels, E projector width, h heads, D language model width.
+
+
+class Projector(nn.Module):
+    """VisionFeatures to float[B, M, D].
+
+    Attributes:
+        needs_levels: whether VisionFeatures.levels must be given.
+    """
+
+    needs_levels = False
+
+    def output_grid(self, grid: int) -> int:
+        """Side of the output grid: tokens are that many squared equal squares of the image, row-major."""
+        return grid
+
+    def forward(self, features: VisionFeatures) -> Tensor:
+        raise NotImplementedError
+
+    def reset_parameters(self) -> None:
+        """Initial weights; transformers calls it too, where a checkpoint lacks them."""
+        for child in self.modules():
+            if child is not self and hasattr(child, "reset_parameters"):
+                child.reset_parameters()
+
+
+def grid_side(num_patches: int) -> int:
+    """G of N = G*G patches.
+
+    Raises:
+        ValueError: if N is not a square, as with the class token kept.
+    """
+    side = math.isqrt(num_patches)
+    if side * side != num_patches:
+        raise ValueError(
+            f"a compressing projector takes a square grid of patches, got {num_patches} features; "
+            "use --mm_vision_select_feature patch."
+        )
+    return side
+
+
+def compressed_side(grid: int, scale_factor: int) -> int:
+    """g = G/s.
+
+    Raises:
+        ValueError: if s is not a positive divisor of G; names those that are.
+    """
+    if scale_factor < 1 or grid % scale_factor:
+        divisors = [s for s in range(1, grid + 1) if grid % s == 0]
+        raise ValueError(
+            f"--scale_factor must divide the {grid}x{grid} grid, got {scale_factor}; "
+            f"choose from {', '.join(map(str, divisors))}."
+        )
+    return grid // scale_factor

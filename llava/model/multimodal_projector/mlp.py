@@ -1,0 +1,45 @@
+"""LLaVA's own projectors: no compression, one token a patch (Liu et al. 2023, "Visual Instruction Tuning" and
+"Improved Baselines with Visual Instruction Tuning")."""
+
+from torch import Tensor, nn
+
+from llava.model.multimodal_encoder.tower import VisionFeatures
+from llava.model.multimodal_projector.base import Projector
+
+
+class IdentityProjector(Projector):
+    """float[B, N, C] as it is; C must be the language model's width."""
+
+    def __init__(self, vision_width: int, llm_width: int):
+        if vision_width != llm_width:
+            raise ValueError(
+                f"--mm_projector_type identity needs equal widths, got tower {vision_width} and language model "
+                f"{llm_width}; use linear or mlp2x_gelu."
+            )
+        super().__init__()
+
+    def forward(self, features: VisionFeatures) -> Tensor:
+        return features.selected
+
+
+class LinearProjector(nn.Linear, Projector):
+    """float[B, N, C] to float[B, N, D] by one affine map."""
+
+    def __init__(self, vision_width: int, llm_width: int):
+        super().__init__(vision_width, llm_width)
+
+    def forward(self, features: VisionFeatures) -> Tensor:
+        return super().forward(features.selected)
+
+
+class MLPProjector(nn.Sequential, Projector):
+    """float[B, N, C] to float[B, N, D] by `depth` affine maps with GELU between; names 0, 2, ... as published."""
+
+    def __init__(self, vision_width: int, llm_width: int, depth: int):
+        layers = [nn.Linear(vision_width, llm_width)]
+        for _ in range(depth - 1):
+            layers += [nn.GELU(), nn.Linear(llm_width, llm_width)]
+        super().__init__(*layers)
+
+    def forward(self, features: VisionFeatures) -> Tensor:
+        return super().forward(features.selected)

@@ -1,0 +1,61 @@
+"""Cross-attention within regions: each token of the coarse grid attends to the patches it stands for, no others.
+
+Source: TokenPacker (Li et al. 2024, section 3.2); VisualPrism's compressor is the same (SPEC 1).
+"""
+
+# B images, g output grid side, M = g*g queries, s scale_factor, G = g*s, N = G*G keys, E width, h heads, d = E/h
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+
+def regions(grid_features: Tensor, scale_factor: int) -> Tensor:
+    """float[B, N, E], row-major grid, to float[B*M, s*s, E]: the patches of each region."""
+    batch, num, width = grid_features.shape
+    side = round(num**0.5) // scale_factor
+    cells = grid_features.reshape(batch, side, scale_factor, side, scale_factor, width)
+    return cells.transpose(2, 3).reshape(batch * side * side, scale_factor**2, width)
+
+
+class RegionAttention(nn.Module):
+    """Standard multi-head attention with biases and a packed in-projection, one query a region.
+
+    A region has a single query, so the key in-projection is absorbed into the query and the value in-projection is
+    applied after the weighted sum: the same function at M*E*E instead of N*E*E each. The key bias shifts all of a
+    query's scores alike and cancels in the softmax.
+    """
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"attention heads must divide the projector width {width}, got {num_heads}.")
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def reset_parameters(self) -> None:
+        init.xavier_uniform_(self.in_proj_weight)
+        init.zeros_(self.in_proj_bias)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale_factor: int) -> tuple[Tensor, Tensor]:
+        """As forward, and the weights float[B, M, h, s*s] that each region's patches got."""
+        batch, num_queries, width = query.shape
+        heads, head_width = self.num_heads, width // self.num_heads
+        w_query, w_key, w_value = self.in_proj_weight.chunk(3)
+        b_query, b_key, b_value = self.in_proj_bias.chunk(3)
+
+        query = nn.functional.linear(query, w_query, b_query).view(-1, heads, head_width) * head_width**-0.5
+        absorbed = torch.einsum("mhd,hde->mhe", query, w_key.view(heads, head_width, width))
+        weights = (absorbed @ regions(key, scale_factor).transpose(1, 2)).softmax(dim=-1)  # [B*M, h, s*s]
+        context = weights @ regions(value, scale_factor)  # [B*M, h, E]
+        values = torch.einsum("mhe,hde->mhd", context, w_value.view(heads, head_width, width)).flatten(1) + b_value
+        # The key bias has no effect; adding its zero share keeps it in the graph, as every parameter's gradient is
+        # expected by distributed training.
+        output = self.out_proj(values + 0.0 * b_key)
+        return output.view(batch, num_queries, width), weights.view(batch, num_queries, heads, -1)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, scale_factor: int) -> Tensor:
+        """query float[B, M, E], key and value float[B, N, E], row-major grids, to float[B, M, E]."""
+        return self.attend(query, key, value, scale_factor)[0]

@@ -1,0 +1,124 @@
+"""Tokenizers that give the ids the language model was pretrained on.
+
+transformers 5 rebuilds Llama-style tokenizers from SentencePiece files and differs from them in three ways:
+text that begins with a space loses it, runs of spaces merge too early, and no BOS is added unless
+tokenizer_config.json asks for it. Here the pipeline is put right, in a form that stays right when the
+tokenizer is saved and loaded.
+"""
+
+from __future__ import annotations
+
+import os
+
+from sentencepiece import SentencePieceProcessor
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import generate_merges
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import cached_file
+
+SPACE = "▁"  # SentencePiece writes a space so
+
+
+def load_tokenizer(
+    path: str | os.PathLike, padding_side: str, model_max_length: int | None = None
+) -> PreTrainedTokenizerFast:
+    """Load a folder's (or hub repository's) tokenizer, exact to SentencePiece where it comes from there.
+
+    A tokenizer.json is taken as it stands, whatever class tokenizer_config.json names; else tokenizer.model.
+    The padding token is the folder's own, else the unknown token, else the end of sequence: no row is ever
+    added.
+
+    Args:
+        padding_side: "left" to generate, either to train.
+        model_max_length: tokens, image tokens included; default: what the folder says.
+    Raises:
+        ValueError: if the tokenizer is a slow one, or has no token to pad with.
+    """
+    options = {"padding_side": padding_side}
+    if model_max_length is not None:
+        options["model_max_length"] = model_max_length
+    if _find(path, "tokenizer.json"):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **options)
+    elif model_file := _find(path, "tokenizer.model"):
+        tokenizer = _from_sentencepiece(path, model_file, options)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"The tokenizer of {path} is a {type(tokenizer).__name__}, a slow one that cannot say where a "
+            "token stands in the text; add a tokenizer.json to the folder."
+        )
+    _keep_leading_spaces(tokenizer.backend_tokenizer)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"The tokenizer of {path} has no pad, unknown or end-of-sequence token; name one in "
+            "tokenizer_config.json."
+        )
+    return tokenizer
+
+
+def _find(path: str | os.PathLike, filename: str) -> str | None:
+    return cached_file(path, filename, _raise_exceptions_for_missing_entries=False)
+
+
+def _from_sentencepiece(path: str | os.PathLike, model_file: str, options: dict) -> PreTrainedTokenizerFast:
+    """Build from tokenizer.model: transformers' special tokens, SentencePiece's order of merges."""
+    config = get_tokenizer_config(path)
+    llama = LlamaTokenizer.from_pretrained(path, **options)
+    llama.add_bos_token = config.get("add_bos_token", True)
+    backend = llama.backend_tokenizer
+    pieces = SentencePieceProcessor(model_file=model_file)
+    vocab = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
+    scores = {piece: pieces.get_score(i) for piece, i in vocab.items() if not _is_reserved(pieces, i)}
+    # transformers 5 orders merges by id, but runs of spaces have low ids and the lowest score
+    backend.model = BPE(vocab, generate_merges(vocab, scores), fuse_unk=True, byte_fallback=True)
+    # folders from before there was a choice do not say, and are legacy
+    _set_prepending(backend, every_section=config.get("legacy") is not False)
+    # this class loads a saved tokenizer.json as it stands; LlamaTokenizer would rebuild its own pipeline
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=llama.bos_token,
+        eos_token=llama.eos_token,
+        unk_token=llama.unk_token,
+        pad_token=llama.pad_token,
+        chat_template=llama.chat_template,
+        padding_side=llama.padding_side,
+        model_max_length=llama.model_max_length,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _is_reserved(pieces: SentencePieceProcessor, index: int) -> bool:
+    """Pieces such as <s> and <0x0A>, which SentencePiece never merges out of text."""
+    return pieces.is_control(index) or pieces.is_byte(index) or pieces.is_unknown(index)
+
+
+def _keep_leading_spaces(backend: Tokenizer) -> None:
+    """Replace a Metaspace pre-tokenizer: unlike SentencePiece it adds no space where one already stands."""
+    metaspace = backend.pre_tokenizer
+    is_sentencepiece = isinstance(backend.model, BPE) and backend.model.byte_fallback
+    if not is_sentencepiece or not isinstance(metaspace, pre_tokenizers.Metaspace):
+        return
+    if metaspace.prepend_scheme != "never":
+        _set_prepending(backend, every_section=metaspace.prepend_scheme == "always")
+
+
+def _set_prepending(backend: Tokenizer, every_section: bool) -> None:
+    """Put a space before each stretch between special tokens ("legacy"), or before the text's first alone."""
+    to_pieces = normalizers.Replace(" ", SPACE)
+    if every_section:
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), to_pieces])
+        backend.pre_tokenizer = None
+        return
+    backend.normalizer = to_pieces
+    # no space is left in the text now, so the first step always adds its own; the second spells it as a piece
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="first", split=False),
+            pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=False),
+        ]
+    )

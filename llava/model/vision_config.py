@@ -1,0 +1,82 @@
+"""The multimodal keys of config.json, with their defaults: declared here alone, shared by every language model."""
+
+from dataclasses import dataclass
+
+# A tower of 24 layers gives these hidden states (0 is the embedding output); others scale them (SPEC 1).
+REFERENCE_LEVELS = (12, 16, 22)
+REFERENCE_DEPTH = 24
+
+
+@dataclass
+class VisionFields:
+    """What a checkpoint says of its eyes. Names are those of published LLaVA configurations.
+
+    Attributes:
+        mm_vision_tower: folder or hub name of the tower; None makes a text-only model.
+        mm_vision_config: the tower's own configuration, so that a model folder is complete in itself.
+        mm_vision_select_layer: hidden state handed to the projector; 0 is the embedding output, -1 the last.
+        mm_vision_select_feature: "patch" (class token removed) or "cls_patch".
+        mm_vision_levels: hidden states handed to multi-level projectors, ascending.
+        mm_vision_image_size: side of the square input in pixels; None is the tower's own.
+        mm_projector_type: a key of multimodal_projector.builder.PROJECTORS, or mlpNx_gelu.
+        mm_hidden_size: channels of the tower.
+        scale_factor: s; compressing projectors give N / s**2 tokens.
+    """
+
+    mm_vision_tower: str | None = None
+    mm_vision_config: dict | None = None
+    mm_vision_select_layer: int = -2
+    mm_vision_select_feature: str = "patch"
+    mm_vision_levels: list | None = None
+    mm_vision_image_size: int | None = None
+    mm_projector_type: str | None = "linear"
+    mm_hidden_size: int | None = None
+    scale_factor: int = 2
+    patch_num: int = 9
+    image_aspect_ratio: str = "square"
+    image_grid_pinpoints: list | str | None = None
+    mm_patch_merge_type: str = "flat"
+    mm_use_im_start_end: bool = False
+    mm_use_im_patch_token: bool = False
+    tune_mm_mlp_adapter: bool = False
+    tokenizer_padding_side: str = "right"
+    tokenizer_model_max_length: int | None = None
+    conv_version: str | None = None  # the conversation template it was trained with
+
+
+def resolve_select_layer(select_layer: int, depth: int) -> int:
+    """Index of a hidden state of a tower of `depth` layers, in 0..depth."""
+    index = select_layer if select_layer >= 0 else depth + 1 + select_layer
+    if not 0 <= index <= depth:
+        raise ValueError(
+            f"--mm_vision_select_layer {select_layer} is outside the tower's hidden states; "
+            f"choose from {-depth - 1} to {depth}."
+        )
+    return index
+
+
+def default_levels(depth: int, selected: int) -> list[int]:
+    """Hidden states 12, 16, 22, 23 of 24, scaled to `depth`: strictly increasing, ending at the selected one."""
+    levels = [round(level * depth / REFERENCE_DEPTH) for level in REFERENCE_LEVELS] + [selected]
+    for i in reversed(range(len(levels) - 1)):
+        levels[i] = min(levels[i], levels[i + 1] - 1)
+    if levels[0] < 0:
+        raise ValueError(
+            f"a tower of {depth} layers has too few hidden states below {selected} for {len(levels)} levels; "
+            "name them with --mm_vision_levels."
+        )
+    return levels
+
+
+def resolve_levels(levels: list[int] | None, depth: int, select_layer: int) -> list[int]:
+    """The levels a tower gives, as ascending indices of its hidden states.
+
+    Raises:
+        ValueError: if they are not strictly increasing or leave the tower's range.
+    """
+    if levels is None:
+        return default_levels(depth, resolve_select_layer(select_layer, depth))
+    resolved = [resolve_select_layer(level, depth) for level in levels]
+    if any(low >= high for low, high in zip(resolved, resolved[1:], strict=False)):
+        raise ValueError(f"--mm_vision_levels must be strictly increasing, got {list(levels)} (of {depth} layers).")
+    return resolved

@@ -1,0 +1,1 @@
+"""Training: arguments, what learns, the trainer, and what a run leaves behind."""

@@ -1,0 +1,113 @@
+"""transformers' Trainer with LLaVA's batches, learning rates and checkpoints."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch.utils.data import Sampler
+from transformers import Trainer
+
+from llava.data.sampler import ModalityLengthGroupedSampler
+from llava.model.checkpoint import PROJECTOR_FILE, load_exactly, read_projector
+from llava.train import saving
+from llava.train.trainable import PROJECTOR, part_of
+
+
+class LlavaTrainer(Trainer):
+    """Args beside Trainer's:
+    image_processor: saved with every model.
+    """
+
+    def __init__(self, *args, image_processor, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.image_processor = image_processor
+        self._checkpoint_root: Path | None = None
+
+    def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
+        if not self.args.group_by_modality_length:
+            return super()._get_train_sampler(train_dataset)
+        return ModalityLengthGroupedSampler(
+            self.train_dataset.modality_lengths,
+            batch_size=self.args.train_batch_size,
+            world_size=self.args.world_size * self.args.gradient_accumulation_steps,
+            generator=torch.Generator().manual_seed(self.args.seed),
+        )
+
+    def create_optimizer(self, model=None):
+        """Groups by (projector or not) and (weight decay or not); --mm_projector_lr sets the projector's rate."""
+        if self.optimizer is not None:
+            return self.optimizer
+        decayed = set(self.get_decay_parameter_names(self.model))
+        groups: dict[tuple[bool, bool], list] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault((part_of(name) == PROJECTOR, name in decayed), []).append(parameter)
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        projector_lr = self.args.mm_projector_lr or self.args.learning_rate
+        self.optimizer = optimizer_class(
+            [
+                {
+                    "params": parameters,
+                    "weight_decay": self.args.weight_decay if decays else 0.0,
+                    "lr": projector_lr if is_projector else self.args.learning_rate,
+                }
+                for (is_projector, decays), parameters in groups.items()
+            ],
+            **options,
+        )
+        return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Stage 1 keeps what it learns, the projector; stage 2 the whole model, tokenizer and image processor."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        model = self.accelerator.unwrap_model(self.model)
+        if model.config.tune_mm_mlp_adapter:
+            saving.save_projector(model, folder, state_dict)
+        else:
+            model.save_pretrained(folder, state_dict=state_dict)
+            self.processing_class.save_pretrained(folder)
+            self.image_processor.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        projector = Path(resume_from_checkpoint) / PROJECTOR_FILE
+        if projector.is_file():
+            load_exactly(self.model.get_projector(), read_projector(projector), str(projector))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _get_output_dir(self, trial=None) -> str:
+        return str(self._checkpoint_root or self.args.output_dir)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """A checkpoint appears under its name in one rename, when every rank has written its part."""
+        output_dir = Path(self.args.output_dir)
+        self._checkpoint_root = output_dir / saving.STAGING
+        if self.is_world_process_zero():
+            shutil.rmtree(self._checkpoint_root, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                name = f"{saving.CHECKPOINT_PREFIX}{self.state.global_step}"
+                shutil.rmtree(output_dir / name, ignore_errors=True)
+                (self._checkpoint_root / name).rename(output_dir / name)
+                self._checkpoint_root.rmdir()
+                limit = self.args.save_total_limit
+                for old in saving.checkpoints(output_dir)[: -limit if limit else 0]:
+                    shutil.rmtree(old)
+        finally:
+            self._checkpoint_root = None
+        self.accelerator.wait_for_everyone()
+
+    def save_result(self) -> None:
+        """The run's outcome in output_dir; its trainer_state.json comes last and says that all is there."""
+        output_dir = Path(self.args.output_dir)
+        scratch = output_dir / saving.STAGING
+        self.save_model(str(scratch), _internal_call=True)
+        if self.is_world_process_zero():
+            saving.publish(scratch, output_dir)
+            self.state.save_to_json(str(output_dir / saving.STATE_FILE))
+        self.accelerator.wait_for_everyone()

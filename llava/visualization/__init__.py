@@ -1,0 +1,1 @@
+"""Look inside a model: which pixels an answer's words attend to."""

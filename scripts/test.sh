@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Install what the tests need (once) and run them: CPU only, no network once installed.
+#
+#   bash scripts/test.sh                        every test
+#   bash scripts/test.sh tests/unit -k merge    arguments go to pytest
+#
+#   PYTHON  interpreter that makes .venv when no environment is active (python3)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [[ ${1:-} == --help ]]; then
+  sed -n '2,/^set /s/^# \{0,1\}//p' scripts/test.sh
+  exit
+fi
+
+source scripts/environment.sh dev
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the models are tiny: threads cost more than they give
+export CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
+exec python -m pytest "$@"

@@ -1,0 +1,120 @@
+"""Question and answer files: chunks, resuming, refusing to mix."""
+
+import json
+from itertools import chain
+
+import pytest
+
+from llava.eval.records import AnswerFile, get_chunk, load_questions, model_fingerprint
+
+QUESTIONS = [{"question_id": i, "text": f"Q{i}?", "image": "a.png"} for i in range(4)]
+SETTINGS = {"conv_mode": "vicuna_v1", "temperature": 0.0}
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("num_chunks", [1, 2, 3, 6, 11])
+def test_chunks_join_to_the_whole_and_are_of_even_size(num_chunks):
+    rows = list(range(10))
+    chunks = [get_chunk(rows, num_chunks, i) for i in range(num_chunks)]
+    assert list(chain(*chunks)) == rows
+    assert max(map(len, chunks)) - min(map(len, chunks)) <= 1
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_chunk_index_outside_the_chunks_is_refused(index):
+    with pytest.raises(ValueError, match=r"--chunk-idx must be in 0\.\.2"):
+        get_chunk([1, 2, 3], 3, index)
+
+
+def test_duplicate_question_ids_are_named(tmp_path):
+    path = write_jsonl(tmp_path / "q.jsonl", [*QUESTIONS, QUESTIONS[2]])
+    with pytest.raises(ValueError, match=r"q\.jsonl: question_id 2 stands more than once"):
+        load_questions(path)
+
+
+def test_a_line_that_is_not_json_is_named(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"question_id": 1, "text": "a"}\n{"question_id"\n')
+    with pytest.raises(ValueError, match=r"q\.jsonl, line 2: not JSON"):
+        load_questions(path)
+
+
+def test_a_question_without_text_is_named(tmp_path):
+    with pytest.raises(ValueError, match="question 1: needs"):
+        load_questions(write_jsonl(tmp_path / "q.jsonl", [{"question_id": 1}]))
+
+
+def open_file(tmp_path, questions=QUESTIONS, model_id="m", **settings):
+    return AnswerFile(tmp_path / "new" / "a.jsonl", questions, model_id, {**SETTINGS, **settings})
+
+
+def test_answers_are_on_disk_as_they_come_and_survive_reopening(tmp_path):
+    answers = open_file(tmp_path)
+    answers.append(QUESTIONS[3], "three")
+    row = json.loads(answers.path.read_text())
+    assert (row["question_id"], row["prompt"], row["text"], row["model_id"]) == (3, "Q3?", "three", "m")
+    assert row["metadata"] == SETTINGS
+    assert list(open_file(tmp_path).answered) == [3]
+
+
+def test_a_cut_off_last_line_is_dropped_and_asked_again(tmp_path):
+    answers = open_file(tmp_path)
+    answers.append(QUESTIONS[0], "zero")
+    answers.append(QUESTIONS[1], "one")
+    content = answers.path.read_bytes()
+    answers.path.write_bytes(content[:-7])
+    again = open_file(tmp_path)
+    assert list(again.answered) == [0]
+    again.append(QUESTIONS[1], "one")
+    assert again.path.read_bytes() == content
+
+
+def test_the_finished_file_is_in_question_order_with_each_question_once(tmp_path):
+    answers = open_file(tmp_path)
+    for i in (2, 0, 3, 1):
+        answers.append(QUESTIONS[i], str(i))
+    answers.finish()
+    assert [json.loads(line)["question_id"] for line in answers.path.read_text().splitlines()] == [0, 1, 2, 3]
+    assert [path.name for path in answers.path.parent.iterdir()] == ["a.jsonl"]
+
+
+def test_a_file_that_is_no_answers_file_is_left_alone(tmp_path):
+    path = tmp_path / "new" / "a.jsonl"
+    path.parent.mkdir()
+    path.write_text("my notes, without a line end")
+    with pytest.raises(ValueError, match="does not look like an answers file"):
+        open_file(tmp_path)
+    assert path.read_text() == "my notes, without a line end"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_id": "other"}, "model_id was 'm', now 'other'"),
+        ({"temperature": 0.2}, r"temperature was 0\.0, now 0\.2"),
+        ({"conv_mode": "plain"}, "conv_mode was 'vicuna_v1', now 'plain'"),
+        ({"questions": QUESTIONS[1:]}, "answers question 0, which is not in"),
+        ({"questions": [{**QUESTIONS[0], "text": "else?"}]}, "question 0 with another text"),
+    ],
+)
+def test_answers_made_otherwise_are_never_mixed_in(tmp_path, change, message):
+    open_file(tmp_path).append(QUESTIONS[0], "zero")
+    before = (tmp_path / "new" / "a.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=message) as error:
+        open_file(tmp_path, **change)
+    assert "delete it or choose another --answers-file" in str(error.value)
+    assert (tmp_path / "new" / "a.jsonl").read_bytes() == before
+
+
+def test_a_fingerprint_tells_two_trainings_of_one_shape_apart(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(50_000))
+    first = model_fingerprint(tmp_path)
+    assert model_fingerprint(tmp_path) == first
+    weights.write_bytes(bytes([1]) * 50_000)
+    assert model_fingerprint(tmp_path) != first
