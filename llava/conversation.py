@@ -82,7 +82,7 @@ class Conversation:
         for index, (role, _) in enumerate(self.messages):
             if role != self.roles[index % 2]:
                 raise ValueError(
-                    f"Message {index} is by {role!r}, expected {self.roles[index % 2]!r}: messages alternate, "
+                    f"Message {index} is by {role!r}, expected {self.roles[index % 2]!r}: they alternate, "
                     "the user's first; append them with conv.roles[0] and conv.roles[1]."
                 )
         if self.sep_style is SeparatorStyle.PLAIN and len(self.messages) > 2:

@@ -87,8 +87,7 @@ def encode_prompt(
 ) -> tuple[list[int], list[tuple[int, int]] | None]:
     """The one chunk rule: split at <image>, tokenise each chunk by itself, keep one BOS.
 
-    A BOS is there only if the tokenizer adds one to any text; one whose BOS is ChatML's <|im_start|> does
-    not.
+    A BOS is there only if the tokenizer adds one to any text; with ChatML's <|im_start|> for BOS it does not.
 
     Args:
         cuts: further positions at which to split, where no token may cross.

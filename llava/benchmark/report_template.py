@@ -1,21 +1,21 @@
 """The quick start's page, as Jinja templates: MARKDOWN for reading in a repository, HTML for a browser."""
 
 MARKDOWN = """\
-# Quick start: {{ "%.1f" | format(accuracy) }}% of open questions right
+# Quick start: {{ accuracy | round(1) }}% of open questions right
 
-easy-VQA, test split, {{ "{:,}".format(total) }} open questions, exact match: {{ "%.1f" | format(accuracy) }}%
-(95% interval {{ "%.1f" | format(interval[0]) }} to {{ "%.1f" | format(interval[1]) }}), \
+easy-VQA, test split, {{ "{:,}".format(total) }} open questions, exact match: {{ accuracy | round(1) }}%
+(95% interval {{ interval[0] | round(1) }} to {{ interval[1] | round(1) }}), \
 {{ "%+.1f" | format(lead) }} points over answering from the question alone. \
 {{ tokens.patches }} patches became {{ tokens.tokens }} visual tokens. \
-{{ seconds | clock }} in all, peak memory {{ "%.1f" | format(peak_gib) }} GiB.
+{{ seconds | clock }} in all, peak memory {{ peak_mib | memory }}.
 
 ## Accuracy
 
 | answers by | {{ columns | join(" | ") }} |
 | --- | {{ (["---"] * columns | length) | join(" | ") }} |
 {% for row in rows %}
-| {{ row.name }} |{% for cell in row.cells %} {{ "%.1f%%" | format(cell.percent) }} \
-[{{ "%.1f" | format(cell.low) }}, {{ "%.1f" | format(cell.high) }}] {{ cell.correct }}/{{ cell.total }} |{% endfor %}
+| {{ row.name }} |{% for cell in row.cells %} {{ cell.percent | round(1) }}% \
+[{{ cell.low | round(1) }}, {{ cell.high | round(1) }}] {{ cell.correct }}/{{ cell.total }} |{% endfor %}
 
 {% endfor %}
 
@@ -30,8 +30,8 @@ answer, the other always the most frequent one.
 
 | image | grid of the tower | patches | scale factor | tokens into the language model | projector |
 | --- | --- | --- | --- | --- | --- |
-| {{ tokens.image_size }} px | {{ tokens.grid }}x{{ tokens.grid }} | {{ tokens.patches }} | {{ tokens.scale_factor }} \
-| {{ tokens.tokens }} | {{ tokens.projector }} |
+| {{ tokens.image_size }} px | {{ tokens.grid }}x{{ tokens.grid }} | {{ tokens.patches }} \
+| {{ tokens.scale_factor }} | {{ tokens.tokens }} | {{ tokens.projector }} |
 
 ## Where the answer's words looked
 
@@ -46,7 +46,7 @@ Evenly spaced over the test questions, right or wrong.
 | question | answer | expected |
 | --- | --- | --- |
 {% for sample in samples %}
-| {{ sample.question }} | {{ sample.said }} | {{ sample.expected }} |
+| {{ sample.question | cell }} | {{ sample.said | cell }} | {{ sample.expected }} |
 {% endfor %}
 
 ## Time and memory
@@ -55,9 +55,9 @@ Evenly spaced over the test questions, right or wrong.
 | --- | --- | --- |
 {% for step in steps %}
 | {{ step.name }} | {{ step.seconds | clock }} | \
-{{ "%.2f GiB" | format(step.peak_mib / 1024) if step.peak_mib else "not measured" }} |
+{{ step.peak_mib | memory }} |
 {% endfor %}
-| all | {{ seconds | clock }} | {{ "%.2f GiB" | format(peak_gib) }} |
+| all | {{ seconds | clock }} | {{ peak_mib | memory }} |
 
 ## Made with
 
@@ -79,8 +79,10 @@ HTML = """\
 <style>
 :root { --ink: #16181d; --soft: #5d6470; --line: #e4e6eb; --page: #f6f7f9; --card: #fff; --accent: #4f46e5;
   --good: #0d9488; --bad: #dc2626; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8eaf0; --soft: #9aa2b1; --line: #2b2f3a; --page: #12141a;
-  --card: #1a1d25; --accent: #8b85ff; --good: #2dd4bf; --bad: #f87171; } .plot { background: #fff; } }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8eaf0; --soft: #9aa2b1; --line: #2b2f3a; --page: #12141a; --card: #1a1d25;
+    --accent: #8b85ff; --good: #2dd4bf; --bad: #f87171; }
+}
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.55 system-ui, sans-serif; }
 main { max-width: 1000px; margin: 0 auto; padding: 40px 20px 60px; }
@@ -89,25 +91,29 @@ h2 { font-size: 18px; margin: 0 0 12px; }
 p { margin: 0 0 12px; color: var(--soft); }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 20px 22px;
   margin-top: 18px; overflow-x: auto; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); gap: 14px; margin-top: 22px; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); gap: 14px;
+  margin-top: 22px; }
 .fact { background: var(--card); border: 1px solid var(--line); border-radius: 14px; padding: 16px 18px; }
 .fact b { display: block; font-size: 26px; letter-spacing: -.02em; font-variant-numeric: tabular-nums; }
 .fact span { color: var(--soft); font-size: 13px; }
 .fact.first b { color: var(--accent); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 9px 12px 9px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { text-align: left; padding: 9px 12px 9px 0; border-bottom: 1px solid var(--line);
+  vertical-align: top; }
 th { font-weight: 600; color: var(--soft); font-size: 13px; }
 tr:last-child td { border-bottom: 0; }
 td small { display: block; color: var(--soft); font-size: 12.5px; }
 .bar { height: 6px; border-radius: 3px; background: var(--line); margin: 5px 0 3px; max-width: 220px; }
 .bar i { display: block; height: 100%; border-radius: 3px; background: var(--soft); opacity: .6; }
+.note { margin: 12px 0 0; }
 .model td { font-weight: 600; } .model small { font-weight: 400; }
 .model .bar i { background: var(--accent); opacity: 1; }
 img.wide { width: 100%; border-radius: 8px; display: block; }
 figure { margin: 0 0 16px; } figcaption { color: var(--soft); font-size: 13px; margin-bottom: 6px; }
 .samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 14px; }
 .sample { border: 1px solid var(--line); border-radius: 10px; padding: 12px; }
-.sample img { width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 6px; image-rendering: pixelated; }
+.sample img { width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 6px;
+  image-rendering: pixelated; }
 .sample p { margin: 8px 0 2px; }
 .right { color: var(--good); font-weight: 600; } .wrong { color: var(--bad); font-weight: 600; }
 code { font-size: 13px; overflow-wrap: anywhere; }
@@ -116,16 +122,18 @@ code { font-size: 13px; overflow-wrap: anywhere; }
 <body>
 <main>
 <h1>VisualPrism quick start</h1>
-<p>A DINOv2 tower, a VisualPrism projector and SmolLM2-135M, trained in two stages on easy-VQA and asked the open
-questions of its test split.</p>
+<p>A DINOv2 tower, a VisualPrism projector and SmolLM2-135M, trained in two stages on easy-VQA and asked the
+open questions of its test split.</p>
 <div class="facts">
-<div class="fact first"><b>{{ "%.1f" | format(accuracy) }}%</b><span>of {{ "{:,}".format(total) }} open questions right,
-95% interval {{ "%.1f" | format(interval[0]) }} to {{ "%.1f" | format(interval[1]) }}</span></div>
-<div class="fact"><b>{{ "%+.1f" | format(lead) }}</b><span>points over answering from the question alone</span></div>
+<div class="fact first"><b>{{ accuracy | round(1) }}%</b>
+<span>of {{ "{:,}".format(total) }} open questions right,
+95% interval {{ interval[0] | round(1) }} to {{ interval[1] | round(1) }}</span></div>
+<div class="fact"><b>{{ "%+.1f" | format(lead) }}</b>
+<span>points over answering from the question alone</span></div>
 <div class="fact"><b>{{ tokens.patches }} → {{ tokens.tokens }}</b><span>patches to visual tokens,
 scale factor {{ tokens.scale_factor }}</span></div>
 <div class="fact"><b>{{ seconds | clock }}</b><span>in all, peak memory
-{{ "%.1f" | format(peak_gib) }} GiB</span></div>
+{{ peak_mib | memory }}</span></div>
 </div>
 
 <section>
@@ -135,27 +143,29 @@ scale factor {{ tokens.scale_factor }}</span></div>
 {% for row in rows %}
 <tr{% if row.is_model %} class="model"{% endif %}><td>{{ row.name }}</td>
 {% for cell in row.cells %}
-<td>{{ "%.1f%%" | format(cell.percent) }}<div class="bar"><i style="width: {{ "%.1f" | format(cell.percent) }}%"></i></div>
-<small>{{ "%.1f" | format(cell.low) }} to {{ "%.1f" | format(cell.high) }} · {{ cell.correct }} of {{ cell.total }}</small></td>
+<td>{{ cell.percent | round(1) }}%<div class="bar"><i style="width: {{ cell.percent | round(1) }}%"></i></div>
+<small>{{ cell.low | round(1) }} to {{ cell.high | round(1) }} ·
+{{ cell.correct }} of {{ cell.total }}</small></td>
 {% endfor %}</tr>
 {% endfor %}
 </table>
-<p style="margin: 12px 0 0">Exact match; below each bar the 95% interval and the counts. The two baselines see no image: one
-gives each question's most frequent training answer, the other always the most frequent one.</p>
+<p class="note">Exact match; below each bar the 95% interval and the counts. The two baselines see no image:
+one gives each question's most frequent training answer, the other always the most frequent one.</p>
 </section>
 
 <section>
 <h2>Training loss</h2>
-<img class="wide plot" alt="training loss of both stages" src="{{ loss_plot | embed }}">
+<img class="wide" alt="training loss of both stages" src="{{ loss_plot | embed }}">
 </section>
 
 <section>
 <h2>Visual tokens</h2>
 <table>
-<tr><th>image</th><th>grid of the tower</th><th>patches</th><th>scale factor</th><th>tokens into the language model</th>
-<th>projector</th></tr>
-<tr><td>{{ tokens.image_size }} px</td><td>{{ tokens.grid }} × {{ tokens.grid }}</td><td>{{ tokens.patches }}</td>
-<td>{{ tokens.scale_factor }}</td><td>{{ tokens.tokens }}</td><td>{{ tokens.projector }}</td></tr>
+<tr><th>image</th><th>grid of the tower</th><th>patches</th><th>scale factor</th>
+<th>tokens into the language model</th><th>projector</th></tr>
+<tr><td>{{ tokens.image_size }} px</td><td>{{ tokens.grid }} × {{ tokens.grid }}</td>
+<td>{{ tokens.patches }}</td><td>{{ tokens.scale_factor }}</td>
+<td>{{ tokens.tokens }}</td><td>{{ tokens.projector }}</td></tr>
 </table>
 </section>
 
@@ -175,7 +185,8 @@ gives each question's most frequent training answer, the other always the most f
 <div class="samples">
 {% for sample in samples %}
 <div class="sample"><img alt="" src="{{ sample.image | embed }}"><p>{{ sample.question }}</p>
-<span class="{{ "right" if sample.right else "wrong" }}">{{ "✓" if sample.right else "✗" }} {{ sample.said }}</span>
+{% set mark = "✓" if sample.right else "✗" %}
+<span class="{{ "right" if sample.right else "wrong" }}">{{ mark }} {{ sample.said }}</span>
 {% if not sample.right %}<small> (expected: {{ sample.expected }})</small>{% endif %}
 </div>
 {% endfor %}
@@ -188,9 +199,9 @@ gives each question's most frequent training answer, the other always the most f
 <tr><th>step</th><th>time</th><th>peak memory</th></tr>
 {% for step in steps %}
 <tr><td>{{ step.name | replace("_", " ") }}</td><td>{{ step.seconds | clock }}</td>
-<td>{{ "%.2f GiB" | format(step.peak_mib / 1024) if step.peak_mib else "not measured" }}</td></tr>
+<td>{{ step.peak_mib | memory }}</td></tr>
 {% endfor %}
-<tr><td><b>all</b></td><td><b>{{ seconds | clock }}</b></td><td><b>{{ "%.2f GiB" | format(peak_gib) }}</b></td></tr>
+<tr><td><b>all</b></td><td><b>{{ seconds | clock }}</b></td><td><b>{{ peak_mib | memory }}</b></td></tr>
 </table>
 </section>
 
@@ -201,7 +212,8 @@ gives each question's most frequent training answer, the other always the most f
 <tr><td>{{ name }}</td><td>{{ value }}</td></tr>
 {% endfor %}
 {% if settings %}
-<tr><td>settings</td><td>{% for setting in settings %}<code>{{ setting }}</code>{{ " " }}{% endfor %}</td></tr>
+<tr><td>settings</td>
+<td>{% for setting in settings %}<code>{{ setting }}</code>{{ " " }}{% endfor %}</td></tr>
 {% endif %}
 </table>
 </section>

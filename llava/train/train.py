@@ -8,6 +8,7 @@ import transformers
 
 from llava.data.collator import Collator
 from llava.data.dataset import SupervisedDataset
+from llava.data.record import BadRecord
 from llava.model.builder import attach_vision, image_processor_of, read_config, type_of
 from llava.model.checkpoint import load_exactly, read_projector
 from llava.model.tokenizer import load_tokenizer
@@ -55,22 +56,15 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, training_ar
     return model
 
 
-def train(argv: list[str] | None = None) -> None:
-    """Run one stage; resumes from its last whole checkpoint, and does nothing where the run is complete.
-
-    Args:
-        argv: flags, by default the command line's.
-    """
-    try:
-        model_args, data_args, training_args = parse(argv)
-    except ValueError as error:
-        sys.exit(f"train_mem.py: {error}")
+def prepare(argv: list[str] | None) -> LlavaTrainer | None:
+    """Everything up to the first step, so that what a user got wrong ends the run here; None for a complete run."""
+    model_args, data_args, training_args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if not training_args.should_log:
         logging.getLogger().setLevel(logging.WARNING)
     if saving.is_complete(training_args.output_dir):
         logger.info("%s is complete; remove it or choose another --output_dir to run anew.", training_args.output_dir)
-        return
+        return None
     transformers.set_seed(training_args.seed)
     tokenizer = load_tokenizer(
         model_args.model_name_or_path, padding_side="right", model_max_length=training_args.model_max_length
@@ -91,7 +85,7 @@ def train(argv: list[str] | None = None) -> None:
         mm_use_im_start_end=model_args.mm_use_im_start_end,
     )
     logger.info("%s: %d records, %d visual tokens an image", data_args.data_path, len(dataset), model.num_visual_tokens)
-    trainer = LlavaTrainer(
+    return LlavaTrainer(
         model=model,
         args=training_args,
         train_dataset=dataset,
@@ -99,9 +93,26 @@ def train(argv: list[str] | None = None) -> None:
         processing_class=tokenizer,
         image_processor=image_processor,
     )
-    whole = saving.checkpoints(training_args.output_dir)
-    trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+
+
+def train(argv: list[str] | None = None) -> None:
+    """Run one stage; resumes from its last whole checkpoint, and does nothing where the run is complete.
+
+    Args:
+        argv: flags, by default the command line's.
+    """
+    try:
+        trainer = prepare(argv)
+    except ValueError as error:
+        sys.exit(f"train_mem.py: {error}")
+    if trainer is None:
+        return
+    whole = saving.checkpoints(trainer.args.output_dir)
+    try:
+        trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+    except BadRecord as error:
+        sys.exit(f"train_mem.py: {error}")
     trainer.save_result()
-    for bad in dataset.bad_records:
+    for bad in trainer.train_dataset.bad_records:
         logger.warning("left out: %s", bad)
-    logger.info("result: %s", training_args.output_dir)
+    logger.info("result: %s", trainer.args.output_dir)

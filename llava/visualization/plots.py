@@ -15,9 +15,9 @@ from llava.visualization.token_map import ImageMapping
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLORMAP = cv2.COLORMAP_INFERNO
-OPACITY = 0.65  # of the heat over the photograph
-UNSEEN_BRIGHTNESS = 0.35  # pixels that no token sees: grey and darkened
+COLORMAP = cv2.COLORMAP_TURBO
+OPACITY = 0.55  # of the heat over the photograph, which is made grey: colour means heat alone
+UNSEEN_BRIGHTNESS = 0.3  # of pixels that no token sees
 PANEL_INCHES = 2.1
 DOTS_PER_INCH = 150
 
@@ -49,7 +49,7 @@ def paint_tokens(weights: np.ndarray, mapping: ImageMapping, smooth: bool = Fals
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, limit: float) -> np.ndarray:
-    """Colour an image by heat; where no token saw it, it is left grey and dark.
+    """Colour a grey copy of an image by heat; where no token saw it, it is left dark.
 
     Args:
         image: uint8[H, W, 3], RGB.
@@ -61,9 +61,9 @@ def overlay(image: np.ndarray, heat: np.ndarray, limit: float) -> np.ndarray:
     unseen = np.isnan(heat)
     level = np.clip(np.nan_to_num(heat) / max(limit, np.finfo(np.float32).tiny), 0, 1)
     colours = cv2.applyColorMap(np.round(255 * level).astype(np.uint8), COLORMAP)[..., ::-1]
-    mixed = cv2.addWeighted(np.ascontiguousarray(colours), OPACITY, image, 1 - OPACITY, 0)
-    grey = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2) * UNSEEN_BRIGHTNESS
-    return np.where(unseen[..., None], grey.astype(np.uint8), mixed)
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    mixed = cv2.addWeighted(np.ascontiguousarray(colours), OPACITY, grey, 1 - OPACITY, 0)
+    return np.where(unseen[..., None], (grey * UNSEEN_BRIGHTNESS).astype(np.uint8), mixed)
 
 
 def contact_sheet(
@@ -72,7 +72,7 @@ def contact_sheet(
     title: str,
     columns: int = 6,
 ) -> "Figure":
-    """The image, then a panel for each heat, all on one colour scale from 0 to the 99.8th percentile.
+    """The image, then a panel for each heat, all on one colour scale from 0 to the 99.5th percentile.
 
     Args:
         image: uint8[H, W, 3], RGB.
@@ -86,13 +86,13 @@ def contact_sheet(
     from matplotlib.figure import Figure
 
     values = np.concatenate([heat[~np.isnan(heat)] for _, heat in panels])
-    limit = float(np.percentile(values, 99.8))
+    limit = float(np.percentile(values, 99.5))
     columns = min(columns, len(panels) + 1)
     rows = -(-(len(panels) + 1) // columns)
     height, width = image.shape[:2]
     panel_height = PANEL_INCHES * height / width
     figure = Figure(
-        figsize=(columns * PANEL_INCHES + 0.9, rows * (panel_height + 0.3) + 0.5), layout="constrained"
+        figsize=(columns * PANEL_INCHES + 0.9, rows * (panel_height + 0.24) + 0.4), layout="constrained"
     )
     figure.suptitle(title, fontsize=10)
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -102,7 +102,7 @@ def contact_sheet(
     for axis, (caption, picture) in zip(axes.flat, shown, strict=False):
         axis.imshow(picture, interpolation="antialiased")
         axis.set_title(_plain(caption), fontsize=9)
-    lookup = cv2.applyColorMap(np.arange(256, dtype=np.uint8), COLORMAP)[:, 0, ::-1] / 255
+    lookup = cv2.applyColorMap(np.arange(256, dtype=np.uint8), COLORMAP).reshape(-1, 3)[:, ::-1] / 255
     scale = ScalarMappable(Normalize(0, 100 * limit), ListedColormap(lookup))
     bar: Colorbar = figure.colorbar(scale, ax=axes, fraction=0.05, pad=0.01, extend="max")
     bar.set_label("attention to a visual token (%)", fontsize=8)

@@ -1,0 +1,87 @@
+"""What several tests stand on: the golden files and two real kinds of tokenizer, made without a download."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # ahead of transformers: no test asks a hub
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from llava.model.tokenizer import load_tokenizer
+
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+SENTENCES = (
+    "A chat between a curious user and an artificial intelligence assistant.",
+    "What is shown in the image? A red bus stands in front of two white houses.",
+    "Count the dogs. There are 12 dogs, and 3 cats!\n\nAnswer the questions.\n",
+    "system user assistant USER: ASSISTANT: Human: ###",
+)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of recorded inputs and outputs."""
+    if not GOLDEN.is_dir():
+        pytest.skip("the recorded files are not here (../shared/golden beside the repository)")
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_model() -> Path:
+    """A real SentencePiece model of Llama style, 32,000 pieces, as mistral-common ships it."""
+    spec = importlib.util.find_spec("mistral_common")
+    if spec is None:
+        pytest.skip("mistral-common, which ships a SentencePiece model, is not installed (extra dev)")
+    return Path(spec.submodule_search_locations[0]) / "data" / "tokenizer.model.v1"
+
+
+@pytest.fixture(scope="session", params=[True, False], ids=["legacy", "non-legacy"])
+def sentencepiece_folder(request, sentencepiece_model, tmp_path_factory) -> Path:
+    """A model folder's tokenizer files, as Vicuna has them: tokenizer.model and a config."""
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    shutil.copy(sentencepiece_model, folder / "tokenizer.model")
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "legacy": request.param,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_tokenizer(sentencepiece_folder) -> PreTrainedTokenizerFast:
+    """Llama's kind; a test that asks for it runs for both `legacy` settings."""
+    return load_tokenizer(sentencepiece_folder, padding_side="right")
+
+
+@pytest.fixture(scope="session")
+def bpe_tokenizer() -> PreTrainedTokenizerFast:
+    """The byte-level kind of SmolLM2 and Qwen: ChatML's marks are its BOS and EOS, and it adds no BOS."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+    )

@@ -1,0 +1,230 @@
+"""Both stages on tiny models: what learns, what is left behind, what survives a kill, what is said of bad input."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.builder import load_pretrained_model
+from llava.model.checkpoint import read_projector
+from llava.train import saving
+from llava.train.train import train
+
+COLOURS = ("red", "green", "blue")
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory, bpe_tokenizer):
+    """A language model, a tower, pictures and records, as a user has them before training."""
+    folder = tmp_path_factory.mktemp("parts")
+    tiny.save_language_model(folder / "language_model")
+    bpe_tokenizer.save_pretrained(folder / "language_model")
+    tiny.save_tower(folder / "tower")
+    (folder / "images").mkdir()
+    captions, conversations = [], []
+    for index in range(12):
+        colour = COLOURS[index % 3]
+        Image.new("RGB", (40, 30), colour).save(folder / "images" / f"{index}.png")
+        record = {"id": str(index), "image": f"{index}.png"}
+        answer = {"from": "gpt", "value": f"a {colour} picture"}
+        captions.append({**record, "conversations": [{"from": "human", "value": "<image>"}, answer]})
+        question = {"from": "human", "value": "<image>\nWhich colour?"}
+        conversations.append({**record, "conversations": [question, answer]})
+    conversations[-1] = {
+        "id": "text",
+        "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}],
+    }
+    (folder / "captions.json").write_text(json.dumps(captions))
+    (folder / "conversations.json").write_text(json.dumps(conversations))
+    return folder
+
+
+def flags(parts: Path, output_dir: Path, data: str, **changes) -> list[str]:
+    values = {
+        "model_name_or_path": parts / "language_model",
+        "vision_tower": parts / "tower",
+        "data_path": parts / data,
+        "image_folder": parts / "images",
+        "output_dir": output_dir,
+        "mm_projector_type": "visualprism",
+        "version": "plain",
+        "max_steps": 4,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "save_total_limit": 1,
+        "report_to": "none",
+        **changes,
+    }
+    return [item for name, value in values.items() for item in (f"--{name}", str(value))]
+
+
+def stage1(parts, output_dir, **changes):
+    train(flags(parts, output_dir, "captions.json", tune_mm_mlp_adapter=True, **changes))
+
+
+def stage2(parts, output_dir, stage1_dir, **changes):
+    adapter = {"pretrain_mm_mlp_adapter": stage1_dir / "mm_projector.bin", "version": "qwen_2"}
+    train(flags(parts, output_dir, "conversations.json", **{**adapter, "mm_projector_lr": 1e-3, **changes}))
+
+
+def losses(output_dir) -> list[float]:
+    history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
+    return [row["loss"] for row in history if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def trained(parts, tmp_path_factory):
+    """Both stages, run once: their two folders."""
+    folder = tmp_path_factory.mktemp("trained")
+    stage1(parts, folder / "stage1")
+    stage2(parts, folder / "stage2", folder / "stage1", group_by_modality_length=True)
+    return folder
+
+
+def test_stage_1_leaves_projector_and_config_and_no_language_model(trained, parts):
+    names = {path.name for path in (trained / "stage1").iterdir()}
+    assert names == {"mm_projector.bin", "config.json", "trainer_state.json", "checkpoint-4"}
+    config = json.loads((trained / "stage1" / "config.json").read_text())
+    assert config["mm_projector_type"] == "visualprism"
+    assert config["mm_vision_tower"] == str(parts / "tower")
+    assert config["tune_mm_mlp_adapter"] is True
+    state = torch.load(trained / "stage1" / "mm_projector.bin", weights_only=True)
+    assert all(key.startswith("model.mm_projector.") for key in state)
+    assert "model.mm_projector.q_local.fusion.1.running_mean" in state
+
+
+def test_stage_2_leaves_a_folder_that_answers_by_itself(trained, parts, tmp_path):
+    folder = tmp_path / "moved"
+    shutil.copytree(trained / "stage2", folder)
+    tokenizer, model, processor, _ = load_pretrained_model(str(folder))
+    pixels = processor(Image.new("RGB", (40, 30), "red"), return_tensors="pt")["pixel_values"]
+    ids = torch.tensor([[*tokenizer("What?").input_ids, IMAGE_TOKEN_INDEX]])
+    assert model.generate(ids, images=pixels, max_new_tokens=3, do_sample=False).shape[0] == 1
+    assert model.config.conv_version == "qwen_2"
+    assert model.config.tune_mm_mlp_adapter is False
+
+
+def test_only_what_should_learn_changes(trained, parts):
+    language_model = load_file(parts / "language_model" / "model.safetensors")
+    tower = load_file(parts / "tower" / "model.safetensors")
+    final = load_file(trained / "stage2" / "model.safetensors")
+    for key, value in tower.items():
+        assert torch.equal(final[f"model.vision_tower.vision_tower.{key}"], value), key
+    changed = [key for key, value in language_model.items() if not torch.equal(final[key], value)]
+    assert len(changed) == len(language_model)
+    projector = read_projector(trained / "stage1" / "mm_projector.bin")
+    assert not torch.equal(final["model.mm_projector.mlp.0.weight"], projector["mlp.0.weight"])
+
+
+def test_frozen_parts_stay_as_they_were(parts, trained, tmp_path):
+    stage2(parts, tmp_path / "a", trained / "stage1", freeze_backbone=True, max_steps=1)
+    stage2(parts, tmp_path / "b", trained / "stage1", freeze_mm_mlp_adapter=True, max_steps=1)
+    language_model = load_file(parts / "language_model" / "model.safetensors")
+    backbone_frozen = load_file(tmp_path / "a" / "model.safetensors")
+    assert all(torch.equal(backbone_frozen[key], value) for key, value in language_model.items())
+    projector = read_projector(trained / "stage1" / "mm_projector.bin")
+    adapter_frozen = load_file(tmp_path / "b" / "model.safetensors")
+    assert torch.equal(adapter_frozen["model.mm_projector.mlp.0.weight"], projector["mlp.0.weight"])
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_killed_run_started_again_gives_the_uninterrupted_losses_and_weights(
+    parts, trained, tmp_path, stage
+):
+    """Killed after step 2's checkpoint, with a half-written later one beside it."""
+    output_dir = tmp_path / "run"
+    run = stage1 if stage == 1 else stage2
+    rest = () if stage == 1 else (trained / "stage1",)
+    run(parts, output_dir, *rest, save_total_limit=5, max_steps=4)
+    expected_losses = losses(output_dir)
+    weights = "mm_projector.bin" if stage == 1 else "model.safetensors"
+    expected = (output_dir / weights).read_bytes() if stage == 2 else read_projector(output_dir / weights)
+    shutil.rmtree(output_dir / "checkpoint-4")
+    for path in output_dir.iterdir():
+        if path.is_file():
+            path.unlink()
+    (output_dir / "checkpoint-3").mkdir()
+    (output_dir / "checkpoint-3" / "model.safetensors").write_bytes(b"half")
+    (output_dir / saving.STAGING).mkdir()
+    run(parts, output_dir, *rest, save_total_limit=5, max_steps=4)
+    assert losses(output_dir) == expected_losses
+    if stage == 2:
+        assert (output_dir / weights).read_bytes() == expected
+    else:
+        resumed = read_projector(output_dir / weights)
+        assert all(torch.equal(resumed[key], value) for key, value in expected.items())
+
+
+def test_a_complete_run_is_left_alone(trained, parts):
+    before = (trained / "stage1" / "mm_projector.bin").stat().st_mtime_ns
+    stage1(parts, trained / "stage1")
+    assert (trained / "stage1" / "mm_projector.bin").stat().st_mtime_ns == before
+
+
+def test_old_checkpoints_are_removed_and_nothing_half_written_stays(trained):
+    assert [path.name for path in saving.checkpoints(trained / "stage2")] == ["checkpoint-4"]
+    assert not (trained / "stage2" / saving.STAGING).exists()
+
+
+def command_line(parts, output_dir, *extra, data="captions.json", **changes):
+    """train_mem.py as a shell starts it: (exit status, what it printed)."""
+    entry = Path(__file__).parents[2] / "llava" / "train" / "train_mem.py"
+    arguments = [sys.executable, str(entry), *flags(parts, output_dir, data, **changes), *extra]
+    result = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+    return result.returncode, result.stdout + result.stderr
+
+
+def test_a_bad_flag_ends_in_one_line_and_leaves_nothing(parts, tmp_path):
+    code, output = command_line(parts, tmp_path / "out", scale_factor=3)
+    assert code == 1
+    assert (
+        output.strip()
+        .splitlines()[-1]
+        .endswith("--scale_factor must divide the 4x4 grid, got 3; choose from 1, 2, 4.")
+    )
+    assert "Traceback" not in output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mm_projector_type": "prism"}, "--mm_projector_type 'prism' is unknown; choose from"),
+        ({"image_aspect_ratio": "round"}, "--image_aspect_ratio must be"),
+        ({"on_bad_record": "ignore"}, "--on_bad_record must be fail or skip"),
+        ({"version": "v9"}, "v9"),
+        ({"pretrain_mm_mlp_adapter": "nowhere.bin"}, r"nowhere.bin does not exist"),
+        ({"vision_tower": "nowhere"}, "--vision_tower 'nowhere'"),
+        ({"data_path": "nowhere.json"}, "nowhere.json"),
+        ({"freeze_mm_mlp_adapter": True, "tune_mm_mlp_adapter": True}, "exclude each other"),
+    ],
+)
+def test_what_a_user_got_wrong_is_named(parts, tmp_path, capsys, changes, message):
+    with pytest.raises(SystemExit) as stop:
+        train(flags(parts, tmp_path / "out", "captions.json", **changes))
+    assert message in str(stop.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_image_fails_by_name_or_is_counted_and_listed(parts, tmp_path, caplog):
+    records = json.loads((parts / "captions.json").read_text())
+    records[3]["image"] = "lost.png"
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    common = {"tune_mm_mlp_adapter": True, "data_path": tmp_path / "data.json", "max_steps": 1}
+    with pytest.raises(SystemExit, match=r"lost\.png"):
+        train(flags(parts, tmp_path / "fails", "captions.json", **common))
+    with caplog.at_level("INFO"):
+        train(flags(parts, tmp_path / "skips", "captions.json", on_bad_record="skip", **common))
+    assert "left out" in caplog.text
+    assert "lost.png" in caplog.text
+    assert (tmp_path / "skips" / "mm_projector.bin").is_file()

@@ -1,0 +1,148 @@
+"""Folders load by what is in them, and say plainly what is wrong with them."""
+
+import json
+import shutil
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.builder import load_pretrained_model, read_config, type_of
+from llava.model.checkpoint import PROJECTOR_FILE, load_exactly, read_projector
+from llava.train.saving import save_projector
+
+IDS = torch.tensor([[1, 5, IMAGE_TOKEN_INDEX, 7, 8]])
+IMAGES = torch.randn(1, 3, 56, 56)
+
+
+def save_whole(model, folder, tokenizer):
+    """What stage 2 leaves: model, tokenizer, image processor."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    shutil.copy(f"{model.config.mm_vision_tower}/preprocessor_config.json", folder)
+    return str(folder)
+
+
+@torch.no_grad()
+def logits(model):
+    return model(input_ids=IDS, images=IMAGES).logits
+
+
+@pytest.mark.parametrize("tower", tiny.TOWERS)
+@pytest.mark.parametrize("family", tiny.LANGUAGE_MODELS)
+def test_a_whole_model_comes_back_with_the_same_logits_without_its_sources(tmp_path, bpe_tokenizer, family, tower):
+    model = tiny.build(tmp_path, family, tower)
+    folder = save_whole(model, tmp_path / "a-name-that-says-nothing", bpe_tokenizer)
+    shutil.rmtree(tmp_path / "tower")
+    _, loaded, processor, context_length = load_pretrained_model(folder)
+    assert not loaded.training
+    assert type(loaded) is type(model)
+    assert torch.equal(logits(loaded), logits(model))
+    assert processor.crop_size["height"] == 56
+    assert context_length == model.config.max_position_embeddings
+
+
+@pytest.mark.parametrize("projector_type", ["linear", "mlp2x_gelu", "mlp3x_gelu", "identity", "visualprism"])
+def test_a_projector_alone_loads_over_its_language_model(tmp_path, bpe_tokenizer, projector_type):
+    model = tiny.build(tmp_path, mm_projector_type=projector_type)
+    bpe_tokenizer.save_pretrained(tmp_path / "language_model")
+    if projector_type == "identity":
+        return  # nothing to save
+    save_projector(model, tmp_path / "stage1")
+    _, loaded, _, _ = load_pretrained_model(str(tmp_path / "stage1"), str(tmp_path / "language_model"))
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_published_key_names_with_the_inner_vision_model_load(tmp_path, bpe_tokenizer):
+    model = tiny.build(tmp_path)
+    folder = save_whole(model, tmp_path / "published", bpe_tokenizer)
+    weights = load_file(f"{folder}/model.safetensors")
+    old = "model.vision_tower.vision_tower."
+    renamed = {k.replace(old, f"{old}vision_model.") if k.startswith(old) else k: v for k, v in weights.items()}
+    save_file(renamed, f"{folder}/model.safetensors", metadata={"format": "pt"})
+    assert torch.equal(logits(load_pretrained_model(folder)[1]), logits(model))
+
+
+def test_a_tower_named_but_not_contained_is_fetched_by_its_name(tmp_path, bpe_tokenizer):
+    model = tiny.build(tmp_path)
+    folder = save_whole(model, tmp_path / "without-tower", bpe_tokenizer)
+    weights = load_file(f"{folder}/model.safetensors")
+    kept = {k: v for k, v in weights.items() if "vision_tower" not in k}
+    save_file(kept, f"{folder}/model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "without-tower" / "config.json").read_text())
+    del config["mm_vision_config"]
+    (tmp_path / "without-tower" / "config.json").write_text(json.dumps(config))
+    assert torch.equal(logits(load_pretrained_model(folder)[1]), logits(model))
+
+
+def test_a_plain_language_model_gets_a_freshly_initialised_projector(tmp_path):
+    config = tiny.build(tmp_path, mm_hidden_size=32).config
+    model = type_of(config).from_pretrained(tmp_path / "language_model", config=config)
+    projector = model.get_projector()
+    wavelet = projector.q_freq[0].wavelet
+    assert wavelet.dec_filter.abs().eq(0.5).all()
+    assert wavelet.rec_filter.abs().eq(0.25).all()
+    assert projector.q_freq[0].subband_scale.tolist() == pytest.approx([1.0, 1.2, 1.2, 1.5])
+    assert projector.q_fusion_weights.tolist() == pytest.approx([1 / 3] * 3)
+    assert abs(projector.kv_down_proj.weight.std() - 0.02) < 2e-3
+    assert projector.clip_attn.in_proj_weight.abs().max() <= (6 / (32 + 96)) ** 0.5
+    norm = projector.k_local.fusion[1]
+    assert norm.running_var.eq(1).all()
+    assert norm.running_mean.eq(0).all()
+
+
+def test_a_missing_projector_weight_is_named(tmp_path, bpe_tokenizer):
+    folder = save_whole(tiny.build(tmp_path), tmp_path / "broken", bpe_tokenizer)
+    weights = load_file(f"{folder}/model.safetensors")
+    del weights["model.mm_projector.kv_down_proj.weight"]
+    save_file(weights, f"{folder}/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing model\.mm_projector\.kv_down_proj\.weight"):
+        load_pretrained_model(folder)
+
+
+def test_a_projector_of_another_width_is_refused_key_by_key(tmp_path):
+    model = tiny.build(tmp_path)
+    other = tiny.build(tmp_path, "qwen2", mm_projector_type="mlp2x_gelu")
+    save_projector(other, tmp_path / "stage1")
+    state = read_projector(tmp_path / "stage1" / PROJECTOR_FILE)
+    with pytest.raises(ValueError, match=r"missing q_fusion_weights.*--mm_projector_type"):
+        load_exactly(model.get_projector(), state, "stage1")
+    before = other.get_projector()[0].weight.clone()
+    state["0.weight"] = state["0.weight"][:, :-1]
+    with pytest.raises(ValueError, match=r"0\.weight is \[32, 31\], the model takes \[32, 32\]"):
+        load_exactly(other.get_projector(), state, "stage1")
+    assert torch.equal(other.get_projector()[0].weight, before)
+
+
+def test_damaged_and_missing_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match="is not a folder"):
+        load_pretrained_model(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        load_pretrained_model(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "llava_llama"')
+    with pytest.raises(ValueError, match="is not JSON"):
+        load_pretrained_model(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "llava_llama"}')
+    with pytest.raises(ValueError, match=r"neither model\.safetensors .* nor mm_projector\.bin"):
+        load_pretrained_model(str(tmp_path))
+    (tmp_path / PROJECTOR_FILE).write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(ValueError, match="--model-base"):
+        load_pretrained_model(str(tmp_path))
+    with pytest.raises(ValueError, match="damaged"):
+        read_projector(tmp_path / PROJECTOR_FILE)
+    with pytest.raises(ValueError, match=r"scripts/v1_5/pretrain\.sh"):
+        read_projector(tmp_path / "absent.bin")
+
+
+def test_unknown_language_models_and_projectors_are_refused_with_the_choices(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(ValueError, match="'mamba'; known language models are llama"):
+        read_config(tmp_path)
+    with pytest.raises(ValueError, match="'visualprysm' is unknown; choose from linear, identity, visualprism"):
+        tiny.build(tmp_path, mm_projector_type="visualprysm")
+    with pytest.raises(ValueError, match="identity needs equal widths, got tower 32 and language model 64"):
+        from llava.model.multimodal_projector.mlp import IdentityProjector
+
+        IdentityProjector(32, 64)

@@ -1,0 +1,108 @@
+"""Prompts against the recorded ones, and what evaluators do with a conversation."""
+
+import json
+
+import pytest
+from jinja2 import Template
+
+from llava.conversation import Conversation, Segment, SeparatorStyle, conv_templates
+
+# ChatML as Qwen2 and SmolLM2 publish it, with the system message always given
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CHAT_TEMPLATES = [name for name, c in conv_templates.items() if c.sep_style is not SeparatorStyle.PLAIN]
+
+
+def talk(template: str, *messages) -> Conversation:
+    conversation = conv_templates[template].copy()
+    for index, message in enumerate(messages):
+        conversation.append_message(conversation.roles[index % 2], message)
+    return conversation
+
+
+def test_prompts_are_the_recorded_ones(golden):
+    rows = json.loads((golden / "conversation_prompts.json").read_text())
+    assert {row["template"] for row in rows} == set(conv_templates) - {"qwen_2"}
+    for row in rows:
+        conversation = talk(row["template"], *row["messages"])
+        if row["prompt"] is None:
+            with pytest.raises(ValueError, match="plain template holds one image"):
+                conversation.get_prompt()
+        else:
+            assert conversation.get_prompt() == row["prompt"], row["template"]
+
+
+@pytest.mark.parametrize("messages", [["Hi", None], ["Hi", "Hello!", "Count the dogs.", None], ["Hi", "Hello!"]])
+def test_qwen_2_is_the_chat_template(messages):
+    roles = ("user", "assistant")
+    turns = [{"role": "system", "content": "You are a helpful assistant."}]
+    turns += [{"role": roles[i % 2], "content": text} for i, text in enumerate(messages) if text]
+    expected = Template(CHATML, keep_trailing_newline=True).render(
+        messages=turns, add_generation_prompt=messages[-1] is None
+    )
+    assert talk("qwen_2", *messages).get_prompt() == expected
+
+
+@pytest.mark.parametrize("template", CHAT_TEMPLATES)
+def test_targets_are_what_follows_each_generation_prompt(template):
+    first, second = "A red bus.", "Two."
+    whole = talk(template, "What?", first, "How many?", second)
+    before_first = talk(template, "What?", None).get_prompt()
+    before_second = talk(template, "What?", first, "How many?", None).get_prompt()
+    prompt, end = whole.get_prompt(), whole.stop_str
+    for before, answer in ((before_first, first), (before_second, second)):
+        spoken = next(s.text for s in whole.segments() if s.is_target and answer in s.text)
+        assert prompt.startswith(before + spoken)
+        assert spoken.endswith(end)
+        assert spoken.removesuffix(end).strip() == answer
+    assert sum(segment.is_target for segment in whole.segments()) == 2
+
+
+def test_plain_trains_on_the_caption_directly_after_the_image():
+    assert talk("plain", "<image>", "A red bus.").segments() == [
+        Segment("<image>", False),
+        Segment("A red bus.\n", True),
+    ]
+
+
+def test_the_first_message_as_a_tuple_puts_its_image_ahead():
+    as_tuple = talk("v1", ("What is <image> this?", object(), "Pad"), None)
+    assert as_tuple.get_prompt() == talk("v1", "<image>\nWhat is  this?", None).get_prompt()
+    later = talk("v1", "Hi", "Hello!", ("What?", None, "Pad"), None)
+    assert later.get_prompt() == talk("v1", "Hi", "Hello!", "What?", None).get_prompt()
+    assert "<Image><image></Image>\nWhat?" in talk("v1_mmtag", ("What?", object(), "Pad"), None).get_prompt()
+
+
+def test_an_empty_answer_is_one_still_to_come():
+    assert talk("v1", "Hi", "").get_prompt() == talk("v1", "Hi", None).get_prompt()
+
+
+def test_a_copy_leaves_the_template_alone():
+    conversation = talk("v1", "Hi", None)
+    copy = conversation.copy()
+    copy.messages[-1][1] = "Hello!"
+    copy.append_message(copy.roles[0], "Bye")
+    assert conversation.messages == [["USER", "Hi"], ["ASSISTANT", None]]
+    assert conv_templates["v1"].messages == []
+
+
+def test_turns_out_of_order_are_refused():
+    conversation = conv_templates["v1"].copy()
+    conversation.append_message(conversation.roles[1], "Hello!")
+    with pytest.raises(ValueError, match="Message 0 is by 'ASSISTANT', expected 'USER'"):
+        conversation.get_prompt()
+
+
+def test_llama_2_needs_first_words():
+    with pytest.raises(ValueError, match="needs words in the first message"):
+        talk("llama_2", None).get_prompt()
+
+
+@pytest.mark.parametrize(
+    ("template", "stop"),
+    [("v0", "###"), ("v1", "</s>"), ("llama_2", "</s>"), ("mpt", "<|im_end|>"), ("qwen_2", "<|im_end|>")],
+)
+def test_stop_text(template, stop):
+    assert conv_templates[template].stop_str == stop

@@ -1,0 +1,59 @@
+"""Heat on pixels: one token lights its own pixels alone; sheets hold all panels."""
+
+import numpy as np
+import pytest
+
+from llava.visualization.plots import contact_sheet, overlay, paint_tokens, save_figure
+from llava.visualization.token_map import ImageMapping
+
+# 60x40 shown whole in height: its middle 40 columns are a 40-pixel square of 4x4 tokens
+MAPPING = ImageMapping(60, 40, 40, (1.0, 1.0), (-10.0, 0.0))
+IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("token", [0, 3, 6, 15])
+def test_attention_to_one_token_lights_its_pixels_and_no_other(token):
+    heat = paint_tokens(np.eye(16)[token], MAPPING)
+    row, column = divmod(token, 4)
+    expected = np.zeros((40, 60))
+    expected[:, :10] = expected[:, 50:] = np.nan
+    expected[10 * row : 10 * row + 10, 10 + 10 * column : 20 + 10 * column] = 1
+    np.testing.assert_array_equal(heat, expected)
+
+
+def test_smooth_heat_peaks_in_the_middle_of_the_token_and_stays_unknown_outside():
+    heat = paint_tokens(np.eye(16)[5], MAPPING, smooth=True)
+    assert np.isnan(heat[:, :10]).all()
+    assert np.isnan(heat[:, 50:]).all()
+    peaks = np.argwhere(heat == np.nanmax(heat))
+    assert peaks.mean(axis=0) == pytest.approx([14.5, 24.5], abs=1)
+
+
+def test_weights_that_fill_no_square_are_refused():
+    with pytest.raises(ValueError, match="15 weights do not fill a square"):
+        paint_tokens(np.ones(15), MAPPING)
+
+
+def test_overlay_tells_hot_cold_and_unseen_apart():
+    heat = np.zeros((40, 60), np.float32)
+    heat[:, :20], heat[:, 20:40] = np.nan, 1
+    picture = overlay(np.full_like(IMAGE, 128), heat, limit=1)
+    unseen, hot, cold = picture[0, 0], picture[0, 30], picture[0, 50]
+    assert unseen[0] == unseen[1] == unseen[2] < 64
+    assert hot[0] > hot[2]  # red
+    assert cold[2] > cold[0]  # blue
+
+
+def test_overlay_of_no_heat_at_all_is_cold():
+    cold = overlay(IMAGE, np.zeros((40, 60), np.float32), limit=0.0)
+    assert np.array_equal(cold, overlay(IMAGE, np.zeros((40, 60), np.float32), limit=1.0))
+
+
+def test_a_sheet_shows_the_image_and_every_panel_and_is_saved_twice(tmp_path):
+    panels = [(f"word$ {i}", paint_tokens(np.full(16, i / 16), MAPPING)) for i in range(7)]
+    figure = contact_sheet(IMAGE, panels, "costs $5 or $6?", columns=3)
+    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert titles == ["image", *(rf"word\$ {i}" for i in range(7))]
+    paths = save_figure(figure, tmp_path / "heatmap_layer3")
+    assert [path.name for path in paths] == ["heatmap_layer3.png", "heatmap_layer3.svg"]
+    assert all(path.stat().st_size > 1000 for path in paths)
