@@ -7,6 +7,7 @@ config. Of its 28 s for SmolLM2-135M on 2 cores, transformers' readings of the f
 """
 
 import argparse
+import struct
 import sys
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def _write(gguf_path: Path, folder: Path) -> None:
         quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         # With the config at hand the tokenizer does not read the file for one again (5 s on 2 cores).
         tokenizer = AutoTokenizer.from_pretrained(**source, config=quantised.config)
-    except (ValueError, IndexError, EOFError, OSError) as error:
+    except (ValueError, IndexError, EOFError, OSError, struct.error) as error:
         raise ValueError(
             f"{gguf_path} cannot be read ({error}); if its download was cut short, fetch it again."
         ) from error

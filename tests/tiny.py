@@ -32,7 +32,9 @@ VOCABULARY = 600
 
 def clip(**changes) -> CLIPVisionModel:
     return CLIPVisionModel(
-        CLIPVisionConfig(**{**TRANSFORMER, "num_hidden_layers": 6, "image_size": 56, "patch_size": 14, **changes})
+        CLIPVisionConfig(
+            **{**TRANSFORMER, "num_hidden_layers": 6, "image_size": 56, "patch_size": 14, **changes}
+        )
     ).eval()
 
 
@@ -71,7 +73,9 @@ LANGUAGE_MODELS = {
 def save_tower(folder, family: str = "clip"):
     """A tower's folder with its image processor; returns the folder as a string."""
     TOWERS[family]().save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}).save_pretrained(
+        folder
+    )
     return str(folder)
 
 

@@ -63,9 +63,10 @@ def conversation_from_record(record: dict, template: str, mm_use_im_start_end: b
 def build_targets(conversation: Conversation, tokenizer) -> tuple[list[int], list[int]]:
     """Ids as inference makes them, and labels that fall on what the assistant says.
 
-    A token is a target if it starts inside a target segment. Where one would reach from a generation prompt
-    into the answer (two newlines as one token), the prompt is tokenised to its end and the answer by itself,
-    since the model, given that prompt, would have to produce it so.
+    A token is a target if it lies inside a target segment; one that reaches from an end of turn into the
+    next turn, as only marks that the vocabulary lacks can make it, is none. Where one would reach from a
+    generation prompt into the answer (two newlines as one token), the prompt is tokenised to its end and the
+    answer by itself, since the model, given that prompt, would have to produce it so.
 
     Returns:
         input_ids and labels, both of length T; labels are IGNORE_INDEX elsewhere, also at <image>.
@@ -90,8 +91,9 @@ def build_targets(conversation: Conversation, tokenizer) -> tuple[list[int], lis
     if crossed:
         ids, spans = encode_prompt(prompt, tokenizer, cuts=crossed)
     edges = [edge for target in targets for edge in target]
-    labels = [
-        token if bisect_right(edges, start) % 2 and token != IMAGE_TOKEN_INDEX else IGNORE_INDEX
-        for token, (start, _) in zip(ids, spans, strict=True)
-    ]
+    labels = [IGNORE_INDEX] * len(ids)
+    for position, (token, (start, end)) in enumerate(zip(ids, spans, strict=True)):
+        edge = bisect_right(edges, start)  # odd: behind the start of a target, before its end
+        if edge % 2 and end <= edges[edge] and token != IMAGE_TOKEN_INDEX:
+            labels[position] = token
     return ids, labels

@@ -22,14 +22,15 @@ NUM_IMAGES, NEW_TOKENS = 7, 10
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A model folder, images of several shapes and questions of several lengths, one of them without an image."""
+    """A model folder, images of several shapes, questions of several lengths, one without an image."""
     folder = tmp_path_factory.mktemp("eval")
     save_tiny_llava(folder / "model")
     noise = np.random.default_rng(0)
     questions = [{"question_id": "text-only", "text": "what is blue?"}]
     for i in range(NUM_IMAGES):
-        pixels = noise.integers(0, 256, (40 + 9 * i, 60, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
+        colour = noise.integers(0, 256, 3)
+        pixels = np.full((40 + 9 * i, 60, 3), colour) * noise.random((40 + 9 * i, 60, 1))
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
         text = f"what colour is {'the red ' * (3 * i % 7)}circle?"
         questions.append({"question_id": i, "image": f"{i}.png", "text": text})
     write_questions(folder, questions)

@@ -1,4 +1,4 @@
-"""Heatmaps on tiny models: a known attention lights the right pixels, an arbitrary one is reported as it is."""
+"""Heatmaps on tiny models: a known attention lights the right pixels, any other is reported as it is."""
 
 import subprocess
 from argparse import Namespace
@@ -54,7 +54,7 @@ def test_the_model_answers_as_before_and_keeps_its_attention(folder):
     tower = model.get_vision_tower().vision_tower
     tower.config._attn_implementation = "sdpa"
     before = model.config._attn_implementation
-    run = dict(layers=[-1], max_new_tokens=6)
+    run = {"layers": [-1], "max_new_tokens": 6}
     first = image_attention(model, tokenizer, image_processor, photograph(), "what?", **run)
     assert (model.config._attn_implementation, tower.config._attn_implementation) == (before, "sdpa")
     assert not any(module._forward_hooks for module in model.modules())
@@ -67,8 +67,8 @@ def test_the_model_answers_as_before_and_keeps_its_attention(folder):
 def looking_at_white(folder):
     """A model that always answers "a" and whose text attends to the visual tokens of white regions alone.
 
-    Text embeds as (0, c, 0, ...), a white region as (c, 0, ...), a black one as (0, 0, c, ...). Queries read the second
-    channel and keys the first, in the channel that the rotation turns least.
+    Text embeds as (0, c, 0, ...), a white region as (c, 0, ...), a black one as (0, 0, c, ...). Queries read
+    the second channel and keys the first, in the channel that the rotation turns least.
     """
     tokenizer, model, image_processor = load(folder)
     decoder = model.get_decoder()

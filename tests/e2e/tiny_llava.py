@@ -64,6 +64,8 @@ def save_tiny_llava(folder: Path, seed: int = 0, **config) -> Path:
     }
     torch.manual_seed(seed)
     model = LlavaLlamaForCausalLM(LlavaConfig(**{**settings, **config}))
+    with torch.no_grad():
+        model.get_projector().mlp[-1].weight.mul_(2000)  # visual tokens as loud as words
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     CLIPImageProcessorPil(

@@ -51,7 +51,8 @@ def prompts(padding_side):
 
     ours = [[IMAGE_TOKEN_INDEX if token == "image" else token for token in row] for row in rows]
     theirs = [
-        [t for token in row for t in ([PLACEHOLDER_ID] * NUM_PATCHES if token == "image" else [token])] for row in rows
+        [t for token in row for t in ([PLACEHOLDER_ID] * NUM_PATCHES if token == "image" else [token])]
+        for row in rows
     ]
     return batch(ours), batch(theirs), images
 
@@ -92,7 +93,9 @@ def test_loss_and_projector_gradient_agree(pair):
     loss = ours(input_ids=our_ids, attention_mask=our_mask, labels=our_labels, images=images).loss
     loss.backward()
     ours.eval()
-    expected = theirs(input_ids=their_ids, attention_mask=their_mask, labels=their_labels, pixel_values=images).loss
+    expected = theirs(
+        input_ids=their_ids, attention_mask=their_mask, labels=their_labels, pixel_values=images
+    ).loss
     expected.backward()
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
     gradient = theirs.model.multi_modal_projector.linear_1.weight.grad

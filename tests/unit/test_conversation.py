@@ -34,7 +34,9 @@ def test_prompts_are_the_recorded_ones(golden):
             assert conversation.get_prompt() == row["prompt"], row["template"]
 
 
-@pytest.mark.parametrize("messages", [["Hi", None], ["Hi", "Hello!", "Count the dogs.", None], ["Hi", "Hello!"]])
+@pytest.mark.parametrize(
+    "messages", [["Hi", None], ["Hi", "Hello!", "Count the dogs.", None], ["Hi", "Hello!"]]
+)
 def test_qwen_2_is_the_chat_template(messages):
     roles = ("user", "assistant")
     turns = [{"role": "system", "content": "You are a helpful assistant."}]

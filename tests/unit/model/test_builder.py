@@ -32,7 +32,9 @@ def logits(model):
 
 @pytest.mark.parametrize("tower", tiny.TOWERS)
 @pytest.mark.parametrize("family", tiny.LANGUAGE_MODELS)
-def test_a_whole_model_comes_back_with_the_same_logits_without_its_sources(tmp_path, bpe_tokenizer, family, tower):
+def test_a_whole_model_comes_back_with_the_same_logits_without_its_sources(
+    tmp_path, bpe_tokenizer, family, tower
+):
     model = tiny.build(tmp_path, family, tower)
     folder = save_whole(model, tmp_path / "a-name-that-says-nothing", bpe_tokenizer)
     shutil.rmtree(tmp_path / "tower")
@@ -60,7 +62,9 @@ def test_published_key_names_with_the_inner_vision_model_load(tmp_path, bpe_toke
     folder = save_whole(model, tmp_path / "published", bpe_tokenizer)
     weights = load_file(f"{folder}/model.safetensors")
     old = "model.vision_tower.vision_tower."
-    renamed = {k.replace(old, f"{old}vision_model.") if k.startswith(old) else k: v for k, v in weights.items()}
+    renamed = {
+        k.replace(old, f"{old}vision_model.") if k.startswith(old) else k: v for k, v in weights.items()
+    }
     save_file(renamed, f"{folder}/model.safetensors", metadata={"format": "pt"})
     assert torch.equal(logits(load_pretrained_model(folder)[1]), logits(model))
 
@@ -140,7 +144,9 @@ def test_unknown_language_models_and_projectors_are_refused_with_the_choices(tmp
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     with pytest.raises(ValueError, match="'mamba'; known language models are llama"):
         read_config(tmp_path)
-    with pytest.raises(ValueError, match="'visualprysm' is unknown; choose from linear, identity, visualprism"):
+    with pytest.raises(
+        ValueError, match="'visualprysm' is unknown; choose from linear, identity, visualprism"
+    ):
         tiny.build(tmp_path, mm_projector_type="visualprysm")
     with pytest.raises(ValueError, match="identity needs equal widths, got tower 32 and language model 64"):
         from llava.model.multimodal_projector.mlp import IdentityProjector

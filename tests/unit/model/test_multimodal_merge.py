@@ -35,7 +35,9 @@ def test_every_row_reads_as_its_prompt_with_the_images_spelled_out(case):
     rows, counts, padding_in, padding_out = case
     pad = {"batch_first": True, "padding_side": padding_in}
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], padding_value=0, **pad)
-    mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row)) for row in rows], padding_value=0, **pad).bool()
+    mask = torch.nn.utils.rnn.pad_sequence(
+        [torch.ones(len(row)) for row in rows], padding_value=0, **pad
+    ).bool()
     labels = torch.where(ids > 0, ids, IGNORE_INDEX)
     plan = plan_merge(ids, mask, labels, counts, padding_out)
     features = torch.stack([visual(i) for i in range(sum(counts))]) if counts else torch.zeros(0, WIDTH)

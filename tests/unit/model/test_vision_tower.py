@@ -73,7 +73,13 @@ def test_half_of_a_text_and_image_model_is_enough_of_a_configuration(tmp_path):
 
 @pytest.mark.parametrize(
     ("depth", "expected"),
-    [(24, [12, 16, 22, 23]), (12, [6, 8, 10, 11]), (27, [14, 18, 25, 26]), (6, [2, 3, 4, 5]), (4, [0, 1, 2, 3])],
+    [
+        (24, [12, 16, 22, 23]),
+        (12, [6, 8, 10, 11]),
+        (27, [14, 18, 25, 26]),
+        (6, [2, 3, 4, 5]),
+        (4, [0, 1, 2, 3]),
+    ],
 )
 def test_default_levels_scale_with_depth(depth, expected):
     levels = default_levels(depth, selected=depth - 1)

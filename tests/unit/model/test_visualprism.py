@@ -30,7 +30,9 @@ def disturbed(module):
 def golden_module(golden, s):
     recorded = load_file(golden / f"visualprism_s{s}.safetensors")
     module = VisualPrism(32, 48, s, num_heads=4)
-    module.load_state_dict({k.removeprefix("state."): v for k, v in recorded.items() if k.startswith("state.")})
+    module.load_state_dict(
+        {k.removeprefix("state."): v for k, v in recorded.items() if k.startswith("state.")}
+    )
     return module, recorded
 
 
@@ -83,7 +85,9 @@ def test_evaluation_is_the_plain_form_for_any_grid_scale_levels_and_heads(grid, 
     with torch.no_grad():
         output = module((x, x_multi))
     assert output.shape == (2, (grid // s) ** 2, 24)
-    torch.testing.assert_close(output, reference.visualprism(module, x, x_multi, s), atol=MAX_DIFFERENCE, rtol=1e-4)
+    torch.testing.assert_close(
+        output, reference.visualprism(module, x, x_multi, s), atol=MAX_DIFFERENCE, rtol=1e-4
+    )
 
 
 def test_a_token_changes_with_its_own_region_only_through_keys_and_values():
@@ -106,7 +110,9 @@ def test_one_module_serves_every_scale_and_grid():
     with torch.no_grad():
         for s in (2, 3, 4):
             expected = reference.visualprism(module, x, x_multi, s)
-            torch.testing.assert_close(module((x, x_multi), scale_factor=s), expected, atol=MAX_DIFFERENCE, rtol=1e-4)
+            torch.testing.assert_close(
+                module((x, x_multi), scale_factor=s), expected, atol=MAX_DIFFERENCE, rtol=1e-4
+            )
     assert module.output_grid(24) == 12
 
 

@@ -1,0 +1,92 @@
+"""Who may import whom: the house's rule, kept by reading the code."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY_OR_OPTIONAL = {"deepspeed", "peft", "bitsandbytes", "cv2", "matplotlib", "gradio", "torchvision"}
+
+# A room to what it may import of the package, by prefix
+ALLOWED = {
+    "llava/constants.py": (),
+    "llava/__init__.py": (),
+    "llava/conversation.py": ("llava.constants",),
+    "llava/mm_utils.py": ("llava.constants",),
+    "llava/data": ("llava.constants", "llava.conversation", "llava.mm_utils", "llava.data"),
+    "llava/model": ("llava.constants", "llava.model"),
+    "llava/train": ("llava.constants", "llava.conversation", "llava.model", "llava.data", "llava.train"),
+    "llava/eval": ("llava.constants", "llava.conversation", "llava.mm_utils", "llava.model.builder", "llava.eval"),
+    "llava/eval/metrics": ("llava.eval.metrics",),
+    "llava/visualization": (
+        "llava.constants",
+        "llava.conversation",
+        "llava.mm_utils",
+        "llava.model.builder",
+        "llava.visualization",
+    ),
+    "llava/serve": ("llava.constants", "llava.conversation", "llava.mm_utils", "llava.model.builder", "llava.serve"),
+    "llava/benchmark": ("llava",),
+}
+FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "llava").rglob("*.py"))
+
+
+def room_of(file: str) -> str:
+    return max((room for room in ALLOWED if file == room or file.startswith(f"{room}/")), key=len)
+
+
+def imports(file: str, top_level_only: bool = False) -> set[str]:
+    """Modules imported anywhere in a file, or by its top level alone."""
+    tree = ast.parse((ROOT / file).read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_room_imports_only_what_the_house_allows(file):
+    allowed = ALLOWED[room_of(file)]
+    for module in imports(file):
+        if module.split(".")[0] == "llava" and module not in ("llava", "llava.model", "llava.eval"):
+            parent = module.rsplit(".", 1)[0]
+            fits = any(m == a or m.startswith(f"{a}.") for a in allowed for m in (module, parent))
+            assert fits, f"{file} imports {module}; its room may import {allowed}"
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("llava/eval/metrics/")])
+def test_metrics_need_the_standard_library_and_numpy_alone(file):
+    import sys
+
+    allowed = set(sys.stdlib_module_names) | {"numpy", "llava"}
+    assert {module.split(".")[0] for module in imports(file)} <= allowed
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_optional_packages_are_imported_where_they_are_used(file):
+    if file.startswith(("llava/visualization/plots", "llava/benchmark")):
+        return  # pictures are all they are for
+    assert not {module.split(".")[0] for module in imports(file, top_level_only=True)} & HEAVY_OR_OPTIONAL
+
+
+def test_no_file_of_the_training_room_shadows_a_standard_module():
+    """deepspeed llava/train/train_mem.py puts llava/train first on sys.path."""
+    import sys
+
+    names = {path.stem for path in (ROOT / "llava" / "train").glob("*.py")} - {"__init__"}
+    assert not names & set(sys.stdlib_module_names)
+
+
+def test_the_top_level_is_the_fixed_one():
+    import subprocess
+
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    top = {line.split("/")[0] for line in tracked.splitlines()}
+    fixed = {"llava", "scripts", "playground", "assets", "docs", "tests", "pyproject.toml", "README.md", "LICENSE"}
+    assert {name for name in top if not name.startswith(".")} <= fixed | {"CONTRIBUTING.md"}

@@ -1,0 +1,75 @@
+"""Every flag that published training scripts pass is still taken."""
+
+import re
+
+import pytest
+
+from llava.train.arguments import parse
+
+REQUIRED = ["--model_name_or_path", "lm", "--vision_tower", "tower", "--data_path", "data.json", "--output_dir", "out"]
+
+# Values this version refuses, with the reason it gives. Each leaves this table with the feature it names.
+REFUSED = {
+    "--lora_enable True": "not in this version",
+    "--bits 4": "not in this version",
+    "--bits 8": "not in this version",
+    "--use_sinkhorn_lsd": "not in this version",
+    "--image_aspect_ratio slice": "must be square or pad",
+    "--image_aspect_ratio anyres": "must be square or pad",
+    "--mm_patch_merge_type spatial": "must be flat",
+    "--mm_patch_merge_type spatial_unpad": "must be flat",
+}
+NOT_HERE = {"--deepspeed": "needs the train extra", "--tf32": "needs a GPU", "--report_to": "needs its package"}
+
+
+def published(golden) -> list[list[str]]:
+    """Each flag with each value seen, as tokens of a command line."""
+    commands = []
+    for line in (golden / "train_flags.txt").read_text().splitlines():
+        if line.startswith("--"):
+            flag, _, values = line.partition(" ")
+            for value in values.split(" | "):
+                value = value.strip().strip('"')
+                commands.append([flag, value] if values else [flag])
+    return commands
+
+
+def test_each_published_flag_and_value_parses_or_is_refused_with_a_reason(golden):
+    commands = published(golden)
+    assert len(commands) > 80
+    for command in commands:
+        if command[0] in NOT_HERE:
+            continue
+        overridden = [item for pair in zip(REQUIRED[::2], REQUIRED[1::2], strict=True) for item in pair]
+        text = " ".join(command)
+        if text in REFUSED:
+            with pytest.raises(ValueError, match=re.escape(REFUSED[text])):
+                parse([*overridden, *command])
+        else:
+            parse([*overridden, *command])
+
+
+def test_all_published_flags_exist(golden):
+    from dataclasses import fields
+
+    from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+
+    known = {f"--{f.name}" for cls in (ModelArguments, DataArguments, TrainingArguments) for f in fields(cls)}
+    assert {command[0] for command in published(golden)} <= known
+
+
+def test_renamed_flags_keep_their_effect():
+    _, _, training = parse([*REQUIRED, "--evaluation_strategy", "no", "--warmup_ratio", "0.03", "--max_steps", "200"])
+    assert training.eval_strategy == "no"
+    assert training.get_warmup_steps(200) == 6
+    with pytest.raises(ValueError, match="two ways to say one thing"):
+        parse([*REQUIRED, "--warmup_ratio", "0.03", "--warmup_steps", "5"])
+
+
+def test_contradictions_end_the_run_in_the_flags_own_spelling():
+    with pytest.raises(ValueError, match="--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter"):
+        parse([*REQUIRED, "--tune_mm_mlp_adapter", "True", "--freeze_mm_mlp_adapter", "True"])
+    with pytest.raises(ValueError, match="--model_name_or_path is missing"):
+        parse(REQUIRED[2:])
+    with pytest.raises(ValueError, match="--data_path is missing"):
+        parse([*REQUIRED[:4], *REQUIRED[6:]])

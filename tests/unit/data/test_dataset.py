@@ -1,0 +1,210 @@
+"""Samples, truncation, and bad records: failed or skipped, never silent."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from transformers import CLIPImageProcessor
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.data.collator import Collator
+from llava.data.dataset import SupervisedDataset
+from llava.data.record import BadRecord
+from llava.data.targets import build_targets, conversation_from_record
+from llava.mm_utils import load_image
+
+PROCESSOR = CLIPImageProcessor(size={"shortest_edge": 14}, crop_size={"height": 14, "width": 14})
+
+
+def turns(*values):
+    return [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
+
+
+def with_image(name, **kwargs):
+    return {
+        "id": name,
+        "image": f"{name}.png",
+        "conversations": turns("<image>\nWhat?", f"A {name}."),
+        **kwargs,
+    }
+
+
+TEXT_ONLY = {"id": "text", "conversations": turns("Count the dogs.", "There are 12 dogs.")}
+
+
+@pytest.fixture
+def make(tmp_path, bpe_tokenizer):
+    """Write records and an image for each name; build the dataset."""
+    for index, name in enumerate(["bus", "dog", "cat"]):
+        values = np.random.default_rng(index).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+
+    def build(records, template="v1", **kwargs):
+        (tmp_path / "data.json").write_text(json.dumps(records))
+        return SupervisedDataset(
+            tmp_path / "data.json", bpe_tokenizer, PROCESSOR, tmp_path, template, **kwargs
+        )
+
+    return build
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def test_a_sample_has_ids_labels_and_pixels(make, tmp_path, bpe_tokenizer):
+    dataset = make([with_image("bus"), TEXT_ONLY])
+    sample, text = dataset[0], dataset[1]
+    ids, labels = build_targets(conversation_from_record(with_image("bus"), "v1"), bpe_tokenizer)
+    assert sample["input_ids"].tolist() == ids
+    assert sample["labels"].tolist() == labels
+    expected = PROCESSOR(images=load_image(tmp_path / "bus.png"), return_tensors="pt")["pixel_values"]
+    assert torch.equal(torch.stack(sample["images"]), expected)
+    assert sample["image_sizes"] == [(30, 20)]
+    assert (text["images"], text["image_sizes"]) == ([], [])
+    assert dataset.bad_records == []
+    assert len(list(dataset)) == 2
+
+
+def test_pad_reaches_the_pixels(make):
+    square, pad = (
+        make([with_image("bus")], image_aspect_ratio=name)[0]["images"][0] for name in ("square", "pad")
+    )
+    assert square.shape == pad.shape
+    assert not torch.equal(square, pad)
+
+
+def test_lengths_tell_the_modality_by_sign(make):
+    dataset = make([with_image("bus"), TEXT_ONLY], num_visual_tokens=36)
+    assert dataset.modality_lengths == [36 + 4, -7]
+    assert dataset.lengths == [40, 7]
+
+
+BAD = [{"id": "none"}, with_image("ghost"), {**TEXT_ONLY, "id": "odd", "image": "bus.png"}]
+
+
+def test_fail_lists_every_record_that_is_bad_on_disk(make):
+    with pytest.raises(BadRecord) as error:
+        make([with_image("bus"), *BAD])
+    message = str(error.value)
+    assert message.startswith("3 bad record(s) in")
+    assert "record 1 (id none): 'conversations' is missing" in message
+    assert "record 2 (id ghost): image file" in message
+    assert "ghost.png does not exist; check --image_folder" in message
+    assert "record 3 (id odd): 0 <image>" in message
+    assert "--on_bad_record skip" in message
+
+
+def test_the_list_stops_at_twenty(make):
+    with pytest.raises(BadRecord, match=r"^23 bad record\(s\)(.|\n)*\n  and 3 more\n"):
+        make([{"id": i} for i in range(23)])
+
+
+def test_skip_leaves_out_and_lists_what_is_bad_on_disk(make):
+    dataset = make([*BAD, with_image("bus")], on_bad_record="skip")
+    assert len(dataset) == 1
+    assert dataset[0]["image_sizes"] == [(30, 20)]
+    assert [message.split(": ")[0].rsplit("/")[-1] for message in dataset.bad_records] == [
+        "data.json, record 0 (id none)",
+        "data.json, record 1 (id ghost)",
+        "data.json, record 2 (id odd)",
+    ]
+
+
+def test_skip_with_nothing_left_fails(make):
+    with pytest.raises(BadRecord, match="3 bad record"):
+        make(BAD, on_bad_record="skip")
+
+
+def test_a_corrupt_image_fails_the_run_by_name(make, tmp_path):
+    dataset = make([with_image("bus"), with_image("dog")])
+    cut_short(tmp_path / "dog.png")
+    with pytest.raises(BadRecord, match=r"record 1 \(id dog\): Image file .*dog.png cannot be read"):
+        dataset[1]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_skip_takes_the_next_good_record_and_says_so(make, tmp_path, num_workers, caplog):
+    dataset = make([with_image("bus"), with_image("dog"), with_image("cat")], on_bad_record="skip")
+    cut_short(tmp_path / "cat.png")
+    with caplog.at_level(logging.WARNING):
+        loader = DataLoader(dataset, batch_size=1, collate_fn=Collator(0), num_workers=num_workers)
+        ids = [batch["input_ids"] for batch in loader]
+    assert torch.equal(ids[2], ids[0])
+    assert not torch.equal(ids[1], ids[0])
+    assert len(dataset.bad_records) == 1
+    assert "record 2 (id cat): Image file" in dataset.bad_records[0]
+    if num_workers == 0:
+        assert caplog.text.count("Skipped, the next good record takes its place") == 1
+
+
+def test_skip_fails_once_no_record_is_left(make, tmp_path):
+    dataset = make([with_image("bus")], on_bad_record="skip")
+    cut_short(tmp_path / "bus.png")
+    with pytest.raises(BadRecord, match="No good record is left"):
+        dataset[0]
+
+
+def test_what_is_too_long_is_cut_at_its_end_and_counted(make, bpe_tokenizer):
+    whole = make([with_image("bus")])[0]
+    num_tokens = len(whole["input_ids"]) - 1 + 36
+    assert make([with_image("bus")], num_visual_tokens=36, model_max_length=num_tokens).num_truncated == 0
+    dataset = make([with_image("bus")], num_visual_tokens=36, model_max_length=num_tokens - 2)
+    for _ in range(2):
+        sample = dataset[0]
+    assert torch.equal(sample["input_ids"], whole["input_ids"][:-2])
+    assert torch.equal(sample["labels"], whole["labels"][:-2])
+    assert dataset.num_truncated == 1
+
+
+def test_a_cut_image_placeholder_takes_its_image_with_it(make):
+    record = {
+        "id": 0,
+        "image": ["bus.png", "dog.png"],
+        "conversations": turns("<image>", "A.", "<image>", "B."),
+    }
+    dataset = make([record], num_visual_tokens=400, model_max_length=700)
+    sample = dataset[0]
+    assert sample["input_ids"].tolist().count(IMAGE_TOKEN_INDEX) == len(sample["images"]) == 1
+    assert len(sample["image_sizes"]) == 1
+
+
+def test_an_answer_beyond_the_limit_is_a_bad_record(make):
+    long = with_image("dog", conversations=turns("<image>\n" + "What? " * 200, "A dog."))
+    with pytest.raises(
+        BadRecord, match=r"record 1 \(id dog\): no word .* first 150 tokens; raise --model_max_length"
+    ):
+        make([with_image("bus"), long], model_max_length=150)[1]
+    dataset = make([with_image("bus"), long], model_max_length=150, on_bad_record="skip")
+    assert (dataset[1]["labels"] != IGNORE_INDEX).any()
+    assert "no word of an answer" in dataset.bad_records[0]
+
+
+def test_plain_counts_a_conversation_as_bad(make):
+    with pytest.raises(BadRecord, match=r"record 1 \(id text\): the template 'plain' takes one image"):
+        make([with_image("bus"), TEXT_ONLY], template="plain")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"template": "v9"}, "--version must be one of"),
+        ({"image_aspect_ratio": "wide"}, "--image_aspect_ratio must be one of"),
+        ({"on_bad_record": "hide"}, "--on_bad_record must be 'fail' or 'skip'"),
+    ],
+)
+def test_unknown_arguments_are_refused_at_once(make, argument, message):
+    with pytest.raises(ValueError, match=message):
+        make([with_image("bus")], **argument)
+
+
+def test_access_holds_no_memory(make):
+    dataset = make([with_image("bus"), with_image("dog")])
+    before = {name: id(value) for name, value in vars(dataset).items()}
+    for index in range(2):
+        dataset[index]
+    assert {name: id(value) for name, value in vars(dataset).items()} == before
