@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import NamedTuple
 
-from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
 
 
 class SeparatorStyle(Enum):
@@ -60,6 +60,13 @@ class Conversation:
     def stop_str(self) -> str | None:
         """The text that ends an answer."""
         return self.sep2 if self.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2) else self.sep
+
+    def image_text(self, use_im_start_end: bool = False) -> str:
+        """What stands for an image in a message, between <im_start> and <im_end> where trained so."""
+        if not use_im_start_end:
+            return self.image_mark
+        wrapped = f"{DEFAULT_IM_START_TOKEN}{DEFAULT_IMAGE_TOKEN}{DEFAULT_IM_END_TOKEN}"
+        return self.image_mark.replace(DEFAULT_IMAGE_TOKEN, wrapped)
 
     def get_prompt(self) -> str:
         """The whole prompt. Raises ValueError where the template cannot express the messages."""
@@ -218,3 +225,41 @@ conv_templates: dict[str, Conversation] = {
     ),
     "mpt": _MPT,
 }
+DEFAULT_TEMPLATE = "vicuna_v1"  # of checkpoints whose config.json does not say
+
+
+def template_named(name: str, flag: str = "--conv-mode") -> Conversation:
+    """A copy of a template.
+
+    Args:
+        flag: where the name came from, for the message.
+    Raises:
+        ValueError: if there is none of that name; lists the names.
+    """
+    if name not in conv_templates:
+        raise ValueError(f"{flag} must be one of {', '.join(sorted(conv_templates))}, got {name!r}.")
+    return conv_templates[name].copy()
+
+
+def question_prompt(
+    text: str, num_images: int, template: Conversation, use_im_start_end: bool = False
+) -> str:
+    """The prompt of one question, up to the place where the answer begins.
+
+    The images come first, a line each, unless the text says itself where they go.
+
+    Raises:
+        ValueError: if the text's own <image> marks differ from the images in number.
+    """
+    marks = text.count(DEFAULT_IMAGE_TOKEN)
+    if marks == 0:
+        text = f"{DEFAULT_IMAGE_TOKEN}\n" * num_images + text
+    elif marks != num_images:
+        raise ValueError(
+            f"the text holds {marks} {DEFAULT_IMAGE_TOKEN} for {num_images} image(s); they must agree."
+        )
+    conversation = template.copy()
+    text = text.replace(DEFAULT_IMAGE_TOKEN, conversation.image_text(use_im_start_end))
+    conversation.append_message(conversation.roles[0], text)
+    conversation.append_message(conversation.roles[1], None)
+    return conversation.get_prompt()

@@ -1,6 +1,6 @@
-"""VisualPrism in its plain form: every step as SPEC-like prose says it, nothing reordered, folded or shared.
+"""VisualPrism in its plain form: every step in its textbook order, nothing reordered, folded or shared.
 
-It is slow on purpose. Tests hold it to the recorded files where they are at hand, and hold the product to it everywhere.
+It is slow on purpose. Tests hold it to the recorded files where those are at hand, and the product to it.
 """
 
 import pywt

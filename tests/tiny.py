@@ -85,7 +85,7 @@ def save_language_model(folder, family: str = "llama"):
 
 
 def build(folder, family: str = "llama", tower: str = "clip", **fields):
-    """A multimodal model in eval mode over freshly saved parts below `folder`; visualprism, s = 2, by default."""
+    """A multimodal model in eval mode over freshly saved parts below `folder`; visualprism, s = 2."""
     torch.manual_seed(0)
     language_model = save_language_model(folder / "language_model", family)
     config = read_config(language_model)

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.conversation import template_named
 from llava.data.record import BadRecord, describe_record, image_files, load_records, validate_record
-from llava.data.targets import build_targets, conversation_from_record, get_template
+from llava.data.targets import build_targets, conversation_from_record
 from llava.mm_utils import get_aspect_ratio, load_image, process_images
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class SupervisedDataset(Dataset):
         self.on_bad_record = on_bad_record
         self.num_visual_tokens = num_visual_tokens
         self.mm_use_im_start_end = mm_use_im_start_end
-        get_template(template)
+        template_named(template, "--version")
         get_aspect_ratio(self.image_config)
         self._read(load_records(data_path))
 

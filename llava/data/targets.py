@@ -5,23 +5,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from itertools import accumulate
 
-from llava.constants import (
-    DEFAULT_IM_END_TOKEN,
-    DEFAULT_IM_START_TOKEN,
-    DEFAULT_IMAGE_TOKEN,
-    IGNORE_INDEX,
-    IMAGE_TOKEN_INDEX,
-)
-from llava.conversation import Conversation, SeparatorStyle, conv_templates
+from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.conversation import Conversation, SeparatorStyle, template_named
 from llava.data.record import image_files
 from llava.mm_utils import encode_prompt
-
-
-def get_template(name: str) -> Conversation:
-    """A copy of a template. Raises ValueError if there is none of that name."""
-    if name not in conv_templates:
-        raise ValueError(f"--version must be one of {', '.join(conv_templates)}, got {name!r}.")
-    return conv_templates[name].copy()
 
 
 def conversation_from_record(record: dict, template: str, mm_use_im_start_end: bool = False) -> Conversation:
@@ -36,7 +23,7 @@ def conversation_from_record(record: dict, template: str, mm_use_im_start_end: b
     Raises:
         ValueError: if the template is unknown, or plain and the record is not one image and its caption.
     """
-    conversation = get_template(template)
+    conversation = template_named(template, "--version")
     turns = record["conversations"]
     is_plain = conversation.sep_style is SeparatorStyle.PLAIN
     num_images = len(image_files(record))
@@ -45,11 +32,7 @@ def conversation_from_record(record: dict, template: str, mm_use_im_start_end: b
             f"the template {template!r} takes one image and one answer, its caption, got {num_images} "
             f"image(s) and {len(turns)} turns; choose a chat template with --version, or remove the record."
         )
-    mark = conversation.image_mark
-    if mm_use_im_start_end:
-        mark = mark.replace(
-            DEFAULT_IMAGE_TOKEN, f"{DEFAULT_IM_START_TOKEN}{DEFAULT_IMAGE_TOKEN}{DEFAULT_IM_END_TOKEN}"
-        )
+    mark = conversation.image_text(mm_use_im_start_end)
     for index, turn in enumerate(turns):
         words = turn["value"]
         if words.count(DEFAULT_IMAGE_TOKEN) == 1:

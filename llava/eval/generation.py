@@ -12,12 +12,9 @@ from pathlib import Path
 import torch
 
 from llava.constants import (
-    DEFAULT_IM_END_TOKEN,
-    DEFAULT_IM_START_TOKEN,
-    DEFAULT_IMAGE_TOKEN,
     IMAGE_TOKEN_INDEX,
 )
-from llava.conversation import Conversation, conv_templates
+from llava.conversation import Conversation, question_prompt, template_named
 from llava.eval import TOKEN_BUDGET
 from llava.mm_utils import load_image, process_images, tokenizer_image_token
 
@@ -72,43 +69,6 @@ class Prompt:
     question: dict
     input_ids: list[int]
     length: int
-
-
-def template_named(conv_mode: str) -> Conversation:
-    """A copy of a conversation template.
-
-    Raises:
-        ValueError: if there is none of that name; lists the names.
-    """
-    if conv_mode not in conv_templates:
-        raise ValueError(
-            f"--conv-mode {conv_mode!r} is unknown; choose from {', '.join(sorted(conv_templates))}."
-        )
-    return conv_templates[conv_mode].copy()
-
-
-def build_prompt(text: str, num_images: int, template: Conversation, use_im_start_end: bool = False) -> str:
-    """The prompt of one question, up to the place where the answer begins.
-
-    The images come first, a line each, unless the text says itself where they go.
-
-    Raises:
-        ValueError: if the text's own `<image>` marks differ from the images in number.
-    """
-    marks = text.count(DEFAULT_IMAGE_TOKEN)
-    if marks == 0:
-        text = f"{DEFAULT_IMAGE_TOKEN}\n" * num_images + text
-    elif marks != num_images:
-        raise ValueError(
-            f"the text holds {marks} {DEFAULT_IMAGE_TOKEN} for {num_images} image(s); they must agree."
-        )
-    if use_im_start_end:
-        wrapped = DEFAULT_IM_START_TOKEN + DEFAULT_IMAGE_TOKEN + DEFAULT_IM_END_TOKEN
-        text = text.replace(DEFAULT_IMAGE_TOKEN, wrapped)
-    conversation = template.copy()
-    conversation.append_message(conversation.roles[0], text)
-    conversation.append_message(conversation.roles[1], None)
-    return conversation.get_prompt()
 
 
 class Stopping:
@@ -222,7 +182,7 @@ def make_prompt(question: dict, model, tokenizer, template: Conversation) -> Pro
     wrap = getattr(model.config, "mm_use_im_start_end", False)
     input_ids = list(
         tokenizer_image_token(
-            build_prompt(question["text"], num_images, template, wrap), tokenizer, IMAGE_TOKEN_INDEX
+            question_prompt(question["text"], num_images, template, wrap), tokenizer, IMAGE_TOKEN_INDEX
         )
     )
     num_visual = model.num_visual_tokens if num_images else 0

@@ -8,10 +8,9 @@ import json
 import sys
 from pathlib import Path
 
+from llava.conversation import DEFAULT_TEMPLATE, template_named
 from llava.eval import TOKEN_BUDGET
 from llava.eval.records import AnswerFile, get_chunk, load_questions, model_fingerprint
-
-DEFAULT_CONV_MODE = "vicuna_v1"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -26,7 +25,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--answers-file", required=True, help="JSON lines, continued if it exists")
     add(
         "--conv-mode",
-        help=f"template; default: config.json's conv_version, else {DEFAULT_CONV_MODE}",
+        help=f"template; default: config.json's conv_version, else {DEFAULT_TEMPLATE}",
     )
     add("--num-chunks", type=int, default=1, help="parts the questions are split into, one a process")
     add("--chunk-idx", type=int, default=0, help="which part this process answers, from 0")
@@ -73,7 +72,7 @@ def answer_settings(args: argparse.Namespace, config: dict) -> dict:
     """Everything that changes an answer, as kept in each row's metadata."""
     sampled = args.temperature > 0
     return {
-        "conv_mode": args.conv_mode or config.get("conv_version") or DEFAULT_CONV_MODE,
+        "conv_mode": args.conv_mode or config.get("conv_version") or DEFAULT_TEMPLATE,
         "temperature": args.temperature,
         "top_p": args.top_p if sampled else None,
         "num_beams": args.num_beams,
@@ -123,7 +122,7 @@ def _answer(args, settings: dict, questions: list[dict], answers: AnswerFile, sk
     # here, so that --help and a finished run need no torch
     from tqdm import tqdm
 
-    from llava.eval.generation import Decoding, answer_questions, template_named
+    from llava.eval.generation import Decoding, answer_questions
     from llava.mm_utils import get_model_name_from_path
     from llava.model.builder import load_pretrained_model
 

@@ -1,4 +1,4 @@
-"""load_pretrained_model: a tokenizer, a model and an image processor from a folder, decided by its files alone."""
+"""load_pretrained_model: tokenizer, model and image processor of a folder, decided by its files alone."""
 
 import logging
 from pathlib import Path
@@ -22,8 +22,8 @@ from llava.model.vision_config import VisionFields
 
 logger = logging.getLogger(__name__)
 
-# By model_type, of a plain language model or of a multimodal checkpoint. "llava" is what LLaVA 1.0, TokenPacker and
-# VisualPrism wrote, with Llama's fields at the top level.
+# By model_type, of a plain language model or of a multimodal checkpoint. "llava" is what LLaVA 1.0,
+# TokenPacker and VisualPrism wrote, with Llama's fields at the top level.
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     "llama": LlavaLlamaForCausalLM,
     "llava_llama": LlavaLlamaForCausalLM,
@@ -66,7 +66,7 @@ def model_class_of(model_type: str | None, source: str) -> type[PreTrainedModel]
 
 
 def read_config(path: str | Path, model_class: type[PreTrainedModel] | None = None) -> PretrainedConfig:
-    """config.json of a language model or of a multimodal checkpoint, as the configuration of our class for it."""
+    """config.json of a language model or of a multimodal checkpoint, as our class's configuration."""
     raw, _ = PretrainedConfig.get_config_dict(str(path))
     model_class = model_class or model_class_of(raw.get("model_type"), str(path))
     raw.pop("model_type", None)
@@ -121,7 +121,11 @@ def load_pretrained_model(
     folder = inspect_folder(model_path)
     device = device or default_device()
     dtype = torch_dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.float16)
-    options = {"dtype": dtype, "attn_implementation": attn_implementation, **quantization(load_8bit, load_4bit)}
+    options = {
+        "dtype": dtype,
+        "attn_implementation": attn_implementation,
+        **quantization(load_8bit, load_4bit),
+    }
     if device_map is not None and torch.device(device).type != "cpu":
         options["device_map"] = device_map
     if folder.has_model:
@@ -182,11 +186,14 @@ def load_whole_model(folder: CheckpointFolder, options: dict) -> PreTrainedModel
     return model
 
 
-def load_projector_over_base(folder: CheckpointFolder, model_base: str | None, options: dict) -> PreTrainedModel:
+def load_projector_over_base(
+    folder: CheckpointFolder, model_base: str | None, options: dict
+) -> PreTrainedModel:
     """Stage 1's folder: its projector and multimodal keys over the language model it was trained on."""
     if model_base is None:
         raise ValueError(
-            f"{folder.path} holds only {PROJECTOR_FILE}; name the language model it was trained on with --model-base."
+            f"{folder.path} holds only {PROJECTOR_FILE}; "
+            "name the language model it was trained on with --model-base."
         )
     fields = read_config(folder.path)
     base = read_config(model_base)

@@ -1,4 +1,4 @@
-"""What is in a checkpoint folder, and weights into modules with nothing missing, unexpected or mis-shaped in silence."""
+"""Checkpoint folders, and weights into modules: no key missing, unexpected or mis-shaped in silence."""
 
 import json
 from dataclasses import dataclass
@@ -51,13 +51,14 @@ def inspect_folder(path: str | Path) -> CheckpointFolder:
     )
     if not (folder.has_model or folder.has_projector):
         raise ValueError(
-            f"{path} has no weights: neither {WEIGHT_FILES[0]} (a whole model) nor {PROJECTOR_FILE} (stage 1)."
+            f"{path} has no weights: "
+            f"neither {WEIGHT_FILES[0]} (a whole model) nor {PROJECTOR_FILE} (stage 1)."
         )
     return folder
 
 
 def read_projector(file: str | Path) -> dict[str, Tensor]:
-    """mm_projector.bin with its keys cut to the projector's own: model.mm_projector.mlp.0.weight -> mlp.0.weight.
+    """mm_projector.bin, its keys cut to the projector's own: model.mm_projector.mlp.0.bias -> mlp.0.bias.
 
     Raises:
         ValueError: if the file is missing, damaged, or holds no projector.
@@ -67,17 +68,21 @@ def read_projector(file: str | Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise ValueError(f"{file} does not exist; run stage 1 (scripts/v1_5/pretrain.sh) first.") from error
     except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise ValueError(f"{file} cannot be read ({error}); it is damaged: write or copy it again.") from error
+        raise ValueError(
+            f"{file} cannot be read ({error}); it is damaged: write or copy it again."
+        ) from error
     cut = {
         key.split(PROJECTOR_PREFIX, 1)[1]: value for key, value in state.items() if PROJECTOR_PREFIX in key
     }
     if not cut:
-        raise ValueError(f"{file} holds no keys of a projector (*.{PROJECTOR_PREFIX}*), but {sorted(state)[:5]}.")
+        raise ValueError(
+            f"{file} holds no keys of a projector (*.{PROJECTOR_PREFIX}*), but {sorted(state)[:5]}."
+        )
     return cut
 
 
 def load_exactly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """load_state_dict that lists every key which is missing, unexpected or of another shape, and then loads nothing.
+    """load_state_dict that lists each missing, unexpected and mis-shaped key, and then loads nothing.
 
     Raises:
         ValueError: with that list.
@@ -93,7 +98,7 @@ def load_exactly(module: nn.Module, state: dict[str, Tensor], source: str) -> No
     if problems:
         shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise ValueError(
-            f"{source} does not fit this {type(module).__name__}: {shown}. Check --mm_projector_type and that the "
-            "language model and the vision tower are those it was trained with."
+            f"{source} does not fit this {type(module).__name__}: {shown}. "
+            "Check --mm_projector_type and that language model and tower are those it was trained with."
         )
     module.load_state_dict(state)

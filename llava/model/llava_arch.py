@@ -1,12 +1,17 @@
-"""Vision around any causal language model: tower, projector and merge as two mixins, one a half of the model."""
+"""Vision around any causal language model: tower, projector and merge, as two mixins."""
 
-# B sequences, T prompt tokens, T' merged tokens, I images of the whole batch, M tokens an image, D model width
+# B sequences, T prompt tokens, T' merged tokens, I images of the batch, M tokens an image, D model width
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN, IGNORE_INDEX
+from llava.constants import (
+    DEFAULT_IM_END_TOKEN,
+    DEFAULT_IM_START_TOKEN,
+    DEFAULT_IMAGE_PATCH_TOKEN,
+    IGNORE_INDEX,
+)
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_merge import MergedInputs, merge, plan_merge
@@ -36,7 +41,7 @@ class LlavaMetaModel:
 
 
 class LlavaMetaForCausalLM:
-    """The causal language model's half: images in forward and generate, a loss over the labelled positions alone."""
+    """The causal language model's half: images in forward and generate, loss where labels are."""
 
     def get_model(self) -> LlavaMetaModel:
         return self.model
@@ -87,7 +92,7 @@ class LlavaMetaForCausalLM:
         images = self._stack_images(images)
         num_images = 0 if images is None else images.shape[0]
         device = self.get_input_embeddings().weight.device
-        # The plan needs values on the CPU, once, ahead of all device work; nothing after it waits for the device.
+        # The plan reads values on the CPU once, ahead of all device work; nothing after it waits.
         plan = plan_merge(
             input_ids.cpu(),
             None if attention_mask is None else attention_mask.cpu(),
@@ -108,8 +113,11 @@ class LlavaMetaForCausalLM:
         return images
 
     def _image_features(self, images: Tensor | None, like: Tensor) -> Tensor:
-        """float[V, D]. In training, a batch without images encodes a blank one and keeps none of its tokens, so that
-        every rank takes part in every collective."""
+        """float[V, D].
+
+        In training, a batch without images encodes a blank one and keeps none of its tokens, so that every
+        rank takes part in every collective.
+        """
         if images is not None:
             return self.encode_images(images).flatten(0, 1)
         if self.training and self.get_vision_tower() is not None:
@@ -168,8 +176,9 @@ class LlavaMetaForCausalLM:
         return super().forward(**inputs, labels=labels, **kwargs)
 
     def _labelled_loss(self, hidden: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
-        """Mean cross-entropy of the next token where there is a label: hidden float[B, T', D], labels long[B, T'].
+        """Mean cross-entropy of the next token where there is a label.
 
+        hidden float[B, T', D], labels long[B, T'].
         num_items: the divisor, when a step's batches are accumulated; by default this batch's own labels.
         """
         targets = labels[:, 1:]
@@ -199,7 +208,7 @@ class LlavaMetaForCausalLM:
         return super().generate(**kwargs)
 
     def initialize_vision_tokenizer(self, fields, tokenizer) -> None:
-        """Add the tokens that --mm_use_im_patch_token and --mm_use_im_start_end ask for; new rows start at the mean."""
+        """Add the tokens of --mm_use_im_patch_token and --mm_use_im_start_end; new rows start at the mean."""
         tokens = [DEFAULT_IMAGE_PATCH_TOKEN] if fields.mm_use_im_patch_token else []
         tokens += [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN] if fields.mm_use_im_start_end else []
         if tokens:

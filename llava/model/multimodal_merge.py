@@ -62,14 +62,14 @@ def plan_merge(
         tokens_per_image: tokens of each image, in the order of their placeholders over the batch.
         padding_side: "left" or "right", of the result.
     Raises:
-        ValueError: if there are more or fewer placeholders than images; going on would misplace every feature.
+        ValueError: if placeholders and images differ in number; going on would misplace every feature.
     """
     keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     num_placeholders = int(((input_ids == IMAGE_TOKEN_INDEX) & keep).sum())
     if num_placeholders != len(tokens_per_image):
         raise ValueError(
-            f"the prompts have {num_placeholders} <image> placeholders, but {len(tokens_per_image)} images came; "
-            "give one image for each placeholder."
+            f"the prompts have {num_placeholders} <image> placeholders, "
+            f"but {len(tokens_per_image)} images came; give one image for each placeholder."
         )
     counts = iter(tokens_per_image)
     next_visual = 0
@@ -94,7 +94,9 @@ def plan_merge(
         )
 
     attended = torch.nn.utils.rnn.pad_sequence(
-        [torch.ones_like(row[0], dtype=torch.bool) for row in rows], batch_first=True, padding_side=padding_side
+        [torch.ones_like(row[0], dtype=torch.bool) for row in rows],
+        batch_first=True,
+        padding_side=padding_side,
     )
     return MergePlan(
         token_ids=pad(0, PADDING_ID),
@@ -111,7 +113,7 @@ def merge(plan: MergePlan, text_embeds: Tensor, image_features: Tensor) -> Merge
     Args:
         plan: on the device of the embeddings.
         text_embeds: float[B, T', D], the embeddings of plan.token_ids.
-        image_features: float[V, D], in the order of plan.visual_index; V = 0 keeps them in the autograd graph.
+        image_features: float[V, D], in plan.visual_index's order; V = 0 keeps them in the autograd graph.
     """
     flat = text_embeds.flatten(0, 1)
     positions = torch.arange(flat.shape[0], device=flat.device)

@@ -73,7 +73,7 @@ def _from_sentencepiece(path: str | os.PathLike, model_file: str, options: dict)
     backend = llama.backend_tokenizer
     pieces = SentencePieceProcessor(model_file=model_file)
     vocab = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
-    scores = {piece: pieces.get_score(i) for piece, i in vocab.items() if not _is_reserved(pieces, i)}
+    scores = {piece: pieces.get_score(i) for piece, i in vocab.items()}
     # transformers 5 orders merges by id, but runs of spaces have low ids and the lowest score
     backend.model = BPE(vocab, generate_merges(vocab, scores), fuse_unk=True, byte_fallback=True)
     # folders from before there was a choice do not say, and are legacy
@@ -90,11 +90,6 @@ def _from_sentencepiece(path: str | os.PathLike, model_file: str, options: dict)
         model_max_length=llama.model_max_length,
         clean_up_tokenization_spaces=False,
     )
-
-
-def _is_reserved(pieces: SentencePieceProcessor, index: int) -> bool:
-    """Pieces such as <s> and <0x0A>, which SentencePiece never merges out of text."""
-    return pieces.is_control(index) or pieces.is_byte(index) or pieces.is_unknown(index)
 
 
 def _keep_leading_spaces(backend: Tokenizer) -> None:

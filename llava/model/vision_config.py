@@ -1,6 +1,7 @@
-"""The multimodal keys of config.json, with their defaults: declared here alone, shared by every language model."""
+"""The multimodal keys of config.json and their defaults: declared here alone, for every language model."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 # A tower of 24 layers gives these hidden states (0 is the embedding output); others scale them (SPEC 1).
 REFERENCE_LEVELS = (12, 16, 22)
@@ -56,7 +57,7 @@ def resolve_select_layer(select_layer: int, depth: int) -> int:
 
 
 def default_levels(depth: int, selected: int) -> list[int]:
-    """Hidden states 12, 16, 22, 23 of 24, scaled to `depth`: strictly increasing, ending at the selected one."""
+    """Hidden states 12, 16, 22, 23 of 24, scaled to `depth`: strictly increasing, the last the selected."""
     levels = [round(level * depth / REFERENCE_DEPTH) for level in REFERENCE_LEVELS] + [selected]
     for i in reversed(range(len(levels) - 1)):
         levels[i] = min(levels[i], levels[i + 1] - 1)
@@ -77,6 +78,8 @@ def resolve_levels(levels: list[int] | None, depth: int, select_layer: int) -> l
     if levels is None:
         return default_levels(depth, resolve_select_layer(select_layer, depth))
     resolved = [resolve_select_layer(level, depth) for level in levels]
-    if any(low >= high for low, high in zip(resolved, resolved[1:], strict=False)):
-        raise ValueError(f"--mm_vision_levels must be strictly increasing, got {list(levels)} (of {depth} layers).")
+    if any(low >= high for low, high in pairwise(resolved)):
+        raise ValueError(
+            f"--mm_vision_levels must be strictly increasing, got {list(levels)} (of {depth} layers)."
+        )
     return resolved

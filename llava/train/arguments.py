@@ -15,13 +15,19 @@ def flag(default, help_text: str, **metadata):
 @dataclass
 class ModelArguments:
     model_name_or_path: str = flag(None, "Language model: a folder or a hub name.")
-    version: str = flag("v1", "Conversation template: plain for stage 1, v1 for Vicuna, qwen_2 for ChatML, ...")
+    version: str = flag(
+        "v1", "Conversation template: plain for stage 1, v1 for Vicuna, qwen_2 for ChatML, ..."
+    )
     vision_tower: str = flag(None, "Vision tower: a folder or a hub name of a CLIP, SigLIP or DINOv2 model.")
-    mm_vision_select_layer: int = flag(-2, "Hidden state for the projector; 0 is the embedding output, -1 the last.")
+    mm_vision_select_layer: int = flag(
+        -2, "Hidden state for the projector; 0 is the embedding output, -1 the last."
+    )
     mm_vision_select_feature: str = flag("patch", "patch, or cls_patch to keep the class token.")
     mm_vision_levels: list[int] = field(
         default=None,
-        metadata={"help": "Hidden states for multi-level projectors, ascending; default 12 16 22 23 of 24, scaled."},
+        metadata={
+            "help": "Hidden states for multi-level projectors, ascending; default 12 16 22 23 of 24, scaled."
+        },
     )
     mm_vision_image_size: int = flag(None, "Side of the tower's input in pixels; default the tower's own.")
     mm_projector_type: str = flag("linear", "linear, mlpNx_gelu, identity or visualprism.")
@@ -38,19 +44,25 @@ class ModelArguments:
             if not getattr(self, name):
                 raise ValueError(f"--{name} is missing: give a folder or a hub name.")
         if self.mm_patch_merge_type != "flat":
-            raise ValueError(f"--mm_patch_merge_type must be flat with a single view, got {self.mm_patch_merge_type}.")
+            raise ValueError(
+                f"--mm_patch_merge_type must be flat with a single view, got {self.mm_patch_merge_type}."
+            )
 
 
 @dataclass
 class DataArguments:
     data_path: str = flag(None, "LLaVA records: a JSON or JSONL file.")
     image_folder: str = flag(None, "Folder that the records' image paths start from.")
-    image_aspect_ratio: str = flag("square", "square (resize and crop) or pad (to a square of the mean colour).")
+    image_aspect_ratio: str = flag(
+        "square", "square (resize and crop) or pad (to a square of the mean colour)."
+    )
     is_multimodal: bool = flag(True, "Records may have images; text-only records are always fine.")
     lazy_preprocess: bool = flag(True, "Records are prepared as they are needed; this is always so.")
     image_grid_pinpoints: str = flag(None, "Resolutions of anyres, as a list of [width, height].")
     patch_num: int = flag(9, "Tiles at most of slice: 9, 16 or 25.")
-    on_bad_record: str = flag("fail", "fail, or skip to leave bad records out, count them and list them at the end.")
+    on_bad_record: str = flag(
+        "fail", "fail, or skip to leave bad records out, count them and list them at the end."
+    )
 
     def __post_init__(self):
         if not self.data_path:
@@ -93,7 +105,9 @@ class TrainingArguments(transformers.TrainingArguments):
 
     # Flags of published scripts that transformers 5 renamed
     evaluation_strategy: str = flag(None, "Older name of --eval_strategy.")
-    warmup_ratio: float = flag(None, "Share of the steps to warm up over; older form of --warmup_steps below 1.")
+    warmup_ratio: float = flag(
+        None, "Share of the steps to warm up over; older form of --warmup_steps below 1."
+    )
 
     def __post_init__(self):
         if self.evaluation_strategy is not None:
@@ -103,7 +117,9 @@ class TrainingArguments(transformers.TrainingArguments):
                 raise ValueError("--warmup_ratio and --warmup_steps are two ways to say one thing; give one.")
             self.warmup_steps = self.warmup_ratio  # a value below 1 is a share
         if self.lora_enable or self.bits != 16:
-            raise ValueError("--lora_enable and --bits 4|8 are not in this version; train in full (leave them out).")
+            raise ValueError(
+                "--lora_enable and --bits 4|8 are not in this version; train in full (leave them out)."
+            )
         if self.use_sinkhorn_lsd and not self.no_use_sinkhorn_lsd:
             raise ValueError("--use_sinkhorn_lsd is not in this version; pass --no_use_sinkhorn_lsd.")
         if not torch.cuda.is_available() and not torch.backends.mps.is_available():
@@ -144,7 +160,9 @@ def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments,
     parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
     model, data, training = parser.parse_args_into_dataclasses(args=argv)
     if model.tune_mm_mlp_adapter and training.freeze_mm_mlp_adapter:
-        raise ValueError("--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter exclude each other: nothing would learn.")
+        raise ValueError(
+            "--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter exclude each other: nothing would learn."
+        )
     if model.freeze_backbone and training.freeze_mm_mlp_adapter:
         raise ValueError("--freeze_backbone and --freeze_mm_mlp_adapter together leave nothing to learn.")
     return model, data, training

@@ -34,7 +34,7 @@ class LlavaTrainer(Trainer):
         )
 
     def create_optimizer(self, model=None):
-        """Groups by (projector or not) and (weight decay or not); --mm_projector_lr sets the projector's rate."""
+        """Groups by projector or not and weight decay or not; --mm_projector_lr is the projector's rate."""
         if self.optimizer is not None:
             return self.optimizer
         decayed = set(self.get_decay_parameter_names(self.model))
@@ -58,7 +58,7 @@ class LlavaTrainer(Trainer):
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Stage 1 keeps what it learns, the projector; stage 2 the whole model, tokenizer and image processor."""
+        """Stage 1 keeps what it learns, the projector; stage 2 all: model, tokenizer, image processor."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)

@@ -16,7 +16,7 @@ STAGING = "incomplete"
 
 
 def projector_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The projector's part of a model's state dict, buffers included, under the published keys model.mm_projector.*"""
+    """The projector's part of a state dict, buffers included, by published keys (model.mm_projector.*)."""
     return {
         key: value.detach().cpu().clone() for key, value in state.items() if f".{PROJECTOR_PREFIX}" in key
     }
@@ -30,7 +30,7 @@ def save_projector(model: PreTrainedModel, folder: Path, state: dict[str, Tensor
 
 
 def publish(scratch: Path, folder: Path) -> None:
-    """Move what a finished save wrote from its scratch folder into `folder`, file by file, each in one rename."""
+    """Move what a finished save wrote from its scratch folder into `folder`, each file in one rename."""
     for item in scratch.iterdir():
         os.replace(item, folder / item.name)
     scratch.rmdir()

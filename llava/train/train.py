@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 def load_model(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments):
     """The language model with its tower and projector, frozen and thawed as the flags say.
 
-    What learns stays in float32 and is autocast (DeepSpeed keeps its own float32 masters); what is frozen is held in
-    the compute dtype.
+    What learns stays in float32 and is autocast (DeepSpeed keeps its own float32 masters); what is frozen
+    is held in the compute dtype.
     """
     compute_dtype = (
         torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
@@ -42,7 +42,8 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, training_ar
         attach_vision(model, vision_fields(model_args, data_args, training_args))
     else:
         raise ValueError(
-            f"--model_name_or_path {model_args.model_name_or_path!r} already sees; start from a language model."
+            f"--model_name_or_path {model_args.model_name_or_path!r} already sees; "
+            "start from a language model."
         )
     if model_args.pretrain_mm_mlp_adapter:
         source = model_args.pretrain_mm_mlp_adapter
@@ -57,13 +58,15 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, training_ar
 
 
 def prepare(argv: list[str] | None) -> LlavaTrainer | None:
-    """Everything up to the first step, so that what a user got wrong ends the run here; None for a complete run."""
+    """All up to the first step, so that what a user got wrong ends the run here; None for a complete run."""
     model_args, data_args, training_args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if not training_args.should_log:
         logging.getLogger().setLevel(logging.WARNING)
     if saving.is_complete(training_args.output_dir):
-        logger.info("%s is complete; remove it or choose another --output_dir to run anew.", training_args.output_dir)
+        logger.info(
+            "%s is complete; remove it or choose another --output_dir to run anew.", training_args.output_dir
+        )
         return None
     transformers.set_seed(training_args.seed)
     tokenizer = load_tokenizer(
@@ -84,7 +87,12 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
         on_bad_record=data_args.on_bad_record,
         mm_use_im_start_end=model_args.mm_use_im_start_end,
     )
-    logger.info("%s: %d records, %d visual tokens an image", data_args.data_path, len(dataset), model.num_visual_tokens)
+    logger.info(
+        "%s: %d records, %d visual tokens an image",
+        data_args.data_path,
+        len(dataset),
+        model.num_visual_tokens,
+    )
     return LlavaTrainer(
         model=model,
         args=training_args,

@@ -12,13 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
-from llava.conversation import Conversation, conv_templates
+from llava.conversation import DEFAULT_TEMPLATE, question_prompt, template_named
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.visualization.attention import attention_to_image, resolve_layers
 from llava.visualization.token_map import ImageMapping, image_mapping
-
-DEFAULT_CONV_MODE = "vicuna_v1"
 
 
 @dataclass(frozen=True)
@@ -81,8 +78,10 @@ def image_attention(
     layers = resolve_layers(layers, model.config.num_hidden_layers)
     _check_grid(model)
     mapping = image_mapping(*image.size, image_processor, model.config.image_aspect_ratio)
-    template = _template(conv_mode or getattr(model.config, "conv_version", None) or DEFAULT_CONV_MODE)
-    prompt = _prompt(text, template, model.config.mm_use_im_start_end)
+    template = template_named(
+        conv_mode or getattr(model.config, "conv_version", None) or DEFAULT_TEMPLATE, "--conv_mode"
+    )
+    prompt = question_prompt(text, 1, template, model.config.mm_use_im_start_end)
     input_ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")[None].to(model.device)
     images = process_images([image], image_processor, model.config).to(model.device)
     stop = {"stop_strings": [template.stop_str], "tokenizer": tokenizer} if template.stop_str else {}
@@ -157,20 +156,3 @@ def _check_grid(model) -> None:
             f"the model gives {model.num_visual_tokens} visual tokens, which are no {grid}x{grid} grid of "
             "the image; a heatmap needs --mm_vision_select_feature patch."
         )
-
-
-def _template(conv_mode: str) -> Conversation:
-    if conv_mode not in conv_templates:
-        raise ValueError(
-            f"--conv_mode {conv_mode!r} is unknown; choose from {', '.join(sorted(conv_templates))}."
-        )
-    return conv_templates[conv_mode].copy()
-
-
-def _prompt(text: str, template: Conversation, use_im_start_end: bool) -> str:
-    mark = DEFAULT_IMAGE_TOKEN
-    if use_im_start_end:
-        mark = DEFAULT_IM_START_TOKEN + mark + DEFAULT_IM_END_TOKEN
-    template.append_message(template.roles[0], f"{mark}\n{text}")
-    template.append_message(template.roles[1], None)
-    return template.get_prompt()

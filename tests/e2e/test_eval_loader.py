@@ -12,7 +12,7 @@ from tiny_llava import save_tiny_llava
 
 import llava.model.builder
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.eval.generation import build_prompt, template_named
+from llava.conversation import question_prompt, template_named
 from llava.eval.model_vqa_loader import evaluate, main, parse_args
 from llava.mm_utils import load_image, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
@@ -88,7 +88,7 @@ def test_answers_are_those_of_a_bare_generate_call(world, reference):
     tokenizer, model, image_processor, _ = load_pretrained_model(str(world / "model"))
     for row, question in zip(read_rows(reference), read_rows(world / "questions.jsonl"), strict=True):
         images = [load_image(world / question["image"])] if "image" in question else []
-        prompt = build_prompt(question["text"], len(images), template_named("vicuna_v1"))
+        prompt = question_prompt(question["text"], len(images), template_named("vicuna_v1"))
         input_ids = tokenizer_image_token(prompt, tokenizer, IMAGE_TOKEN_INDEX, return_tensors="pt")[None]
         pixels = process_images(images, image_processor, model.config) if images else None
         new_ids = model.generate(input_ids, images=pixels, do_sample=False, max_new_tokens=NEW_TOKENS)

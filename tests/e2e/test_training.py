@@ -1,4 +1,4 @@
-"""Both stages on tiny models: what learns, what is left behind, what survives a kill, what is said of bad input."""
+"""Both stages on tiny models: what learns, what is left, what survives a kill, what bad input is told."""
 
 import json
 import shutil

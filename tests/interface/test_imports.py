@@ -17,7 +17,13 @@ ALLOWED = {
     "llava/data": ("llava.constants", "llava.conversation", "llava.mm_utils", "llava.data"),
     "llava/model": ("llava.constants", "llava.model"),
     "llava/train": ("llava.constants", "llava.conversation", "llava.model", "llava.data", "llava.train"),
-    "llava/eval": ("llava.constants", "llava.conversation", "llava.mm_utils", "llava.model.builder", "llava.eval"),
+    "llava/eval": (
+        "llava.constants",
+        "llava.conversation",
+        "llava.mm_utils",
+        "llava.model.builder",
+        "llava.eval",
+    ),
     "llava/eval/metrics": ("llava.eval.metrics",),
     "llava/visualization": (
         "llava.constants",
@@ -26,7 +32,13 @@ ALLOWED = {
         "llava.model.builder",
         "llava.visualization",
     ),
-    "llava/serve": ("llava.constants", "llava.conversation", "llava.mm_utils", "llava.model.builder", "llava.serve"),
+    "llava/serve": (
+        "llava.constants",
+        "llava.conversation",
+        "llava.mm_utils",
+        "llava.model.builder",
+        "llava.serve",
+    ),
     "llava/benchmark": ("llava",),
 }
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "llava").rglob("*.py"))
@@ -86,7 +98,19 @@ def test_no_file_of_the_training_room_shadows_a_standard_module():
 def test_the_top_level_is_the_fixed_one():
     import subprocess
 
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout
     top = {line.split("/")[0] for line in tracked.splitlines()}
-    fixed = {"llava", "scripts", "playground", "assets", "docs", "tests", "pyproject.toml", "README.md", "LICENSE"}
+    fixed = {
+        "llava",
+        "scripts",
+        "playground",
+        "assets",
+        "docs",
+        "tests",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+    }
     assert {name for name in top if not name.startswith(".")} <= fixed | {"CONTRIBUTING.md"}

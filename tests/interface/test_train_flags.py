@@ -6,7 +6,16 @@ import pytest
 
 from llava.train.arguments import parse
 
-REQUIRED = ["--model_name_or_path", "lm", "--vision_tower", "tower", "--data_path", "data.json", "--output_dir", "out"]
+REQUIRED = [
+    "--model_name_or_path",
+    "lm",
+    "--vision_tower",
+    "tower",
+    "--data_path",
+    "data.json",
+    "--output_dir",
+    "out",
+]
 
 # Values this version refuses, with the reason it gives. Each leaves this table with the feature it names.
 REFUSED = {
@@ -19,7 +28,11 @@ REFUSED = {
     "--mm_patch_merge_type spatial": "must be flat",
     "--mm_patch_merge_type spatial_unpad": "must be flat",
 }
-NOT_HERE = {"--deepspeed": "needs the train extra", "--tf32": "needs a GPU", "--report_to": "needs its package"}
+NOT_HERE = {
+    "--deepspeed": "needs the train extra",
+    "--tf32": "needs a GPU",
+    "--report_to": "needs its package",
+}
 
 
 def published(golden) -> list[list[str]]:
@@ -59,7 +72,9 @@ def test_all_published_flags_exist(golden):
 
 
 def test_renamed_flags_keep_their_effect():
-    _, _, training = parse([*REQUIRED, "--evaluation_strategy", "no", "--warmup_ratio", "0.03", "--max_steps", "200"])
+    _, _, training = parse(
+        [*REQUIRED, "--evaluation_strategy", "no", "--warmup_ratio", "0.03", "--max_steps", "200"]
+    )
     assert training.eval_strategy == "no"
     assert training.get_warmup_steps(200) == 6
     with pytest.raises(ValueError, match="two ways to say one thing"):

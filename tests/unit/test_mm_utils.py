@@ -163,3 +163,10 @@ def test_keywords_stop_the_rows_that_said_them(bpe_tokenizer, with_prompt):
     rows = torch.tensor([row[-length:] for row in rows])
     output = torch.cat([prompt, rows], dim=1) if with_prompt else rows
     assert stop(output, None).tolist() == [True, False]
+
+
+def test_a_keyword_in_the_prompt_stops_nothing(bpe_tokenizer):
+    prompt = bpe_tokenizer("Human: ###", return_tensors="pt").input_ids
+    stop = KeywordsStoppingCriteria(["###"], bpe_tokenizer, prompt)
+    new = bpe_tokenizer("A", return_tensors="pt").input_ids
+    assert stop(torch.cat([prompt, new], dim=1)).tolist() == [False]

@@ -19,7 +19,9 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
     config_class = LlavaConfig
 
     def __init__(self, config: LlavaConfig):
-        super(LlamaForCausalLM, self).__init__(config)  # LlamaForCausalLM's own would build a text-only decoder
+        super(LlamaForCausalLM, self).__init__(
+            config
+        )  # LlamaForCausalLM's own would build a text-only decoder
         self.model = LlavaLlamaModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

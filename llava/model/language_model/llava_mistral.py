@@ -19,7 +19,9 @@ class LlavaMistralForCausalLM(LlavaMetaForCausalLM, MistralForCausalLM):
     config_class = LlavaMistralConfig
 
     def __init__(self, config: LlavaMistralConfig):
-        super(MistralForCausalLM, self).__init__(config)  # MistralForCausalLM's own would build a text-only decoder
+        super(MistralForCausalLM, self).__init__(
+            config
+        )  # MistralForCausalLM's own would build a text-only decoder
         self.model = LlavaMistralModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

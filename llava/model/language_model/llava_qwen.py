@@ -19,7 +19,9 @@ class LlavaQwenForCausalLM(LlavaMetaForCausalLM, Qwen2ForCausalLM):
     config_class = LlavaQwenConfig
 
     def __init__(self, config: LlavaQwenConfig):
-        super(Qwen2ForCausalLM, self).__init__(config)  # Qwen2ForCausalLM's own would build a text-only decoder
+        super(Qwen2ForCausalLM, self).__init__(
+            config
+        )  # Qwen2ForCausalLM's own would build a text-only decoder
         self.model = LlavaQwenModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -21,7 +21,7 @@ VISION_TOWERS: dict[str, type[VisionTower]] = {
 
 
 def read_vision_config(name_or_path: str) -> dict:
-    """The vision configuration of a tower's folder; of a text-and-image model (CLIP, SigLIP) its vision half."""
+    """A tower folder's configuration; of a text-and-image model (CLIP, SigLIP) its vision half."""
     try:
         config = AutoConfig.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
@@ -45,7 +45,8 @@ def build_vision_tower(fields: VisionFields, needs_levels: bool) -> VisionTower:
     family = fields.mm_vision_config.get("model_type")
     if family not in VISION_TOWERS:
         raise ValueError(
-            f"--vision_tower {fields.mm_vision_tower!r} is of type {family!r}; known are {', '.join(VISION_TOWERS)}."
+            f"--vision_tower {fields.mm_vision_tower!r} is of type {family!r}; "
+            f"known are {', '.join(VISION_TOWERS)}."
         )
     return VISION_TOWERS[family](fields, needs_levels)
 
@@ -55,7 +56,9 @@ def load_vision_weights(tower: VisionTower, name_or_path: str) -> None:
     source, info = tower.model_class.from_pretrained(
         name_or_path, config=tower.config, dtype=tower.dtype, output_loading_info=True
     )
-    missing = sorted(set(info["missing_keys"]) - {"embeddings.mask_token"})  # DINOv2's, used in its training alone
+    missing = sorted(
+        set(info["missing_keys"]) - {"embeddings.mask_token"}
+    )  # DINOv2's, used in its training alone
     if missing:
         raise ValueError(f"--vision_tower {name_or_path!r} lacks weights: {', '.join(missing)}.")
     tower.vision_tower.load_state_dict(source.state_dict())
@@ -63,7 +66,7 @@ def load_vision_weights(tower: VisionTower, name_or_path: str) -> None:
 
 
 def load_image_processor(name_or_path: str, image_size: int):
-    """The folder's image processor, set to give image_size x image_size pixels; PIL's arithmetic everywhere."""
+    """The folder's image processor, set to image_size x image_size pixels; PIL's arithmetic everywhere."""
     processor = AutoImageProcessor.from_pretrained(name_or_path, backend="pil")
     square = {"height": image_size, "width": image_size}
     if "shortest_edge" in processor.size:

@@ -41,7 +41,8 @@ class VisionTower(nn.Module):
             )
         if fields.mm_vision_select_feature not in ("patch", "cls_patch"):
             raise ValueError(
-                f"--mm_vision_select_feature must be patch or cls_patch, got {fields.mm_vision_select_feature!r}."
+                "--mm_vision_select_feature must be patch or cls_patch, "
+                f"got {fields.mm_vision_select_feature!r}."
             )
         depth = self.config.num_hidden_layers
         keep_prefix = fields.mm_vision_select_feature == "cls_patch"
@@ -82,7 +83,8 @@ class VisionTower(nn.Module):
         if tuple(pixel_values.shape[-2:]) != expected:
             raise ValueError(
                 f"the vision tower takes {expected[0]}x{expected[1]} pixels, got "
-                f"{pixel_values.shape[-2]}x{pixel_values.shape[-1]}; prepare images with its own image processor."
+                f"{pixel_values.shape[-2]}x{pixel_values.shape[-1]}; "
+                "prepare images with its own image processor."
             )
         wanted = {self.selected, *(self.levels if self.needs_levels else ())}
         hidden = self.embed(pixel_values.to(self.dtype))

@@ -13,8 +13,8 @@ class IdentityProjector(Projector):
     def __init__(self, vision_width: int, llm_width: int):
         if vision_width != llm_width:
             raise ValueError(
-                f"--mm_projector_type identity needs equal widths, got tower {vision_width} and language model "
-                f"{llm_width}; use linear or mlp2x_gelu."
+                "--mm_projector_type identity needs equal widths, "
+                f"got tower {vision_width} and language model {llm_width}; use linear or mlp2x_gelu."
             )
         super().__init__()
 
@@ -33,7 +33,7 @@ class LinearProjector(nn.Linear, Projector):
 
 
 class MLPProjector(nn.Sequential, Projector):
-    """float[B, N, C] to float[B, N, D] by `depth` affine maps with GELU between; names 0, 2, ... as published."""
+    """float[B, N, C] to float[B, N, D] by `depth` affine maps, GELU between; named 0, 2, ... as published."""
 
     def __init__(self, vision_width: int, llm_width: int, depth: int):
         layers = [nn.Linear(vision_width, llm_width)]

@@ -1,9 +1,9 @@
-"""Cross-attention within regions: each token of the coarse grid attends to the patches it stands for, no others.
+"""Cross-attention within regions: each coarse token attends to the patches it stands for, no others.
 
 Source: TokenPacker (Li et al. 2024, section 3.2); VisualPrism's compressor is the same (SPEC 1).
 """
 
-# B images, g output grid side, M = g*g queries, s scale_factor, G = g*s, N = G*G keys, E width, h heads, d = E/h
+# B images, g output grid side, M = g*g queries, s scale_factor, G = g*s, N = G*G keys, E width, h heads
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,9 @@ def regions(grid_features: Tensor, scale_factor: int) -> Tensor:
 class RegionAttention(nn.Module):
     """Standard multi-head attention with biases and a packed in-projection, one query a region.
 
-    A region has a single query, so the key in-projection is absorbed into the query and the value in-projection is
-    applied after the weighted sum: the same function at M*E*E instead of N*E*E each. The key bias shifts all of a
-    query's scores alike and cancels in the softmax.
+    A region has a single query, so the key in-projection is absorbed into the query and the value
+    in-projection is applied after the weighted sum: the same at M*E*E instead of N*E*E each. The key bias
+    shifts all of a query's scores alike and cancels in the softmax.
     """
 
     def __init__(self, width: int, num_heads: int):
@@ -50,9 +50,11 @@ class RegionAttention(nn.Module):
         absorbed = torch.einsum("mhd,hde->mhe", query, w_key.view(heads, head_width, width))
         weights = (absorbed @ regions(key, scale_factor).transpose(1, 2)).softmax(dim=-1)  # [B*M, h, s*s]
         context = weights @ regions(value, scale_factor)  # [B*M, h, E]
-        values = torch.einsum("mhe,hde->mhd", context, w_value.view(heads, head_width, width)).flatten(1) + b_value
-        # The key bias has no effect; adding its zero share keeps it in the graph, as every parameter's gradient is
-        # expected by distributed training.
+        values = (
+            torch.einsum("mhe,hde->mhd", context, w_value.view(heads, head_width, width)).flatten(1) + b_value
+        )
+        # The key bias has no effect; its zero share keeps it in the graph, where distributed training expects
+        # a gradient of every parameter.
         output = self.out_proj(values + 0.0 * b_key)
         return output.view(batch, num_queries, width), weights.view(batch, num_queries, heads, -1)
 

@@ -1,7 +1,7 @@
 """VisualPrism: compress a vision grid by scale_factor**2, guided by frequency priors (SPEC 1).
 
-Queries come from three paths over the selected layer (TPQP), keys and values from several levels (HKVE), and each
-query attends within its own region. Attribute names are those of published checkpoints: they are a file format.
+Queries come from three paths over the selected layer (TPQP), keys and values from several levels (HKVE), and
+each query attends within its own region. Attribute names are those of published checkpoints: a file format.
 """
 
 # Legend: multimodal_projector/base.py
@@ -42,12 +42,13 @@ def downsample(maps: Tensor, side: int) -> Tensor:
 
 
 class MultiScaleConv(nn.Module):
-    """Depthwise convolutions of several sizes, each with norm and GELU, fused by a 1x1 convolution and a norm."""
+    """Depthwise convolutions of several sizes with norm and GELU, fused by a 1x1 convolution and a norm."""
 
     def __init__(self, in_width: int, out_width: int, kernels: tuple[int, ...]):
         super().__init__()
         self.convs = nn.ModuleList(
-            nn.Sequential(depthwise(in_width, kernel), nn.BatchNorm2d(in_width), nn.GELU()) for kernel in kernels
+            nn.Sequential(depthwise(in_width, kernel), nn.BatchNorm2d(in_width), nn.GELU())
+            for kernel in kernels
         )
         self.fusion = nn.Sequential(
             nn.Conv2d(in_width * len(kernels), out_width, 1, bias=False), nn.BatchNorm2d(out_width)
@@ -62,7 +63,9 @@ class GlobalGate(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.excite = nn.Sequential(nn.Conv2d(width, width // 4, 1), nn.GELU(), nn.Conv2d(width // 4, width, 1))
+        self.excite = nn.Sequential(
+            nn.Conv2d(width, width // 4, 1), nn.GELU(), nn.Conv2d(width // 4, width, 1)
+        )
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps * self.excite(maps.mean(dim=(2, 3), keepdim=True)).sigmoid()
@@ -71,8 +74,8 @@ class GlobalGate(nn.Module):
 class VisualPrism(Projector):
     """Guide, then compress: G*G patches to (G/s)**2 tokens.
 
-    The grid side is read at run time and no parameter depends on s, so one module serves every resolution that s
-    divides, and every s.
+    The grid side is read at run time and no parameter depends on s, so one module serves every resolution
+    that s divides, and every s.
 
     Args:
         vision_width: C.
@@ -132,8 +135,9 @@ class VisualPrism(Projector):
     def queries(self, x: Tensor, side: int) -> Tensor:
         """float[B, N, C] to float[B, side*side, E].
 
-        Sampling is linear and its weights sum to 1, so it commutes with the 1x1 maps of the identity and wavelet
-        paths: they see M positions instead of N. The local path's norm needs its statistics over all N.
+        Sampling is linear and its weights sum to 1, so it commutes with the 1x1 maps of the identity
+        and wavelet paths: they see M positions instead of N. The local path's norm needs its statistics
+        over all N.
         """
         maps = to_maps(x)
         identity = self.q_identity_proj(to_tokens(downsample(maps, side)))

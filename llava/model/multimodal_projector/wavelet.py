@@ -1,4 +1,4 @@
-"""One-level orthonormal Haar transform of feature maps (Mallat 1989), and the wavelet path of VisualPrism's queries."""
+"""One-level orthonormal Haar transform of feature maps (Mallat 1989), and VisualPrism's wavelet path."""
 
 # B images, C channels, G grid side, K = 4 sub-bands in the order LL, LH, HL, HH
 
@@ -17,7 +17,7 @@ def haar_filters() -> Tensor:
 
 
 class Wavelet(nn.Module):
-    """Analysis and synthesis of each channel on its own; the filters are buffers of the published checkpoints."""
+    """Analysis and synthesis, channel by channel; the filters are buffers of published checkpoints."""
 
     def __init__(self):
         super().__init__()
@@ -31,7 +31,9 @@ class Wavelet(nn.Module):
 
     def analyse(self, maps: Tensor) -> Tensor:
         """float[B, C, G, G], G even, to float[B, C, 4, G/2, G/2]."""
-        bands = nn.functional.conv2d(maps.flatten(0, 1).unsqueeze(1), self.dec_filter.to(maps.dtype), stride=2)
+        bands = nn.functional.conv2d(
+            maps.flatten(0, 1).unsqueeze(1), self.dec_filter.to(maps.dtype), stride=2
+        )
         return bands.unflatten(0, maps.shape[:2])
 
     def synthesise(self, bands: Tensor) -> Tensor:
@@ -41,7 +43,7 @@ class Wavelet(nn.Module):
 
 
 class WaveletPath(nn.Module):
-    """Filter each sub-band by one shared depthwise block, weigh them, and transform back (SPEC 1, TPQP path 3)."""
+    """Filter each sub-band by one shared depthwise block, weigh them, transform back (TPQP path 3)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -54,7 +56,7 @@ class WaveletPath(nn.Module):
         init.copy_(self.subband_scale, torch.tensor(SUBBAND_SCALE))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """float[B, C, G, G] to the same shape. An odd G repeats its last row and column, as pywt's periodization."""
+        """float[B, C, G, G] to the same shape. An odd G repeats its last row and column, as pywt does."""
         side = maps.shape[-1]
         if side % 2:
             maps = nn.functional.pad(maps, (0, 1, 0, 1), mode="replicate")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model, read_config, type_of
 from llava.model.checkpoint import PROJECTOR_FILE, load_exactly, read_projector
+from llava.model.multimodal_projector.mlp import IdentityProjector
 from llava.train.saving import save_projector
 
 IDS = torch.tensor([[1, 5, IMAGE_TOKEN_INDEX, 7, 8]])
@@ -149,6 +150,4 @@ def test_unknown_language_models_and_projectors_are_refused_with_the_choices(tmp
     ):
         tiny.build(tmp_path, mm_projector_type="visualprysm")
     with pytest.raises(ValueError, match="identity needs equal widths, got tower 32 and language model 64"):
-        from llava.model.multimodal_projector.mlp import IdentityProjector
-
         IdentityProjector(32, 64)

@@ -1,4 +1,4 @@
-"""VisualPrism: exact to the recorded published form, and everywhere to the plain form in tests/reference.py."""
+"""VisualPrism: exact to the recorded published form, and everywhere to tests/reference.py."""
 
 import pytest
 import reference

@@ -1,0 +1,137 @@
+"""Every shell script: parses, stops at errors, has no path of one machine, can be run and asked for help."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SHELLS = [ROOT / ".ci" / "run", *sorted((ROOT / "scripts").rglob("*.sh"))]
+SOURCED = {"scripts/environment.sh", "scripts/v1_5/launch.sh"}  # parts of other scripts
+STRICT = "set -euo pipefail"
+MACHINE_PATH = re.compile(
+    r"(?<![\w.}$*/])/(home|Users|root|data|mnt|opt|tmp|srv|var|usr|work\w*|scratch|etc)\b"
+)
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def code_lines(path: Path) -> list[str]:
+    return [
+        line for line in path.read_text(encoding="utf-8").splitlines() if not line.lstrip().startswith("#")
+    ]
+
+
+shells = pytest.mark.parametrize("path", SHELLS, ids=name)
+
+
+@shells
+def test_shell_parses(path):
+    parsed = subprocess.run(["bash", "-n", path], capture_output=True, text=True)
+    assert parsed.returncode == 0, parsed.stderr
+
+
+@shells
+def test_shell_stops_at_the_first_error(path):
+    first = code_lines(path)[0]
+    sourced = re.search(r"[\w/]+\.sh", first)
+    strict = path if not first.startswith("source ") else path.parent / Path(sourced.group()).name
+    assert STRICT in code_lines(strict)[0]
+
+
+@shells
+def test_shell_names_no_path_of_one_machine(path):
+    assert [line for line in code_lines(path) if MACHINE_PATH.search(line)] == []
+
+
+@shells
+def test_shell_can_be_run(path):
+    assert os.access(path, os.X_OK), f"chmod +x {name(path)}"
+    assert path.read_text(encoding="utf-8").startswith("#!/usr/bin/env bash\n# ")
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in SHELLS if p.suffix == ".sh" and name(p) not in SOURCED], ids=name
+)
+def test_shell_answers_help_without_doing_anything(path, tmp_path):
+    asked = subprocess.run(["bash", path, "--help"], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert asked.returncode == 0, asked.stderr
+    assert len(asked.stdout.splitlines()) > 3
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- environment.sh, with a python that only says what it was asked ----
+
+STUB = """#!/bin/sh
+case "$*" in
+  *version_info*) echo "$VERSION"; [ "$VERSION" != 3.8 ] ;;
+  *sys.prefix*) echo "$HOME" ;;
+  *"import importlib.metadata as m, torch"*) exit 1 ;;
+  *) echo "$*" >> "$HOME/log"; [ ! -e "$HOME/offline" ] ;;
+esac
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder with a pyproject.toml, a stub python in an active environment, and what was asked of it."""
+    (tmp_path / "bin").mkdir()
+    for command in ("python", "python3.8"):
+        (tmp_path / "bin" / command).write_text(STUB)
+        (tmp_path / "bin" / command).chmod(0o755)
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
+    return tmp_path
+
+
+def source_environment(checkout: Path, version: str = "3.12", **variables):
+    """Source environment.sh in the folder: (the finished process, the commands that python was given)."""
+    environment = {
+        "PATH": f"{checkout / 'bin'}:{os.environ['PATH']}",
+        "HOME": str(checkout),
+        "VERSION": version,
+    }
+    done = subprocess.run(
+        ["bash", "-c", f"source {ROOT}/scripts/environment.sh dev"],
+        cwd=checkout,
+        env=environment | {"VIRTUAL_ENV": "active"} | variables,
+        capture_output=True,
+        text=True,
+    )
+    log = checkout / "log"
+    asked = log.read_text().splitlines() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return done, asked
+
+
+INSTALLED = ["-m pip install torch==2.13.0", "-m pip install --editable .[dev]"]
+
+
+def test_environment_installs_torch_first_then_everything_once(checkout):
+    assert source_environment(checkout)[1] == INSTALLED
+    assert source_environment(checkout)[1] == []
+
+
+def test_environment_installs_again_when_the_requirements_change(checkout):
+    source_environment(checkout)
+    (checkout / "pyproject.toml").write_text("[project]\nname = 'other'\n")
+    assert source_environment(checkout)[1] == INSTALLED
+
+
+def test_environment_resumes_an_interrupted_installation(checkout):
+    (checkout / "offline").touch()
+    done, asked = source_environment(checkout)
+    assert done.returncode != 0
+    assert asked == INSTALLED[:1]
+    (checkout / "offline").unlink()
+    assert source_environment(checkout)[1] == INSTALLED
+
+
+def test_environment_refuses_an_old_python_and_says_what_to_do(checkout):
+    done, asked = source_environment(checkout, version="3.8", VIRTUAL_ENV="", PYTHON="python3.8")
+    assert done.returncode != 0
+    assert "python3.8 is 3.8, 3.10 or newer is needed; set PYTHON=" in done.stderr
+    assert asked == []
