@@ -162,5 +162,5 @@ def test_plain_refuses_a_conversation_and_unknown_templates_are_named():
     record = {"conversations": turns("Hi", "Hello!")}
     with pytest.raises(ValueError, match=r"takes one image and one answer.*got 0 image\(s\) and 2 turns"):
         conversation_from_record(record, "plain")
-    with pytest.raises(ValueError, match=r"--version must be one of default, v0.*got 'v9'"):
+    with pytest.raises(ValueError, match=r"--version must be one of chatml_direct, .*got 'v9'"):
         conversation_from_record(record, "v9")
