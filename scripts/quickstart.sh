@@ -117,7 +117,7 @@ source scripts/environment.sh "$extras"
 log_time environment "$start"
 : "${PRECISION:=$(precision)}"
 export TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}  # threads that spin are 5 to 10 times slower on a busy machine
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}  # threads that spin crawl where other programs run too
 echo "      $(python -c 'import sys; print(sys.prefix)'), training in $PRECISION"
 
 settings=$(for name in IMAGE_SIZE SCALE_FACTOR MAX_LENGTH PRECISION NUM_QUESTIONS \

@@ -4,7 +4,8 @@
 #   bash scripts/test.sh                        every test
 #   bash scripts/test.sh tests/unit -k merge    arguments go to pytest
 #
-#   PYTHON  interpreter that makes .venv when no environment is active (python3)
+#   PYTHON                interpreter that makes .venv when no environment is active (python3)
+#   CUDA_VISIBLE_DEVICES  GPUs the tests may see (none)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [[ ${1:-} == --help ]]; then
@@ -14,5 +15,5 @@ fi
 
 source scripts/environment.sh dev
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the models are tiny: threads cost more than they give
-export CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
+export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 exec python -m pytest "$@"

@@ -2,7 +2,10 @@
 
 import logging
 
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig
+
+# Not from the top level: there transformers 5.17 hides it where torchvision is missing.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from llava.model.multimodal_encoder.clip import CLIPVisionTower
 from llava.model.multimodal_encoder.dinov2 import Dinov2VisionTower
