@@ -16,7 +16,7 @@ from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_merge import MergedInputs, merge, plan_merge
 from llava.model.multimodal_projector.base import Projector
-from llava.model.multimodal_projector.builder import build_projector, needs_levels
+from llava.model.multimodal_projector.builder import build_projector, projector_class
 
 
 class LlavaMetaModel:
@@ -35,8 +35,9 @@ class LlavaMetaModel:
 
     def build_vision(self, config) -> None:
         """Tower and projector of the configured shape, with initial weights."""
-        self.vision_tower = build_vision_tower(config, needs_levels(config.mm_projector_type))
+        self.vision_tower = build_vision_tower(config, projector_class(config.mm_projector_type).needs_levels)
         config.mm_hidden_size = self.vision_tower.hidden_size
+        config.mm_vision_levels = self.vision_tower.levels
         self.mm_projector = build_projector(config, config.hidden_size)
 
 

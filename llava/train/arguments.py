@@ -75,7 +75,6 @@ class DataArguments:
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
-    optim: str = flag("adamw_torch", "Optimiser, as in transformers.")
     model_max_length: int = flag(2048, "Tokens a sequence, image tokens included; longer ones are cut.")
     freeze_mm_mlp_adapter: bool = flag(False, "The projector does not learn.")
     mm_projector_lr: float = flag(None, "Learning rate of the projector; default --learning_rate.")

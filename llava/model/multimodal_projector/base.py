@@ -5,6 +5,7 @@ import math
 from torch import Tensor, nn
 
 from llava.model.multimodal_encoder.tower import VisionFeatures
+from llava.model.vision_config import VisionFields
 
 # The projectors' legend: B images, G grid side of the tower, N = G*G patches, s scale_factor, g = G/s,
 # M = g*g output tokens, C tower width, L levels, E projector width, h heads, D language model width.
@@ -18,6 +19,11 @@ class Projector(nn.Module):
     """
 
     needs_levels = False
+
+    @classmethod
+    def from_fields(cls, fields: VisionFields, llm_width: int) -> "Projector":
+        """As the multimodal keys of config.json ask, for a language model of that width."""
+        return cls(fields.mm_hidden_size, llm_width)
 
     def output_grid(self, grid: int) -> int:
         """Side of the output grid: tokens are that many squared equal squares of the image, row-major."""

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_projector.base import Projector
+from llava.model.vision_config import VisionFields
 
 
 class IdentityProjector(Projector):
@@ -40,6 +41,11 @@ class MLPProjector(nn.Sequential, Projector):
         for _ in range(depth - 1):
             layers += [nn.GELU(), nn.Linear(llm_width, llm_width)]
         super().__init__(*layers)
+
+    @classmethod
+    def from_fields(cls, fields: VisionFields, llm_width: int) -> "MLPProjector":
+        depth = int(fields.mm_projector_type.removeprefix("mlp").removesuffix("x_gelu"))
+        return cls(fields.mm_hidden_size, llm_width, depth)
 
     def forward(self, features: VisionFeatures) -> Tensor:
         return super().forward(features.selected)

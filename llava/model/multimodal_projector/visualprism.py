@@ -14,6 +14,7 @@ from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_projector.base import Projector, compressed_side, grid_side
 from llava.model.multimodal_projector.region_attention import RegionAttention
 from llava.model.multimodal_projector.wavelet import WaveletPath
+from llava.model.vision_config import VisionFields
 
 KEY_GLOBAL_GAIN = 0.6
 VALUE_GLOBAL_GAIN = 0.4
@@ -119,6 +120,11 @@ class VisualPrism(Projector):
         self.clip_attn = RegionAttention(width, num_heads or max(1, width // HEAD_WIDTH))
         self.mlp = nn.Sequential(nn.Linear(width, llm_width), nn.GELU(), nn.Linear(llm_width, llm_width))
         self.reset_parameters()
+
+    @classmethod
+    def from_fields(cls, fields: VisionFields, llm_width: int) -> "VisualPrism":
+        num_levels = len(fields.mm_vision_levels)
+        return cls(fields.mm_hidden_size, llm_width, fields.scale_factor, num_levels)
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
