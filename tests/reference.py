@@ -8,6 +8,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llava.model.multimodal_projector.region_attention import regions
+from llava.model.multimodal_projector.visualprism import VisualPrism
+
+
+class PlainVisualPrism(VisualPrism):
+    """The plain form for training too: every map at every position, attention by torch."""
+
+    def forward(self, features, scale_factor=None):
+        x, x_multi = features
+        s = scale_factor or self.scale_factor
+        maps = as_maps(x)
+        paths = {
+            "identity": lambda: as_maps(self.q_identity_proj(x)),
+            "local": lambda: self.q_local(maps),
+            "wavelet": lambda: self.q_freq(maps),
+        }
+        share = self.q_fusion_weights.softmax(0)
+        fused = sum(share[i] * paths[path]() for i, path in enumerate(self.paths))
+        side = maps.shape[-1] // s
+        fused = F.interpolate(fused, size=(side, side), mode="bilinear", align_corners=False)
+        query = self.ln_q_1(self.q_proj_1(fused.flatten(2).transpose(1, 2)))
+        key, value = self.keys_and_values(x_multi)
+        attention = self.clip_attn
+        attended, _ = F.multi_head_attention_forward(
+            query.reshape(1, -1, query.shape[-1]),
+            regions(key, s).transpose(0, 1),
+            regions(value, s).transpose(0, 1),
+            query.shape[-1],
+            attention.num_heads,
+            attention.in_proj_weight,
+            attention.in_proj_bias,
+            None,
+            None,
+            False,
+            0.0,
+            attention.out_proj.weight,
+            attention.out_proj.bias,
+            need_weights=False,
+        )
+        return self.mlp(attended.view_as(query))
+
 
 def haar(maps: Tensor) -> list[Tensor]:
     """float[B, C, G, G] to LL, LH, HL, HH by PyWavelets, whose cH and cV are HL and LH here."""

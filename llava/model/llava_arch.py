@@ -55,19 +55,34 @@ class LlavaMetaForCausalLM:
 
     @property
     def num_visual_tokens(self) -> int:
-        """M, tokens an image."""
-        tower = self.get_vision_tower()
-        if tower.num_patches != tower.grid_side**2:
-            return tower.num_patches
-        return self.get_projector().output_grid(tower.grid_side) ** 2
+        """M, tokens an image, at model.config.scale_factor."""
+        return self.tokens_per_image()
 
-    def encode_images(self, images: Tensor) -> Tensor:
-        """float[I, 3, H, W], normalised, to float[I, M, D]."""
-        tower = self.get_vision_tower()
+    def tokens_per_image(self, scale_factor: int | None = None) -> int:
+        """M at s, by default model.config.scale_factor.
+
+        Raises:
+            ValueError: if s does not divide the grid, or is given for a projector that does not compress.
+        """
+        tower, projector = self.get_vision_tower(), self.get_projector()
+        if not projector.compresses:
+            if scale_factor is not None:
+                raise ValueError(
+                    f"scale_factor={scale_factor} came, but {type(projector).__name__} does not compress; "
+                    "leave it out, or train with a compressing --mm_projector_type."
+                )
+            return tower.num_patches
+        return projector.output_grid(tower.grid_side, scale_factor or self.config.scale_factor) ** 2
+
+    def encode_images(self, images: Tensor, scale_factor: int | None = None) -> Tensor:
+        """float[I, 3, H, W], normalised, to float[I, M, D]; s is by default model.config.scale_factor."""
+        tower, projector = self.get_vision_tower(), self.get_projector()
         features = tower(images.to(tower.device))
-        projector = self.get_projector()
         dtype = next(iter(projector.parameters()), features.selected).dtype
-        return projector(type(features)(*(part if part is None else part.to(dtype) for part in features)))
+        features = type(features)(*(part if part is None else part.to(dtype) for part in features))
+        if not projector.compresses:
+            return projector(features)
+        return projector(features, scale_factor or self.config.scale_factor)
 
     def merge_inputs(
         self,
@@ -77,6 +92,7 @@ class LlavaMetaForCausalLM:
         images: Tensor | list[Tensor] | None = None,
         image_sizes: list[tuple[int, int]] | None = None,
         padding_side: str = "left",
+        scale_factor: int | None = None,
     ) -> MergedInputs:
         """Encode the images and put their tokens into the prompts.
 
@@ -87,6 +103,7 @@ class LlavaMetaForCausalLM:
             images: float[I, 3, H, W], or a list of float[3, H, W], flat over the batch.
             image_sizes: (width, height) of the originals; what square and pad need is in the pixels already.
             padding_side: of the result.
+            scale_factor: s of this call, by default model.config.scale_factor.
         Raises:
             ValueError: if placeholders and images differ in number, or the model has no vision tower.
         """
@@ -98,11 +115,11 @@ class LlavaMetaForCausalLM:
             input_ids.cpu(),
             None if attention_mask is None else attention_mask.cpu(),
             None if labels is None else labels.cpu(),
-            [self.num_visual_tokens] * num_images if num_images else [],
+            [self.tokens_per_image(scale_factor)] * num_images if num_images else [],
             padding_side,
         ).to(device)
         text_embeds = self.get_input_embeddings()(plan.token_ids)
-        return merge(plan, text_embeds, self._image_features(images, text_embeds))
+        return merge(plan, text_embeds, self._image_features(images, text_embeds, scale_factor))
 
     def _stack_images(self, images: Tensor | list[Tensor] | None) -> Tensor | None:
         if images is None or len(images) == 0:
@@ -113,17 +130,18 @@ class LlavaMetaForCausalLM:
             images = torch.stack([image.squeeze(0) if image.ndim == 4 else image for image in images])
         return images
 
-    def _image_features(self, images: Tensor | None, like: Tensor) -> Tensor:
+    def _image_features(self, images: Tensor | None, like: Tensor, scale_factor: int | None) -> Tensor:
         """float[V, D].
 
         In training, a batch without images encodes a blank one and keeps none of its tokens, so that every
         rank takes part in every collective.
         """
         if images is not None:
-            return self.encode_images(images).flatten(0, 1)
+            return self.encode_images(images, scale_factor).flatten(0, 1)
         if self.training and self.get_vision_tower() is not None:
             side = self.get_vision_tower().image_size
-            return self.encode_images(like.new_zeros(1, 3, side, side)).flatten(0, 1)[:0]
+            blank = like.new_zeros(1, 3, side, side)
+            return self.encode_images(blank, scale_factor).flatten(0, 1)[:0]
         return like.new_zeros(0, like.shape[-1])
 
     def prepare_inputs_labels_for_multimodal(
@@ -151,15 +169,18 @@ class LlavaMetaForCausalLM:
         labels: Tensor | None = None,
         images: Tensor | list[Tensor] | None = None,
         image_sizes: list[tuple[int, int]] | None = None,
+        scale_factor: int | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """A causal language model's forward that also takes images.
+        """A causal language model's forward that also takes images, and s, the compression of this call.
 
         In training with labels the logits of labelled positions alone are computed, and none are returned.
         """
         if inputs_embeds is None and (images is not None or (self.training and labels is not None)):
             side = self.config.tokenizer_padding_side
-            merged = self.merge_inputs(input_ids, attention_mask, labels, images, image_sizes, side)
+            merged = self.merge_inputs(
+                input_ids, attention_mask, labels, images, image_sizes, side, scale_factor
+            )
             input_ids, inputs_embeds, labels = None, merged.inputs_embeds, merged.labels
             attention_mask, position_ids = merged.attention_mask, merged.position_ids
         inputs = {
@@ -189,12 +210,14 @@ class LlavaMetaForCausalLM:
         return total / (labelled.sum().clamp(min=1) if num_items is None else num_items)
 
     @torch.no_grad()
-    def generate(self, inputs: Tensor | None = None, images=None, image_sizes=None, **kwargs):
+    def generate(
+        self, inputs: Tensor | None = None, images=None, image_sizes=None, scale_factor=None, **kwargs
+    ):
         """transformers' generate, with images; returns the new tokens only.
 
         Args:
             inputs: long[B, T] with one IMAGE_TOKEN_INDEX for each image; input_ids is taken too.
-            images, image_sizes, attention_mask: as merge_inputs.
+            images, image_sizes, attention_mask, scale_factor: as merge_inputs.
         Returns:
             long[B, new], or what transformers returns for return_dict_in_generate.
         """
@@ -204,7 +227,8 @@ class LlavaMetaForCausalLM:
                 raise ValueError("generate needs input_ids or inputs_embeds; both are missing.")
             kwargs.pop("inputs_embeds", None)
             kwargs.pop("position_ids", None)  # of the prompt before its images were merged in
-            merged = self.merge_inputs(input_ids, kwargs.pop("attention_mask", None), images=images)
+            mask = kwargs.pop("attention_mask", None)
+            merged = self.merge_inputs(input_ids, mask, images=images, scale_factor=scale_factor)
             kwargs |= {"inputs_embeds": merged.inputs_embeds, "attention_mask": merged.attention_mask.long()}
         return super().generate(**kwargs)
 

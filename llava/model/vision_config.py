@@ -7,6 +7,8 @@ from itertools import pairwise
 REFERENCE_LEVELS = (12, 16, 22)
 REFERENCE_DEPTH = 24
 
+VISUALPRISM_PATHS = ("identity", "local", "wavelet")  # of its queries, in the published order
+
 
 @dataclass
 class VisionFields:
@@ -22,6 +24,7 @@ class VisionFields:
         mm_projector_type: a key of multimodal_projector.builder.PROJECTORS, or mlpNx_gelu.
         mm_hidden_size: channels of the tower.
         scale_factor: s; compressing projectors give N / s**2 tokens.
+        visualprism_*: the parts of VisualPrism that can be switched; the defaults are the published form.
     """
 
     mm_vision_tower: str | None = None
@@ -33,6 +36,12 @@ class VisionFields:
     mm_projector_type: str | None = "linear"
     mm_hidden_size: int | None = None
     scale_factor: int = 2
+    elastic_scale_factors: list | None = None  # drawn from in training; None: always scale_factor
+    visualprism_paths: str = ",".join(VISUALPRISM_PATHS)
+    visualprism_tpqp: bool = True
+    visualprism_hkve: bool = True
+    visualprism_wavelet: str = "haar"
+    visualprism_norm: str = "batch"
     patch_num: int = 9
     image_aspect_ratio: str = "square"
     image_grid_pinpoints: list | str | None = None
@@ -43,6 +52,20 @@ class VisionFields:
     tokenizer_padding_side: str = "right"
     tokenizer_model_max_length: int | None = None
     conv_version: str | None = None  # the conversation template it was trained with
+
+
+def parse_paths(text: str) -> tuple[str, ...]:
+    """--visualprism_paths: names separated by commas, in any order.
+
+    Raises:
+        ValueError: if there is none, or one that is unknown or named twice.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names) or not set(names) <= set(VISUALPRISM_PATHS):
+        raise ValueError(
+            f"--visualprism_paths must be one or more of {', '.join(VISUALPRISM_PATHS)}, got {text!r}."
+        )
+    return tuple(names)
 
 
 def resolve_select_layer(select_layer: int, depth: int) -> int:

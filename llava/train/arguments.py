@@ -32,6 +32,19 @@ class ModelArguments:
     mm_vision_image_size: int = flag(None, "Side of the tower's input in pixels; default the tower's own.")
     mm_projector_type: str = flag("linear", "linear, mlpNx_gelu, identity or visualprism.")
     scale_factor: int = flag(2, "s: a compressing projector gives N / s**2 tokens.")
+    elastic_scale_factors: list[int] = field(
+        default=None,
+        metadata={"help": "Draw s from these at each step, so that one checkpoint serves them all."},
+    )
+    visualprism_paths: str = flag(
+        "identity,local,wavelet", "Paths of VisualPrism's queries, any of the three."
+    )
+    visualprism_tpqp: bool = flag(True, "Triple-path queries; False is the identity path alone.")
+    visualprism_hkve: bool = flag(
+        True, "Hierarchical keys and values; False is TokenPacker's two-layer maps."
+    )
+    visualprism_wavelet: str = flag("haar", "A discrete wavelet of PyWavelets, e.g. db2, bior2.2.")
+    visualprism_norm: str = flag("batch", "batch, sync_batch (what several ranks get for batch) or layer.")
     pretrain_mm_mlp_adapter: str = flag(None, "Stage 1's mm_projector.bin to start from.")
     tune_mm_mlp_adapter: bool = flag(False, "Stage 1: the projector alone learns.")
     freeze_backbone: bool = flag(False, "The language model does not learn.")
@@ -130,6 +143,8 @@ class TrainingArguments(transformers.TrainingArguments):
 
 def vision_fields(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> VisionFields:
     """The multimodal keys that config.json will hold."""
+    # Running statistics must not depend on which rank saves them.
+    several_ranks = training.world_size > 1 and model.visualprism_norm == "batch"
     return VisionFields(
         mm_vision_tower=model.vision_tower,
         mm_vision_select_layer=model.mm_vision_select_layer,
@@ -138,6 +153,12 @@ def vision_fields(model: ModelArguments, data: DataArguments, training: Training
         mm_vision_image_size=model.mm_vision_image_size,
         mm_projector_type=model.mm_projector_type,
         scale_factor=model.scale_factor,
+        elastic_scale_factors=model.elastic_scale_factors,
+        visualprism_paths=model.visualprism_paths,
+        visualprism_tpqp=model.visualprism_tpqp,
+        visualprism_hkve=model.visualprism_hkve,
+        visualprism_wavelet=model.visualprism_wavelet,
+        visualprism_norm="sync_batch" if several_ranks else model.visualprism_norm,
         patch_num=data.patch_num,
         image_aspect_ratio=data.image_aspect_ratio,
         image_grid_pinpoints=data.image_grid_pinpoints,

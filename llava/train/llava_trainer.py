@@ -1,5 +1,6 @@
 """transformers' Trainer with LLaVA's batches, learning rates and checkpoints."""
 
+import random
 import shutil
 from pathlib import Path
 
@@ -32,6 +33,14 @@ class LlavaTrainer(Trainer):
             world_size=self.args.world_size * self.args.gradient_accumulation_steps,
             generator=torch.Generator().manual_seed(self.args.seed),
         )
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        """With elastic budgets, each step has its own s: the same on all ranks, and again after a resume."""
+        choices = self.model.config.elastic_scale_factors
+        if choices:
+            draw = random.Random(f"{self.args.seed} {self.state.global_step}")
+            inputs = {**inputs, "scale_factor": draw.choice(choices)}
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def create_optimizer(self, model=None):
         """Groups by projector or not and weight decay or not; --mm_projector_lr is the projector's rate."""

@@ -75,6 +75,8 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
     model = load_model(model_args, data_args, training_args)
     model.initialize_vision_tokenizer(model.config, tokenizer)
     image_processor = image_processor_of(model)
+    budgets = model.config.elastic_scale_factors or [None]
+    tokens = [model.tokens_per_image(scale_factor) for scale_factor in budgets]
     dataset = SupervisedDataset(
         data_args.data_path,
         tokenizer,
@@ -83,16 +85,11 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
         template=model_args.version,
         image_aspect_ratio=data_args.image_aspect_ratio,
         model_max_length=training_args.model_max_length,
-        num_visual_tokens=model.num_visual_tokens,
+        num_visual_tokens=max(tokens),
         on_bad_record=data_args.on_bad_record,
         mm_use_im_start_end=model_args.mm_use_im_start_end,
     )
-    logger.info(
-        "%s: %d records, %d visual tokens an image",
-        data_args.data_path,
-        len(dataset),
-        model.num_visual_tokens,
-    )
+    logger.info("%s: %d records; visual tokens an image: %s", data_args.data_path, len(dataset), tokens)
     return LlavaTrainer(
         model=model,
         args=training_args,

@@ -2,6 +2,7 @@
 
 import math
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llava.model.multimodal_encoder.tower import VisionFeatures
@@ -16,18 +17,25 @@ class Projector(nn.Module):
 
     Attributes:
         needs_levels: whether VisionFeatures.levels must be given.
+        compresses: whether scale_factor says how many tokens come out; forward then takes one for the call.
     """
 
     needs_levels = False
+    compresses = False
 
     @classmethod
     def from_fields(cls, fields: VisionFields, llm_width: int) -> "Projector":
         """As the multimodal keys of config.json ask, for a language model of that width."""
         return cls(fields.mm_hidden_size, llm_width)
 
-    def output_grid(self, grid: int) -> int:
-        """Side of the output grid: tokens are that many squared equal squares of the image, row-major."""
-        return grid
+    def output_grid(self, grid: int, scale_factor: int | None = None) -> int:
+        """Side of the output grid: tokens are that many squared equal squares of the image, row-major.
+
+        Args:
+            grid: G.
+            scale_factor: s of a call, by default the module's own.
+        """
+        return compressed_side(grid, scale_factor or self.scale_factor) if self.compresses else grid
 
     def forward(self, features: VisionFeatures) -> Tensor:
         raise NotImplementedError
@@ -67,3 +75,23 @@ def compressed_side(grid: int, scale_factor: int) -> int:
             f"choose from {', '.join(map(str, divisors))}."
         )
     return grid // scale_factor
+
+
+def to_maps(tokens: Tensor) -> Tensor:
+    """float[B, N, C], row-major, to float[B, C, G, G]; a view."""
+    return tokens.transpose(1, 2).unflatten(2, (grid_side(tokens.shape[1]),) * 2)
+
+
+def to_tokens(maps: Tensor) -> Tensor:
+    """float[B, C, G, G] to float[B, N, C], row-major; a view."""
+    return maps.flatten(2).transpose(1, 2)
+
+
+def downsample(maps: Tensor, scale_factor: int) -> Tensor:
+    """float[B, C, G, G] to float[B, C, g, g], bilinear without aligned corners.
+
+    At a whole factor a sample is the centre of its block: the middle pixel where s is odd, the mean of the
+    middle four (summed in float32) where it is even.
+    """
+    middle = (scale_factor - 1) // 2
+    return F.avg_pool2d(maps[..., middle:, middle:], 2 - scale_factor % 2, stride=scale_factor)

@@ -39,25 +39,26 @@ class RegionAttention(nn.Module):
         init.xavier_uniform_(self.in_proj_weight)
         init.zeros_(self.in_proj_bias)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale_factor: int) -> tuple[Tensor, Tensor]:
-        """As forward, and the weights float[B, M, h, s*s] that each region's patches got."""
-        batch, num_queries, width = query.shape
-        heads, head_width = self.num_heads, width // self.num_heads
-        w_query, w_key, w_value = self.in_proj_weight.chunk(3)
-        b_query, b_key, b_value = self.in_proj_bias.chunk(3)
-
-        query = nn.functional.linear(query, w_query, b_query).view(-1, heads, head_width) * head_width**-0.5
-        absorbed = torch.einsum("mhd,hde->mhe", query, w_key.view(heads, head_width, width))
-        weights = (absorbed @ regions(key, scale_factor).transpose(1, 2)).softmax(dim=-1)  # [B*M, h, s*s]
-        context = weights @ regions(value, scale_factor)  # [B*M, h, E]
-        values = (
-            torch.einsum("mhe,hde->mhd", context, w_value.view(heads, head_width, width)).flatten(1) + b_value
-        )
+    def weights(self, query: Tensor, key: Tensor, scale_factor: int) -> Tensor:
+        """Attention of each query to the patches of its region, row-major: float[B*M, h, s*s]."""
+        width, heads = query.shape[-1], self.num_heads
+        w_query, w_key, _ = self.in_proj_weight.chunk(3)
+        b_query, b_key, _ = self.in_proj_bias.chunk(3)
+        query = nn.functional.linear(query, w_query, b_query).view(-1, heads, width // heads)
         # The key bias has no effect; its zero share keeps it in the graph, where distributed training expects
         # a gradient of every parameter.
-        output = self.out_proj(values + 0.0 * b_key)
-        return output.view(batch, num_queries, width), weights.view(batch, num_queries, heads, -1)
+        query = (query + 0.0 * b_key.view(heads, -1)) * (width // heads) ** -0.5
+        absorbed = torch.einsum("mhd,hde->mhe", query, w_key.view(heads, -1, width))
+        return (absorbed @ regions(key, scale_factor).transpose(1, 2)).softmax(dim=-1)
+
+    def gather(self, weights: Tensor, value: Tensor, scale_factor: int) -> Tensor:
+        """The weighted values, in-projected, heads side by side: float[B*M, E]; out_proj is still to come."""
+        width, heads = value.shape[-1], self.num_heads
+        context = weights @ regions(value, scale_factor)  # [B*M, h, E]
+        w_value, b_value = self.in_proj_weight.chunk(3)[2], self.in_proj_bias.chunk(3)[2]
+        return torch.einsum("mhe,hde->mhd", context, w_value.view(heads, -1, width)).flatten(1) + b_value
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scale_factor: int) -> Tensor:
         """query float[B, M, E], key and value float[B, N, E], row-major grids, to float[B, M, E]."""
-        return self.attend(query, key, value, scale_factor)[0]
+        gathered = self.gather(self.weights(query, key, scale_factor), value, scale_factor)
+        return self.out_proj(gathered).view_as(query)

@@ -11,10 +11,19 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from llava.model.multimodal_encoder.tower import VisionFeatures
-from llava.model.multimodal_projector.base import Projector, compressed_side, grid_side
+from llava.model.multimodal_projector.base import (
+    Projector,
+    compressed_side,
+    downsample,
+    grid_side,
+    to_maps,
+    to_tokens,
+)
+from llava.model.multimodal_projector.norms import NORMS
 from llava.model.multimodal_projector.region_attention import RegionAttention
+from llava.model.multimodal_projector.visualprism_folded import FoldedVisualPrism, fingerprint
 from llava.model.multimodal_projector.wavelet import WaveletPath
-from llava.model.vision_config import VisionFields
+from llava.model.vision_config import VISUALPRISM_PATHS, VisionFields, parse_paths
 
 KEY_GLOBAL_GAIN = 0.6
 VALUE_GLOBAL_GAIN = 0.4
@@ -26,33 +35,16 @@ def depthwise(width: int, kernel: int) -> nn.Conv2d:
     return nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width, bias=False)
 
 
-def to_maps(features: Tensor) -> Tensor:
-    """float[B, N, C], row-major, to float[B, C, G, G]; a view."""
-    return features.transpose(1, 2).unflatten(2, (grid_side(features.shape[1]),) * 2)
-
-
-def to_tokens(maps: Tensor) -> Tensor:
-    """float[B, C, G, G] to float[B, N, C], row-major; a view."""
-    return maps.flatten(2).transpose(1, 2)
-
-
-def downsample(maps: Tensor, side: int) -> Tensor:
-    """float[B, C, G, G] to float[B, C, side, side], bilinear, computed in float32."""
-    sampled = nn.functional.interpolate(maps.float(), size=(side, side), mode="bilinear", align_corners=False)
-    return sampled.to(maps.dtype)
-
-
 class MultiScaleConv(nn.Module):
     """Depthwise convolutions of several sizes with norm and GELU, fused by a 1x1 convolution and a norm."""
 
-    def __init__(self, in_width: int, out_width: int, kernels: tuple[int, ...]):
+    def __init__(self, in_width: int, out_width: int, kernels: tuple[int, ...], norm: type[nn.Module]):
         super().__init__()
         self.convs = nn.ModuleList(
-            nn.Sequential(depthwise(in_width, kernel), nn.BatchNorm2d(in_width), nn.GELU())
-            for kernel in kernels
+            nn.Sequential(depthwise(in_width, kernel), norm(in_width), nn.GELU()) for kernel in kernels
         )
         self.fusion = nn.Sequential(
-            nn.Conv2d(in_width * len(kernels), out_width, 1, bias=False), nn.BatchNorm2d(out_width)
+            nn.Conv2d(in_width * len(kernels), out_width, 1, bias=False), norm(out_width)
         )
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -68,15 +60,16 @@ class GlobalGate(nn.Module):
             nn.Conv2d(width, width // 4, 1), nn.GELU(), nn.Conv2d(width // 4, width, 1)
         )
 
-    def forward(self, maps: Tensor) -> Tensor:
-        return maps * self.excite(maps.mean(dim=(2, 3), keepdim=True)).sigmoid()
+    def gain(self, maps: Tensor) -> Tensor:
+        """float[B, E, G, G] to float[B, E, 1, 1]."""
+        return self.excite(maps.mean(dim=(2, 3), keepdim=True)).sigmoid()
 
 
 class VisualPrism(Projector):
     """Guide, then compress: G*G patches to (G/s)**2 tokens.
 
     The grid side is read at run time and no parameter depends on s, so one module serves every resolution
-    that s divides, and every s.
+    that s divides, and every s. In evaluation the function is computed from folded weights.
 
     Args:
         vision_width: C.
@@ -85,9 +78,16 @@ class VisualPrism(Projector):
         num_levels: L.
         width: E, by default C.
         num_heads: h, by default E // 128, at least 1.
+        paths: which of identity, local and wavelet make the queries (TPQP); identity alone is without TPQP.
+        hkve: whether keys and values come from HKVE, or from two-layer maps of all levels as in TokenPacker.
+        wavelet: a discrete wavelet of PyWavelets; haar is the published one.
+        norm: batch (published), sync_batch (statistics over all ranks) or layer.
+    Raises:
+        ValueError: on an unknown path, wavelet or norm, or heads that do not divide E.
     """
 
     needs_levels = True
+    compresses = True
 
     def __init__(
         self,
@@ -97,34 +97,64 @@ class VisualPrism(Projector):
         num_levels: int = 4,
         width: int | None = None,
         num_heads: int | None = None,
+        *,
+        paths: tuple[str, ...] = VISUALPRISM_PATHS,
+        hkve: bool = True,
+        wavelet: str = "haar",
+        norm: str = "batch",
     ):
         super().__init__()
+        if norm not in NORMS:
+            raise ValueError(f"--visualprism_norm must be one of {', '.join(NORMS)}, got {norm!r}.")
         width = width or vision_width
+        norm_class = NORMS[norm]
         self.scale_factor = scale_factor
+        # The published order, which is that of q_fusion_weights
+        self.paths = tuple(path for path in VISUALPRISM_PATHS if path in paths)
+        self.hkve = hkve
+        self.folds = norm != "layer"
+        self._folded: tuple[tuple, FoldedVisualPrism] | None = None
         # Triple-path query projection
-        self.q_identity_proj = nn.Linear(vision_width, width)
-        self.q_local = MultiScaleConv(vision_width, width, kernels=(3, 5))
-        self.q_freq = nn.Sequential(WaveletPath(vision_width), nn.Conv2d(vision_width, width, 1))
-        self.q_fusion_weights = nn.Parameter(torch.full((3,), 1 / 3))  # identity, local, wavelet
+        if "identity" in self.paths:
+            self.q_identity_proj = nn.Linear(vision_width, width)
+        if "local" in self.paths:
+            self.q_local = MultiScaleConv(vision_width, width, (3, 5), norm_class)
+        if "wavelet" in self.paths:
+            self.q_freq = nn.Sequential(
+                WaveletPath(vision_width, norm_class, wavelet), nn.Conv2d(vision_width, width, 1)
+            )
+        self.q_fusion_weights = nn.Parameter(torch.full((len(self.paths),), 1 / len(self.paths)))
         self.q_proj_1 = nn.Linear(width, width, bias=False)
         # Hierarchical key-value encoding
-        self.kv_down_proj = nn.Linear(num_levels * vision_width, width)
-        self.k_local = MultiScaleConv(width, width, kernels=(3, 5, 7))
-        self.k_global = GlobalGate(width)
-        self.v_local = nn.Sequential(depthwise(width, 3), nn.BatchNorm2d(width), nn.GELU())
-        self.v_global = GlobalGate(width)
+        if hkve:
+            self.kv_down_proj = nn.Linear(num_levels * vision_width, width)
+            self.k_local = MultiScaleConv(width, width, (3, 5, 7), norm_class)
+            self.k_global = GlobalGate(width)
+            self.v_local = nn.Sequential(depthwise(width, 3), norm_class(width), nn.GELU())
+            self.v_global = GlobalGate(width)
+        else:
+            self.k_proj_1 = two_layer_map(num_levels * vision_width, width)
+            self.v_proj_1 = two_layer_map(num_levels * vision_width, width)
         # Compressor
         self.ln_q_1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.ln_k_1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.ln_v_1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.clip_attn = RegionAttention(width, num_heads or max(1, width // HEAD_WIDTH))
-        self.mlp = nn.Sequential(nn.Linear(width, llm_width), nn.GELU(), nn.Linear(llm_width, llm_width))
+        self.mlp = two_layer_map(width, llm_width)
         self.reset_parameters()
 
     @classmethod
     def from_fields(cls, fields: VisionFields, llm_width: int) -> "VisualPrism":
-        num_levels = len(fields.mm_vision_levels)
-        return cls(fields.mm_hidden_size, llm_width, fields.scale_factor, num_levels)
+        return cls(
+            fields.mm_hidden_size,
+            llm_width,
+            fields.scale_factor,
+            len(fields.mm_vision_levels),
+            paths=parse_paths(fields.visualprism_paths) if fields.visualprism_tpqp else ("identity",),
+            hkve=fields.visualprism_hkve,
+            wavelet=fields.visualprism_wavelet,
+            norm=fields.visualprism_norm,
+        )
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -133,32 +163,45 @@ class VisualPrism(Projector):
                 init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     init.zeros_(module.bias)
-        init.constant_(self.q_fusion_weights, 1 / 3)
+        init.constant_(self.q_fusion_weights, 1 / len(self.paths))
 
-    def output_grid(self, grid: int) -> int:
-        return compressed_side(grid, self.scale_factor)
+    def train(self, mode: bool = True) -> "VisualPrism":
+        self._folded = None  # weights may be replaced, in ways that leave no trace, while the mode changes
+        return super().train(mode)
 
-    def queries(self, x: Tensor, side: int) -> Tensor:
-        """float[B, N, C] to float[B, side*side, E].
+    def queries(self, x: Tensor, scale_factor: int) -> Tensor:
+        """float[B, N, C] to float[B, M, E].
 
-        Sampling is linear and its weights sum to 1, so it commutes with the 1x1 maps of the identity
-        and wavelet paths: they see M positions instead of N. The local path's norm needs its statistics
-        over all N.
+        Sampling is linear and its weights sum to 1, so it commutes with the 1x1 maps of the identity and
+        wavelet paths: they see M positions instead of N. The local path's norm needs its statistics over
+        all N.
         """
         maps = to_maps(x)
-        identity = self.q_identity_proj(to_tokens(downsample(maps, side)))
-        local = to_tokens(downsample(self.q_local(maps), side))
-        wavelet_path, wavelet_proj = self.q_freq
-        wavelet = to_tokens(wavelet_proj(downsample(wavelet_path(maps), side)))
+        paths = {
+            "identity": lambda: self.q_identity_proj(to_tokens(downsample(maps, scale_factor))),
+            "local": lambda: to_tokens(downsample(self.q_local(maps), scale_factor)),
+            "wavelet": lambda: to_tokens(self.q_freq[1](downsample(self.q_freq[0](maps), scale_factor))),
+        }
         share = self.q_fusion_weights.softmax(dim=0)
-        return self.ln_q_1(self.q_proj_1(share[0] * identity + share[1] * local + share[2] * wavelet))
+        fused = sum(weight * paths[path]() for weight, path in zip(share, self.paths, strict=True))
+        return self.ln_q_1(self.q_proj_1(fused))
 
     def keys_and_values(self, x_multi: Tensor) -> tuple[Tensor, Tensor]:
         """float[B, N, L*C] to two of float[B, N, E]."""
+        if not self.hkve:
+            return self.ln_k_1(self.k_proj_1(x_multi)), self.ln_v_1(self.v_proj_1(x_multi))
         base = to_maps(self.kv_down_proj(x_multi))
-        key = self.k_local(base) + KEY_GLOBAL_GAIN * self.k_global(base)
-        value = self.v_local(base) + VALUE_GLOBAL_GAIN * self.v_global(base)
+        key = self.k_local(base) + base * self.key_gain(base)
+        value = self.v_local(base) + base * self.value_gain(base)
         return self.ln_k_1(to_tokens(key)), self.ln_v_1(to_tokens(value))
+
+    def key_gain(self, base: Tensor) -> Tensor:
+        """The global branch of the keys as a factor float[B, E, 1, 1] of base."""
+        return KEY_GLOBAL_GAIN * self.k_global.gain(base)
+
+    def value_gain(self, base: Tensor) -> Tensor:
+        """The global branch of the values, likewise."""
+        return VALUE_GLOBAL_GAIN * self.v_global.gain(base)
 
     def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
         """Compress one grid.
@@ -171,8 +214,26 @@ class VisualPrism(Projector):
         Raises:
             ValueError: if N is not a square or s does not divide its side.
         """
-        x, x_multi = features
+        x, x_multi = features[:2]
         scale_factor = scale_factor or self.scale_factor
-        side = compressed_side(grid_side(x.shape[1]), scale_factor)
+        compressed_side(grid_side(x.shape[1]), scale_factor)
+        if self.folded_form_serves():
+            return self.folded()(x, x_multi, scale_factor)
         key, value = self.keys_and_values(x_multi)
-        return self.mlp(self.clip_attn(self.queries(x, side), key, value, scale_factor))
+        return self.mlp(self.clip_attn(self.queries(x, scale_factor), key, value, scale_factor))
+
+    def folded_form_serves(self) -> bool:
+        """In evaluation, unless gradients of the weights themselves are wanted: folding would hide them."""
+        wants_gradients = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        return self.folds and not self.training and not wants_gradients
+
+    def folded(self) -> FoldedVisualPrism:
+        """The evaluation form of the weights as they are now; made again when any of them changed."""
+        now = fingerprint(self)
+        if self._folded is None or self._folded[0] != now:
+            self._folded = (now, FoldedVisualPrism(self))
+        return self._folded[1]
+
+
+def two_layer_map(in_width: int, out_width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(in_width, out_width), nn.GELU(), nn.Linear(out_width, out_width))

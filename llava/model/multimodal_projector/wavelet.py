@@ -1,7 +1,10 @@
-"""One-level orthonormal Haar transform of feature maps (Mallat 1989), and VisualPrism's wavelet path."""
+"""One-level wavelet transforms of feature maps (Mallat 1989), and VisualPrism's wavelet path."""
 
-# B images, C channels, G grid side, K = 4 sub-bands in the order LL, LH, HL, HH
+# B images, C channels, G grid side, F filter taps; sub-bands LL, LH, HL, HH (of rows first, then columns)
 
+from collections.abc import Callable
+
+import pywt
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
@@ -10,58 +13,105 @@ SUBBAND_SCALE = (1.0, 1.2, 1.2, 1.5)
 SYNTHESIS_GAIN = 0.5  # published checkpoints hold it in their synthesis filters
 
 
-def haar_filters() -> Tensor:
-    """float[4, 1, 2, 2]: rows of the 2x2 analysis matrix, block read row-major; its own inverse."""
-    rows = [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]
-    return 0.5 * torch.tensor(rows, dtype=torch.float32).view(4, 1, 2, 2)
+def filter_bank(low: list[float], high: list[float], gain: float = 1.0) -> Tensor:
+    """float[4, 1, F, F]: the outer products of a pair of one-dimensional filters."""
+    pair = torch.tensor([low, high], dtype=torch.float64)
+    bank = torch.einsum("ai,bj->abij", pair, pair).reshape(4, 1, len(low), len(low))
+    return (gain * bank).float()
+
+
+def around(size: int, margin: int, device: torch.device) -> Tensor:
+    """Indices of a periodic line of `size` samples with `margin` more on either side."""
+    return torch.arange(-margin, size + margin, device=device) % size
 
 
 class Wavelet(nn.Module):
-    """Analysis and synthesis, channel by channel; the filters are buffers of published checkpoints."""
+    """Analysis and synthesis, channel by channel, periodic at the edges; filters are buffers, as published.
 
-    def __init__(self):
+    Args:
+        name: a discrete orthogonal or biorthogonal wavelet of PyWavelets.
+    Raises:
+        ValueError: if PyWavelets has none of that name; lists the families.
+    """
+
+    def __init__(self, name: str = "haar"):
         super().__init__()
-        self.register_buffer("dec_filter", haar_filters())
-        self.register_buffer("rec_filter", SYNTHESIS_GAIN * haar_filters())
+        if name not in pywt.wavelist(kind="discrete"):
+            families = ", ".join(
+                family for family in pywt.families() if pywt.wavelist(family, kind="discrete")
+            )
+            raise ValueError(
+                f"--visualprism_wavelet {name!r} is no discrete wavelet of PyWavelets; "
+                f"its families are {families}, e.g. db2 or bior2.2."
+            )
+        self.name = name
+        dec_filter, rec_filter = self._filters()
+        self.register_buffer("dec_filter", dec_filter)
+        self.register_buffer("rec_filter", rec_filter)
+
+    def _filters(self) -> tuple[Tensor, Tensor]:
+        wavelet = pywt.Wavelet(self.name)
+        # A convolution of torch correlates, so the analysis filters run backwards.
+        analysis = filter_bank(wavelet.dec_lo[::-1], wavelet.dec_hi[::-1])
+        return analysis, filter_bank(wavelet.rec_lo, wavelet.rec_hi, SYNTHESIS_GAIN)
 
     def reset_parameters(self) -> None:
-        filters = haar_filters()
-        init.copy_(self.dec_filter, filters)
-        init.copy_(self.rec_filter, SYNTHESIS_GAIN * filters)
+        dec_filter, rec_filter = self._filters()
+        init.copy_(self.dec_filter, dec_filter)
+        init.copy_(self.rec_filter, rec_filter)
 
     def analyse(self, maps: Tensor) -> Tensor:
-        """float[B, C, G, G], G even, to float[B, C, 4, G/2, G/2]."""
+        """float[B, C, G, G], G even, to float[B, C, 4, G/2, G/2], as pywt.dwt2(mode="periodization")."""
+        margin = self.dec_filter.shape[-1] // 2 - 1
+        if margin:
+            index = around(maps.shape[-1], margin, maps.device)
+            maps = maps[..., index, :][..., index]
         bands = nn.functional.conv2d(
             maps.flatten(0, 1).unsqueeze(1), self.dec_filter.to(maps.dtype), stride=2
         )
         return bands.unflatten(0, maps.shape[:2])
 
     def synthesise(self, bands: Tensor) -> Tensor:
-        """float[B, C, 4, G/2, G/2] to float[B, C, G, G]; SYNTHESIS_GAIN times the inverse of analyse."""
+        """float[B, C, 4, G/2, G/2] to float[B, C, G, G]: SYNTHESIS_GAIN times the inverse of analyse."""
+        side = 2 * bands.shape[-1]
+        margin = self.rec_filter.shape[-1] // 2 - 1
+        wrapped = (margin + 1) // 2  # coefficients whose filters reach over the edge
+        if wrapped:
+            index = around(bands.shape[-1], wrapped, bands.device)
+            bands = bands[..., index, :][..., index]
         maps = nn.functional.conv_transpose2d(bands.flatten(0, 1), self.rec_filter.to(bands.dtype), stride=2)
-        return maps.squeeze(1).unflatten(0, bands.shape[:2])
+        start = 2 * wrapped + margin
+        kept = slice(start, start + side)
+        return maps.squeeze(1)[:, kept, kept].unflatten(0, bands.shape[:2])
 
 
 class WaveletPath(nn.Module):
     """Filter each sub-band by one shared depthwise block, weigh them, transform back (TPQP path 3)."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, norm: type[nn.Module] = nn.BatchNorm2d, wavelet: str = "haar"):
         super().__init__()
-        self.wavelet = Wavelet()
+        self.wavelet = Wavelet(wavelet)
         self.subband_conv = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
-        self.subband_bn = nn.BatchNorm2d(width)
+        self.subband_bn = norm(width)
         self.register_buffer("subband_scale", torch.tensor(SUBBAND_SCALE))
 
     def reset_parameters(self) -> None:
         init.copy_(self.subband_scale, torch.tensor(SUBBAND_SCALE))
 
     def forward(self, maps: Tensor) -> Tensor:
-        """float[B, C, G, G] to the same shape. An odd G repeats its last row and column, as pywt does."""
+        """float[B, C, G, G] to the same shape."""
+        # In turn, not at once: in training the shared norm takes its statistics from one sub-band at a time.
+        return self.transform(maps, lambda band: nn.functional.gelu(self.subband_bn(self.subband_conv(band))))
+
+    def transform(self, maps: Tensor, filter_band: Callable[[Tensor], Tensor]) -> Tensor:
+        """Analyse, filter each sub-band, weigh, synthesise: float[B, C, G, G] to the same shape.
+
+        An odd G repeats its last row and column, as PyWavelets does.
+        """
         side = maps.shape[-1]
         if side % 2:
             maps = nn.functional.pad(maps, (0, 1, 0, 1), mode="replicate")
         bands = self.wavelet.analyse(maps)
-        # In turn, not at once: in training the shared norm takes its statistics from one sub-band at a time.
-        filtered = [nn.functional.gelu(self.subband_bn(self.subband_conv(band))) for band in bands.unbind(2)]
-        bands = torch.stack(filtered, dim=2) * self.subband_scale.to(maps.dtype).view(4, 1, 1)
+        filtered = torch.stack([filter_band(band) for band in bands.unbind(2)], dim=2)
+        bands = filtered * self.subband_scale.to(maps.dtype).view(4, 1, 1)
         return self.wavelet.synthesise(bands)[..., :side, :side]

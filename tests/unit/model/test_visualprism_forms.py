@@ -1,0 +1,273 @@
+"""VisualPrism's evaluation form is never stale and saves work; every switch does what it says."""
+
+import copy
+from itertools import combinations
+
+import pytest
+import pywt
+import reference
+import tiny
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from llava.model.builder import load_pretrained_model
+from llava.model.multimodal_projector.base import downsample
+from llava.model.multimodal_projector.norms import NORMS
+from llava.model.multimodal_projector.visualprism import VisualPrism
+from llava.model.multimodal_projector.wavelet import Wavelet
+from llava.model.vision_config import VISUALPRISM_PATHS, parse_paths
+
+MAX_DIFFERENCE = 1e-5
+
+
+def features(grid=12, width=16, levels=4, batch=2, dtype=torch.float32):
+    patches = grid * grid
+    return torch.randn(batch, patches, width, dtype=dtype), torch.randn(
+        batch, patches, levels * width, dtype=dtype
+    )
+
+
+def trained(module):
+    """A few steps, so that running statistics, gains and biases are not what they were."""
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        module.train()(features()).square().mean().backward()
+        optimizer.step()
+    return module
+
+
+def plain(module, inputs, s=2):
+    """The same weights in the plain form."""
+    twin = copy.copy(module)
+    twin.__class__ = reference.PlainVisualPrism
+    with torch.no_grad():
+        return twin(inputs, s)
+
+
+@torch.no_grad()
+def assert_current(module, inputs):
+    torch.testing.assert_close(module(inputs), plain(module, inputs), atol=MAX_DIFFERENCE, rtol=1e-4)
+
+
+def test_the_folded_form_follows_every_change_of_weights():
+    module = trained(VisualPrism(16, 24, 2)).eval()
+    other = trained(VisualPrism(16, 24, 2)).state_dict()
+    inputs = features()
+    assert_current(module, inputs)
+    module.load_state_dict(other)
+    assert_current(module, inputs)
+    with torch.no_grad():
+        module.q_local.fusion[1].running_var.mul_(2)
+    assert_current(module, inputs)
+    module.mlp[0].weight = torch.nn.Parameter(torch.randn_like(module.mlp[0].weight))
+    assert_current(module, inputs)
+    trained(module).eval()
+    assert_current(module, inputs)
+    module.train()
+    module.q_proj_1.weight.data.mul_(3)  # leaves no trace on the tensor; the change of mode is one
+    module.eval()
+    assert_current(module, inputs)
+    module.double().float()
+    assert_current(module, inputs)
+    assert_current(copy.deepcopy(module), inputs)
+
+
+def test_the_folded_form_is_made_once_and_saved_nowhere():
+    module = trained(VisualPrism(16, 24, 2)).eval()
+    names = set(module.state_dict())
+    with torch.no_grad():
+        module(features())
+        first = module.folded()
+        module(features(), scale_factor=3)
+    assert module.folded() is first
+    assert set(module.state_dict()) == names
+
+
+def test_weights_still_get_gradients_in_evaluation_mode():
+    module = trained(VisualPrism(16, 24, 2)).eval()
+    module.zero_grad()
+    module(features()).sum().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+def test_inputs_get_the_same_gradients_through_the_folded_form():
+    module = trained(VisualPrism(16, 24, 2)).eval()
+    x, x_multi = (part.requires_grad_() for part in features())
+    module((x, x_multi)).square().sum().backward()
+    expected = x.grad.clone(), x_multi.grad.clone()
+    x.grad = x_multi.grad = None
+    module.requires_grad_(False)
+    assert module.folded_form_serves()
+    module((x, x_multi)).square().sum().backward()
+    torch.testing.assert_close((x.grad, x_multi.grad), expected, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("s", [2, 3, 4])
+def test_agreement_with_the_plain_form_at_clip_l_sizes(s):
+    torch.manual_seed(0)
+    module = VisualPrism(1024, 1024, s)
+    for norm in module.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.running_mean.normal_(std=0.1)
+            norm.running_var.uniform_(0.5, 2)
+    module.eval()
+    inputs = features(24, 1024, batch=1)
+    with torch.no_grad():
+        expected = plain(module, inputs, s)
+        assert (module(inputs) - expected).abs().max() < 1e-5
+        half = module.bfloat16()(tuple(part.bfloat16() for part in inputs)).float()
+    assert (half - expected).norm() / expected.norm() < 2e-2
+
+
+def grouped_conv_backward(grad_out, x, w, _bias, _s, _p, _d, transposed, _op, _groups, mask, **_):
+    """torch counts a depthwise convolution's backward as if it were dense."""
+    positions = (x if transposed else grad_out)[0] * (x if transposed else grad_out)[2:].numel()
+    return 2 * positions * w.numel() * (mask[0] + mask[1])
+
+
+def gflop(module, s, backward=False):
+    """GFLOP of 4 CLIP-L/336 images."""
+    with torch.device("meta"):
+        inputs = features(24, 1024, batch=4)
+    counter = {torch.ops.aten.convolution_backward: grouped_conv_backward}
+    with torch.set_grad_enabled(backward):
+        module(inputs, s)  # an evaluation form is made before it is counted
+        with FlopCounterMode(display=False, custom_mapping=counter) as count:
+            output = module(inputs, s)
+            if backward:
+                output.sum().backward()
+    return count.get_total_flops() / 1e9
+
+
+@pytest.mark.parametrize(("s", "most", "share"), [(2, 68.5, 0.86), (3, 50.0, 0.78), (4, 43.5, 0.75)])
+def test_work_stays_within_its_budget(s, most, share):
+    with torch.device("meta"):
+        module, plain_form = (kind(1024, 4096, s) for kind in (VisualPrism, reference.PlainVisualPrism))
+    assert gflop(module.eval(), s) <= most
+    assert gflop(module.train(), s, backward=True) <= share * gflop(plain_form.train(), s, backward=True)
+
+
+@pytest.mark.parametrize("s", [2, 3, 4])
+def test_training_gradients_are_those_of_the_plain_form(s):
+    module = VisualPrism(16, 24, s)
+    twin = reference.PlainVisualPrism(16, 24, s)
+    twin.load_state_dict(module.state_dict())
+    inputs = features()
+    for kind in (module, twin):
+        kind.train()(inputs).square().sum().backward()
+    for (name, ours), theirs in zip(module.named_parameters(), twin.parameters(), strict=True):
+        scale = theirs.grad.norm().clamp(min=1e-3)
+        assert (ours.grad - theirs.grad).norm() / scale < 1e-4, name
+
+
+@pytest.mark.parametrize("s", [1, 2, 3, 4, 5, 6])
+def test_downsampling_is_torchs_bilinear(s):
+    maps = torch.randn(2, 3, 6 * s, 6 * s)
+    expected = torch.nn.functional.interpolate(maps, size=(6, 6), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(downsample(maps, s), expected)
+
+
+SUBSETS = [subset for size in (1, 2, 3) for subset in combinations(VISUALPRISM_PATHS, size)]
+
+
+@pytest.mark.parametrize("hkve", [True, False])
+@pytest.mark.parametrize("paths", SUBSETS)
+def test_every_ablation_trains_and_its_evaluation_form_is_exact(paths, hkve):
+    module = trained(VisualPrism(16, 24, 2, paths=paths, hkve=hkve))
+    module.zero_grad()
+    module(features()).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+    assert_current(module.eval(), features())
+    assert module.q_fusion_weights.shape == (len(paths),)
+    assert hasattr(module, "q_freq") == ("wavelet" in paths)
+
+
+def test_path_names_are_parsed_and_refused_by_name():
+    assert parse_paths("wavelet, identity") == ("wavelet", "identity")
+    assert VisualPrism(16, 24, 2, paths=("wavelet", "identity")).paths == ("identity", "wavelet")
+    for text in ("", "identity,identity", "fourier"):
+        with pytest.raises(
+            ValueError, match="--visualprism_paths must be one or more of identity, local, wavelet"
+        ):
+            parse_paths(text)
+
+
+@pytest.mark.parametrize("side", [8, 14, 24])
+@pytest.mark.parametrize(
+    "name", ["haar", "db2", "db7", "sym5", "coif2", "bior2.2", "bior6.8", "rbio3.1", "dmey"]
+)
+def test_analysis_and_synthesis_are_pywavelets_periodised(name, side):
+    maps = torch.randn(2, 3, side, side)
+    wavelet = Wavelet(name)
+    bands = wavelet.analyse(maps)
+    low, (horizontal, vertical, diagonal) = pywt.dwt2(maps.numpy(), name, mode="periodization")
+    for band, expected in zip(bands.unbind(2), (low, vertical, horizontal, diagonal), strict=True):
+        torch.testing.assert_close(band, torch.from_numpy(expected), atol=1e-5, rtol=1e-4)
+    inverse = pywt.idwt2((low, (horizontal, vertical, diagonal)), name, mode="periodization")
+    torch.testing.assert_close(2 * wavelet.synthesise(bands), torch.from_numpy(inverse), atol=1e-4, rtol=1e-4)
+
+
+def test_unknown_wavelets_and_norms_are_refused_with_the_choices():
+    with pytest.raises(
+        ValueError, match=r"'morl' is no discrete wavelet of PyWavelets; its families are haar, db"
+    ):
+        Wavelet("morl")
+    with pytest.raises(ValueError, match="--visualprism_norm must be one of batch, sync_batch, layer"):
+        VisualPrism(16, 24, 2, norm="group")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("wavelet", ["haar", "db3"])
+def test_norms_and_wavelets_combine(norm, wavelet):
+    module = trained(VisualPrism(16, 24, 2, norm=norm, wavelet=wavelet)).eval()
+    assert_current(module, features())
+
+
+def test_layer_norm_gives_each_image_the_same_tokens_in_any_batch_while_training():
+    module = VisualPrism(16, 24, 2, norm="layer").train()
+    x, x_multi = features(batch=3)
+    torch.testing.assert_close(module((x, x_multi))[:1], module((x[:1], x_multi[:1])), atol=1e-5, rtol=1e-4)
+
+
+SWITCHED = {
+    "visualprism_paths": "identity,wavelet",
+    "visualprism_hkve": False,
+    "visualprism_wavelet": "db2",
+    "visualprism_norm": "layer",
+}
+
+
+def test_switches_come_back_from_config_json(tmp_path, bpe_tokenizer):
+    model = tiny.build(tmp_path, **SWITCHED)
+    model.save_pretrained(tmp_path / "saved")
+    bpe_tokenizer.save_pretrained(tmp_path / "saved")
+    loaded = load_pretrained_model(str(tmp_path / "saved"))[1]
+    for name, value in SWITCHED.items():
+        assert getattr(loaded.config, name) == value
+    projector = loaded.get_projector()
+    assert projector.paths == ("identity", "wavelet")
+    assert projector.q_freq[0].wavelet.name == "db2"
+    identity_alone = tiny.build(tmp_path, visualprism_tpqp=False)
+    assert identity_alone.get_projector().paths == ("identity",)
+
+
+def test_one_checkpoint_three_budgets(tmp_path):
+    model = tiny.build(tmp_path)
+    ids, images = torch.tensor([[1, -200, 6]]), torch.randn(1, 3, 56, 56)
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    assert [model.tokens_per_image(s) for s in (1, 2, 4)] == [16, 4, 1]
+    answers = {s: model.generate(ids, images=images, scale_factor=s, **options) for s in (1, 2, 4)}
+    for s, answer in answers.items():
+        model.config.scale_factor = s
+        assert model.num_visual_tokens == (4 // s) ** 2
+        assert torch.equal(model.generate(ids, images=images, **options), answer)
+        assert model(input_ids=ids, images=images).logits.shape[1] == 2 + (4 // s) ** 2
+    with pytest.raises(ValueError, match="must divide the 4x4 grid, got 3"):
+        model.generate(ids, images=images, scale_factor=3, **options)
+
+
+def test_a_budget_for_a_projector_that_does_not_compress_is_refused(tmp_path):
+    model = tiny.build(tmp_path, mm_projector_type="linear")
+    with pytest.raises(ValueError, match="LinearProjector does not compress"):
+        model.generate(torch.tensor([[1, -200]]), images=torch.randn(1, 3, 56, 56), scale_factor=2)
