@@ -23,16 +23,16 @@ fi
 : "${RUN_DIR:=playground/quickstart}"
 : "${IMAGE_SIZE:=168}"          # pixels: a 12x12 grid of 14-pixel patches
 : "${SCALE_FACTOR:=2}"          # side of the regions that become one token: 144 -> 36 tokens
-: "${STAGE1_STEPS:=100}"        # optimiser steps, projector alone, captions
-: "${STAGE1_BATCH_SIZE:=16}"    # samples a step
-: "${STAGE1_LR:=1e-3}"          # peak learning rate
-: "${STAGE2_STEPS:=250}"        # optimiser steps, projector and language model, conversations
-: "${STAGE2_BATCH_SIZE:=16}"
-: "${STAGE2_LR:=1e-4}"          # the language model's
-: "${STAGE2_PROJECTOR_LR:=5e-4}"
+: "${STAGE1_STEPS:=60}"         # optimiser steps, projector alone, captions
+: "${STAGE1_BATCH_SIZE:=8}"     # samples a step
+: "${STAGE1_LR:=2e-4}"          # peak learning rate
+: "${STAGE2_STEPS:=200}"        # optimiser steps, projector and language model, conversations
+: "${STAGE2_BATCH_SIZE:=4}"
+: "${STAGE2_LR:=2e-4}"          # the language model's
+: "${STAGE2_PROJECTOR_LR:=3e-4}"
 : "${MAX_LENGTH:=512}"          # tokens, image tokens included
 : "${SAVE_STEPS:=100}"          # steps between checkpoints: what a killed run loses at most
-: "${NUM_QUESTIONS:=2537}"      # of the test split's open questions, from the first on; 2,537 is all
+: "${NUM_QUESTIONS:=500}"       # of the test split's open questions, from the first on; 2,537 is all
 PHOTO_QUESTION="what shape is in the image?"
 
 PACKAGES=playground/packages

@@ -35,7 +35,8 @@ class LlavaMetaModel:
 
     def build_vision(self, config) -> None:
         """Tower and projector of the configured shape, with initial weights."""
-        self.vision_tower = build_vision_tower(config, projector_class(config.mm_projector_type).needs_levels)
+        kind = projector_class(config.mm_projector_type)
+        self.vision_tower = build_vision_tower(config, kind.needs_levels, kind.needs_attention)
         config.mm_hidden_size = self.vision_tower.hidden_size
         config.mm_vision_levels = self.vision_tower.levels
         self.mm_projector = build_projector(config, config.hidden_size)
@@ -65,21 +66,18 @@ class LlavaMetaForCausalLM:
             ValueError: if s does not divide the grid, or is given for a projector that does not compress.
         """
         tower, projector = self.get_vision_tower(), self.get_projector()
-        if not projector.compresses:
-            if scale_factor is not None:
-                raise ValueError(
-                    f"scale_factor={scale_factor} came, but {type(projector).__name__} does not compress; "
-                    "leave it out, or train with a compressing --mm_projector_type."
-                )
-            return tower.num_patches
-        return projector.output_grid(tower.grid_side, scale_factor or self.config.scale_factor) ** 2
+        if scale_factor is not None and not projector.compresses:
+            raise ValueError(
+                f"scale_factor={scale_factor} came, but {type(projector).__name__} does not compress; "
+                "leave it out, or train with a compressing --mm_projector_type."
+            )
+        return projector.num_tokens(tower.num_patches, scale_factor or self.config.scale_factor)
 
     def encode_images(self, images: Tensor, scale_factor: int | None = None) -> Tensor:
         """float[I, 3, H, W], normalised, to float[I, M, D]; s is by default model.config.scale_factor."""
         tower, projector = self.get_vision_tower(), self.get_projector()
         features = tower(images.to(tower.device))
-        dtype = next(iter(projector.parameters()), features.selected).dtype
-        features = type(features)(*(part if part is None else part.to(dtype) for part in features))
+        features = features.to(next(iter(projector.parameters()), features.selected).dtype)
         if not projector.compresses:
             return projector(features)
         return projector(features, scale_factor or self.config.scale_factor)

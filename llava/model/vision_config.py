@@ -24,6 +24,7 @@ class VisionFields:
         mm_projector_type: a key of multimodal_projector.builder.PROJECTORS, or mlpNx_gelu.
         mm_hidden_size: channels of the tower.
         scale_factor: s; compressing projectors give N / s**2 tokens.
+        num_visual_tokens: patches that pruning projectors keep of an image.
         visualprism_*: the parts of VisualPrism that can be switched; the defaults are the published form.
     """
 
@@ -36,6 +37,7 @@ class VisionFields:
     mm_projector_type: str | None = "linear"
     mm_hidden_size: int | None = None
     scale_factor: int = 2
+    num_visual_tokens: int | None = None
     elastic_scale_factors: list | None = None  # drawn from in training; None: always scale_factor
     visualprism_paths: str = ",".join(VISUALPRISM_PATHS)
     visualprism_tpqp: bool = True
@@ -66,6 +68,12 @@ def parse_paths(text: str) -> tuple[str, ...]:
             f"--visualprism_paths must be one or more of {', '.join(VISUALPRISM_PATHS)}, got {text!r}."
         )
     return tuple(names)
+
+
+def vision_grid(fields: VisionFields) -> int:
+    """G of the configured tower, whose configuration is known by now: patches along a side of its input."""
+    image_size = fields.mm_vision_image_size or fields.mm_vision_config["image_size"]
+    return image_size // fields.mm_vision_config["patch_size"]
 
 
 def resolve_select_layer(select_layer: int, depth: int) -> int:

@@ -30,8 +30,13 @@ class ModelArguments:
         },
     )
     mm_vision_image_size: int = flag(None, "Side of the tower's input in pixels; default the tower's own.")
-    mm_projector_type: str = flag("linear", "linear, mlpNx_gelu, identity or visualprism.")
+    mm_projector_type: str = flag(
+        "linear",
+        "linear, identity, mlpNx_gelu, visualprism, tokenpacker, avgpool, pixel_shuffle, resampler, "
+        "cabstractor, ldpv2, visionzip or prumerge.",
+    )
     scale_factor: int = flag(2, "s: a compressing projector gives N / s**2 tokens.")
+    num_visual_tokens: int = flag(None, "Tokens an image keeps under visionzip and prumerge.")
     elastic_scale_factors: list[int] = field(
         default=None,
         metadata={"help": "Draw s from these at each step, so that one checkpoint serves them all."},
@@ -153,6 +158,7 @@ def vision_fields(model: ModelArguments, data: DataArguments, training: Training
         mm_vision_image_size=model.mm_vision_image_size,
         mm_projector_type=model.mm_projector_type,
         scale_factor=model.scale_factor,
+        num_visual_tokens=model.num_visual_tokens,
         elastic_scale_factors=model.elastic_scale_factors,
         visualprism_paths=model.visualprism_paths,
         visualprism_tpqp=model.visualprism_tpqp,

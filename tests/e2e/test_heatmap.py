@@ -75,7 +75,7 @@ def looking_at_white(folder):
     head_width = decoder.layers[0].self_attn.head_dim
     slowest = head_width // 2 - 1
 
-    def encode_images(images):
+    def encode_images(images, scale_factor=None):
         grey = images.mean(dim=1, keepdim=True)
         region = torch.nn.functional.avg_pool2d(grey, 2 * PATCH_SIZE).flatten(1)
         white = (region > region.mean()).float()

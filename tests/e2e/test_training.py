@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import read_projector
+from llava.model.multimodal_projector.visualprism import VisualPrism
 from llava.train import saving
 from llava.train.train import train
 
@@ -163,6 +164,34 @@ def test_a_killed_run_started_again_gives_the_uninterrupted_losses_and_weights(
     else:
         resumed = read_projector(output_dir / weights)
         assert all(torch.equal(resumed[key], value) for key, value in expected.items())
+
+
+def test_elastic_budgets_are_drawn_anew_each_step_and_again_after_a_resume(parts, tmp_path, monkeypatch):
+    drawn = []
+    encode = VisualPrism.forward
+    monkeypatch.setattr(
+        VisualPrism, "forward", lambda self, features, s=None: drawn.append(s) or encode(self, features, s)
+    )
+    elastic = ["--elastic_scale_factors", "1", "2", "4"]
+    arguments = flags(parts, tmp_path / "run", "captions.json", tune_mm_mlp_adapter=True, max_steps=8)
+    train([*arguments, "--save_total_limit", "9", *elastic])
+    assert len(set(drawn)) > 1
+    assert set(drawn) <= {1, 2, 4}
+    whole, expected = list(drawn), losses(tmp_path / "run")
+    for name in ("checkpoint-6", "checkpoint-8"):
+        shutil.rmtree(tmp_path / "run" / name)
+    (tmp_path / "run" / "trainer_state.json").unlink()
+    drawn.clear()
+    train([*arguments, "--save_total_limit", "9", *elastic])
+    assert drawn == whole[4:]
+    assert losses(tmp_path / "run") == expected
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["elastic_scale_factors"] == [1, 2, 4]
+
+
+def test_an_elastic_budget_that_does_not_divide_the_grid_is_refused(parts, tmp_path):
+    with pytest.raises(SystemExit, match="must divide the 4x4 grid, got 3"):
+        train([*flags(parts, tmp_path, "captions.json"), "--elastic_scale_factors", "2", "3"])
 
 
 def test_a_complete_run_is_left_alone(trained, parts):

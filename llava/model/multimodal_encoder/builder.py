@@ -35,7 +35,9 @@ def read_vision_config(name_or_path: str) -> dict:
     return getattr(config, "vision_config", config).to_dict()
 
 
-def build_vision_tower(fields: VisionFields, needs_levels: bool) -> VisionTower:
+def build_vision_tower(
+    fields: VisionFields, needs_levels: bool, needs_attention: bool = False
+) -> VisionTower:
     """An untrained tower of the configured shape; its weights are loaded by the caller.
 
     Fills fields.mm_vision_config from fields.mm_vision_tower where the checkpoint does not carry it.
@@ -51,7 +53,7 @@ def build_vision_tower(fields: VisionFields, needs_levels: bool) -> VisionTower:
             f"--vision_tower {fields.mm_vision_tower!r} is of type {family!r}; "
             f"known are {', '.join(VISION_TOWERS)}."
         )
-    return VISION_TOWERS[family](fields, needs_levels)
+    return VISION_TOWERS[family](fields, needs_levels, needs_attention)
 
 
 def load_vision_weights(tower: VisionTower, name_or_path: str) -> None:

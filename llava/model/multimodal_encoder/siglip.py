@@ -23,12 +23,12 @@ class Siglip2VisionTower(VisionTower):
     config_class = Siglip2VisionConfig
     model_class = Siglip2VisionModel
 
-    def __init__(self, fields, needs_levels):
+    def __init__(self, fields, needs_levels, needs_attention=False):
         config = dict(fields.mm_vision_config)
         native = round(config.get("num_patches", 256) ** 0.5) * config.get("patch_size", 16)
         config.setdefault("image_size", native)  # the configuration counts patches, not pixels
         fields.mm_vision_config = config
-        super().__init__(fields, needs_levels)
+        super().__init__(fields, needs_levels, needs_attention)
 
     def embed(self, pixel_values: Tensor) -> Tensor:
         size = self.patch_size

@@ -11,10 +11,26 @@ from llava.model.vision_config import VisionFields, resolve_levels, resolve_sele
 
 
 class VisionFeatures(NamedTuple):
-    """One image's features: selected float[B, N, C] and levels float[B, N, L*C] (None when not asked for)."""
+    """Features of images; what was not asked for is None.
+
+    Attributes:
+        selected: float[B, N, C].
+        levels: float[B, N, L*C].
+        attention: float32[B, N], what each patch receives in the layer that gives `selected`: from the class
+            token, or where there is none the mean over all patches; mean over heads.
+        keys: float[B, N, h, d] of that layer.
+    """
 
     selected: Tensor
     levels: Tensor | None = None
+    attention: Tensor | None = None
+    keys: Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> "VisionFeatures":
+        """The features in that dtype; attention stays as it is, since rounding would tie its ranks."""
+        cast = (part if part is None else part.to(dtype) for part in (self.selected, self.levels, self.keys))
+        selected, levels, keys = cast
+        return VisionFeatures(selected, levels, self.attention, keys)
 
 
 class VisionTower(nn.Module):
@@ -27,7 +43,7 @@ class VisionTower(nn.Module):
     model_class: type
     num_prefix_tokens = 0  # class tokens ahead of the patches
 
-    def __init__(self, fields: VisionFields, needs_levels: bool):
+    def __init__(self, fields: VisionFields, needs_levels: bool, needs_attention: bool = False):
         super().__init__()
         self.config = self.config_class.from_dict(fields.mm_vision_config)
         # Published checkpoints name the inner model vision_tower: model.vision_tower.vision_tower.*
@@ -50,6 +66,12 @@ class VisionTower(nn.Module):
         self.selected = resolve_select_layer(fields.mm_vision_select_layer, depth)
         self.levels = resolve_levels(fields.mm_vision_levels, depth, fields.mm_vision_select_layer)
         self.needs_levels = needs_levels
+        self.needs_attention = needs_attention
+        if needs_attention and self.selected == 0:
+            raise ValueError(
+                "--mm_vision_select_layer 0 is ahead of all attention, which "
+                f"--mm_projector_type {fields.mm_projector_type} ranks patches by; choose a later one."
+            )
 
     @property
     def hidden_size(self) -> int:
@@ -73,6 +95,28 @@ class VisionTower(nn.Module):
         """float[B, 3, H, W] to the first hidden state float[B, prefix + N, C]."""
         raise NotImplementedError
 
+    def run(self, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """One layer, no position masked."""
+        return layer(hidden, None)
+
+    def attention_parts(self, layer: nn.Module) -> tuple[nn.Module, nn.Linear, nn.Linear]:
+        """Of one layer: the norm ahead of its attention, the query map and the key map."""
+        return layer.layer_norm1, layer.self_attn.q_proj, layer.self_attn.k_proj
+
+    def attend(self, layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """VisionFeatures.attention and .keys of a layer, from the hidden state that goes into it.
+
+        The layer itself may run an attention that shows no weights; of a class token they cost one row.
+        """
+        norm, query_map, key_map = self.attention_parts(layer)
+        normed, prefix = norm(hidden), self.num_prefix_tokens
+        heads = (self.config.num_attention_heads, -1)
+        query = query_map(normed[:, :1] if prefix else normed).unflatten(-1, heads).transpose(1, 2)
+        keys = key_map(normed).unflatten(-1, heads)
+        scores = query @ keys.permute(0, 2, 3, 1) * keys.shape[-1] ** -0.5  # [B, h, 1 or N, prefix + N]
+        attention = scores.softmax(dim=-1, dtype=torch.float32).mean(dim=(1, 2))
+        return attention[:, prefix:], keys[:, prefix:]
+
     def forward(self, pixel_values: Tensor) -> VisionFeatures:
         """float[B, 3, H, W], normalised, to VisionFeatures; pixels are cast to the tower's dtype.
 
@@ -89,13 +133,16 @@ class VisionTower(nn.Module):
         wanted = {self.selected, *(self.levels if self.needs_levels else ())}
         hidden = self.embed(pixel_values.to(self.dtype))
         states = {0: hidden}
+        attention = keys = None
         for index, layer in enumerate(self.layers[: max(wanted)], start=1):
-            hidden = layer(hidden, None)
+            if self.needs_attention and index == self.selected:
+                attention, keys = self.attend(layer, hidden)
+            hidden = self.run(layer, hidden)
             if index in wanted:
                 states[index] = hidden
         patches = {index: states[index][:, self.num_skipped :] for index in wanted}
         levels = torch.cat([patches[index] for index in self.levels], dim=-1) if self.needs_levels else None
-        return VisionFeatures(patches[self.selected], levels)
+        return VisionFeatures(patches[self.selected], levels, attention, keys)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -4,6 +4,7 @@ import math
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.vision_config import VisionFields
@@ -11,22 +12,27 @@ from llava.model.vision_config import VisionFields
 # The projectors' legend: B images, G grid side of the tower, N = G*G patches, s scale_factor, g = G/s,
 # M = g*g output tokens, C tower width, L levels, E projector width, h heads, D language model width.
 
+NORM_EPS = 1e-6  # of the layer norms
+
 
 class Projector(nn.Module):
     """VisionFeatures to float[B, M, D].
 
     Attributes:
         needs_levels: whether VisionFeatures.levels must be given.
+        needs_attention: whether VisionFeatures.attention and keys must be given.
         compresses: whether scale_factor says how many tokens come out; forward then takes one for the call.
     """
 
     needs_levels = False
+    needs_attention = False
     compresses = False
 
     @classmethod
     def from_fields(cls, fields: VisionFields, llm_width: int) -> "Projector":
         """As the multimodal keys of config.json ask, for a language model of that width."""
-        return cls(fields.mm_hidden_size, llm_width)
+        scale_factor = [fields.scale_factor] if cls.compresses else []
+        return cls(fields.mm_hidden_size, llm_width, *scale_factor)
 
     def output_grid(self, grid: int, scale_factor: int | None = None) -> int:
         """Side of the output grid: tokens are that many squared equal squares of the image, row-major.
@@ -37,6 +43,12 @@ class Projector(nn.Module):
         """
         return compressed_side(grid, scale_factor or self.scale_factor) if self.compresses else grid
 
+    def num_tokens(self, num_patches: int, scale_factor: int | None = None) -> int:
+        """M of a tower's N features, the class token counted where it is kept; s as in output_grid."""
+        if not self.compresses:
+            return num_patches
+        return self.output_grid(grid_side(num_patches), scale_factor) ** 2
+
     def forward(self, features: VisionFeatures) -> Tensor:
         raise NotImplementedError
 
@@ -45,6 +57,25 @@ class Projector(nn.Module):
         for child in self.modules():
             if child is not self and hasattr(child, "reset_parameters"):
                 child.reset_parameters()
+
+
+class FixedScaleProjector(Projector):
+    """A compressing projector with weights whose shapes depend on s: it serves the one it was made for."""
+
+    compresses = True
+
+    def __init__(self, scale_factor: int):
+        super().__init__()
+        self.scale_factor = self.made_for = scale_factor
+
+    def output_grid(self, grid: int, scale_factor: int | None = None) -> int:
+        scale_factor = scale_factor or self.scale_factor
+        if scale_factor != self.made_for:
+            raise ValueError(
+                f"this {type(self).__name__} was made for --scale_factor {self.made_for} and its weights fit "
+                f"no other, got {scale_factor}; train one for it, or a type that serves any (visualprism)."
+            )
+        return super().output_grid(grid, scale_factor)
 
 
 def grid_side(num_patches: int) -> int:
@@ -95,3 +126,16 @@ def downsample(maps: Tensor, scale_factor: int) -> Tensor:
     """
     middle = (scale_factor - 1) // 2
     return F.avg_pool2d(maps[..., middle:, middle:], 2 - scale_factor % 2, stride=scale_factor)
+
+
+def two_layer_map(in_width: int, out_width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(in_width, out_width), nn.GELU(), nn.Linear(out_width, out_width))
+
+
+def reset_linear_maps(module: nn.Module) -> None:
+    """Weights of linear maps and convolutions trunc-normal with sigma 0.02, biases 0 (SPEC 1)."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            init.trunc_normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                init.zeros_(part.bias)

@@ -3,7 +3,13 @@
 import re
 
 from llava.model.multimodal_projector.base import Projector
+from llava.model.multimodal_projector.cabstractor import CAbstractor
+from llava.model.multimodal_projector.ldpv2 import LDPv2
 from llava.model.multimodal_projector.mlp import IdentityProjector, LinearProjector, MLPProjector
+from llava.model.multimodal_projector.pooling import AveragePool, PixelShuffle
+from llava.model.multimodal_projector.pruning import PruMerge, VisionZip
+from llava.model.multimodal_projector.resampler import Resampler
+from llava.model.multimodal_projector.tokenpacker import TokenPacker
 from llava.model.multimodal_projector.visualprism import VisualPrism
 from llava.model.vision_config import VisionFields
 
@@ -11,6 +17,14 @@ PROJECTORS: dict[str, type[Projector]] = {
     "linear": LinearProjector,
     "identity": IdentityProjector,
     "visualprism": VisualPrism,
+    "tokenpacker": TokenPacker,
+    "avgpool": AveragePool,
+    "pixel_shuffle": PixelShuffle,
+    "resampler": Resampler,
+    "cabstractor": CAbstractor,
+    "ldpv2": LDPv2,
+    "visionzip": VisionZip,
+    "prumerge": PruMerge,
 }
 MLP_TYPE = re.compile(r"mlp([1-9]\d*)x_gelu")
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+HEAD_WIDTH = 128  # of the default head count
+
 
 def regions(grid_features: Tensor, scale_factor: int) -> Tensor:
     """float[B, N, E], row-major grid, to float[B*M, s*s, E]: the patches of each region."""
@@ -26,8 +28,9 @@ class RegionAttention(nn.Module):
     shifts all of a query's scores alike and cancels in the softmax.
     """
 
-    def __init__(self, width: int, num_heads: int):
+    def __init__(self, width: int, num_heads: int | None = None):
         super().__init__()
+        num_heads = num_heads or max(1, width // HEAD_WIDTH)
         if width % num_heads:
             raise ValueError(f"attention heads must divide the projector width {width}, got {num_heads}.")
         self.num_heads = num_heads

@@ -12,12 +12,15 @@ from transformers import initialization as init
 
 from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_projector.base import (
+    NORM_EPS,
     Projector,
     compressed_side,
     downsample,
     grid_side,
+    reset_linear_maps,
     to_maps,
     to_tokens,
+    two_layer_map,
 )
 from llava.model.multimodal_projector.norms import NORMS
 from llava.model.multimodal_projector.region_attention import RegionAttention
@@ -27,8 +30,6 @@ from llava.model.vision_config import VISUALPRISM_PATHS, VisionFields, parse_pat
 
 KEY_GLOBAL_GAIN = 0.6
 VALUE_GLOBAL_GAIN = 0.4
-NORM_EPS = 1e-6
-HEAD_WIDTH = 128  # of the default head count
 
 
 def depthwise(width: int, kernel: int) -> nn.Conv2d:
@@ -139,7 +140,7 @@ class VisualPrism(Projector):
         self.ln_q_1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.ln_k_1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.ln_v_1 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.clip_attn = RegionAttention(width, num_heads or max(1, width // HEAD_WIDTH))
+        self.clip_attn = RegionAttention(width, num_heads)
         self.mlp = two_layer_map(width, llm_width)
         self.reset_parameters()
 
@@ -158,11 +159,7 @@ class VisualPrism(Projector):
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    init.zeros_(module.bias)
+        reset_linear_maps(self)
         init.constant_(self.q_fusion_weights, 1 / len(self.paths))
 
     def train(self, mode: bool = True) -> "VisualPrism":
@@ -233,7 +230,3 @@ class VisualPrism(Projector):
         if self._folded is None or self._folded[0] != now:
             self._folded = (now, FoldedVisualPrism(self))
         return self._folded[1]
-
-
-def two_layer_map(in_width: int, out_width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(in_width, out_width), nn.GELU(), nn.Linear(out_width, out_width))

@@ -37,6 +37,7 @@ def depthwise_gelu(maps: Tensor, kernel: Kernel) -> Tensor:
 class FoldedVisualPrism:
     """The weights of a VisualPrism at one moment, folded; no module: nothing of it is saved or trained."""
 
+    @torch.inference_mode(False)  # made in inference mode its tensors could serve no gradient later
     @torch.no_grad()
     def __init__(self, prism: nn.Module):
         self.prism = prism

@@ -41,7 +41,7 @@ def test_levels_are_transformers_hidden_states(tmp_path, family, image_size):
     tower = build(tmp_path, family, mm_vision_image_size=image_size)
     pixels = torch.randn(2, 3, image_size, image_size)
     with torch.no_grad():
-        selected, levels = tower(pixels)
+        selected, levels = tower(pixels)[:2]
         states = [state[:, tower.num_prefix_tokens :] for state in own_hidden_states(tower, pixels)]
     torch.testing.assert_close(selected, states[-2], atol=MAX_DIFFERENCE, rtol=0)
     expected = torch.cat([states[i] for i in (2, 3, 4, 5)], dim=-1)

@@ -103,6 +103,15 @@ def test_inputs_get_the_same_gradients_through_the_folded_form():
     torch.testing.assert_close((x.grad, x_multi.grad), expected, atol=1e-5, rtol=1e-3)
 
 
+def test_a_form_made_in_inference_mode_still_passes_gradients_to_its_inputs():
+    module = trained(VisualPrism(16, 24, 2)).eval().requires_grad_(False)
+    with torch.inference_mode():
+        module(features())
+    x, x_multi = features()
+    module((x.requires_grad_(), x_multi)).sum().backward()
+    assert x.grad.abs().max() > 0
+
+
 @pytest.mark.parametrize("s", [2, 3, 4])
 def test_agreement_with_the_plain_form_at_clip_l_sizes(s):
     torch.manual_seed(0)

@@ -1,0 +1,19 @@
+"""python -m llava.benchmark projectors: what each projector costs, side by side, in one run."""
+
+import argparse
+
+from llava.benchmark import projectors
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.benchmark", description=__doc__, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    projectors.add_arguments(commands.add_parser("projectors", help=projectors.__doc__.splitlines()[0]))
+    args = parser.parse_args(argv)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

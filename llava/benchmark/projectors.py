@@ -1,0 +1,232 @@
+"""What every projector costs at every compression, measured in one interleaved run.
+
+Sizes are those of CLIP ViT-L/14 at 336 px (24x24 patches of 1024 channels, 4 levels) before a 4096-wide
+language model. Figures are for one batch: forward in evaluation without gradients, step a forward and
+backward in training.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+GRID, VISION_WIDTH, NUM_LEVELS, LLM_WIDTH = 24, 1024, 4, 4096
+UNCOMPRESSED = ("linear", "mlp2x_gelu")
+
+
+@dataclass
+class Row:
+    """One projector at one s; times are medians."""
+
+    projector: str
+    scale_factor: int | None
+    tokens: int
+    parameters: int
+    gflop: float
+    forward_ms: float
+    step_ms: float
+    forward_mib: float  # most memory at a time beside weights and inputs
+    step_mib: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--types", help="projector types, separated by commas; default: all that fit")
+    parser.add_argument("--scale_factors", type=int, nargs="+", default=[2, 3, 4])
+    parser.add_argument("--batch_size", type=int, default=4, help="images")
+    parser.add_argument(
+        "--repeats", type=int, default=7, help="timed rounds over all rows, after one of warm-up"
+    )
+    parser.add_argument("--device", help="cuda or cpu; default: cuda where there is one")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--output_dir", type=Path, default=Path("playground/benchmark"))
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print the table, write projectors.md and projectors.json."""
+    import torch
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    types = args.types.split(",") if args.types else None
+    rows = measure(
+        types, args.scale_factors, args.batch_size, args.repeats, device, getattr(torch, args.dtype)
+    )
+    machine = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    about = {
+        "command": " ".join(["python -m llava.benchmark", *sys.argv[1:]]),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "machine": f"{machine}, {platform.machine()}",
+        "torch": torch.__version__,
+        "dtype": args.dtype,
+        "batch_size": args.batch_size,
+    }
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    table = as_markdown(rows, about)
+    (args.output_dir / "projectors.md").write_text(table)
+    content = {**about, "rows": [asdict(row) for row in rows]}
+    (args.output_dir / "projectors.json").write_text(json.dumps(content, indent=1))
+    print(table)
+
+
+def measure(
+    types: list[str] | None, scale_factors: list[int], batch_size: int, repeats: int, device: str, dtype
+) -> list[Row]:
+    """One row a projector and s; timed rounds take turns, so that a machine's moods fall on all alike."""
+    import torch
+    from tqdm import tqdm
+
+    from llava.model.multimodal_encoder.tower import VisionFeatures
+
+    shape = (batch_size, GRID * GRID)
+    features = VisionFeatures(
+        torch.randn(*shape, VISION_WIDTH, device=device, dtype=dtype),
+        torch.randn(*shape, NUM_LEVELS * VISION_WIDTH, device=device, dtype=dtype),
+    )
+    candidates = build_candidates(types, scale_factors, device, dtype)
+    timings = {key: ([], []) for key in candidates}
+    for repeat in tqdm(range(repeats + 1), desc="rounds"):
+        for key, module in candidates.items():
+            samples = (timed(forward(module, features), device), timed(step(module, features), device))
+            if repeat:  # the first warms up
+                for kept, sample in zip(timings[key], samples, strict=True):
+                    kept.append(sample)
+    rows = []
+    for (name, scale_factor), module in tqdm(candidates.items(), desc="work and memory"):
+        with torch.no_grad():
+            tokens = module.eval()(features).shape[1]
+        forward_ms, step_ms = (1e3 * statistics.median(kept) for kept in timings[name, scale_factor])
+        rows.append(
+            Row(
+                name,
+                scale_factor,
+                tokens,
+                sum(parameter.numel() for parameter in module.parameters()),
+                gflop(forward(module, features)),
+                forward_ms,
+                step_ms,
+                peak_mib(forward(module, features), device),
+                peak_mib(step(module, features), device),
+            )
+        )
+    return rows
+
+
+def build_candidates(types: list[str] | None, scale_factors: list[int], device: str, dtype) -> dict:
+    """(type, s) to a projector; s is None for those that do not compress."""
+    from llava.model.multimodal_projector.builder import PROJECTORS, build_projector, projector_class
+    from llava.model.vision_config import VisionFields
+
+    names = types or [*UNCOMPRESSED, *(name for name, kind in PROJECTORS.items() if kind.compresses)]
+    candidates = {}
+    for name in names:
+        for scale_factor in scale_factors if projector_class(name).compresses else [None]:
+            fields = VisionFields(
+                mm_projector_type=name,
+                mm_hidden_size=VISION_WIDTH,
+                mm_vision_levels=list(range(NUM_LEVELS)),
+                scale_factor=scale_factor or 1,
+            )
+            candidates[name, scale_factor] = build_projector(fields, LLM_WIDTH).to(device=device, dtype=dtype)
+    return candidates
+
+
+def forward(module, features) -> Callable[[], None]:
+    """An evaluation forward, as a call."""
+    import torch
+
+    def call() -> None:
+        module.eval()
+        with torch.no_grad():
+            module(features)
+
+    return call
+
+
+def step(module, features) -> Callable[[], None]:
+    """A training forward and backward, as a call."""
+
+    def call() -> None:
+        module.train()
+        module.zero_grad(set_to_none=True)
+        module(features).sum().backward()
+
+    return call
+
+
+def timed(call: Callable[[], None], device: str) -> float:
+    """Seconds of a call, after one that makes what evaluation folds beforehand."""
+    import torch
+
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def gflop(call: Callable[[], None]) -> float:
+    """Multiplications and additions of matrix products and convolutions, in billions."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    call()
+    with FlopCounterMode(display=False) as count:
+        call()
+    return count.get_total_flops() / 1e9
+
+
+def peak_mib(call: Callable[[], None], device: str) -> float:
+    """Most memory that a call holds at a time."""
+    import torch
+
+    call()
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        call()
+    held = most = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most / 2**20
+
+
+def as_markdown(rows: list[Row], about: dict) -> str:
+    columns = (
+        "projector",
+        "s",
+        "tokens",
+        "parameters, M",
+        "GFLOP",
+        "forward, ms",
+        "step, ms",
+        "forward, MiB",
+        "step, MiB",
+    )
+    lines = [
+        f"`{about['command']}`, {about['date']}: {about['machine']}, torch {about['torch']}, "
+        f"{about['dtype']}, {about['batch_size']} images of {GRID}x{GRID} patches.",
+        "",
+        f"| {' | '.join(columns)} |",
+        f"| {' | '.join(['---'] * len(columns))} |",
+    ]
+    for row in rows:
+        figures = (row.forward_ms, row.step_ms, row.forward_mib, row.step_mib)
+        cells = [row.projector, row.scale_factor or "–", row.tokens, f"{row.parameters / 1e6:.1f}"]
+        cells += [f"{row.gflop:.1f}", *(f"{figure:.0f}" for figure in figures)]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"

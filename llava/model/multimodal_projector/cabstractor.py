@@ -1,0 +1,96 @@
+"""C-Abstractor: convolutions, average pooling, convolutions (Cha et al. 2024, "Honeybee: Locality-enhanced
+Projector for Multimodal LLM", section 3.2)."""
+
+# Legend: multimodal_projector/base.py
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llava.model.multimodal_encoder.tower import VisionFeatures
+from llava.model.multimodal_projector.base import Projector, grid_side, to_maps, to_tokens
+from llava.model.multimodal_projector.norms import ChannelNorm
+
+SQUEEZE = 4  # channels of the block to those its excitation passes through
+
+
+class SqueezeExcitation(nn.Module):
+    """Channels weighed by the whole image (Hu et al. 2018, "Squeeze-and-Excitation Networks")."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        squeezed = max(1, width // SQUEEZE)
+        self.excite = nn.Sequential(nn.Conv2d(width, squeezed, 1), nn.SiLU(), nn.Conv2d(squeezed, width, 1))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps * self.excite(maps.mean(dim=(2, 3), keepdim=True)).sigmoid()
+
+
+class RegNetBlock(nn.Module):
+    """Residual bottleneck of ratio 1 (Radosavovic et al. 2020, "Designing Network Design Spaces", block Y):
+    1x1, depthwise 3x3, squeeze and excitation, 1x1. The norm is of the channels, without batch statistics."""
+
+    def __init__(self, in_width: int, width: int):
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.Conv2d(in_width, width, 1, bias=False),
+            ChannelNorm(width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False),
+            ChannelNorm(width),
+            nn.SiLU(),
+            SqueezeExcitation(width),
+            nn.Conv2d(width, width, 1, bias=False),
+            ChannelNorm(width),
+        )
+        if in_width == width:
+            self.shortcut = nn.Identity()
+        else:
+            self.shortcut = nn.Sequential(nn.Conv2d(in_width, width, 1, bias=False), ChannelNorm(width))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """float[B, in, G, G] to float[B, width, G, G]."""
+        return F.silu(self.residual(maps) + self.shortcut(maps))
+
+
+def stage(in_width: int, width: int, depth: int) -> nn.Sequential:
+    return nn.Sequential(*(RegNetBlock(width if i else in_width, width) for i in range(depth)))
+
+
+class CAbstractor(Projector):
+    """G*G patches to (G/s)**2 tokens; no parameter depends on s or on G, so there are no learnt positions.
+
+    Args:
+        vision_width: C.
+        llm_width: D.
+        scale_factor: s; forward may override it.
+        width: E, by default C (the paper's 1024 for CLIP-L).
+        depth: blocks ahead of the pooling, and again after it; the paper's 3.
+    """
+
+    compresses = True
+
+    def __init__(
+        self,
+        vision_width: int,
+        llm_width: int,
+        scale_factor: int,
+        width: int | None = None,
+        depth: int = 3,
+    ):
+        super().__init__()
+        width = width or vision_width
+        self.scale_factor = scale_factor
+        self.before = stage(vision_width, width, depth)
+        self.after = stage(width, width, depth)
+        self.readout = nn.Linear(width, llm_width)
+
+    def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
+        """selected float[B, N, C] to float[B, M, D]; scale_factor is s of this call.
+
+        Raises:
+            ValueError: if N is not a square or s does not divide its side.
+        """
+        x = features.selected
+        side = self.output_grid(grid_side(x.shape[1]), scale_factor)
+        pooled = F.adaptive_avg_pool2d(self.before(to_maps(x)), side)
+        return self.readout(to_tokens(self.after(pooled)))

@@ -1,0 +1,46 @@
+"""LDPv2, MobileVLM V2's projector: pointwise maps, average pooling, and positions by a depthwise convolution
+(Chu et al. 2024, "MobileVLM V2: Faster and Stronger Baseline for Vision Language Model", section 3.3)."""
+
+# Legend: multimodal_projector/base.py
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llava.model.multimodal_encoder.tower import VisionFeatures
+from llava.model.multimodal_projector.base import Projector, grid_side, to_maps, to_tokens, two_layer_map
+
+
+class LDPv2(Projector):
+    """G*G patches to (G/s)**2 tokens; no parameter depends on s or on G.
+
+    `peg` is the positional encoding generator of Chu et al. 2021 ("Conditional Positional Encodings for
+    Vision Transformers"): a depthwise 3x3 convolution added to what it reads.
+
+    Args:
+        vision_width: C.
+        llm_width: D.
+        scale_factor: s, 2 in the paper; forward may override it.
+    """
+
+    compresses = True
+
+    def __init__(self, vision_width: int, llm_width: int, scale_factor: int):
+        super().__init__()
+        self.scale_factor = scale_factor
+        self.mlp = two_layer_map(vision_width, llm_width)
+        self.peg = nn.Conv2d(llm_width, llm_width, 3, padding=1, groups=llm_width)
+
+    def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
+        """selected float[B, N, C] to float[B, M, D]; scale_factor is s of this call.
+
+        Raises:
+            ValueError: if N is not a square or s does not divide its side.
+        """
+        x = features.selected
+        side = self.output_grid(grid_side(x.shape[1]), scale_factor)
+        first, activation, second = self.mlp
+        # The paper pools after the second map. A mean commutes with an affine map, so that M positions go
+        # through it instead of N.
+        pooled = F.adaptive_avg_pool2d(to_maps(activation(first(x))), side)
+        maps = to_maps(second(to_tokens(pooled)))
+        return to_tokens(maps + self.peg(maps))

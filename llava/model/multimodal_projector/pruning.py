@@ -1,0 +1,145 @@
+"""Training-free pruning: keep the patches the tower attends to, merge the others, then a trained MLP.
+
+Weights are named as those of mlp2x_gelu, so that any such checkpoint serves with fewer tokens.
+"""
+
+# B images, N patches, K --num_visual_tokens, R = N - kept patches, C tower width, D language model width
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llava.model.multimodal_encoder.tower import VisionFeatures
+from llava.model.multimodal_projector.mlp import MLPProjector
+from llava.model.vision_config import VisionFields
+
+CONTEXTUAL_SHARE = 10 / 64  # VisionZip's tables: 54 dominant and 10 contextual tokens of 64
+
+
+def take(features: Tensor, index: Tensor) -> Tensor:
+    """float[B, N, ...] at long[B, K] to float[B, K, ...]."""
+    return features[torch.arange(len(index), device=index.device)[:, None], index]
+
+
+def split_by_attention(attention: Tensor, num_kept: int) -> tuple[Tensor, Tensor]:
+    """The patches with the most attention and the others, each in row-major order.
+
+    float[B, N] to long[B, num_kept] and long[B, N - num_kept]; of equals the first is kept.
+    """
+    order = attention.argsort(dim=1, descending=True, stable=True)
+    return order[:, :num_kept].sort(dim=1).values, order[:, num_kept:].sort(dim=1).values
+
+
+def merge(features: Tensor, keys: Tensor, weights: Tensor, centres: Tensor, others: Tensor) -> Tensor:
+    """Each of the others joins the centre whose key is most like its own (cosine); a group's weighted mean.
+
+    Args:
+        features: float[B, N, C].
+        keys: float[B, N, d].
+        weights: float[B, N], positive.
+        centres, others: long[B, K] and long[B, R].
+    Returns:
+        float[B, K, C].
+    """
+    unit = F.normalize(keys.float(), dim=-1)
+    nearest = (take(unit, others) @ take(unit, centres).mT).argmax(dim=-1)  # [B, R]
+    joined = F.one_hot(nearest, centres.shape[1]).mT * take(weights, others)[:, None]  # [B, K, R]
+    own = take(weights, centres)[..., None]
+    total = own + joined.sum(dim=-1, keepdim=True)
+    merged = own * take(features, centres).float() + joined @ take(features, others).float()
+    return (merged / total).to(features.dtype)
+
+
+class PruningProjector(MLPProjector):
+    """float[B, N, C] to float[B, K, D]: `prune`, then the two-layer MLP.
+
+    Args:
+        vision_width: C.
+        llm_width: D.
+        num_visual_tokens: K.
+    """
+
+    needs_attention = True
+
+    def __init__(self, vision_width: int, llm_width: int, num_visual_tokens: int):
+        super().__init__(vision_width, llm_width, depth=2)
+        self.num_visual_tokens = num_visual_tokens
+
+    @classmethod
+    def from_fields(cls, fields: VisionFields, llm_width: int) -> "PruningProjector":
+        if not fields.num_visual_tokens or fields.num_visual_tokens < 1:
+            raise ValueError(
+                f"--mm_projector_type {fields.mm_projector_type} needs --num_visual_tokens, how many "
+                f"an image keeps (for example 64); got {fields.num_visual_tokens}."
+            )
+        if fields.mm_vision_select_feature != "patch":
+            raise ValueError(
+                f"--mm_projector_type {fields.mm_projector_type} chooses among patches; "
+                f"set --mm_vision_select_feature patch, got {fields.mm_vision_select_feature}."
+            )
+        return cls(fields.mm_hidden_size, llm_width, fields.num_visual_tokens)
+
+    def output_grid(self, grid: int, scale_factor: int | None = None) -> int:
+        raise ValueError(
+            f"{type(self).__name__} keeps {self.num_visual_tokens} chosen and merged patches, which are not "
+            "squares of the image; choose a projector with a grid, such as visualprism or avgpool."
+        )
+
+    def num_tokens(self, num_patches: int, scale_factor: int | None = None) -> int:
+        """K.
+
+        Raises:
+            ValueError: if there are fewer patches than that.
+        """
+        if self.num_visual_tokens > num_patches:
+            raise ValueError(
+                f"--num_visual_tokens must be at most the tower's {num_patches} patches, "
+                f"got {self.num_visual_tokens}."
+            )
+        return self.num_visual_tokens
+
+    def prune(self, features: VisionFeatures) -> Tensor:
+        """selected float[B, N, C], attention float[B, N] and keys float[B, N, h, d] to float[B, K, C]."""
+        raise NotImplementedError
+
+    def forward(self, features: VisionFeatures) -> Tensor:
+        self.num_tokens(features.selected.shape[1])  # refuses too few patches
+        return super().forward(VisionFeatures(self.prune(features)))
+
+
+class VisionZip(PruningProjector):
+    """Dominant tokens, the most attended patches in row-major order, then contextual ones.
+
+    A contextual token is the mean of a group: every so many-th of the remaining patches is a centre, each
+    other joins the one with the most similar key (mean over heads). 10 of 64 tokens are contextual.
+
+    Source: Yang et al. 2024, "VisionZip: Longer is Better but Not Necessary in Vision Language Models",
+    section 3. The paper's dominant tokens include the class token; here all are patches.
+    """
+
+    def prune(self, features: VisionFeatures) -> Tensor:
+        x = features.selected
+        num_contextual = round(CONTEXTUAL_SHARE * self.num_visual_tokens)
+        dominant, rest = split_by_attention(features.attention, self.num_visual_tokens - num_contextual)
+        if num_contextual == 0:
+            return take(x, dominant)
+        places = torch.arange(num_contextual, device=x.device) * rest.shape[1] // num_contextual
+        is_centre = torch.zeros(rest.shape[1], dtype=torch.bool, device=x.device)
+        is_centre[places] = True
+        equal = torch.ones_like(features.attention)
+        contextual = merge(x, features.keys.mean(dim=2), equal, rest[:, is_centre], rest[:, ~is_centre])
+        return torch.cat([take(x, dominant), contextual], dim=1)
+
+
+class PruMerge(PruningProjector):
+    """The most attended patches in row-major order, each the mean, weighted by attention, of itself and the
+    pruned patches whose keys are nearest to its own.
+
+    Source: Shang et al. 2024, "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal
+    Models", section 3. The paper lets the number of tokens vary with the image; here it is fixed, and each
+    pruned patch is merged once, into its nearest.
+    """
+
+    def prune(self, features: VisionFeatures) -> Tensor:
+        kept, pruned = split_by_attention(features.attention, self.num_visual_tokens)
+        return merge(features.selected, features.keys.flatten(2), features.attention, kept, pruned)

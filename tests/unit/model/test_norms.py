@@ -1,0 +1,63 @@
+"""Batch norm over ranks: two processes with half a batch each are one process with the whole."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from llava.model.multimodal_projector.norms import ChannelNorm, SyncBatchNorm
+
+WIDTH = 5
+
+
+def whole():
+    """(maps float[4, C, 3, 3], cotangent of the same shape), the same in every process."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(4, WIDTH, 3, 3, generator=generator) * 2 + 1 for _ in range(2)]
+
+
+def step(norm, maps, cotangent):
+    maps = maps.clone().requires_grad_()
+    output = norm(maps)
+    (output * cotangent).sum().backward()
+    return output.detach(), maps.grad
+
+
+def rank_main(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    mine = slice(2 * rank, 2 * rank + 2)
+    norm = SyncBatchNorm(WIDTH)
+    output, gradient = step(norm, *(part[mine] for part in whole()))
+    weight_gradient = norm.weight.grad.clone()
+    dist.all_reduce(weight_gradient)
+    result = {"output": output, "gradient": gradient, "weight": weight_gradient, "state": norm.state_dict()}
+    torch.save(result, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_ranks_are_one_process_with_the_whole_batch(tmp_path):
+    mp.spawn(rank_main, args=(str(tmp_path),), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    norm = nn.BatchNorm2d(WIDTH)
+    output, gradient = step(norm, *whole())
+    close = {"atol": 1e-5, "rtol": 1e-4}
+    torch.testing.assert_close(torch.cat([rank["output"] for rank in ranks]), output, **close)
+    torch.testing.assert_close(torch.cat([rank["gradient"] for rank in ranks]), gradient, **close)
+    for rank in ranks:
+        torch.testing.assert_close(rank["weight"], norm.weight.grad, **close)
+        for name, expected in norm.state_dict().items():
+            torch.testing.assert_close(rank["state"][name], expected, msg=name, **close)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_alone_it_is_batch_norm(training):
+    ours, torchs = SyncBatchNorm(WIDTH).train(training), nn.BatchNorm2d(WIDTH).train(training)
+    assert torch.equal(ours(whole()[0]), torchs(whole()[0]))
+
+
+def test_channel_norm_is_layer_norm_of_each_position():
+    maps = whole()[0]
+    expected = nn.functional.layer_norm(maps.permute(0, 2, 3, 1), (WIDTH,)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(ChannelNorm(WIDTH)(maps), expected)
