@@ -128,6 +128,7 @@ def build_candidates(types: list[str] | None, scale_factors: list[int], device: 
         for scale_factor in scale_factors if projector_class(name).compresses else [None]:
             fields = VisionFields(
                 mm_projector_type=name,
+                mm_vision_config={"image_size": GRID * 14, "patch_size": 14},
                 mm_hidden_size=VISION_WIDTH,
                 mm_vision_levels=list(range(NUM_LEVELS)),
                 scale_factor=scale_factor or 1,

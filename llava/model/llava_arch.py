@@ -28,10 +28,15 @@ class LlavaMetaModel:
             self.build_vision(config)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """What a checkpoint lacks of our modules; runs child by child, the projector as a whole last."""
-        super()._init_weights(module)
-        if isinstance(module, Projector):
+        """What a checkpoint lacks; runs child by child, a projector with weights of its own as a whole last.
+
+        transformers has its say after a part of the projector has reset itself: it knows the common layers
+        alone, and asks only modules that hold weights themselves.
+        """
+        projector = getattr(self, "mm_projector", nn.Identity())
+        if module in projector.modules() and hasattr(module, "reset_parameters"):
             module.reset_parameters()
+        super()._init_weights(module)
 
     def build_vision(self, config) -> None:
         """Tower and projector of the configured shape, with initial weights."""
