@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
 def measure(
     types: list[str] | None, scale_factors: list[int], batch_size: int, repeats: int, device: str, dtype
 ) -> list[Row]:
-    """One row a projector and s; timed rounds take turns, so that a machine's moods fall on all alike."""
+    """One row a projector and s."""
     import torch
     from tqdm import tqdm
 
@@ -89,29 +89,26 @@ def measure(
         torch.randn(*shape, NUM_LEVELS * VISION_WIDTH, device=device, dtype=dtype),
     )
     candidates = build_candidates(types, scale_factors, device, dtype)
-    timings = {key: ([], []) for key in candidates}
-    for repeat in tqdm(range(repeats + 1), desc="rounds"):
-        for key, module in candidates.items():
-            samples = (timed(forward(module, features), device), timed(step(module, features), device))
-            if repeat:  # the first warms up
-                for kept, sample in zip(timings[key], samples, strict=True):
-                    kept.append(sample)
+    forwards = {key: forward(module, features) for key, module in candidates.items()}
+    steps = {key: step(module, features) for key, module in candidates.items()}
+    forward_seconds = medians(forwards, repeats, device)
+    step_seconds = medians(steps, repeats, device)
     rows = []
-    for (name, scale_factor), module in tqdm(candidates.items(), desc="work and memory"):
+    for key, module in tqdm(candidates.items(), desc="work and memory"):
+        name, scale_factor = key
         with torch.no_grad():
             tokens = module.eval()(features).shape[1]
-        forward_ms, step_ms = (1e3 * statistics.median(kept) for kept in timings[name, scale_factor])
         rows.append(
             Row(
                 name,
                 scale_factor,
                 tokens,
                 sum(parameter.numel() for parameter in module.parameters()),
-                gflop(forward(module, features)),
-                forward_ms,
-                step_ms,
-                peak_mib(forward(module, features), device),
-                peak_mib(step(module, features), device),
+                gflop(forwards[key]),
+                1e3 * forward_seconds[key],
+                1e3 * step_seconds[key],
+                peak_mib(forwards[key], device),
+                peak_mib(steps[key], device),
             )
         )
     return rows
@@ -142,7 +139,8 @@ def forward(module, features) -> Callable[[], None]:
     import torch
 
     def call() -> None:
-        module.eval()
+        if module.training:
+            module.eval()
         with torch.no_grad():
             module(features)
 
@@ -160,18 +158,20 @@ def step(module, features) -> Callable[[], None]:
     return call
 
 
-def timed(call: Callable[[], None], device: str) -> float:
-    """Seconds of a call, after one that makes what evaluation folds beforehand."""
+def medians(calls: dict, repeats: int, device: str) -> dict:
+    """Median seconds of each call over rounds in which they take turns; a round of warm-up is not counted."""
     import torch
+    from tqdm import tqdm
 
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    seconds = {key: [] for key in calls}
+    for _ in tqdm(range(repeats + 1), desc="rounds"):
+        for key, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds[key].append(time.perf_counter() - start)
+    return {key: statistics.median(samples[1:]) for key, samples in seconds.items()}
 
 
 def gflop(call: Callable[[], None]) -> float:

@@ -159,13 +159,8 @@ def override_settings(model, image_aspect_ratio: str | None, scale_factor: int |
     if image_aspect_ratio is not None:
         model.config.image_aspect_ratio = image_aspect_ratio
     if scale_factor is not None:
-        projector = model.get_projector()
-        if not hasattr(projector, "scale_factor"):
-            raise ValueError(
-                f"--scale_factor {scale_factor}: a {type(projector).__name__} has none; leave the flag out."
-            )
-        model.config.scale_factor = projector.scale_factor = scale_factor
-        projector.output_grid(model.get_vision_tower().grid_side)
+        model.tokens_per_image(scale_factor)  # refuses what the projector or the grid cannot give
+        model.config.scale_factor = scale_factor
 
 
 def main(argv: list[str] | None = None) -> int:

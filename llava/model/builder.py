@@ -8,10 +8,14 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from llava.model.checkpoint import (
     PROJECTOR_FILE,
+    SAVED_CONSTANTS,
     CheckpointFolder,
+    cut_to_projector,
     inspect_folder,
     load_exactly,
+    projector_type_of,
     read_projector,
+    weight_names,
 )
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
@@ -113,11 +117,17 @@ def load_pretrained_model(
         device: "cuda", "mps" or "cpu"; by default the first of these there is.
         attn_implementation: as in transformers.
         torch_dtype: by default float32 on the CPU, float16 elsewhere.
+        kwargs: what older callers pass; use_flash_attn is flash_attention_2, multimodal changes nothing.
     Returns:
         (tokenizer, model in eval mode, image_processor or None for a text-only model, context_len in tokens).
     Raises:
         ValueError: if files are missing or do not fit one another; each is named.
     """
+    unknown = set(kwargs) - {"use_flash_attn", "multimodal"}
+    if unknown:
+        raise ValueError(f"load_pretrained_model does not take {', '.join(sorted(unknown))}.")
+    if kwargs.get("use_flash_attn"):
+        attn_implementation = attn_implementation or "flash_attention_2"
     folder = inspect_folder(model_path)
     device = device or default_device()
     dtype = torch_dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.float16)
@@ -170,6 +180,10 @@ def load_whole_model(folder: CheckpointFolder, options: dict) -> PreTrainedModel
     """A folder with all weights; the tower's may also lie where config.json's mm_vision_tower says."""
     model_class = model_class_of(folder.config.get("model_type"), str(folder.path))
     config = read_config(folder.path, model_class)
+    names = cut_to_projector(weight_names(folder.path))
+    config.mm_projector_type = projector_type_of(
+        names, folder.config.get("mm_projector_type"), str(folder.path)
+    )
     model, info = model_class.from_pretrained(
         folder.path, config=config, output_loading_info=True, use_safetensors=None, **options
     )
@@ -179,7 +193,7 @@ def load_whole_model(folder: CheckpointFolder, options: dict) -> PreTrainedModel
     if missing_tower - mask_token:
         load_vision_weights(model.get_vision_tower(), config.mm_vision_tower)
     problems = [f"missing {key}" for key in sorted(missing - missing_tower)]
-    problems += [f"unexpected {key}" for key in sorted(unexpected)]
+    problems += [f"unexpected {key}" for key in sorted(unexpected) if not key.endswith(SAVED_CONSTANTS)]
     problems += [f"mis-shaped {key}" for key in sorted(str(key) for key in info["mismatched_keys"])]
     if problems:
         raise ValueError(f"{folder.path} does not fit its config.json: {'; '.join(problems[:20])}.")
@@ -196,10 +210,13 @@ def load_projector_over_base(
             "name the language model it was trained on with --model-base."
         )
     fields = read_config(folder.path)
+    state = read_projector(folder.path / PROJECTOR_FILE)
+    declared = folder.config.get("mm_projector_type")
+    fields.mm_projector_type = projector_type_of(list(state), declared, str(folder.path))
     base = read_config(model_base)
     model = type_of(base).from_pretrained(model_base, config=base, **options)
     attach_vision(model, fields)
-    load_exactly(model.get_projector(), read_projector(folder.path / PROJECTOR_FILE), str(folder.path))
+    load_exactly(model.get_projector(), state, str(folder.path))
     return model
 
 

@@ -1,11 +1,16 @@
 """Checkpoint folders, and weights into modules: no key missing, unexpected or mis-shaped in silence."""
 
 import json
+import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 PROJECTOR_FILE = "mm_projector.bin"
 PROJECTOR_PREFIX = "mm_projector."
@@ -15,6 +20,11 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+
+# A weight that one type of projector alone has; VisualPrism without HKVE shares TokenPacker's.
+SIGNATURES = {"q_fusion_weights": "visualprism", "k_proj_1.0.weight": "tokenpacker"}
+# Constants that older versions of transformers saved; today they are computed.
+SAVED_CONSTANTS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 
 
 @dataclass
@@ -55,6 +65,48 @@ def inspect_folder(path: str | Path) -> CheckpointFolder:
             f"neither {WEIGHT_FILES[0]} (a whole model) nor {PROJECTOR_FILE} (stage 1)."
         )
     return folder
+
+
+def weight_names(folder: Path) -> list[str]:
+    """Names of all weights of a whole model's folder, without reading a weight."""
+    for name in WEIGHT_FILES:
+        file = folder / name
+        if not file.is_file():
+            continue
+        if name.endswith(".index.json"):
+            return list(json.loads(file.read_text())["weight_map"])
+        if name.endswith(".safetensors"):
+            with safe_open(file, framework="pt") as opened:
+                return list(opened.keys())
+        return list(torch.load(file, map_location="cpu", mmap=True, weights_only=True))
+    return []
+
+
+def cut_to_projector(names: list[str]) -> list[str]:
+    """model.mm_projector.mlp.0.bias -> mlp.0.bias; names of other parts fall out."""
+    return [name.split(PROJECTOR_PREFIX, 1)[1] for name in names if PROJECTOR_PREFIX in name]
+
+
+def projector_type_of(names: list[str], declared: str | None, source: str) -> str | None:
+    """The projector's type by the weights present, where config.json lacks it or is wrong; says so.
+
+    Args:
+        names: of the projector's weights, cut to its own.
+        declared: config.json's mm_projector_type. Published TokenPacker configurations lack it or say linear.
+    """
+    found = declared
+    signature = next((kind for weight, kind in SIGNATURES.items() if weight in names), None)
+    if signature is not None:
+        found = signature
+    elif (
+        declared in (None, "linear") and names and all(re.fullmatch(r"\d+\.(weight|bias)", n) for n in names)
+    ):
+        found = f"mlp{sum(name.endswith('.weight') for name in names)}x_gelu"
+    if found != declared:
+        logger.warning(
+            "%s: config.json says mm_projector_type %r, its weights are %s's.", source, declared, found
+        )
+    return found
 
 
 def read_projector(file: str | Path) -> dict[str, Tensor]:

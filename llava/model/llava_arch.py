@@ -2,6 +2,9 @@
 
 # B sequences, T prompt tokens, T' merged tokens, I images of the batch, M tokens an image, D model width
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -144,7 +147,8 @@ class LlavaMetaForCausalLM:
         if self.training and self.get_vision_tower() is not None:
             side = self.get_vision_tower().image_size
             blank = like.new_zeros(1, 3, side, side)
-            return self.encode_images(blank, scale_factor).flatten(0, 1)[:0]
+            with kept_statistics(self.get_projector()):
+                return self.encode_images(blank, scale_factor).flatten(0, 1)[:0]
         return like.new_zeros(0, like.shape[-1])
 
     def prepare_inputs_labels_for_multimodal(
@@ -242,3 +246,17 @@ class LlavaMetaForCausalLM:
         if tokens:
             tokenizer.add_tokens(tokens, special_tokens=True)
             self.resize_token_embeddings(max(len(tokenizer), self.get_input_embeddings().num_embeddings))
+
+
+@contextmanager
+def kept_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch norms inside learn no running statistics from what passes through within the block."""
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

@@ -189,6 +189,11 @@ def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments,
         raise ValueError(
             "--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter exclude each other: nothing would learn."
         )
+    if model.mm_use_im_start_end and model.tune_mm_mlp_adapter:
+        raise ValueError(
+            "--mm_use_im_start_end adds words, and --tune_mm_mlp_adapter saves the projector alone: "
+            "they would be lost. Add them in stage 2."
+        )
     if model.freeze_backbone and training.freeze_mm_mlp_adapter:
         raise ValueError("--freeze_backbone and --freeze_mm_mlp_adapter together leave nothing to learn.")
     return model, data, training

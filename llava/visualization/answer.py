@@ -150,7 +150,7 @@ def _check_grid(model) -> None:
     tower, projector = model.get_vision_tower(), model.get_projector()
     if tower is None:
         raise ValueError("the model is text-only and looks at no image; pass a multimodal --model_path.")
-    grid = projector.output_grid(tower.grid_side)
+    grid = projector.output_grid(tower.grid_side, model.config.scale_factor)
     if model.num_visual_tokens != grid * grid:
         raise ValueError(
             f"the model gives {model.num_visual_tokens} visual tokens, which are no {grid}x{grid} grid of "

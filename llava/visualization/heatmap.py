@@ -26,6 +26,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--layers", type=parse_layers, default=[-1], help="decoder layers, e.g. 0,5,-1 (default: the last)")
     add("--head", type=int, help="one attention head, from 0; default: the mean over heads")
     add("--max_new_tokens", type=int, default=32, help="longest answer, tokens")
+    add("--scale_factor", type=int, help="compression side; default: the checkpoint's own")
     add("--conv_mode", help="template; default: config.json's conv_version, else vicuna_v1")
     add("--smooth", action="store_true", help="interpolate between tokens instead of drawing blocks")
     return parser.parse_args(argv)
@@ -92,6 +93,9 @@ def make_heatmaps(args: argparse.Namespace) -> list[Path]:
     tokenizer, model, image_processor, _ = load_pretrained_model(
         args.model_path, args.model_base, get_model_name_from_path(args.model_path)
     )
+    if args.scale_factor is not None:
+        model.tokens_per_image(args.scale_factor)  # refuses what the projector or the grid cannot give
+        model.config.scale_factor = args.scale_factor
     result = image_attention(
         model,
         tokenizer,

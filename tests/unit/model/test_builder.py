@@ -151,3 +151,84 @@ def test_unknown_language_models_and_projectors_are_refused_with_the_choices(tmp
         tiny.build(tmp_path, mm_projector_type="visualprysm")
     with pytest.raises(ValueError, match="identity needs equal widths, got tower 32 and language model 64"):
         IdentityProjector(32, 64)
+
+
+def as_published(model, folder, tokenizer, config_changes, dropped=(), as_bin=False, with_tower=True):
+    """A folder in the layout of LLaVA's, TokenPacker's and VisualPrism's releases."""
+    save_whole(model, folder, tokenizer)
+    weights = load_file(folder / "model.safetensors")
+    old = "model.vision_tower.vision_tower."
+    published = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
+    for key, value in weights.items():
+        if not key.startswith(old):
+            published[key] = value
+        elif with_tower:
+            published[key.replace(old, f"{old}vision_model.")] = value
+    if with_tower:
+        published[f"{old}vision_model.embeddings.position_ids"] = torch.arange(17)[None]
+    if as_bin:
+        (folder / "model.safetensors").unlink()
+        torch.save(published, folder / "pytorch_model.bin")
+    else:
+        save_file(published, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text()) | config_changes
+    for key in (
+        *dropped,
+        "mm_vision_config",
+        "mm_vision_levels",
+        *(k for k in config if k[:12] == "visualprism_"),
+    ):
+        config.pop(key, None)
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+PUBLISHED = {
+    "LLaVA 1.5": ("mlp2x_gelu", {"model_type": "llava_llama"}, ()),
+    "LLaVA 1.0": ("linear", {"model_type": "llava"}, ()),
+    "TokenPacker, no type": (
+        "tokenpacker",
+        {"model_type": "llava", "mm_hidden_size": 4096},
+        ["mm_projector_type"],
+    ),
+    "TokenPacker, wrong type": ("tokenpacker", {"model_type": "llava", "mm_projector_type": "linear"}, ()),
+    "VisualPrism": ("visualprism", {"model_type": "llava"}, ()),
+    "MLP, no type": ("mlp2x_gelu", {"model_type": "llava"}, ["mm_projector_type"]),
+}
+
+
+@pytest.mark.parametrize("with_tower", [True, False], ids=["tower inside", "tower by name"])
+@pytest.mark.parametrize("as_bin", [True, False], ids=["bin", "safetensors"])
+@pytest.mark.parametrize("release", PUBLISHED)
+def test_folders_of_others_load_and_give_the_logits_of_their_parts(
+    tmp_path, bpe_tokenizer, caplog, release, as_bin, with_tower
+):
+    projector_type, changes, dropped = PUBLISHED[release]
+    model = tiny.build(tmp_path, mm_projector_type=projector_type)
+    folder = as_published(
+        model, tmp_path / "release", bpe_tokenizer, changes, dropped, as_bin=as_bin, with_tower=with_tower
+    )
+    loaded = load_pretrained_model(folder)[1]
+    assert torch.equal(logits(loaded), logits(model))
+    assert loaded.config.mm_projector_type == projector_type
+    wrong = "mm_projector_type" in (*changes, *dropped)
+    assert ("config.json says mm_projector_type" in caplog.text) == wrong
+
+
+def test_a_projector_file_of_another_type_than_its_config_says_loads_over_its_base(
+    tmp_path, bpe_tokenizer, caplog
+):
+    model = tiny.build(tmp_path, mm_projector_type="tokenpacker")
+    bpe_tokenizer.save_pretrained(tmp_path / "language_model")
+    model.config.mm_projector_type = "linear"
+    save_projector(model, tmp_path / "stage1")
+    loaded = load_pretrained_model(str(tmp_path / "stage1"), str(tmp_path / "language_model"))[1]
+    assert torch.equal(logits(loaded), logits(model))
+    assert "its weights are tokenpacker's" in caplog.text
+
+
+def test_calls_of_older_programs_are_taken_and_misspelt_options_refused(tmp_path, bpe_tokenizer):
+    folder = save_whole(tiny.build(tmp_path), tmp_path / "whole", bpe_tokenizer)
+    load_pretrained_model(folder, None, "llava-v1.5-7b", device_map="auto", multimodal=True, device="cpu")
+    with pytest.raises(ValueError, match="does not take atn_implementation"):
+        load_pretrained_model(folder, atn_implementation="sdpa")

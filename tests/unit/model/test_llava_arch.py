@@ -61,9 +61,12 @@ def test_training_loss_is_the_evaluation_loss_and_needs_no_logits(model):
 
 def test_a_text_only_batch_still_trains_through_the_projector_with_zero_gradient(model):
     ids = torch.tensor([[1, 5, 6]])
+    before = {k: v.clone() for k, v in model.get_projector().state_dict().items() if "running" in k}
     model.train()
     model(input_ids=ids, labels=ids).loss.backward()
     model.eval()
+    after = model.get_projector().state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
     for name, parameter in model.get_projector().named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() == 0, name
