@@ -68,6 +68,11 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
             "%s is complete; remove it or choose another --output_dir to run anew.", training_args.output_dir
         )
         return None
+    if training_args.deepspeed:
+        import deepspeed
+
+        # Ahead of from_pretrained, which under ZeRO-3 deals the weights out as it reads them
+        deepspeed.init_distributed(dist_backend="gloo" if training_args.use_cpu else None)
     transformers.set_seed(training_args.seed)
     tokenizer = load_tokenizer(
         model_args.model_name_or_path, padding_side="right", model_max_length=training_args.model_max_length
