@@ -77,30 +77,8 @@ def caption(questions: list[tuple[str, str]]) -> str:
     return " ".join(["a", *resolve(COLORS, []), *resolve(SHAPES, ["shape"])])
 
 
-def told(question: str, answer: str) -> set[str]:
-    """The kinds, color or shape, that a question and its answer give away."""
-    return {CATEGORIES[word] for word in (*re.findall("[a-z]+", question), answer) if word in CATEGORIES}
-
-
-def conversations(questions: list[tuple[str, str]]) -> list[list[tuple[str, str]]]:
-    """Spread an image's open questions over conversations in which no earlier turn holds a later answer.
-
-    Else a model learns to copy from the conversation what it should see in the image.
-    """
-    spread: list[tuple[list[tuple[str, str]], set[str]]] = []
-    for question, answer in questions:
-        for turns, known in spread:
-            if CATEGORIES[answer] not in known:
-                turns.append((question, answer))
-                known |= told(question, answer)
-                break
-        else:
-            spread.append(([(question, answer)], told(question, answer)))
-    return [turns for turns, _ in spread]
-
-
 def build_records(train: list[tuple[str, str, str]]) -> tuple[list[dict], list[dict]]:
-    """Stage 1's captions and stage 2's conversations over all open questions, in order of images."""
+    """Stage 1's captions and stage 2's conversations (all open questions of an image), in order of images."""
     by_image: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for question, answer, image in train:
         by_image[image].append((question, answer))
@@ -110,9 +88,10 @@ def build_records(train: list[tuple[str, str, str]]) -> tuple[list[dict], list[d
         record = {"id": image.removesuffix(".png").replace("/images/", "_"), "image": image}
         pretrain.append(record | {"conversations": _turns([("<image>", caption(questions))])})
         spoken = [(question, answer) for question, answer in questions if answer not in YES_NO]
-        for number, ((question, answer), *rest) in enumerate(conversations(spoken)):
-            turns = _turns([(f"<image>\n{question}", answer), *rest])
-            finetune.append(record | {"id": f"{record['id']}_{number}", "conversations": turns})
+        if spoken:
+            first, *rest = spoken
+            turns = [("<image>\n" + first[0], first[1]), *rest]
+            finetune.append(record | {"conversations": _turns(turns)})
     return pretrain, finetune
 
 

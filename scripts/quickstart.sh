@@ -26,12 +26,12 @@ fi
 : "${STAGE1_STEPS:=60}"         # optimiser steps, projector alone, captions
 : "${STAGE1_BATCH_SIZE:=8}"     # samples a step
 : "${STAGE1_LR:=2e-4}"          # peak learning rate
-: "${STAGE2_STEPS:=270}"        # optimiser steps, projector and language model, conversations
+: "${STAGE2_STEPS:=240}"        # optimiser steps, projector and language model, conversations
 : "${STAGE2_BATCH_SIZE:=4}"
 : "${STAGE2_LR:=3e-4}"          # the language model's
 : "${STAGE2_PROJECTOR_LR:=5e-4}"
 : "${MAX_LENGTH:=512}"          # tokens, image tokens included
-: "${SAVE_STEPS:=135}"          # steps between checkpoints: what a killed run loses at most
+: "${SAVE_STEPS:=120}"          # steps between checkpoints: what a killed run loses at most
 : "${NUM_QUESTIONS:=500}"       # of the test split's open questions, from the first on; 2,537 is all
 PHOTO_QUESTION="what shape is in the image?"
 

@@ -288,23 +288,13 @@ def test_easy_vqa_trains_on_captions_and_on_open_questions(easy_vqa, tmp_path):
         "train/images/2.png": ["<image>", "a circle"],
     }
     finetune = json.loads((tmp_path / "records" / "finetune.json").read_text())
-    assert [
-        (record["image"], [turn["value"] for turn in record["conversations"]]) for record in finetune
-    ] == [
-        ("train/images/0.png", ["<image>\nwhat is the blue shape?", "rectangle"]),
-        ("train/images/0.png", ["<image>\nwhat color is the shape?", "blue"]),  # the first question tells it
-        ("train/images/2.png", ["<image>\nwhat shape is present?", "circle"]),
+    assert [record["image"] for record in finetune] == ["train/images/0.png", "train/images/2.png"]
+    assert finetune[0]["conversations"] == [
+        {"from": "human", "value": "<image>\nwhat is the blue shape?"},
+        {"from": "gpt", "value": "rectangle"},
+        {"from": "human", "value": "what color is the shape?"},
+        {"from": "gpt", "value": "blue"},
     ]
-    assert len({record["id"] for record in finetune}) == len(finetune)
-
-
-def test_no_answer_is_given_away_earlier_in_its_conversation():
-    color, shape = ("what color is the shape?", "red"), ("what shape is present?", "circle")
-    assert convert_easy_vqa.conversations([color, shape]) == [[color, shape]]
-    again = ("what is the color of the shape?", "red")
-    telling = ("what color is the circle?", "red")
-    assert convert_easy_vqa.conversations([color, again, shape]) == [[color, shape], [again]]
-    assert convert_easy_vqa.conversations([telling, shape]) == [[telling], [shape]]
 
 
 def test_easy_vqa_asks_no_yes_no_question_and_keeps_the_splits_apart(easy_vqa, tmp_path):
