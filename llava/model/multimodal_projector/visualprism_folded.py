@@ -34,8 +34,19 @@ def depthwise_gelu(maps: Tensor, kernel: Kernel) -> Tensor:
     return F.gelu(F.conv2d(maps, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0]))
 
 
+def sampled_depthwise_gelu(maps: Tensor, kernel: Kernel, scale_factor: int) -> Tensor:
+    """downsample(depthwise_gelu(maps)); an odd s samples block middles, and is convolved there alone."""
+    if scale_factor % 2 == 0:
+        return downsample(depthwise_gelu(maps, kernel), scale_factor)
+    weight, bias = kernel
+    margin = weight.shape[-1] // 2 - scale_factor // 2  # how far the first middle's window is beyond the edge
+    if margin < 0:
+        maps, margin = maps[..., -margin:, -margin:], 0
+    return F.gelu(F.conv2d(maps, weight, bias, scale_factor, margin, groups=weight.shape[0]))
+
+
 class FoldedVisualPrism:
-    """The weights of a VisualPrism at one moment, folded; no module: nothing of it is saved or trained."""
+    """A VisualPrism's weights at one moment, folded; no module, so nothing of it is saved or trained."""
 
     @torch.inference_mode(False)  # made in inference mode its tensors could serve no gradient later
     @torch.no_grad()
@@ -87,11 +98,10 @@ class FoldedVisualPrism:
         if "identity" in self.prism.paths:
             sampled.append(downsample(maps, scale_factor))
         if "local" in self.prism.paths:
-            sampled += [downsample(depthwise_gelu(maps, kernel), scale_factor) for kernel in self.q_branches]
+            sampled += [sampled_depthwise_gelu(maps, kernel, scale_factor) for kernel in self.q_branches]
         if "wavelet" in self.prism.paths:
             path = self.prism.q_freq[0]
-            filtered = path.transform(maps, lambda band: depthwise_gelu(band, self.subband))
-            sampled.append(downsample(filtered, scale_factor))
+            sampled.append(path.sampled(maps, scale_factor, lambda band: depthwise_gelu(band, self.subband)))
         tokens = to_tokens(torch.cat(sampled, dim=1))
         return self.prism.ln_q_1(F.linear(tokens, self.query_weight, self.query_bias))
 

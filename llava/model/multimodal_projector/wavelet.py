@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from llava.model.multimodal_projector.base import downsample
+
 SUBBAND_SCALE = (1.0, 1.2, 1.2, 1.5)
 SYNTHESIS_GAIN = 0.5  # published checkpoints hold it in their synthesis filters
 
@@ -60,8 +62,17 @@ class Wavelet(nn.Module):
         init.copy_(self.dec_filter, dec_filter)
         init.copy_(self.rec_filter, rec_filter)
 
+    @property
+    def is_blockwise(self) -> bool:
+        """Whether the transform is one 4x4 matrix on blocks of 2x2 pixels, as Haar's."""
+        return self.dec_filter.shape[-1] == self.rec_filter.shape[-1] == 2
+
     def analyse(self, maps: Tensor) -> Tensor:
         """float[B, C, G, G], G even, to float[B, C, 4, G/2, G/2], as pywt.dwt2(mode="periodization")."""
+        if self.is_blockwise:
+            pixels = torch.stack([maps[..., row::2, column::2] for row in (0, 1) for column in (0, 1)])
+            bands = self.dec_filter.to(maps.dtype).view(4, 4) @ pixels.flatten(1)
+            return bands.view_as(pixels).movedim(0, 2)
         margin = self.dec_filter.shape[-1] // 2 - 1
         if margin:
             index = around(maps.shape[-1], margin, maps.device)
@@ -74,6 +85,11 @@ class Wavelet(nn.Module):
     def synthesise(self, bands: Tensor) -> Tensor:
         """float[B, C, 4, G/2, G/2] to float[B, C, G, G]: SYNTHESIS_GAIN times the inverse of analyse."""
         side = 2 * bands.shape[-1]
+        if self.is_blockwise:
+            first = bands.movedim(2, 0)
+            pixels = self.rec_filter.to(bands.dtype).view(4, 4).T @ first.flatten(1)
+            blocks = pixels.view(2, 2, *first.shape[1:]).permute(2, 3, 4, 0, 5, 1)  # [B, C, G/2, 2, G/2, 2]
+            return blocks.reshape(*bands.shape[:2], side, side)
         margin = self.rec_filter.shape[-1] // 2 - 1
         wrapped = (margin + 1) // 2  # coefficients whose filters reach over the edge
         if wrapped:
@@ -115,3 +131,14 @@ class WaveletPath(nn.Module):
         filtered = torch.stack([filter_band(band) for band in bands.unbind(2)], dim=2)
         bands = filtered * self.subband_scale.to(maps.dtype).view(4, 1, 1)
         return self.wavelet.synthesise(bands)[..., :side, :side]
+
+    def sampled(self, maps: Tensor, scale_factor: int, filter_band: Callable[[Tensor], Tensor]) -> Tensor:
+        """downsample(transform(maps)) to float[B, C, g, g].
+
+        At s = 2 a sample is the mean of a 2x2 block; of a blockwise transform that depends on LL alone.
+        """
+        if scale_factor != 2 or not self.wavelet.is_blockwise:
+            return downsample(self.transform(maps, filter_band), scale_factor)
+        analysis, synthesis = self.wavelet.dec_filter[0], self.wavelet.rec_filter
+        low = downsample(maps, 2) * (4 * analysis.mean()).to(maps.dtype)
+        return filter_band(low) * (self.subband_scale[0] * synthesis[0].mean()).to(maps.dtype)

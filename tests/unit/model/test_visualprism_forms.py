@@ -157,6 +157,16 @@ def test_work_stays_within_its_budget(s, most, share):
     assert gflop(module.train(), s, backward=True) <= share * gflop(plain_form.train(), s, backward=True)
 
 
+@pytest.mark.parametrize("s", [1, 2, 3, 4, 5, 6, 7])
+def test_the_folded_form_is_exact_at_any_scale(s):
+    module = trained(VisualPrism(16, 24, 2)).eval()
+    inputs = features(grid=2 * s)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            module(inputs, s), plain(module, inputs, s), atol=MAX_DIFFERENCE, rtol=1e-4
+        )
+
+
 @pytest.mark.parametrize("s", [2, 3, 4])
 def test_training_gradients_are_those_of_the_plain_form(s):
     module = VisualPrism(16, 24, s)
