@@ -22,7 +22,7 @@ class PlainVisualPrism(VisualPrism):
         paths = {
             "identity": lambda: as_maps(self.q_identity_proj(x)),
             "local": lambda: self.q_local(maps),
-            "wavelet": lambda: self.q_freq(maps),
+            "wavelet": lambda: self.q_freq[1](wavelet_path(self.q_freq[0], maps)),
         }
         share = self.q_fusion_weights.softmax(0)
         fused = sum(share[i] * paths[path]() for i, path in enumerate(self.paths))
@@ -48,6 +48,19 @@ class PlainVisualPrism(VisualPrism):
             need_weights=False,
         )
         return self.mlp(attended.view_as(query))
+
+
+def wavelet_path(path: nn.Module, maps: Tensor) -> Tensor:
+    """The wavelet path with Haar's transform as strided convolutions; other wavelets as they are."""
+    wavelet = path.wavelet
+    if wavelet.name != "haar":
+        return path(maps)
+    bands = F.conv2d(maps.flatten(0, 1).unsqueeze(1), wavelet.dec_filter, stride=2)
+    bands = bands.unflatten(0, maps.shape[:2]).unbind(2)
+    filtered = torch.stack([F.gelu(path.subband_bn(path.subband_conv(band))) for band in bands], dim=2)
+    filtered = filtered * path.subband_scale.view(4, 1, 1)
+    restored = F.conv_transpose2d(filtered.flatten(0, 1), wavelet.rec_filter, stride=2)
+    return restored.squeeze(1).unflatten(0, maps.shape[:2])
 
 
 def haar(maps: Tensor) -> list[Tensor]:

@@ -110,8 +110,11 @@ class FoldedVisualPrism:
         prism = self.prism
         base = prism.kv_down_proj(x_multi)
         maps = to_maps(base)
-        key = self.k_bias + base * to_tokens(prism.key_gain(maps))
+        key = torch.addcmul(self.k_bias, base, to_tokens(prism.key_gain(maps)))
+        rows = key.flatten(0, 1)  # a view that the branches are added to in place
         for kernel, weight in zip(self.k_branches, self.k_weights, strict=True):
-            key = key + F.linear(to_tokens(depthwise_gelu(maps, kernel)), weight)
-        value = to_tokens(depthwise_gelu(maps, self.v_branch)) + base * to_tokens(prism.value_gain(maps))
+            rows.addmm_(to_tokens(depthwise_gelu(maps, kernel)).flatten(0, 1), weight.T)
+        value = torch.addcmul(
+            to_tokens(depthwise_gelu(maps, self.v_branch)), base, to_tokens(prism.value_gain(maps))
+        )
         return prism.ln_k_1(key), prism.ln_v_1(value)
