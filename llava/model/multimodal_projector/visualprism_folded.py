@@ -111,10 +111,10 @@ class FoldedVisualPrism:
         base = prism.kv_down_proj(x_multi)
         maps = to_maps(base)
         key = torch.addcmul(self.k_bias, base, to_tokens(prism.key_gain(maps)))
-        rows = key.flatten(0, 1)  # a view that the branches are added to in place
+        rows = key.flatten(0, 1)
         for kernel, weight in zip(self.k_branches, self.k_weights, strict=True):
-            rows.addmm_(to_tokens(depthwise_gelu(maps, kernel)).flatten(0, 1), weight.T)
+            rows = torch.addmm(rows, to_tokens(depthwise_gelu(maps, kernel)).flatten(0, 1), weight.T)
         value = torch.addcmul(
             to_tokens(depthwise_gelu(maps, self.v_branch)), base, to_tokens(prism.value_gain(maps))
         )
-        return prism.ln_k_1(key), prism.ln_v_1(value)
+        return prism.ln_k_1(rows.view_as(key)), prism.ln_v_1(value)

@@ -153,7 +153,7 @@ def gflop(module, s, backward=False):
 def test_work_stays_within_its_budget(s, most, share):
     with torch.device("meta"):
         module, plain_form = (kind(1024, 4096, s) for kind in (VisualPrism, reference.PlainVisualPrism))
-    assert gflop(module.eval(), s) <= most
+    assert 0.9 * most < gflop(module.eval(), s) <= most  # less would be work that the counter does not see
     assert gflop(module.train(), s, backward=True) <= share * gflop(plain_form.train(), s, backward=True)
 
 
