@@ -25,6 +25,7 @@ class VisionFields:
         mm_hidden_size: channels of the tower.
         scale_factor: s; compressing projectors give N / s**2 tokens.
         num_visual_tokens: patches that pruning projectors keep of an image.
+        use_sinkhorn_lsd, sinkhorn_*: the regulariser of the loss in training (llava.model.sinkhorn).
         visualprism_*: the parts of VisualPrism that can be switched; the defaults are the published form.
     """
 
@@ -54,6 +55,13 @@ class VisionFields:
     tokenizer_padding_side: str = "right"
     tokenizer_model_max_length: int | None = None
     conv_version: str | None = None  # the conversation template it was trained with
+    use_sinkhorn_lsd: bool = False
+    sinkhorn_alpha_ce: float = 1.0
+    sinkhorn_beta: float = 0.6
+    sinkhorn_tau_sd: float = 2.2
+    sinkhorn_lambda: float = 0.12
+    sinkhorn_iters: int = 16
+    sinkhorn_max_tokens: int = 768
 
 
 def parse_paths(text: str) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Every flag of train_mem.py: units, defaults, and the contradictions that end a run before it starts."""
 
+import importlib.util
 from dataclasses import dataclass, field
 
 import torch
@@ -7,22 +8,30 @@ import transformers
 
 from llava.model.vision_config import VisionFields
 
+ASPECT_RATIOS = ("square", "pad", "slice", "anyres")
+PATCH_MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
+ATTENTIONS = ("auto", "sdpa", "flash_attention_2", "eager")
+
 
 def flag(default, help_text: str, **metadata):
     return field(default=default, metadata={"help": help_text, **metadata})
 
 
+# What shapes the model is None where it is not given: a multimodal checkpoint then keeps its own, a plain
+# language model gets VisionFields' defaults.
 @dataclass
 class ModelArguments:
-    model_name_or_path: str = flag(None, "Language model: a folder or a hub name.")
+    model_name_or_path: str = flag(
+        None, "Language model, or a multimodal checkpoint to go on from: a folder or a hub name."
+    )
     version: str = flag(
         "v1", "Conversation template: plain for stage 1, v1 for Vicuna, qwen_2 for ChatML, ..."
     )
     vision_tower: str = flag(None, "Vision tower: a folder or a hub name of a CLIP, SigLIP or DINOv2 model.")
     mm_vision_select_layer: int = flag(
-        -2, "Hidden state for the projector; 0 is the embedding output, -1 the last."
+        None, "Hidden state for the projector; 0 is the embedding output, -1 the last; default -2."
     )
-    mm_vision_select_feature: str = flag("patch", "patch, or cls_patch to keep the class token.")
+    mm_vision_select_feature: str = flag(None, "patch (default), or cls_patch to keep the class token.")
     mm_vision_levels: list[int] = field(
         default=None,
         metadata={
@@ -31,53 +40,81 @@ class ModelArguments:
     )
     mm_vision_image_size: int = flag(None, "Side of the tower's input in pixels; default the tower's own.")
     mm_projector_type: str = flag(
-        "linear",
-        "linear, identity, mlpNx_gelu, visualprism, tokenpacker, avgpool, pixel_shuffle, resampler, "
-        "cabstractor, ldpv2, visionzip or prumerge.",
+        None,
+        "linear (default), identity, mlpNx_gelu, visualprism, tokenpacker, avgpool, pixel_shuffle, "
+        "resampler, cabstractor, ldpv2, visionzip or prumerge.",
     )
-    scale_factor: int = flag(2, "s: a compressing projector gives N / s**2 tokens.")
+    scale_factor: int = flag(None, "s: a compressing projector gives N / s**2 tokens; default 2.")
     num_visual_tokens: int = flag(None, "Tokens an image keeps under visionzip and prumerge.")
     elastic_scale_factors: list[int] = field(
         default=None,
         metadata={"help": "Draw s from these at each step, so that one checkpoint serves them all."},
     )
     visualprism_paths: str = flag(
-        "identity,local,wavelet", "Paths of VisualPrism's queries, any of the three."
+        None, "Paths of VisualPrism's queries, any of identity,local,wavelet; default all three."
     )
-    visualprism_tpqp: bool = flag(True, "Triple-path queries; False is the identity path alone.")
+    visualprism_tpqp: bool = flag(
+        None, "Triple-path queries (default True); False is the identity path alone."
+    )
     visualprism_hkve: bool = flag(
-        True, "Hierarchical keys and values; False is TokenPacker's two-layer maps."
+        None, "Hierarchical keys and values (default True); False is TokenPacker's two-layer maps."
     )
-    visualprism_wavelet: str = flag("haar", "A discrete wavelet of PyWavelets, e.g. db2, bior2.2.")
-    visualprism_norm: str = flag("batch", "batch, sync_batch (what several ranks get for batch) or layer.")
+    visualprism_wavelet: str = flag(
+        None, "A discrete wavelet of PyWavelets: haar (default), db2, bior2.2, ..."
+    )
+    visualprism_norm: str = flag(
+        None, "batch (default), sync_batch (what several ranks get for batch) or layer."
+    )
     pretrain_mm_mlp_adapter: str = flag(None, "Stage 1's mm_projector.bin to start from.")
     tune_mm_mlp_adapter: bool = flag(False, "Stage 1: the projector alone learns.")
     freeze_backbone: bool = flag(False, "The language model does not learn.")
-    mm_use_im_start_end: bool = flag(False, "Wrap each image in <im_start> and <im_end>.")
-    mm_use_im_patch_token: bool = flag(False, "Add <im_patch> to the vocabulary.")
-    mm_patch_merge_type: str = flag("flat", "How tiles are joined; flat for a single view.")
+    unfreeze_mm_vision_tower: bool = flag(False, "The vision tower learns too.")
+    mm_use_im_start_end: bool = flag(None, "Wrap each image in <im_start> and <im_end>.")
+    mm_use_im_patch_token: bool = flag(None, "Add <im_patch> to the vocabulary.")
+    mm_patch_merge_type: str = flag(
+        None, "How the tiles of anyres are joined: flat (default), spatial or spatial_unpad."
+    )
 
     def __post_init__(self):
-        for name in ("model_name_or_path", "vision_tower"):
-            if not getattr(self, name):
-                raise ValueError(f"--{name} is missing: give a folder or a hub name.")
-        if self.mm_patch_merge_type != "flat":
+        if not self.model_name_or_path:
+            raise ValueError("--model_name_or_path is missing: give a folder or a hub name.")
+        if self.mm_patch_merge_type not in (None, *PATCH_MERGE_TYPES):
             raise ValueError(
-                f"--mm_patch_merge_type must be flat with a single view, got {self.mm_patch_merge_type}."
+                f"--mm_patch_merge_type must be one of {', '.join(PATCH_MERGE_TYPES)}, "
+                f"got {self.mm_patch_merge_type!r}."
+            )
+        if self.tune_mm_mlp_adapter and self.unfreeze_mm_vision_tower:
+            raise ValueError(
+                "--unfreeze_mm_vision_tower trains the tower, and --tune_mm_mlp_adapter saves the projector "
+                "alone: the tower would be lost. Train it in stage 2."
             )
 
 
 @dataclass
 class DataArguments:
-    data_path: str = flag(None, "LLaVA records: a JSON or JSONL file.")
+    data_path: list[str] = field(
+        default=None,
+        metadata={
+            "help": "LLaVA records: JSON or JSONL files, or WebDataset shards, 'shards/{000..127}.tar'."
+        },
+    )
+    data_weights: list[float] = field(
+        default=None,
+        metadata={"help": "Passes over each --data_path in an epoch: 0.5 is a random half; default 1 each."},
+    )
+    packing: bool = flag(
+        False, "Fill sequences of --model_max_length with several records, none of which sees another."
+    )
     image_folder: str = flag(None, "Folder that the records' image paths start from.")
     image_aspect_ratio: str = flag(
-        "square", "square (resize and crop) or pad (to a square of the mean colour)."
+        None,
+        "square (resize and crop, the default), pad (to a square of the mean colour), slice (tiles of the "
+        "tower's size and a thumbnail) or anyres (LLaVA-1.6's).",
     )
     is_multimodal: bool = flag(True, "Records may have images; text-only records are always fine.")
     lazy_preprocess: bool = flag(True, "Records are prepared as they are needed; this is always so.")
     image_grid_pinpoints: str = flag(None, "Resolutions of anyres, as a list of [width, height].")
-    patch_num: int = flag(9, "Tiles at most of slice: 9, 16 or 25.")
+    patch_num: int = flag(None, "Tiles at most of slice: 9 (default), 16 or 25.")
     on_bad_record: str = flag(
         "fail", "fail, or skip to leave bad records out, count them and list them at the end."
     )
@@ -85,8 +122,16 @@ class DataArguments:
     def __post_init__(self):
         if not self.data_path:
             raise ValueError("--data_path is missing: give a JSON or JSONL file of LLaVA records.")
-        if self.image_aspect_ratio not in ("square", "pad"):
-            raise ValueError(f"--image_aspect_ratio must be square or pad, got {self.image_aspect_ratio!r}.")
+        if self.data_weights is not None and len(self.data_weights) != len(self.data_path):
+            raise ValueError(
+                f"--data_weights needs one number for each --data_path, got {len(self.data_weights)} for "
+                f"{len(self.data_path)}."
+            )
+        if self.image_aspect_ratio not in (None, *ASPECT_RATIOS):
+            raise ValueError(
+                f"--image_aspect_ratio must be one of {', '.join(ASPECT_RATIOS)}, "
+                f"got {self.image_aspect_ratio!r}."
+            )
         if self.on_bad_record not in ("fail", "skip"):
             raise ValueError(f"--on_bad_record must be fail or skip, got {self.on_bad_record!r}.")
 
@@ -96,6 +141,10 @@ class TrainingArguments(transformers.TrainingArguments):
     model_max_length: int = flag(2048, "Tokens a sequence, image tokens included; longer ones are cut.")
     freeze_mm_mlp_adapter: bool = flag(False, "The projector does not learn.")
     mm_projector_lr: float = flag(None, "Learning rate of the projector; default --learning_rate.")
+    mm_vision_tower_lr: float = flag(None, "Learning rate of a tower that learns; default --learning_rate.")
+    max_nan_steps: int = flag(
+        3, "Steps in a row without a finite loss after which the run ends, naming their records."
+    )
     group_by_modality_length: bool = flag(False, "Batches of one modality and similar length.")
     attn_implementation: str = flag("auto", "auto, sdpa, flash_attention_2 or eager.")
     cache_dir: str = flag(None, "Where the hub's files are kept.")
@@ -133,48 +182,65 @@ class TrainingArguments(transformers.TrainingArguments):
             if self.warmup_steps:
                 raise ValueError("--warmup_ratio and --warmup_steps are two ways to say one thing; give one.")
             self.warmup_steps = self.warmup_ratio  # a value below 1 is a share
-        if self.lora_enable or self.bits != 16:
-            raise ValueError(
-                "--lora_enable and --bits 4|8 are not in this version; train in full (leave them out)."
-            )
-        if self.use_sinkhorn_lsd and not self.no_use_sinkhorn_lsd:
-            raise ValueError("--use_sinkhorn_lsd is not in this version; pass --no_use_sinkhorn_lsd.")
+        self._check_choices()
         if not torch.cuda.is_available() and not torch.backends.mps.is_available():
             self.use_cpu = True  # without it the world size of several CPU processes reads 1
             self.tf32 = None
             self.dataloader_pin_memory = False
         super().__post_init__()
 
+    def _check_choices(self) -> None:
+        if self.use_sinkhorn_lsd and self.no_use_sinkhorn_lsd:
+            raise ValueError("--use_sinkhorn_lsd and --no_use_sinkhorn_lsd exclude each other; give one.")
+        if self.bits not in (4, 8, 16):
+            raise ValueError(f"--bits must be 16, 8 or 4, got {self.bits}.")
+        if self.quant_type not in ("nf4", "fp4"):
+            raise ValueError(f"--quant_type must be nf4 or fp4, got {self.quant_type!r}.")
+        if self.lora_bias not in ("none", "all", "lora_only"):
+            raise ValueError(f"--lora_bias must be none, all or lora_only, got {self.lora_bias!r}.")
+        if self.max_nan_steps < 1:
+            raise ValueError(f"--max_nan_steps must be at least 1, got {self.max_nan_steps}.")
+        if self.attn_implementation not in ATTENTIONS:
+            raise ValueError(
+                f"--attn_implementation must be one of {', '.join(ATTENTIONS)}, "
+                f"got {self.attn_implementation!r}."
+            )
+        if self.attn_implementation == "flash_attention_2" and not importlib.util.find_spec("flash_attn"):
+            raise ValueError(
+                "--attn_implementation flash_attention_2: flash-attn is not installed; install it with "
+                "pip install flash-attn --no-build-isolation, or use sdpa."
+            )
 
-def vision_fields(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> VisionFields:
-    """The multimodal keys that config.json will hold."""
-    # Running statistics must not depend on which rank saves them.
-    several_ranks = training.world_size > 1 and model.visualprism_norm == "batch"
-    return VisionFields(
-        mm_vision_tower=model.vision_tower,
-        mm_vision_select_layer=model.mm_vision_select_layer,
-        mm_vision_select_feature=model.mm_vision_select_feature,
-        mm_vision_levels=model.mm_vision_levels,
-        mm_vision_image_size=model.mm_vision_image_size,
-        mm_projector_type=model.mm_projector_type,
-        scale_factor=model.scale_factor,
-        num_visual_tokens=model.num_visual_tokens,
-        elastic_scale_factors=model.elastic_scale_factors,
-        visualprism_paths=model.visualprism_paths,
-        visualprism_tpqp=model.visualprism_tpqp,
-        visualprism_hkve=model.visualprism_hkve,
-        visualprism_wavelet=model.visualprism_wavelet,
-        visualprism_norm="sync_batch" if several_ranks else model.visualprism_norm,
-        patch_num=data.patch_num,
-        image_aspect_ratio=data.image_aspect_ratio,
-        image_grid_pinpoints=data.image_grid_pinpoints,
-        mm_patch_merge_type=model.mm_patch_merge_type,
-        mm_use_im_start_end=model.mm_use_im_start_end,
-        mm_use_im_patch_token=model.mm_use_im_patch_token,
-        tune_mm_mlp_adapter=model.tune_mm_mlp_adapter,
-        tokenizer_model_max_length=training.model_max_length,
-        conv_version=model.version,
+
+def vision_fields(
+    model: ModelArguments,
+    data: DataArguments,
+    training: TrainingArguments,
+    checkpoint: VisionFields | None = None,
+) -> VisionFields:
+    """config.json's multimodal keys: as the flags say, then as the checkpoint does, then the defaults."""
+    own = (
+        {name: getattr(checkpoint, name) for name in VisionFields.__dataclass_fields__} if checkpoint else {}
     )
+    given = {
+        name: value
+        for arguments in (model, data, training)
+        for name, value in vars(arguments).items()
+        if name in VisionFields.__dataclass_fields__ and value is not None
+    }
+    fields = VisionFields(
+        **{
+            **own,
+            **given,
+            "mm_vision_tower": model.vision_tower or own.get("mm_vision_tower"),
+            "tokenizer_model_max_length": training.model_max_length,
+            "conv_version": model.version,
+        }
+    )
+    # Running statistics must not depend on which rank saves them.
+    if training.world_size > 1 and fields.visualprism_norm == "batch":
+        fields.visualprism_norm = "sync_batch"
+    return fields
 
 
 def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:

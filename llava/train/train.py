@@ -39,6 +39,8 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, training_ar
     )
     model.config.use_cache = False
     if model.get_vision_tower() is None:
+        if not model_args.vision_tower:
+            raise ValueError("--vision_tower is missing: give a folder or a hub name.")
         attach_vision(model, vision_fields(model_args, data_args, training_args))
     else:
         raise ValueError(
@@ -83,18 +85,18 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
     budgets = model.config.elastic_scale_factors or [None]
     tokens = [model.tokens_per_image(scale_factor) for scale_factor in budgets]
     dataset = SupervisedDataset(
-        data_args.data_path,
+        data_args.data_path[0],
         tokenizer,
         image_processor,
         image_folder=data_args.image_folder,
         template=model_args.version,
-        image_aspect_ratio=data_args.image_aspect_ratio,
+        image_aspect_ratio=model.config.image_aspect_ratio,
         model_max_length=training_args.model_max_length,
         num_visual_tokens=max(tokens),
         on_bad_record=data_args.on_bad_record,
-        mm_use_im_start_end=model_args.mm_use_im_start_end,
+        mm_use_im_start_end=model.config.mm_use_im_start_end,
     )
-    logger.info("%s: %d records; visual tokens an image: %s", data_args.data_path, len(dataset), tokens)
+    logger.info("%s: %d records; visual tokens an image: %s", data_args.data_path[0], len(dataset), tokens)
     return LlavaTrainer(
         model=model,
         args=training_args,

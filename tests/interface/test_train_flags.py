@@ -17,17 +17,8 @@ REQUIRED = [
     "out",
 ]
 
-# Values this version refuses, with the reason it gives. Each leaves this table with the feature it names.
-REFUSED = {
-    "--lora_enable True": "not in this version",
-    "--bits 4": "not in this version",
-    "--bits 8": "not in this version",
-    "--use_sinkhorn_lsd": "not in this version",
-    "--image_aspect_ratio slice": "must be square or pad",
-    "--image_aspect_ratio anyres": "must be square or pad",
-    "--mm_patch_merge_type spatial": "must be flat",
-    "--mm_patch_merge_type spatial_unpad": "must be flat",
-}
+# Values refused by themselves, with the reason.
+REFUSED: dict[str, str] = {}
 NOT_HERE = {
     "--deepspeed": "needs the train extra",
     "--tf32": "needs a GPU",

@@ -360,7 +360,8 @@ def test_a_tiny_model_trains_a_step_is_saved_and_comes_back(tmp_path, bpe_tokeni
     _, loaded, _, _ = load_pretrained_model(folder)
     assert type(loaded.get_projector()) is PROJECTORS[name]
     assert loaded.num_visual_tokens == model.num_visual_tokens
-    assert torch.equal(logits(loaded), logits(model))
+    # Not bit by bit: some processors choose another kernel for memory that is aligned otherwise
+    torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=1e-5)
     options = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     assert loaded.generate(IDS, images=IMAGES, **options).shape == (1, 2)
     if name in COMPRESSING:
