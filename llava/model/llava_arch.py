@@ -15,6 +15,7 @@ from llava.constants import (
     DEFAULT_IMAGE_PATCH_TOKEN,
     IGNORE_INDEX,
 )
+from llava.model.loss import language_loss
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_merge import MergedInputs, merge, plan_merge
@@ -200,21 +201,11 @@ class LlavaMetaForCausalLM:
         if self.training and labels is not None:
             num_items = kwargs.pop("num_items_in_batch", None)
             outputs = self.get_decoder()(**inputs, **kwargs)
-            loss = self._labelled_loss(outputs.last_hidden_state, labels, num_items)
+            rows, targets = outputs.last_hidden_state[:, :-1], labels[:, 1:]
+            labelled = targets != IGNORE_INDEX
+            loss = language_loss(rows[labelled], targets[labelled], self.lm_head, self.config, num_items)
             return CausalLMOutputWithPast(loss=loss, past_key_values=outputs.past_key_values)
         return super().forward(**inputs, labels=labels, **kwargs)
-
-    def _labelled_loss(self, hidden: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
-        """Mean cross-entropy of the next token where there is a label.
-
-        hidden float[B, T', D], labels long[B, T'].
-        num_items: the divisor, when a step's batches are accumulated; by default this batch's own labels.
-        """
-        targets = labels[:, 1:]
-        labelled = targets != IGNORE_INDEX
-        logits = self.lm_head(hidden[:, :-1][labelled]).float()
-        total = nn.functional.cross_entropy(logits, targets[labelled].to(logits.device), reduction="sum")
-        return total / (labelled.sum().clamp(min=1) if num_items is None else num_items)
 
     @torch.no_grad()
     def generate(

@@ -1,0 +1,107 @@
+"""The training loss where labels are, never holding the logits of a whole batch."""
+
+# N labelled positions of a batch, n of them at once, D model width, V vocabulary
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from llava.model.sinkhorn import sinkhorn_lsd
+from llava.model.vision_config import VisionFields
+
+# Logits held at once; with what their loss needs beside them in float32, about 1.2 GB.
+MAX_LOGITS = 2**26
+
+# Some of the N rows, and what their logits float[n, V] and targets long[n] add to the loss
+Part = tuple[slice | Tensor, Callable[[Tensor, Tensor], Tensor]]
+
+
+class HeadLoss(torch.autograd.Function):
+    """Sum of losses over parts of the rows; a part's logits are made, used for their gradient, and dropped.
+
+    The weight is read in the forward pass alone: under ZeRO-3, where reading gathers it from all ranks, these
+    may then differ in their number of parts.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, parts: list[Part]
+    ) -> Tensor:
+        device = rows.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else rows.dtype
+        inputs, matrix = rows.to(dtype), weight.to(dtype)
+        offset = None if bias is None else bias.to(dtype)
+        grad_rows, grad_weight, grad_bias = ctx.grads = [
+            torch.zeros_like(tensor) if wanted else None
+            for tensor, wanted in zip((rows, weight, bias), ctx.needs_input_grad[:3], strict=True)
+        ]
+        total = torch.zeros((), device=rows.device)
+        for index, loss_of in parts:
+            logits = F.linear(inputs[index], matrix, offset).requires_grad_()
+            with torch.enable_grad(), torch.autocast(device, enabled=False):
+                loss = loss_of(logits, targets[index])
+            total += loss.detach()
+            if not any(ctx.needs_input_grad):
+                continue
+            (grad_logits,) = torch.autograd.grad(loss, logits)
+            if grad_rows is not None:
+                grad_rows[index] += (grad_logits @ matrix).to(grad_rows.dtype)
+            if grad_weight is not None:
+                grad_weight += (grad_logits.T @ inputs[index]).to(grad_weight.dtype)
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(dim=0).to(grad_bias.dtype)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        grads, ctx.grads = ctx.grads, None
+        assert grads is not None, "a loss gives its gradients out once"
+        return *(None if part is None else part.mul_(grad) for part in grads), None, None
+
+
+@torch.compiler.disable
+def language_loss(
+    rows: Tensor,
+    targets: Tensor,
+    head: nn.Linear,
+    config: VisionFields,
+    num_items: Tensor | int | None = None,
+) -> Tensor:
+    """Mean cross-entropy where labels are, and the Sinkhorn regulariser if config asks for it.
+
+    Args:
+        rows: float[N, D], hidden states of the positions ahead of the labels.
+        targets: long[N]; without one the loss is 0, and every rank still takes part in every collective.
+        head: the language model's output map.
+        config: use_sinkhorn_lsd and sinkhorn_*.
+        num_items: labels of the whole optimiser step, when its batches are accumulated; by default N. The
+            regulariser, a mean over a batch, is weighted by the batch's share of them.
+    Returns:
+        float32[].
+    """
+    count = targets.numel()
+    divisor = max(count, 1) if num_items is None else num_items
+    alpha = config.sinkhorn_alpha_ce if config.use_sinkhorn_lsd else 1.0
+
+    def cross_entropy(logits: Tensor, chosen: Tensor) -> Tensor:
+        return alpha * F.cross_entropy(logits.float(), chosen, reduction="sum") / divisor
+
+    def regulariser(logits: Tensor, chosen: Tensor) -> Tensor:
+        lsd = sinkhorn_lsd(
+            logits, chosen, config.sinkhorn_tau_sd, config.sinkhorn_lambda, config.sinkhorn_iters
+        )
+        return config.sinkhorn_beta * lsd * (count / divisor)
+
+    at_once = max(1, MAX_LOGITS // head.weight.shape[0])
+    parts: list[Part] = [(slice(start, start + at_once), cross_entropy) for start in range(0, count, at_once)]
+    if config.use_sinkhorn_lsd and count:
+        if count <= min(at_once, config.sinkhorn_max_tokens):
+            parts = [(slice(0, count), lambda *part: cross_entropy(*part) + regulariser(*part))]
+        else:
+            sample = torch.randperm(count, device=rows.device)[: config.sinkhorn_max_tokens]
+            parts.append((sample, regulariser))
+    return HeadLoss.apply(rows, head.weight, head.bias, targets, parts)
