@@ -12,7 +12,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # ahead of transformers: no test asks a hub
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+import tiny
 from transformers import PreTrainedTokenizerFast
 
 from llava.model.tokenizer import load_tokenizer
@@ -69,18 +69,9 @@ def sentencepiece_tokenizer(sentencepiece_folder) -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def bpe_tokenizer() -> PreTrainedTokenizerFast:
     """The byte-level kind of SmolLM2 and Qwen: ChatML's marks are its BOS and EOS, and it adds no BOS."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=500,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(SENTENCES * 4, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    return tiny.byte_level_tokenizer(
+        SENTENCES,
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
         pad_token="<|im_end|>",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
-from tiny_llava import PATCH_SIZE, save_tiny_llava
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import process_images
@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_tiny_llava(tmp_path_factory.mktemp("heatmap") / "model")
+    return tiny.save_llava(tmp_path_factory.mktemp("heatmap") / "model")
 
 
 def load(folder):
@@ -77,7 +77,7 @@ def looking_at_white(folder):
 
     def encode_images(images, scale_factor=None):
         grey = images.mean(dim=1, keepdim=True)
-        region = torch.nn.functional.avg_pool2d(grey, 2 * PATCH_SIZE).flatten(1)
+        region = torch.nn.functional.avg_pool2d(grey, 2 * tiny.LLAVA_PATCH_SIZE).flatten(1)
         white = (region > region.mean()).float()
         return torch.nn.functional.pad(torch.stack([white, 0 * white, 1 - white], dim=-1), (0, 29))
 
