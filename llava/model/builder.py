@@ -19,6 +19,7 @@ from llava.model.checkpoint import (
 )
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
+from llava.model.language_model.llava_mpt import LlavaMptForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwen3ForCausalLM, LlavaQwenForCausalLM
 from llava.model.multimodal_encoder.builder import load_image_processor, load_vision_weights
 from llava.model.tokenizer import load_tokenizer
@@ -38,8 +39,9 @@ MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     "llava_qwen": LlavaQwenForCausalLM,
     "qwen3": LlavaQwen3ForCausalLM,
     "llava_qwen3": LlavaQwen3ForCausalLM,
+    "mpt": LlavaMptForCausalLM,
+    "llava_mpt": LlavaMptForCausalLM,
 }
-TOWER_PREFIX = "model.vision_tower."
 DEFAULT_CONTEXT_LENGTH = 2048
 
 
@@ -188,7 +190,7 @@ def load_whole_model(folder: CheckpointFolder, options: dict) -> PreTrainedModel
         folder.path, config=config, output_loading_info=True, use_safetensors=None, **options
     )
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
-    missing_tower = {key for key in missing if key.startswith(TOWER_PREFIX)}
+    missing_tower = {key for key in missing if key.startswith(f"{model.base_model_prefix}.vision_tower.")}
     mask_token = {key for key in missing_tower if key.endswith("mask_token")}
     if missing_tower - mask_token:
         load_vision_weights(model.get_vision_tower(), config.mm_vision_tower)

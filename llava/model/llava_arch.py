@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.constants import (
@@ -52,16 +53,33 @@ class LlavaMetaModel:
 
 
 class LlavaMetaForCausalLM:
-    """The causal language model's half: images in forward and generate, loss where labels are."""
+    """The causal language model's half: images in forward and generate, loss where labels are.
+
+    Attributes:
+        decoder_class: of the decoder, which stands where the family's base_model_prefix says (model or
+            transformer), as in published checkpoints.
+        takes_position_ids: False where positions can only be counted along the row.
+    """
+
+    decoder_class: type[LlavaMetaModel]
+    takes_position_ids = True
+
+    def __init__(self, config):
+        # Past the family's own constructor, which would build a text-only decoder
+        PreTrainedModel.__init__(self, config)
+        setattr(self, self.base_model_prefix, self.decoder_class(config))
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
 
     def get_model(self) -> LlavaMetaModel:
-        return self.model
+        return self.base_model
 
     def get_vision_tower(self) -> VisionTower | None:
-        return getattr(self.model, "vision_tower", None)
+        return getattr(self.get_model(), "vision_tower", None)
 
     def get_projector(self) -> Projector | None:
-        return getattr(self.model, "mm_projector", None)
+        return getattr(self.get_model(), "mm_projector", None)
 
     @property
     def num_visual_tokens(self) -> int:

@@ -13,10 +13,8 @@ VISION_TOWER, PROJECTOR, LANGUAGE_MODEL = "vision_tower", "mm_projector", "langu
 
 def part_of(parameter_name: str) -> str:
     """Which of the three parts a parameter of the whole model belongs to."""
-    for part in (VISION_TOWER, PROJECTOR):
-        if f"model.{part}." in parameter_name:
-            return part
-    return LANGUAGE_MODEL
+    modules = parameter_name.split(".")
+    return next((part for part in (VISION_TOWER, PROJECTOR) if part in modules), LANGUAGE_MODEL)
 
 
 def learning_parts(model_args: ModelArguments, training_args: TrainingArguments) -> dict[str, bool]:
