@@ -77,3 +77,18 @@ def bpe_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<|im_end|>",
         unk_token="<|endoftext|>",
     )
+
+
+@pytest.fixture(scope="session")
+def llama_3_tokenizer() -> PreTrainedTokenizerFast:
+    """Llama 3's kind: byte-level, line ends together, marks of its own, and a BOS ahead of a text."""
+    marks = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    return tiny.byte_level_tokenizer(
+        SENTENCES,
+        marks,
+        words=tiny.LLAMA_3_WORDS,
+        adds_bos=True,
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        pad_token="<|eot_id|>",
+    )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -81,16 +81,37 @@ LANGUAGE_MODELS = {
 }
 
 
+# How Llama 3 and Qwen2 cut text into words: line ends stay together, unlike GPT-2's, which ByteLevel follows
+LLAMA_3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+
 def byte_level_tokenizer(
-    sentences: Iterable[str], special_tokens: list[str], vocab_size: int = 500, **roles
+    sentences: Iterable[str],
+    special_tokens: list[str],
+    vocab_size: int = 500,
+    words: str | None = None,
+    adds_bos: bool = False,
+    **roles,
 ) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of those sentences, which adds no BOS.
+    """Byte-level BPE of those sentences.
 
     Args:
+        words: regular expression of what is tokenised by itself; None: GPT-2's.
+        adds_bos: whether it puts the BOS ahead of a text.
         roles: bos_token, eos_token, pad_token, ... of the special tokens.
     """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if words is not None:
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(words), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -99,6 +120,11 @@ def byte_level_tokenizer(
         show_progress=False,
     )
     backend.train_from_iterator([*sentences] * 4, trainer)
+    if adds_bos:
+        bos = roles["bos_token"]
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
+        )
     return PreTrainedTokenizerFast(tokenizer_object=backend, **roles)
 
 

@@ -1,5 +1,7 @@
 """LLaVA on MPT."""
 
+from typing import ClassVar
+
 from transformers import MptConfig, MptForCausalLM, MptModel
 
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
@@ -8,7 +10,7 @@ from llava.model.vision_config import VisionFields
 
 class LlavaMptConfig(VisionFields, MptConfig):
     model_type = "llava_mpt"
-    attribute_map = {**MptConfig.attribute_map, "max_position_embeddings": "max_seq_len"}
+    attribute_map: ClassVar = {**MptConfig.attribute_map, "max_position_embeddings": "max_seq_len"}
 
 
 class LlavaMptModel(LlavaMetaModel, MptModel):
