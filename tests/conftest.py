@@ -44,20 +44,31 @@ def sentencepiece_model() -> Path:
     return Path(spec.submodule_search_locations[0]) / "data" / "tokenizer.model.v1"
 
 
-@pytest.fixture(scope="session", params=[True, False], ids=["legacy", "non-legacy"])
-def sentencepiece_folder(request, sentencepiece_model, tmp_path_factory) -> Path:
+def save_sentencepiece(model: Path, folder: Path, legacy: bool) -> Path:
     """A model folder's tokenizer files, as Vicuna has them: tokenizer.model and a config."""
-    folder = tmp_path_factory.mktemp("sentencepiece")
-    shutil.copy(sentencepiece_model, folder / "tokenizer.model")
+    shutil.copy(model, folder / "tokenizer.model")
     config = {
         "tokenizer_class": "LlamaTokenizer",
-        "legacy": request.param,
+        "legacy": legacy,
         "bos_token": "<s>",
         "eos_token": "</s>",
         "unk_token": "<unk>",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
+
+
+@pytest.fixture(scope="session")
+def legacy_tokenizer(sentencepiece_model, tmp_path_factory) -> PreTrainedTokenizerFast:
+    """Vicuna's and Mistral's kind."""
+    folder = save_sentencepiece(sentencepiece_model, tmp_path_factory.mktemp("legacy"), legacy=True)
+    return load_tokenizer(folder, padding_side="right")
+
+
+@pytest.fixture(scope="session", params=[True, False], ids=["legacy", "non-legacy"])
+def sentencepiece_folder(request, sentencepiece_model, tmp_path_factory) -> Path:
+    """Tokenizer files in both `legacy` settings, one after the other."""
+    return save_sentencepiece(sentencepiece_model, tmp_path_factory.mktemp("sentencepiece"), request.param)
 
 
 @pytest.fixture(scope="session")

@@ -70,14 +70,14 @@ def dinov2() -> Dinov2Model:
 TOWERS = {"clip": clip, "siglip": siglip, "siglip2": siglip2, "dinov2": dinov2}
 
 DECODER = {**TRANSFORMER, "num_hidden_layers": 2, "num_key_value_heads": 1, "vocab_size": VOCABULARY}
+MPT_DECODER = {"d_model": 32, "n_heads": 2, "n_layers": 2, "vocab_size": VOCABULARY}
+# Each takes changes of its configuration
 LANGUAGE_MODELS = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**DECODER)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**DECODER)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**DECODER)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**DECODER, head_dim=16)),
-    "mpt": lambda: MptForCausalLM(
-        MptConfig(d_model=32, n_heads=2, n_layers=2, expansion_ratio=2, vocab_size=VOCABULARY)
-    ),
+    "llama": lambda **changes: LlamaForCausalLM(LlamaConfig(**{**DECODER, **changes})),
+    "mistral": lambda **changes: MistralForCausalLM(MistralConfig(**{**DECODER, **changes})),
+    "qwen2": lambda **changes: Qwen2ForCausalLM(Qwen2Config(**{**DECODER, **changes})),
+    "qwen3": lambda **changes: Qwen3ForCausalLM(Qwen3Config(**{**DECODER, "head_dim": 16, **changes})),
+    "mpt": lambda **changes: MptForCausalLM(MptConfig(**{**MPT_DECODER, **changes})),
 }
 
 
@@ -139,8 +139,8 @@ def save_tower(folder, family: str = "clip"):
     return str(folder)
 
 
-def save_language_model(folder, family: str = "llama"):
-    LANGUAGE_MODELS[family]().save_pretrained(folder)
+def save_language_model(folder, family: str = "llama", **changes):
+    LANGUAGE_MODELS[family](**changes).save_pretrained(folder)
     return str(folder)
 
 

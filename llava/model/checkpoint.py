@@ -98,10 +98,11 @@ def projector_type_of(names: list[str], declared: str | None, source: str) -> st
     signature = next((kind for weight, kind in SIGNATURES.items() if weight in names), None)
     if signature is not None:
         found = signature
-    elif (
-        declared in (None, "linear") and names and all(re.fullmatch(r"\d+\.(weight|bias)", n) for n in names)
-    ):
-        found = f"mlp{sum(name.endswith('.weight') for name in names)}x_gelu"
+    elif declared in (None, "linear") and names:
+        if all(re.fullmatch(r"\d+\.(weight|bias)", name) for name in names):
+            found = f"mlp{sum(name.endswith('.weight') for name in names)}x_gelu"
+        elif set(names) == {"weight", "bias"}:
+            found = "linear"
     if found != declared:
         logger.warning(
             "%s: config.json says mm_projector_type %r, its weights are %s's.", source, declared, found

@@ -80,6 +80,11 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
         model_args.model_name_or_path, padding_side="right", model_max_length=training_args.model_max_length
     )
     model = load_model(model_args, data_args, training_args)
+    if data_args.packing and not model.takes_position_ids:
+        raise ValueError(
+            f"--packing: {type(model).__name__} cannot count positions anew for each record of a sequence; "
+            "leave it out, or take a language model with rotary positions."
+        )
     model.initialize_vision_tokenizer(model.config, tokenizer)
     image_processor = image_processor_of(model)
     budgets = model.config.elastic_scale_factors or [None]

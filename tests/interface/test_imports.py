@@ -87,6 +87,21 @@ def test_optional_packages_are_imported_where_they_are_used(file):
     assert not {module.split(".")[0] for module in imports(file, top_level_only=True)} & HEAVY_OR_OPTIONAL
 
 
+def test_published_class_names_are_in_llava_model_and_cost_nothing_until_asked_for():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, llava.model; assert 'torch' not in sys.modules\n"
+        "from llava.model import LlavaLlamaForCausalLM, LlavaConfig, LlavaMptForCausalLM\n"
+        "from llava.model import LlavaMistralForCausalLM, LlavaQwenForCausalLM, LlavaQwenConfig\n"
+        "from llava.model import *\n"
+        "assert LlavaMptConfig.model_type == 'llava_mpt' and not hasattr(llava.model, 'LlavaGpt')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_file_of_the_training_room_shadows_a_standard_module():
     """deepspeed llava/train/train_mem.py puts llava/train first on sys.path."""
     import sys
