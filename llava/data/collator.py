@@ -27,8 +27,8 @@ class Collator:
 
         Returns:
             input_ids long[B, T], labels long[B, T], attention_mask bool[B, T]; and, if any sample has an
-            image, images float[num_images, 3, H, W] in the order of their <image>, image_sizes [(width,
-            height)].
+            image, images in the order of their <image>, float[num_images, 3, H, W] or, if they are cut to
+            tiles, a list of float[T, 3, H, W]; image_sizes [(width, height)].
         """
         pad = partial(pad_sequence, batch_first=True, padding_side=self.padding_side)
         input_ids = [sample["input_ids"] for sample in samples]
@@ -40,6 +40,6 @@ class Collator:
         }
         images = [image for sample in samples for image in sample["images"]]
         if images:
-            batch["images"] = torch.stack(images)
+            batch["images"] = torch.stack(images) if images[0].ndim == 3 else images
             batch["image_sizes"] = [size for sample in samples for size in sample["image_sizes"]]
         return batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from argparse import Namespace
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 
@@ -16,12 +16,18 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import template_named
 from llava.data.record import BadRecord, describe_record, image_files, load_records, validate_record
 from llava.data.targets import build_targets, conversation_from_record
-from llava.mm_utils import get_aspect_ratio, load_image, process_images
+from llava.mm_utils import get_aspect_ratio, image_size, load_image, process_images
+from llava.tiling import TILED
 
 logger = logging.getLogger(__name__)
 
 NUM_LISTED = 20  # bad records named in one error
 BAD, TRUNCATED = 1, 2  # bits kept for each record
+
+
+def no_positions(size: tuple[int, int]) -> int:
+    """Where the length of a sample does not matter."""
+    return 0
 
 
 class SupervisedDataset(Dataset):
@@ -33,11 +39,11 @@ class SupervisedDataset(Dataset):
         image_processor: a PIL one of transformers; None if no record has an image.
         image_folder: what image files are relative to; None if no record has an image.
         template: a name in `conv_templates`.
-        image_aspect_ratio: "square" or "pad".
+        image_config: what process_images reads how to prepare an image from; None is square.
         model_max_length: tokens, image tokens included; what is longer is cut at its end and counted.
         on_bad_record: "fail" raises; "skip" leaves out what is bad on disk, and puts the next good record in
             the place of what proves bad when it is read. Both are listed in `bad_records`.
-        num_visual_tokens: tokens an image takes in the model's input.
+        visual_positions: how many positions an image of (width, height) takes in the model's input.
         mm_use_im_start_end: put each image between <im_start> and <im_end>.
     Raises:
         BadRecord: on_bad_record "fail" and a record is bad: here for its form or a missing file, from
@@ -53,10 +59,10 @@ class SupervisedDataset(Dataset):
         image_processor,
         image_folder: str | Path | None,
         template: str,
-        image_aspect_ratio: str = "square",
+        image_config: object = None,
         model_max_length: int = 2048,
         on_bad_record: str = "fail",
-        num_visual_tokens: int = 0,
+        visual_positions: Callable[[tuple[int, int]], int] = no_positions,
         mm_use_im_start_end: bool = False,
     ):
         if on_bad_record not in ("fail", "skip"):
@@ -66,27 +72,29 @@ class SupervisedDataset(Dataset):
         self.image_processor = image_processor
         self.image_folder = image_folder
         self.template = template
-        self.image_config = Namespace(image_aspect_ratio=image_aspect_ratio)
+        self.image_config = image_config
         self.model_max_length = model_max_length
         self.on_bad_record = on_bad_record
-        self.num_visual_tokens = num_visual_tokens
+        self.visual_positions = visual_positions
         self.mm_use_im_start_end = mm_use_im_start_end
         template_named(template, "--version")
-        get_aspect_ratio(self.image_config)
+        self.size_matters = get_aspect_ratio(image_config) in TILED
         self._read(load_records(data_path))
 
     def _read(self, records: list[dict]) -> None:
         """Keep the good records, packed: a list of objects would be copied into each worker as it is read."""
         packed, self.modality_lengths, self._sources, self._static_problems = [], [], [], []
         for source, record in enumerate(records):
+            where = describe_record(self.data_path, source, record)
             try:
-                self._check(record, describe_record(self.data_path, source, record))
+                self._check(record, where)
+                length = self._signed_length(record, where)
             except BadRecord as error:
                 self._static_problems.append(str(error))
                 continue
             packed.append(json.dumps(record).encode())
             self._sources.append(source)
-            self.modality_lengths.append(self._signed_length(record))
+            self.modality_lengths.append(length)
         if self._static_problems and (self.on_bad_record == "fail" or not packed):
             raise BadRecord(self._summary())
         self._packed = b"".join(packed)
@@ -111,11 +119,21 @@ class SupervisedDataset(Dataset):
         except ValueError as error:
             raise BadRecord(f"{where}: {error}") from error
 
-    def _signed_length(self, record: dict) -> int:
-        """An estimate without tokenising: words and visual tokens; negative for text only."""
-        num_images = len(image_files(record))
+    def _signed_length(self, record: dict, where: str) -> int:
+        """An estimate without tokenising: words and visual positions; negative for text only."""
+        positions = self._positions(record, where)
         words = sum(len(turn["value"].split()) for turn in record["conversations"])
-        return words + num_images * self.num_visual_tokens if num_images else -words
+        return words + sum(positions) if positions else -words
+
+    def _positions(self, record: dict, where: str) -> list[int]:
+        """Of each image of a record; its file's head is read only if the size matters."""
+        files = image_files(record)
+        if not self.size_matters:
+            return [self.visual_positions((1, 1))] * len(files)
+        try:
+            return [self.visual_positions(image_size(Path(self.image_folder) / file)) for file in files]
+        except ValueError as error:
+            raise BadRecord(f"{where}: {error}") from error
 
     def _summary(self) -> str:
         problems = self._static_problems
@@ -129,7 +147,7 @@ class SupervisedDataset(Dataset):
 
     @property
     def lengths(self) -> list[int]:
-        """Words and visual tokens of each record, an estimate for grouping."""
+        """Words and visual positions of each record, an estimate for grouping."""
         return [abs(length) for length in self.modality_lengths]
 
     @property
@@ -147,8 +165,8 @@ class SupervisedDataset(Dataset):
         """One sample.
 
         Returns:
-            input_ids long[T], labels long[T], images: a float[3, H, W] for each <image> in input_ids,
-            image_sizes: their (width, height) before processing.
+            input_ids long[T], labels long[T], images: for each <image> in input_ids a float[3, H, W], or its
+            tiles float[T, 3, H, W]; image_sizes: their (width, height) before processing.
         """
         index = range(len(self))[index]  # IndexError past the end
         for candidate in (*range(index, len(self)), *range(index)):
@@ -181,7 +199,7 @@ class SupervisedDataset(Dataset):
         record, where = self._record(index)
         conversation = conversation_from_record(record, self.template, self.mm_use_im_start_end)
         ids, labels = build_targets(conversation, self.tokenizer)
-        num_kept = self._num_within_limit(ids)
+        num_kept = self._num_within_limit(ids, self._positions(record, where))
         if num_kept < len(ids):
             self._flags[index] |= TRUNCATED
             ids, labels = ids[:num_kept], labels[:num_kept]
@@ -199,9 +217,10 @@ class SupervisedDataset(Dataset):
             "image_sizes": sizes,
         }
 
-    def _num_within_limit(self, ids: list[int]) -> int:
-        """How many leading ids fit in model_max_length, an <image> counting as its visual tokens."""
-        costs = (self.num_visual_tokens if token == IMAGE_TOKEN_INDEX else 1 for token in ids)
+    def _num_within_limit(self, ids: list[int], positions: list[int]) -> int:
+        """How many leading ids fit in model_max_length, each <image> counting as its visual positions."""
+        remaining = iter(positions)
+        costs = (next(remaining) if token == IMAGE_TOKEN_INDEX else 1 for token in ids)
         return sum(total <= self.model_max_length for total in accumulate(costs))
 
     def _load_images(self, files: list[str], where: str) -> tuple[list[Tensor], list[tuple[int, int]]]:

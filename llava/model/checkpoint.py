@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 PROJECTOR_FILE = "mm_projector.bin"
 PROJECTOR_PREFIX = "mm_projector."
+NEWLINE = "image_newline"  # learnt with the projector and kept beside it
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -111,7 +112,8 @@ def projector_type_of(names: list[str], declared: str | None, source: str) -> st
 
 
 def read_projector(file: str | Path) -> dict[str, Tensor]:
-    """mm_projector.bin, its keys cut to the projector's own: model.mm_projector.mlp.0.bias -> mlp.0.bias.
+    """mm_projector.bin, its keys cut to the projector's own: model.mm_projector.mlp.0.bias -> mlp.0.bias; and
+    image_newline, if it holds one.
 
     Raises:
         ValueError: if the file is missing, damaged, or holds no projector.
@@ -131,7 +133,35 @@ def read_projector(file: str | Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{file} holds no keys of a projector (*.{PROJECTOR_PREFIX}*), but {sorted(state)[:5]}."
         )
-    return cut
+    newline = [value for key, value in state.items() if key.split(".")[-1] == NEWLINE]
+    return {**cut, NEWLINE: newline[0]} if newline else cut
+
+
+def load_projector(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load what read_projector read: the projector, and image_newline where model and file have one.
+
+    A stage 1 without tiles leaves no newline for a stage 2 with them; it then begins as it is initialised.
+
+    Raises:
+        ValueError: if weights do not fit; or a newline came that this model would not use.
+    """
+    weights = {key: value for key, value in state.items() if key != NEWLINE}
+    newline = getattr(model.get_model(), NEWLINE, None)
+    if newline is None and NEWLINE in state:
+        raise ValueError(
+            f"{source} has an {NEWLINE}, learnt with --image_aspect_ratio anyres and --mm_patch_merge_type "
+            "spatial_unpad; pass both here too."
+        )
+    load_exactly(model.get_projector(), weights, source)
+    if newline is not None and NEWLINE not in state:
+        logger.info("%s has no %s; it is learnt from here on.", source, NEWLINE)
+    elif newline is not None:
+        if newline.shape != state[NEWLINE].shape:
+            raise ValueError(
+                f"{source}: {NEWLINE} is {list(state[NEWLINE].shape)}, the model takes {list(newline.shape)}."
+            )
+        with torch.no_grad():
+            newline.copy_(state[NEWLINE])
 
 
 def load_exactly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:

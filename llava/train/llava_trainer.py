@@ -9,7 +9,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer
 
 from llava.data.sampler import ModalityLengthGroupedSampler
-from llava.model.checkpoint import PROJECTOR_FILE, load_exactly, read_projector
+from llava.model.checkpoint import PROJECTOR_FILE, load_projector, read_projector
 from llava.train import saving
 from llava.train.trainable import PROJECTOR, part_of
 
@@ -82,7 +82,7 @@ class LlavaTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         projector = Path(resume_from_checkpoint) / PROJECTOR_FILE
         if projector.is_file():
-            load_exactly(self.model.get_projector(), read_projector(projector), str(projector))
+            load_projector(self.model, read_projector(projector), str(projector))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from functools import partial
 
 import torch
 import transformers
@@ -10,8 +11,9 @@ from llava.data.collator import Collator
 from llava.data.dataset import SupervisedDataset
 from llava.data.record import BadRecord
 from llava.model.builder import attach_vision, image_processor_of, read_config, type_of
-from llava.model.checkpoint import load_exactly, read_projector
+from llava.model.checkpoint import load_projector, read_projector
 from llava.model.tokenizer import load_tokenizer
+from llava.tiling import num_positions
 from llava.train import saving, trainable
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse, vision_fields
 from llava.train.llava_trainer import LlavaTrainer
@@ -49,7 +51,7 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, training_ar
         )
     if model_args.pretrain_mm_mlp_adapter:
         source = model_args.pretrain_mm_mlp_adapter
-        load_exactly(model.get_projector(), read_projector(source), source)
+        load_projector(model, read_projector(source), source)
     learns = trainable.learning_parts(model_args, training_args)
     trainable.apply(model, learns)
     if not training_args.deepspeed:
@@ -88,20 +90,20 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
     model.initialize_vision_tokenizer(model.config, tokenizer)
     image_processor = image_processor_of(model)
     budgets = model.config.elastic_scale_factors or [None]
-    tokens = [model.tokens_per_image(scale_factor) for scale_factor in budgets]
+    tokens = [model.tokens_per_view(scale_factor) for scale_factor in budgets]
     dataset = SupervisedDataset(
         data_args.data_path[0],
         tokenizer,
         image_processor,
         image_folder=data_args.image_folder,
         template=model_args.version,
-        image_aspect_ratio=model.config.image_aspect_ratio,
+        image_config=model.config,
         model_max_length=training_args.model_max_length,
-        num_visual_tokens=max(tokens),
+        visual_positions=partial(num_positions, model.tiling, num_tokens=max(tokens)),
         on_bad_record=data_args.on_bad_record,
         mm_use_im_start_end=model.config.mm_use_im_start_end,
     )
-    logger.info("%s: %d records; visual tokens an image: %s", data_args.data_path[0], len(dataset), tokens)
+    logger.info("%s: %d records; visual tokens a view: %s", data_args.data_path[0], len(dataset), tokens)
     return LlavaTrainer(
         model=model,
         args=training_args,

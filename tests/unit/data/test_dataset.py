@@ -2,6 +2,7 @@
 
 import json
 import logging
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -72,14 +73,15 @@ def test_a_sample_has_ids_labels_and_pixels(make, tmp_path, bpe_tokenizer):
 
 def test_pad_reaches_the_pixels(make):
     square, pad = (
-        make([with_image("bus")], image_aspect_ratio=name)[0]["images"][0] for name in ("square", "pad")
+        make([with_image("bus")], image_config=Namespace(image_aspect_ratio=name))[0]["images"][0]
+        for name in ("square", "pad")
     )
     assert square.shape == pad.shape
     assert not torch.equal(square, pad)
 
 
 def test_lengths_tell_the_modality_by_sign(make):
-    dataset = make([with_image("bus"), TEXT_ONLY], num_visual_tokens=36)
+    dataset = make([with_image("bus"), TEXT_ONLY], visual_positions=lambda size: 36)
     assert dataset.modality_lengths == [36 + 4, -7]
     assert dataset.lengths == [40, 7]
 
@@ -152,8 +154,11 @@ def test_skip_fails_once_no_record_is_left(make, tmp_path):
 def test_what_is_too_long_is_cut_at_its_end_and_counted(make, bpe_tokenizer):
     whole = make([with_image("bus")])[0]
     num_tokens = len(whole["input_ids"]) - 1 + 36
-    assert make([with_image("bus")], num_visual_tokens=36, model_max_length=num_tokens).num_truncated == 0
-    dataset = make([with_image("bus")], num_visual_tokens=36, model_max_length=num_tokens - 2)
+    assert (
+        make([with_image("bus")], visual_positions=lambda size: 36, model_max_length=num_tokens).num_truncated
+        == 0
+    )
+    dataset = make([with_image("bus")], visual_positions=lambda size: 36, model_max_length=num_tokens - 2)
     for _ in range(2):
         sample = dataset[0]
     assert torch.equal(sample["input_ids"], whole["input_ids"][:-2])
@@ -167,7 +172,7 @@ def test_a_cut_image_placeholder_takes_its_image_with_it(make):
         "image": ["bus.png", "dog.png"],
         "conversations": turns("<image>", "A.", "<image>", "B."),
     }
-    dataset = make([record], num_visual_tokens=400, model_max_length=700)
+    dataset = make([record], visual_positions=lambda size: 400, model_max_length=700)
     sample = dataset[0]
     assert sample["input_ids"].tolist().count(IMAGE_TOKEN_INDEX) == len(sample["images"]) == 1
     assert len(sample["image_sizes"]) == 1
@@ -193,7 +198,7 @@ def test_plain_counts_a_conversation_as_bad(make):
     ("argument", "message"),
     [
         ({"template": "v9"}, "--version must be one of"),
-        ({"image_aspect_ratio": "wide"}, "--image_aspect_ratio must be one of"),
+        ({"image_config": Namespace(image_aspect_ratio="wide")}, "--image_aspect_ratio must be one of"),
         ({"on_bad_record": "hide"}, "--on_bad_record must be 'fail' or 'skip'"),
     ],
 )
