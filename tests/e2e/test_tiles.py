@@ -116,6 +116,21 @@ def test_both_stages_train_on_tiles_and_the_result_answers_in_batches_as_alone(p
     assert (together[0] - together[1]).abs().max() > 1e-3  # another image would be seen
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({**SLICE, "patch_num": 10}, "--patch_num must be one of 9, 16, 25, got 10"),
+        ({**ANYRES, "image_grid_pinpoints": "[[100, 56]]"}, "multiples of the tower's 56 pixels"),
+        ({**ANYRES, "mm_projector_type": "visionzip", "num_visual_tokens": 4}, "not squares of the image"),
+    ],
+)
+def test_what_cannot_be_tiled_ends_the_run_before_it_starts(parts, tmp_path, changes, message):
+    with pytest.raises(SystemExit) as stop:
+        run(parts, tmp_path / "out", "conversations.json", **changes)
+    assert message in str(stop.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_stage_1s_folder_brings_its_newline(parts, tmp_path):
     run(parts, tmp_path / "1", "captions.json", version="plain", tune_mm_mlp_adapter=True, **ANYRES)
     _, model, _, _ = load_pretrained_model(str(tmp_path / "1"), str(parts / "language_model"))

@@ -71,6 +71,24 @@ def test_a_sample_has_ids_labels_and_pixels(make, tmp_path, bpe_tokenizer):
     assert len(list(dataset)) == 2
 
 
+def test_where_tiles_depend_on_it_an_images_size_decides_how_many_positions_it_takes(make, tmp_path):
+    asked = []
+
+    def positions(size):
+        asked.append(size)
+        return 36
+
+    slices = {"image_config": Namespace(image_aspect_ratio="slice"), "visual_positions": positions}
+    dataset = make([with_image("bus")], **slices)
+    words = make([with_image("bus")]).lengths[0]
+    assert dataset.lengths == [words + 36]
+    assert dataset[0]["images"][0].ndim == 4
+    assert set(asked) == {(30, 20)}
+    (tmp_path / "dog.png").write_text("no picture")
+    with pytest.raises(BadRecord, match=r"dog\.png cannot be read"):
+        make([with_image("dog")], **slices)
+
+
 def test_pad_reaches_the_pixels(make):
     square, pad = (
         make([with_image("bus")], image_config=Namespace(image_aspect_ratio=name))[0]["images"][0]
