@@ -140,7 +140,7 @@ def read_projector(file: str | Path) -> dict[str, Tensor]:
 def load_projector(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """Load what read_projector read: the projector, and image_newline where model and file have one.
 
-    A stage 1 without tiles leaves no newline for a stage 2 with them; it then begins as it is initialised.
+    A stage 1 without a newline may come before a stage 2 with one, which then begins as it is initialised.
 
     Raises:
         ValueError: if weights do not fit; or a newline came that this model would not use.
@@ -149,8 +149,7 @@ def load_projector(model: nn.Module, state: dict[str, Tensor], source: str) -> N
     newline = getattr(model.get_model(), NEWLINE, None)
     if newline is None and NEWLINE in state:
         raise ValueError(
-            f"{source} has an {NEWLINE}, learnt with --image_aspect_ratio anyres and --mm_patch_merge_type "
-            "spatial_unpad; pass both here too."
+            f"{source} has an {NEWLINE}, learnt with --mm_patch_merge_type spatial_unpad; pass it here too."
         )
     load_exactly(model.get_projector(), weights, source)
     if newline is not None and NEWLINE not in state:

@@ -29,7 +29,7 @@ from llava.tiling import TILED, WholeImage, num_positions, tiling_of
 
 
 class LlavaMetaModel:
-    """The decoder's half: owns vision_tower, mm_projector and, where tiles are joined without their padding,
+    """The decoder's half: owns vision_tower, mm_projector and, with mm_patch_merge_type spatial_unpad,
     image_newline, a learnt embedding float[D]; named as in published checkpoints."""
 
     def __init__(self, config):
@@ -47,8 +47,11 @@ class LlavaMetaModel:
         if module in projector.modules() and hasattr(module, "reset_parameters"):
             module.reset_parameters()
         if module is self and hasattr(self, "image_newline"):
-            init.normal_(self.image_newline, std=self.config.hidden_size**-0.5)
+            self._reset_newline()
         super()._init_weights(module)
+
+    def _reset_newline(self) -> None:
+        init.normal_(self.image_newline, std=len(self.image_newline) ** -0.5)
 
     def build_vision(self, config) -> None:
         """Tower, projector and newline of the configured shape, with initial weights."""
@@ -57,8 +60,9 @@ class LlavaMetaModel:
         config.mm_hidden_size = self.vision_tower.hidden_size
         config.mm_vision_levels = self.vision_tower.levels
         self.mm_projector = build_projector(config, config.hidden_size)
-        if tiling_of(config, self.vision_tower.image_size).learns_row_end:
-            self.image_newline = nn.Parameter(torch.randn(config.hidden_size) * config.hidden_size**-0.5)
+        if config.mm_patch_merge_type == "spatial_unpad":
+            self.image_newline = nn.Parameter(torch.empty(config.hidden_size))
+            self._reset_newline()
 
 
 class LlavaMetaForCausalLM:
@@ -194,8 +198,7 @@ class LlavaMetaForCausalLM:
         return merge(plan, text_embeds, features, getattr(self.get_model(), "image_newline", None))
 
     def _views(self, images: Tensor | list[Tensor] | None) -> tuple[Tensor | None, list[int]]:
-        """All views of a batch, float[V, 3, H, W], that the tower takes them in one call; and each image's
-        number."""
+        """All views of a batch, float[V, 3, H, W], which the tower takes in one call; how many each image has."""
         if images is None or len(images) == 0:
             return None, []
         if self.get_vision_tower() is None:
@@ -217,6 +220,11 @@ class LlavaMetaForCausalLM:
                     "config.slice_separator_ids, the words between slice's tiles, is missing; load the model "
                     "by load_pretrained_model, or call model.initialize_vision_tokenizer(config, tokenizer)."
                 )
+        if tiling.learns_row_end and not hasattr(self.model, "image_newline"):
+            raise ValueError(
+                "mm_patch_merge_type spatial_unpad needs a learnt image_newline, which this model has not; set "
+                "it where the model is trained, or choose flat or spatial."
+            )
         sizes = [None] * len(num_views)
         if image_sizes is not None and self.config.image_aspect_ratio in TILED:
             sizes = [tuple(map(int, size)) for size in image_sizes]

@@ -195,7 +195,11 @@ def test_a_newline_that_would_not_be_used_is_refused_and_a_missing_one_is_learnt
     initial = with_newline.model.image_newline.clone()
     load_projector(with_newline, state, "stage1")
     assert torch.equal(with_newline.model.image_newline, initial)
-    with pytest.raises(ValueError, match="pass both here too"):
+    without.config.update(ANYRES)
+    with pytest.raises(ValueError, match="needs a learnt image_newline"):
+        without.merge_inputs(torch.tensor([[IMAGE_TOKEN_INDEX]]), images=torch.zeros(1, 3, 56, 56))
+    without.config.update({"image_aspect_ratio": "square", "mm_patch_merge_type": "flat"})
+    with pytest.raises(ValueError, match="pass it here too"):
         load_projector(without, {**state, NEWLINE: initial}, "stage1")
     with pytest.raises(ValueError, match=r"image_newline is \[3\], the model takes \[32\]"):
         load_projector(with_newline, {**state, NEWLINE: torch.zeros(3)}, "stage1")
