@@ -198,7 +198,7 @@ class LlavaMetaForCausalLM:
         return merge(plan, text_embeds, features, getattr(self.get_model(), "image_newline", None))
 
     def _views(self, images: Tensor | list[Tensor] | None) -> tuple[Tensor | None, list[int]]:
-        """All views of a batch, float[V, 3, H, W], which the tower takes in one call; how many each image has."""
+        """All views of a batch, float[V, 3, H, W], taken by the tower in one call; each image's number."""
         if images is None or len(images) == 0:
             return None, []
         if self.get_vision_tower() is None:
@@ -222,7 +222,7 @@ class LlavaMetaForCausalLM:
                 )
         if tiling.learns_row_end and not hasattr(self.model, "image_newline"):
             raise ValueError(
-                "mm_patch_merge_type spatial_unpad needs a learnt image_newline, which this model has not; set "
+                "mm_patch_merge_type spatial_unpad needs a learnt image_newline, which this model lacks; set "
                 "it where the model is trained, or choose flat or spatial."
             )
         sizes = [None] * len(num_views)
