@@ -220,7 +220,7 @@ class LlavaMetaForCausalLM:
                     "config.slice_separator_ids, the words between slice's tiles, is missing; load the model "
                     "by load_pretrained_model, or call model.initialize_vision_tokenizer(config, tokenizer)."
                 )
-        if tiling.learns_row_end and not hasattr(self.model, "image_newline"):
+        if tiling.learns_row_end and not hasattr(self.get_model(), "image_newline"):
             raise ValueError(
                 "mm_patch_merge_type spatial_unpad needs a learnt image_newline, which this model lacks; set "
                 "it where the model is trained, or choose flat or spatial."

@@ -8,7 +8,6 @@ import tiny
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_llava import PATCH_SIZE, save_tiny_llava
 from transformers import CLIPImageProcessor
 
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -215,7 +214,7 @@ def test_a_newline_that_a_checkpoint_lacks_is_initialised(tmp_path):
 
 @pytest.mark.parametrize("settings", KINDS, ids=kind_name)
 def test_evaluation_answers_do_not_depend_on_the_batch(tmp_path, settings):
-    save_tiny_llava(tmp_path / "model", **settings)
+    tiny.save_llava(tmp_path / "model", **settings)
     rows = []
     for index, picture in enumerate(pictures()):
         picture.save(tmp_path / f"{index}.png")
@@ -242,7 +241,7 @@ def test_evaluation_answers_do_not_depend_on_the_batch(tmp_path, settings):
 @pytest.mark.parametrize("settings", KINDS, ids=kind_name)
 @pytest.mark.parametrize("size", [(180, 90), (70, 150)])
 def test_what_is_white_in_a_tokens_box_alone_lights_that_token(tmp_path, settings, size):
-    save_tiny_llava(tmp_path / "model", **settings)
+    tiny.save_llava(tmp_path / "model", **settings)
     tokenizer, model, processor, _ = load_pretrained_model(str(tmp_path / "model"))
     processor.image_mean, processor.image_std = [0.0] * 3, [1.0] * 3
     shown = image_attention(
@@ -258,7 +257,9 @@ def test_what_is_white_in_a_tokens_box_alone_lights_that_token(tmp_path, setting
         pixels = np.zeros((size[1], size[0], 3), np.uint8)
         pixels[top:bottom, left:right] = 255
         (tiles,) = process_images([Image.fromarray(pixels)], processor, model.config)
-        bright = torch.nn.functional.avg_pool2d(tiles[:, 0], 2 * PATCH_SIZE).flatten().numpy()[order]
+        bright = (
+            torch.nn.functional.avg_pool2d(tiles[:, 0], 2 * tiny.LLAVA_PATCH_SIZE).flatten().numpy()[order]
+        )
         assert np.where(view == view[token], bright, 0).argmax() == token
         lit = paint_tokens(np.eye(len(boxes))[token], shown.mapping) > 0.5
         assert lit[top + 1 : bottom - 1, left + 1 : right - 1].all()
