@@ -79,6 +79,7 @@ class MergedInputs:
     visual_index: Tensor
 
 
+@torch.compiler.disable  # branches on values: outside of any graph, as is the loss
 def plan_merge(
     input_ids: Tensor,
     attention_mask: Tensor | None,
