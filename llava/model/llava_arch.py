@@ -21,7 +21,14 @@ from llava.constants import (
 from llava.model.loss import language_loss
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
-from llava.model.multimodal_merge import ImageSpan, MergedInputs, image_span, merge, plan_merge
+from llava.model.multimodal_merge import (
+    ImageSpan,
+    MergedInputs,
+    image_span,
+    merge,
+    one_row,
+    plan_merge,
+)
 from llava.model.multimodal_projector.base import Projector
 from llava.model.multimodal_projector.builder import build_projector, projector_class
 from llava.model.tokenizer import separator_ids
@@ -166,6 +173,7 @@ class LlavaMetaForCausalLM:
         image_sizes: list[tuple[int, int]] | None = None,
         padding_side: str = "left",
         scale_factor: int | None = None,
+        sequence_ids: Tensor | None = None,
     ) -> MergedInputs:
         """Encode the images and put their tokens into the prompts.
 
@@ -179,6 +187,7 @@ class LlavaMetaForCausalLM:
                 pad need is in the pixels already.
             padding_side: of the result.
             scale_factor: s of this call, by default model.config.scale_factor.
+            sequence_ids: long[B, T] of packed rows, as `plan_merge` takes it.
         Raises:
             ValueError: if placeholders and images differ in number, the model has no vision tower, or the
                 tiles are not those of image_sizes.
@@ -192,6 +201,7 @@ class LlavaMetaForCausalLM:
             None if labels is None else labels.cpu(),
             self._spans(num_views, image_sizes, scale_factor),
             padding_side,
+            None if sequence_ids is None else sequence_ids.cpu(),
         ).to(device)
         text_embeds = self.get_input_embeddings()(plan.token_ids)
         features = self._image_features(views, text_embeds, scale_factor)
@@ -280,19 +290,33 @@ class LlavaMetaForCausalLM:
         images: Tensor | list[Tensor] | None = None,
         image_sizes: list[tuple[int, int]] | None = None,
         scale_factor: int | None = None,
+        sequence_ids: Tensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """A causal language model's forward that also takes images, and s, the compression of this call.
 
         In training with labels the logits of labelled positions alone are computed, and none are returned.
+
+        Args:
+            sequence_ids: long[B, T] of packed rows: the running number of a token's sequence in its row, -1
+                on padding. No sequence sees another; the first label of each must be IGNORE_INDEX, for the
+                token before it is another sequence's.
         """
-        if inputs_embeds is None and (images is not None or (self.training and labels is not None)):
+        is_packed = sequence_ids is not None
+        if inputs_embeds is None and (
+            images is not None or is_packed or (self.training and labels is not None)
+        ):
             side = self.config.tokenizer_padding_side
             merged = self.merge_inputs(
-                input_ids, attention_mask, labels, images, image_sizes, side, scale_factor
+                input_ids, attention_mask, labels, images, image_sizes, side, scale_factor, sequence_ids
             )
+            if is_packed and self.config._attn_implementation == "flash_attention_2":
+                merged = one_row(merged)
             input_ids, inputs_embeds, labels = None, merged.inputs_embeds, merged.labels
             attention_mask, position_ids = merged.attention_mask, merged.position_ids
+            if is_packed:
+                # Without a mask and a cache, transformers reads the sequences off positions that restart.
+                attention_mask, kwargs["use_cache"] = None, False
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,

@@ -52,7 +52,8 @@ class MergePlan:
     Attributes:
         token_ids: long[B, T'], the separators of tiles included; PADDING_ID at visual and padding positions.
         attention_mask: bool[B, T'].
-        position_ids: long[B, T'], counted over what is attended to.
+        position_ids: long[B, T'], counted over what is attended to; in packed rows from 0 for each sequence,
+            padding being one of its own.
         labels: long[B, T'], IGNORE_INDEX on visual tokens and padding; None without labels.
         visual_index: long[B, T'], the row of image_features at a position, NEWLINE or TEXT.
     """
@@ -86,6 +87,7 @@ def plan_merge(
     labels: Tensor | None,
     spans: list[ImageSpan],
     padding_side: str,
+    sequence_ids: Tensor | None = None,
 ) -> MergePlan:
     """Expand each IMAGE_TOKEN_INDEX into its image's span, drop the padding there was, pad anew.
 
@@ -95,6 +97,7 @@ def plan_merge(
         labels: long[B, T] or None.
         spans: of each image, in the order of their placeholders over the batch.
         padding_side: "left" or "right", of the result.
+        sequence_ids: long[B, T], the running number of a token's sequence in a packed row, -1 on padding.
     Raises:
         ValueError: if placeholders and images differ in number; going on would misplace every feature.
     """
@@ -121,25 +124,32 @@ def plan_merge(
             index[of_image] = torch.cat([span.visual_index for span in row_spans])
         row_labels = torch.full_like(ids, IGNORE_INDEX) if labels is None else labels[row][row_keep]
         row_labels = row_labels.repeat_interleave(repeats).masked_fill(of_image, IGNORE_INDEX)
-        rows.append((row_ids, row_labels, index))
+        row_sequences = torch.zeros_like(ids) if sequence_ids is None else sequence_ids[row][row_keep]
+        rows.append((row_ids, row_labels, index, row_sequences.repeat_interleave(repeats)))
 
     def pad(column: int, value: int) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence(
             [row[column] for row in rows], batch_first=True, padding_value=value, padding_side=padding_side
         )
 
-    attended = torch.nn.utils.rnn.pad_sequence(
-        [torch.ones_like(row[0], dtype=torch.bool) for row in rows],
-        batch_first=True,
-        padding_side=padding_side,
-    )
+    sequences = pad(3, -1)
+    attended = sequences >= 0
     return MergePlan(
         token_ids=pad(0, PADDING_ID),
         attention_mask=attended,
-        position_ids=(attended.cumsum(dim=1) - 1).clamp(min=0),
+        position_ids=(
+            (attended.cumsum(dim=1) - 1).clamp(min=0) if sequence_ids is None else positions_within(sequences)
+        ),
         labels=None if labels is None else pad(1, IGNORE_INDEX),
         visual_index=pad(2, TEXT),
     )
+
+
+def positions_within(sequences: Tensor) -> Tensor:
+    """long[B, T]: how far each place is from the start of its run of equal numbers in long[B, T]."""
+    places = torch.arange(sequences.shape[1]).expand_as(sequences)
+    is_start = torch.diff(sequences, prepend=sequences[:, :1] - 1) != 0
+    return places - torch.where(is_start, places, 0).cummax(dim=1).values
 
 
 def merge(
@@ -166,4 +176,12 @@ def merge(
         plan.position_ids,
         plan.labels,
         plan.visual_index,
+    )
+
+
+def one_row(merged: MergedInputs) -> MergedInputs:
+    """All that is attended to in one row, as flash attention takes packed sequences: [1, T''] for [B, T']."""
+    keep = merged.attention_mask
+    return MergedInputs(
+        **{name: None if value is None else value[keep][None] for name, value in vars(merged).items()}
     )

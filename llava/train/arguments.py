@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 import transformers
 
+from llava.data.shards import is_shards
 from llava.model.vision_config import VisionFields
 from llava.tiling import ASPECT_RATIOS, PATCH_MERGE_TYPES, PATCH_NUMS, check_choice
 
@@ -127,6 +128,8 @@ class DataArguments:
                 f"--data_weights needs one number for each --data_path, got {len(self.data_weights)} for "
                 f"{len(self.data_path)}."
             )
+        if any(weight <= 0 for weight in self.data_weights or ()):
+            raise ValueError(f"--data_weights must be above 0, got {self.data_weights}; leave the file out.")
         if self.image_aspect_ratio is not None:
             check_choice("image_aspect_ratio", self.image_aspect_ratio, ASPECT_RATIOS)
         if self.patch_num is not None:
@@ -261,4 +264,31 @@ def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments,
         )
     if model.freeze_backbone and training.freeze_mm_mlp_adapter:
         raise ValueError("--freeze_backbone and --freeze_mm_mlp_adapter together leave nothing to learn.")
+    _check_order(data, training)
     return model, data, training
+
+
+def _check_order(data: DataArguments, training: TrainingArguments) -> None:
+    """Packing and streaming decide what goes together; nothing else can as well."""
+    strategy = training.train_sampling_strategy
+    if strategy == "batch_rebalance":
+        raise ValueError(
+            "--train_sampling_strategy batch_rebalance would read every image ahead of the first step; use "
+            "--group_by_modality_length True or --packing True."
+        )
+    grouping = "--group_by_modality_length True" if training.group_by_modality_length else None
+    if strategy == "group_by_length":
+        grouping = grouping or "--train_sampling_strategy group_by_length"
+    if grouping and data.packing:
+        raise ValueError(
+            f"{grouping} and --packing True exclude each other: packed rows are all of one length."
+        )
+    if not any(map(is_shards, data.data_path)):
+        return
+    if grouping:
+        raise ValueError(
+            f"{grouping} needs all records at the start, and tar shards are a stream; use --packing True."
+        )
+    if training.max_steps <= 0:
+        raise ValueError("--max_steps is missing: tar shards are an endless stream; say how long to train.")
+    training.ignore_data_skip = True  # a stream starts where it was, and decodes nothing to get there

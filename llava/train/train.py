@@ -8,8 +8,8 @@ import torch
 import transformers
 
 from llava.data.collator import Collator
-from llava.data.dataset import SupervisedDataset
 from llava.data.record import BadRecord
+from llava.data.sample import SampleBuilder
 from llava.model.builder import attach_vision, image_processor_of, read_config, type_of
 from llava.model.checkpoint import load_projector, read_projector
 from llava.model.tokenizer import load_tokenizer
@@ -17,6 +17,7 @@ from llava.tiling import num_positions
 from llava.train import saving, trainable
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse, vision_fields
 from llava.train.llava_trainer import LlavaTrainer
+from llava.train.training_data import load_data
 
 logger = logging.getLogger(__name__)
 
@@ -91,19 +92,17 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
     image_processor = image_processor_of(model)
     budgets = model.config.elastic_scale_factors or [None]
     tokens = [model.tokens_per_view(scale_factor) for scale_factor in budgets]
-    dataset = SupervisedDataset(
-        data_args.data_path[0],
+    logger.info("visual tokens a view: %s", tokens)
+    builder = SampleBuilder(
         tokenizer,
         image_processor,
-        image_folder=data_args.image_folder,
         template=model_args.version,
         image_config=model.config,
-        model_max_length=training_args.model_max_length,
         visual_positions=partial(num_positions, model.tiling, num_tokens=max(tokens)),
-        on_bad_record=data_args.on_bad_record,
+        model_max_length=training_args.model_max_length,
         mm_use_im_start_end=model.config.mm_use_im_start_end,
     )
-    logger.info("%s: %d records; visual tokens a view: %s", data_args.data_path[0], len(dataset), tokens)
+    dataset = load_data(data_args, training_args, builder)
     return LlavaTrainer(
         model=model,
         args=training_args,

@@ -15,6 +15,7 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.data.collator import Collator
 from llava.data.dataset import SupervisedDataset
 from llava.data.record import BadRecord
+from llava.data.sample import SampleBuilder
 from llava.data.targets import build_targets, conversation_from_record
 from llava.mm_utils import load_image
 
@@ -39,16 +40,31 @@ TEXT_ONLY = {"id": "text", "conversations": turns("Count the dogs.", "There are 
 
 @pytest.fixture
 def make(tmp_path, bpe_tokenizer):
-    """Write records and an image for each name; build the dataset."""
+    """Write files of records, and an image for each name; build the dataset."""
     for index, name in enumerate(["bus", "dog", "cat"]):
         values = np.random.default_rng(index).integers(0, 256, (20, 30, 3), dtype=np.uint8)
         Image.fromarray(values).save(tmp_path / f"{name}.png")
 
-    def build(records, template="v1", **kwargs):
-        (tmp_path / "data.json").write_text(json.dumps(records))
-        return SupervisedDataset(
-            tmp_path / "data.json", bpe_tokenizer, PROCESSOR, tmp_path, template, **kwargs
+    def build(
+        *files,
+        template="v1",
+        image_aspect_ratio="square",
+        num_visual_tokens=0,
+        model_max_length=2048,
+        **kwargs,
+    ):
+        paths = [tmp_path / f"data{index or ''}.json" for index in range(len(files))]
+        for path, records in zip(paths, files, strict=True):
+            path.write_text(json.dumps(records))
+        builder = SampleBuilder(
+            bpe_tokenizer,
+            PROCESSOR,
+            template,
+            Namespace(image_aspect_ratio=image_aspect_ratio),
+            visual_positions=lambda size: num_visual_tokens,
+            model_max_length=model_max_length,
         )
+        return SupervisedDataset(paths, builder, tmp_path, **kwargs)
 
     return build
 
@@ -68,6 +84,7 @@ def test_a_sample_has_ids_labels_and_pixels(make, tmp_path, bpe_tokenizer):
     assert sample["image_sizes"] == [(30, 20)]
     assert (text["images"], text["image_sizes"]) == ([], [])
     assert dataset.bad_records == []
+    assert sample["name"] == f"{tmp_path}/data.json, record 0 (id bus)"
     assert len(list(dataset)) == 2
 
 
@@ -102,6 +119,37 @@ def test_lengths_tell_the_modality_by_sign(make):
     dataset = make([with_image("bus"), TEXT_ONLY], visual_positions=lambda size: 36)
     assert dataset.modality_lengths == [36 + 4, -7]
     assert dataset.lengths == [40, 7]
+
+
+def test_exact_lengths_are_those_of_the_models_input(make):
+    dataset = make([with_image("bus"), TEXT_ONLY], num_visual_tokens=36)
+    assert dataset.length(0) == len(dataset[0]["input_ids"]) - 1 + 36
+    assert dataset.length(1) == len(dataset[1]["input_ids"])
+
+
+def test_tiles_are_counted_by_the_header_of_each_image(make, monkeypatch):
+    """As the ratios that cut an image into tiles need; the others open no image for a length."""
+    dataset = make([with_image("bus"), TEXT_ONLY])
+    monkeypatch.setattr(dataset.builder, "visual_positions", lambda size: size[0] * size[1])
+    assert dataset.length(0) == len(dataset[0]["input_ids"]) - 1  # (0, 0) came
+    monkeypatch.setattr(dataset.builder, "is_tiled", True)
+    assert dataset.length(0) == len(dataset[0]["input_ids"]) - 1 + 600
+    assert dataset.modality_lengths == [600 + 4, -7]
+
+
+def test_several_files_are_one_set_whose_messages_name_file_and_record(make, tmp_path):
+    dataset = make([with_image("bus"), TEXT_ONLY], [TEXT_ONLY, with_image("dog"), with_image("cat")])
+    names = [dataset[index]["name"].rsplit("/")[-1] for index in range(5)]
+    assert names[1:4] == [
+        "data.json, record 1 (id text)",
+        "data1.json, record 0 (id text)",
+        "data1.json, record 1 (id dog)",
+    ]
+    assert dataset.mixture.sizes == [2, 3]
+    with pytest.raises(
+        BadRecord, match=r"1 bad record\(s\) in .*data.json, .*data1.json:\n  .*data1.json, record 1"
+    ):
+        make([TEXT_ONLY], [TEXT_ONLY, {"id": "odd"}])
 
 
 BAD = [{"id": "none"}, with_image("ghost"), {**TEXT_ONLY, "id": "odd", "image": "bus.png"}]
@@ -159,7 +207,7 @@ def test_skip_takes_the_next_good_record_and_says_so(make, tmp_path, num_workers
     assert len(dataset.bad_records) == 1
     assert "record 2 (id cat): Image file" in dataset.bad_records[0]
     if num_workers == 0:
-        assert caplog.text.count("Skipped, the next good record takes its place") == 1
+        assert caplog.text.count("Skipped: ") == 1
 
 
 def test_skip_fails_once_no_record_is_left(make, tmp_path):
