@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from PIL import Image
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import template_named
@@ -43,6 +44,18 @@ def check_image_files(record: dict, where: str, image_folder: str | Path | None)
                 f"{where}: image file {Path(image_folder) / file} does not exist; "
                 "check --image_folder, or remove the record."
             )
+
+
+def load_images(files: list[str], where: str, source_of: ImageSource) -> list[Image.Image]:
+    """A record's images, read completely. Raises BadRecord."""
+    return _named(where, lambda: [load_image(source_of(file)) for file in files])
+
+
+def _named(where: str, read: Callable[[], list]) -> list:
+    try:
+        return read()
+    except ValueError as error:
+        raise BadRecord(f"{where}: {error}") from error
 
 
 @dataclass
@@ -134,7 +147,7 @@ class SampleBuilder:
         Raises:
             BadRecord: for an image that cannot be read.
         """
-        images = _named(encoded.name, lambda: [load_image(source_of(file)) for file in encoded.files])
+        images = load_images(encoded.files, encoded.name, source_of)
         pixels = process_images(images, self.image_processor, self.image_config) if images else []
         return {
             "name": encoded.name,
@@ -149,10 +162,3 @@ class SampleBuilder:
             return [self.visual_positions((1, 1))] * len(files)
         sizes = _named(where, lambda: [image_size(source_of(file)) for file in files])
         return [self.visual_positions(size) for size in sizes]
-
-
-def _named(where: str, read: Callable[[], list]) -> list:
-    try:
-        return read()
-    except ValueError as error:
-        raise BadRecord(f"{where}: {error}") from error

@@ -133,6 +133,7 @@ class _WatchedStream:
     """A tar file being read from start to end.
 
     tarfile takes a broken header for the archive's end; the zeros that end a whole one tell the difference.
+    Only a header broken in the last 10 KB, which tarfile has buffered by then, goes unnoticed.
     """
 
     def __init__(self, file, name: str):
