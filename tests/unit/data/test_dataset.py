@@ -48,8 +48,8 @@ def make(tmp_path, bpe_tokenizer):
     def build(
         *files,
         template="v1",
-        image_config=Namespace(image_aspect_ratio="square"),
-        visual_positions=lambda size: 0,
+        image_aspect_ratio="square",
+        num_visual_tokens=0,
         model_max_length=2048,
         **kwargs,
     ):
@@ -60,8 +60,8 @@ def make(tmp_path, bpe_tokenizer):
             bpe_tokenizer,
             PROCESSOR,
             template,
-            image_config,
-            visual_positions=visual_positions,
+            Namespace(image_aspect_ratio=image_aspect_ratio),
+            visual_positions=lambda size: num_visual_tokens,
             model_max_length=model_max_length,
         )
         return SupervisedDataset(paths, builder, tmp_path, **kwargs)
@@ -103,7 +103,7 @@ def test_where_tiles_depend_on_it_an_images_size_decides_how_many_positions_it_t
     assert set(asked) == {(30, 20)}
     (tmp_path / "dog.png").write_text("no picture")
     with pytest.raises(BadRecord, match=r"dog\.png cannot be read"):
-        make([with_image("dog")], **slices)[0]
+        make([with_image("dog")], **slices)
 
 
 def test_pad_reaches_the_pixels(make):
@@ -122,7 +122,7 @@ def test_lengths_tell_the_modality_by_sign(make):
 
 
 def test_exact_lengths_are_those_of_the_models_input(make):
-    dataset = make([with_image("bus"), TEXT_ONLY], visual_positions=lambda size: 36)
+    dataset = make([with_image("bus"), TEXT_ONLY], num_visual_tokens=36)
     assert dataset.length(0) == len(dataset[0]["input_ids"]) - 1 + 36
     assert dataset.length(1) == len(dataset[1]["input_ids"])
 
@@ -131,7 +131,7 @@ def test_tiles_are_counted_by_the_header_of_each_image(make, monkeypatch):
     """As the ratios that cut an image into tiles need; the others open no image for a length."""
     dataset = make([with_image("bus"), TEXT_ONLY])
     monkeypatch.setattr(dataset.builder, "visual_positions", lambda size: size[0] * size[1])
-    assert dataset.length(0) == len(dataset[0]["input_ids"]) - 1 + 1  # (1, 1) came
+    assert dataset.length(0) == len(dataset[0]["input_ids"])  # (1, 1) came
     monkeypatch.setattr(dataset.builder, "is_tiled", True)
     assert dataset.length(0) == len(dataset[0]["input_ids"]) - 1 + 600
     assert dataset.modality_lengths == [600 + 4, -7]
