@@ -9,6 +9,7 @@
 #   LEARNING_RATE      PROJECTOR_LR (the same)         PACKING           False; True fills sequences with records
 #   PRECISION          bf16, or fp16 on GPUs older than Ampere, or fp32 on CPU
 #   GRADIENT_CHECKPOINTING  True                       NUM_WORKERS       4 data loading processes a device
+#   GROUP_BY_MODALITY_LENGTH  True in stage 2 of LLaVA-1.5: batches of one modality and similar length
 #   SAVE_STEPS         500                             SAVE_TOTAL_LIMIT  1 checkpoint is kept
 #   REPORT_TO          none, tensorboard or wandb
 # Where it runs:
