@@ -195,10 +195,11 @@ def test_packed_rows_give_the_loss_and_the_gradients_of_separate_records(
     assert (loss_and_gradients(model, blurred)[0] - expected).abs() > 1e-3
 
 
-def test_tiled_images_are_packed_by_the_positions_their_size_takes(make, tmp_path):
+def test_tiled_images_are_packed_by_the_positions_their_size_takes(make, tmp_path, bpe_tokenizer):
     model = tiny.build(
         tmp_path / "model", scale_factor=2, image_aspect_ratio="slice", tokenizer_padding_side="right"
     ).train()
+    model.initialize_vision_tokenizer(model.config, bpe_tokenizer)
     dataset = make(image_config=model.config, visual_positions=model.visual_positions_of, limit=600)
     packs = list(PackedDataset(dataset))
     collate = Collator(pad_token_id=0)
