@@ -28,6 +28,7 @@ def extract(model_path: str, output: Path) -> Path:
     from llava.model.checkpoint import (
         PROJECTOR_FILE,
         PROJECTOR_PREFIX,
+        is_of_projector,
         inspect_folder,
         read_weights,
         weight_names,
@@ -35,9 +36,9 @@ def extract(model_path: str, output: Path) -> Path:
 
     source = inspect_folder(model_path)
     if source.has_adapters:
-        state = {key: v for key, v in read_trainables(source.path).items() if PROJECTOR_PREFIX in key}
+        state = {key: v for key, v in read_trainables(source.path).items() if is_of_projector(key)}
     else:
-        names = {name for name in weight_names(source.path) if PROJECTOR_PREFIX in name}
+        names = {name for name in weight_names(source.path) if is_of_projector(name)}
         state = read_weights(source.path, names) if names else {}
     if not state:
         raise ValueError(f"--model-path {model_path} holds no projector (*.{PROJECTOR_PREFIX}*).")
