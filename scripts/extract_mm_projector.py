@@ -28,8 +28,8 @@ def extract(model_path: str, output: Path) -> Path:
     from llava.model.checkpoint import (
         PROJECTOR_FILE,
         PROJECTOR_PREFIX,
-        is_of_projector,
         inspect_folder,
+        is_of_projector,
         read_weights,
         weight_names,
     )
