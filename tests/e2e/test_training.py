@@ -66,7 +66,15 @@ def trained(parts, tmp_path_factory):
 
 def test_stage_1_leaves_projector_and_config_and_no_language_model(trained, parts):
     names = {path.name for path in (trained / "stage1").iterdir()}
-    assert names == {"mm_projector.bin", "config.json", "trainer_state.json", "checkpoint-4"}
+    assert names == {
+        "mm_projector.bin",
+        "config.json",
+        "trainer_state.json",
+        "checkpoint-4",
+        "run.json",
+        "metrics.jsonl",
+        "loss.png",
+    }
     config = json.loads((trained / "stage1" / "config.json").read_text())
     assert config["mm_projector_type"] == "visualprism"
     assert config["mm_vision_tower"] == str(parts / "tower")
