@@ -134,12 +134,13 @@ class StepGuard(TrainerCallback):
         self.num_in_a_row += 1
         self.num_skipped += 1
         self._names = self._name_records()
-        logger.warning(
-            "step %d left out, its loss or gradient is not finite (%d in a row): %s",
-            state.global_step + 1,
-            self.num_in_a_row,
-            self._names,
-        )
+        if state.is_world_process_zero:
+            logger.warning(
+                "step %d left out, its loss or gradient is not finite (%d in a row): %s",
+                state.global_step + 1,
+                self.num_in_a_row,
+                self._names,
+            )
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.num_in_a_row:
@@ -170,7 +171,10 @@ class StepGuard(TrainerCallback):
         return bool(sigterm), bool(skip)
 
     def _name_records(self) -> str:
-        """Those of the batches whose loss is not finite; where it is the gradient, those of the step."""
+        """Those of the batches whose loss is not finite; where it is the gradient, those of the step.
+
+        Batch norm over ranks spreads what is not finite in one batch to all of them.
+        """
         finite = torch.stack(self._losses).isfinite().tolist()
         step = list(zip(self._record_names, finite, strict=True))
         guilty = [name for names, is_finite in step if not is_finite for name in names]

@@ -144,15 +144,17 @@ def check_writable(output_dir: str | Path) -> None:
 
 def describe_failure(what: str, error: BaseException, output_dir: str | Path) -> str:
     """One line: what could not be written, why, the space that is free and where the run goes on."""
-    # torch.save reports a position in the file; the system's own error stands behind it
     causes = [error]
     while causes[-1].__context__ is not None:
         causes.append(causes[-1].__context__)
     cause = next((cause for cause in causes if isinstance(cause, OSError)), error)
+    reason = str(cause).splitlines()[0]
+    if "inline_container" in reason:  # torch.save's, which does not keep what the system said
+        reason = f"a part of a file was refused, as by a full disk or a quota: {reason}"
     free = shutil.disk_usage(output_dir).free / 2**30
     return (
-        f"{what} could not be written to {output_dir}: {str(cause).splitlines()[0]} "
-        f"({free:.1f} GiB are free there). {what_is_left(output_dir)}"
+        f"{what} could not be written to {output_dir}: {reason} ({free:.1f} GiB are free there). "
+        f"{what_is_left(output_dir)}"
     )
 
 
