@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from PIL import Image
@@ -19,17 +21,30 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 ASPECT_RATIOS = ("square", "pad")
 
 
-def load_image(path: str | Path) -> Image.Image:
+def load_image(source: str | Path | BinaryIO) -> Image.Image:
     """Read an image file completely, as RGB. Raises ValueError if it is missing, truncated or no image."""
+    with _opened(source) as image:
+        return image.convert("RGB")
+
+
+def image_size(source: str | Path | BinaryIO) -> tuple[int, int]:
+    """(width, height) in pixels by the header alone. Raises ValueError if it is missing or no image."""
+    with _opened(source) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(source: str | Path | BinaryIO) -> Iterator[Image.Image]:
+    name = getattr(source, "name", source) if hasattr(source, "read") else source
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        with Image.open(source) as image:
+            yield image
     # PIL reports a broken PNG chunk as SyntaxError, bad values in a header as ValueError
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if not Path(path).is_file():
-            raise ValueError(f"Image file {path} does not exist; check --image_folder.") from error
+        if name is source and not Path(source).is_file():
+            raise ValueError(f"Image file {source} does not exist; check --image_folder.") from error
         raise ValueError(
-            f"Image file {path} cannot be read ({error}); it may be truncated or corrupt: fetch it again, "
+            f"Image file {name} cannot be read ({error}); it may be truncated or corrupt: fetch it again, "
             "or remove it."
         ) from error
 

@@ -58,7 +58,7 @@ def test_answers_are_on_disk_as_they_come_and_survive_reopening(tmp_path):
     row = json.loads(answers.path.read_text())
     assert (row["question_id"], row["prompt"], row["text"], row["model_id"]) == (3, "Q3?", "three", "m")
     assert row["metadata"] == SETTINGS
-    assert list(open_file(tmp_path).answered) == [3]
+    assert list(open_file(tmp_path).answered) == [(3, "Q3?")]
 
 
 def test_a_cut_off_last_line_is_dropped_and_asked_again(tmp_path):
@@ -68,7 +68,7 @@ def test_a_cut_off_last_line_is_dropped_and_asked_again(tmp_path):
     content = answers.path.read_bytes()
     answers.path.write_bytes(content[:-7])
     again = open_file(tmp_path)
-    assert list(again.answered) == [0]
+    assert list(again.answered) == [(0, "Q0?")]
     again.append(QUESTIONS[1], "one")
     assert again.path.read_bytes() == content
 
