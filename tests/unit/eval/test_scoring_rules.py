@@ -189,7 +189,7 @@ def test_guess_option_depends_on_question_and_seed_alone():
         ("The sum is 1,234.", "1234", True),
         ("so x = 7\nso y = 8", "7", True),  # any line may hold the answer
         ("x = 7\ny = 8", "7", False),  # "=" counts in the last line alone
-        ("It is 4, therefore 5", "4", False),  # the shortest end
+        ("It is 4 and therefore 5", "4", False),  # the shortest end
         ("a", "a", True),
         ("vitamin b it is", "b", True),
         ("cab", "b", False),  # a letter wants a space beside it
