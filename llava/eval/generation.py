@@ -228,7 +228,7 @@ def read_batch(batch: list[Prompt], image_folder: Path, image_processor, model_c
     good, images, failed = [], [], []
     for prompt in batch:
         try:
-            images += [_open(source, image_folder) for source in images_of(prompt.question)]
+            images += [open_image(source, image_folder) for source in images_of(prompt.question)]
             good.append(prompt)
         except ValueError as error:
             failed.append((prompt.question, error))
@@ -236,7 +236,8 @@ def read_batch(batch: list[Prompt], image_folder: Path, image_processor, model_c
     return good, pixels, [image.size for image in images], failed
 
 
-def _open(source: str | bytes, folder: Path) -> Image.Image:
+def open_image(source: str | bytes, folder: Path) -> Image.Image:
+    """An image by its path below a folder or by an encoded file's bytes; ValueError if it cannot be read."""
     if isinstance(source, str):
         return load_image(folder / source)
     file = BytesIO(source)

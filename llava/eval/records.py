@@ -75,7 +75,9 @@ def key_of(question: dict) -> tuple:
     return question["question_id"], question["text"]
 
 
-def check_questions(rows: list[dict], where: str | Path, key: Callable = itemgetter("question_id")) -> list[dict]:
+def check_questions(
+    rows: list[dict], where: str | Path, key: Callable = itemgetter("question_id")
+) -> list[dict]:
     """The rows, found fit to be asked.
 
     Args:
@@ -204,12 +206,12 @@ class AnswerFile:
                 if answered.setdefault((row["question_id"], row["prompt"]), row)["text"] != row["text"]:
                     raise ValueError(
                         f"{path} answers question {row['question_id']} a second time and otherwise; "
-                        "delete it or choose another --answers-file."
+                        "delete it or choose another --answers-file or --output-dir."
                     )
         return answered
 
     def _check(self, row: dict, path: Path) -> None:
-        remedy = "delete it or choose another --answers-file."
+        remedy = "delete it or choose another --answers-file or --output-dir."
         question_id = row.get("question_id")
         mine = {"model_id": self.model_id, **self.settings}
         theirs = {"model_id": row.get("model_id"), **(row.get("metadata") or {})}

@@ -1,7 +1,7 @@
 """One model under one set of flags, and the loop in which it answers: what every evaluation command shares.
 
-Started by `accelerate launch` or torchrun, each process answers a part of the batches; all of them need to see
-the folder that the answers go to.
+Started by `accelerate launch` or torchrun, each process answers a part of the batches; all of them need to
+see the folder that the answers go to.
 """
 
 import argparse
@@ -75,6 +75,7 @@ class Answered:
         num_new: how many were answered now, by all processes.
         seconds: that this took, without loading the model.
         visual_tokens: sequence positions of an image, on average; None if there was nothing to ask.
+        settings: what the answers were made with, as in the rows' metadata.
     """
 
     rows: list[dict]
@@ -82,6 +83,7 @@ class Answered:
     num_new: int
     seconds: float
     visual_tokens: float | None
+    settings: dict
 
 
 class Session:
@@ -115,6 +117,14 @@ class Session:
         from accelerate import PartialState
 
         self.processes = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+
+    def devices(self) -> dict[str, str]:
+        """What this runs on, for a report."""
+        import torch
+
+        device = self.processes.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        return {"device": name, "processes": str(self.processes.num_processes)}
 
     @cached_property
     def _loaded(self) -> tuple:
@@ -180,6 +190,7 @@ class Session:
             num_new=num_new,
             seconds=seconds,
             visual_tokens=visual_tokens,
+            settings=answers.settings,
         )
 
     def _ask(
