@@ -7,21 +7,19 @@ and loss.png there.
 """
 
 import argparse
-import base64
 import csv
 import json
 import platform
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from llava.benchmark.report_template import HTML, MARKDOWN
+from llava.eval.page import embed, environment, package_versions
 
 STAGES = {"stage1": "Stage 1: projector alone", "stage2": "Stage 2: projector and language model"}
 ANSWERERS = {"model": "VisualPrism", "question_only": "question alone", "majority": "most frequent answer"}
 COLUMNS = ("overall", "color", "shape")
-PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "numpy")
 NUM_SAMPLES = 8
 
 
@@ -159,14 +157,8 @@ def describe_machine() -> dict[str, str]:
         "machine": f"{platform.system()} {platform.machine()}, {psutil.cpu_count()} cores, "
         f"{psutil.virtual_memory().total / 2**30:.0f} GiB memory",
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "Python": platform.python_version(),
     }
-    for package in PACKAGES:
-        try:
-            machine[package] = version(package)
-        except PackageNotFoundError:
-            machine[package] = "not installed"
-    return machine
+    return machine | package_versions()
 
 
 def plot_losses(stages: list[Losses], path: Path) -> None:
@@ -186,19 +178,6 @@ def plot_losses(stages: list[Losses], path: Path) -> None:
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
-
-
-def embed(path: Path) -> str:
-    """A picture as a data: address, so that the page is one file."""
-    kind = "jpeg" if path.suffix.lower() in (".jpg", ".jpeg") else "png"
-    return f"data:image/{kind};base64," + base64.b64encode(path.read_bytes()).decode("ascii")
-
-
-def clock(seconds: float) -> str:
-    """12.3 s, 3 min 05 s."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
 
 
 def memory(mib: float | None) -> str:
@@ -242,20 +221,16 @@ def gather(run_dir: Path, image_folder: Path) -> dict:
 
 def write_report(run_dir: Path, image_folder: Path) -> tuple[Path, Path]:
     """Write report.md and report.html into `run_dir`; returns their paths. Errors as `gather`."""
-    from jinja2 import Environment
-
     facts = gather(run_dir, image_folder)
-    environment = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    environment.filters |= {
-        "clock": clock,
-        "memory": memory,
-        "embed": embed,
-        "relative": lambda path: path.relative_to(run_dir),
-        "cell": lambda text: " ".join(text.replace("|", "\\|").split()),  # a model may say anything
-    }
+    plain, escaping = environment(autoescape=False), environment(autoescape=True)
+    for made in (plain, escaping):
+        made.filters |= {
+            "memory": memory,
+            "embed": embed,
+            "relative": lambda path: path.relative_to(run_dir),
+        }
     markdown, html = run_dir / "report.md", run_dir / "report.html"
-    markdown.write_text(environment.from_string(MARKDOWN).render(facts), encoding="utf-8")
-    escaping = environment.overlay(autoescape=True)
+    markdown.write_text(plain.from_string(MARKDOWN).render(facts), encoding="utf-8")
     html.write_text(escaping.from_string(HTML).render(facts), encoding="utf-8")
     return markdown, html
 

@@ -1,24 +1,26 @@
-"""The one answer loop: batched under a token budget, images read ahead of the model.
+"""Questions to prompts, prompts to batches, batches to answers, their images read ahead of the model.
 
 B questions of a batch, T prompt ids (one IMAGE_TOKEN_INDEX for each image), n images.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import torch
+from PIL import Image
 
-from llava.constants import (
-    IMAGE_TOKEN_INDEX,
-)
-from llava.conversation import Conversation, question_prompt, template_named
-from llava.eval import TOKEN_BUDGET
-from llava.mm_utils import image_size, load_image, process_images, tokenizer_image_token
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.conversation import Conversation, question_prompt
+from llava.eval.records import images_of
+from llava.mm_utils import get_aspect_ratio, image_size, load_image, process_images, tokenizer_image_token
+from llava.tiling import TILED
 
-READ_AHEAD = 2  # batches whose images are being read while the model works on another
+READ_AHEAD = 4  # batches whose images are being read, a thread each, while the model works on another
 
 
 @dataclass(frozen=True)
@@ -106,77 +108,14 @@ class Stopping:
         return (text.split(self.text)[0] if self.text else text).strip()
 
 
-def answer_questions(
-    model,
-    tokenizer,
-    image_processor,
-    questions: Iterable[dict],
-    *,
-    image_folder: str | Path,
-    conv_mode: str,
-    decoding: Decoding = Decoding(),
-    batch_size: int | None = None,
-    token_budget: int = TOKEN_BUDGET,
-    skipped: list[tuple[dict, str]] | None = None,
-) -> Iterator[tuple[dict, str]]:
-    """Answer questions, longest prompts first, and give each as soon as its batch is done.
-
-    Greedy answers do not depend on the batch size but for rounding, of which float32 leaves nothing to see.
-
-    Args:
-        questions: rows {"question_id", "text", "image"?}; the text is asked as it stands.
-        image_folder: where relative image paths start.
-        conv_mode: name of a conversation template.
-        batch_size: questions at a time; None: as many as `token_budget` holds.
-        token_budget: prompt and answer tokens of a batch, padding and visual tokens included.
-        skipped: None: a question that cannot be asked raises; a list: it goes there with its reason.
-    Yields:
-        (question, answer text), in asking order.
-    Raises:
-        ValueError: for an unknown template, or a question that cannot be asked (no image, a corrupt one).
-    """
-    template = template_named(conv_mode)
-    stopping = Stopping(model, tokenizer, template)
-    prompts = []
-    for question in questions:
-        try:
-            prompts.append(make_prompt(question, model, tokenizer, template, Path(image_folder)))
-        except ValueError as error:
-            _refuse(question, error, skipped)
-    prompts.sort(key=lambda prompt: -prompt.length)  # stable; what is too large for the memory fails at once
-    batches = split_batches(prompts, batch_size, token_budget, decoding.max_new_tokens)
-
-    def read(batch: list[Prompt]):
-        return read_batch(batch, Path(image_folder), image_processor, model.config)
-
-    generation = {**decoding.kwargs(), **stopping.kwargs()}
-    for good, images, sizes, failed in _read_ahead(read, batches):
-        for question, error in failed:
-            _refuse(question, error, skipped)
-        if not good:
-            continue
-        input_ids, attention_mask = left_pad(
-            [prompt.input_ids for prompt in good], generation["pad_token_id"]
-        )
-        with torch.inference_mode():
-            output = model.generate(
-                input_ids.to(model.device),
-                attention_mask=attention_mask.to(model.device),
-                images=_to(images, model.device),
-                image_sizes=sizes,
-                **generation,
-            )
-        for prompt, new_ids in zip(good, output.tolist(), strict=True):
-            yield prompt.question, stopping.decode(new_ids)
-
-
 def make_prompt(question: dict, model, tokenizer, template: Conversation, image_folder: Path) -> Prompt:
-    """Tokenize one question; of its image the size alone is read.
+    """Tokenize one question; of its images the sizes alone are read, and these only where they matter.
 
     Raises:
         ValueError: if its text and its image disagree, or there is no such image.
     """
-    num_images = 1 if question.get("image") else 0
+    images = images_of(question)
+    num_images = len(images)
     if num_images and model.get_vision_tower() is None:
         raise ValueError("it has an image, but the model is text-only; pass a multimodal --model-path")
     wrap = getattr(model.config, "mm_use_im_start_end", False)
@@ -185,14 +124,23 @@ def make_prompt(question: dict, model, tokenizer, template: Conversation, image_
             question_prompt(question["text"], num_images, template, wrap), tokenizer, IMAGE_TOKEN_INDEX
         )
     )
-    num_visual = model.visual_positions_of(image_size(image_folder / question["image"])) if num_images else 0
+    if num_images and get_aspect_ratio(model.config) in TILED:
+        sizes = (image_size(_source(image, image_folder)) for image in images)
+        num_visual = sum(model.visual_positions_of(size) for size in sizes)
+    else:
+        num_visual = num_images and num_images * model.num_visual_tokens
     return Prompt(question, input_ids, len(input_ids) - num_images + num_visual)
 
 
 def split_batches(
     prompts: list[Prompt], batch_size: int | None, token_budget: int, max_new_tokens: int
 ) -> list[list[Prompt]]:
-    """Cut prompts sorted by falling length into batches of `batch_size`, or as large as the budget holds."""
+    """Cut prompts sorted by falling length into batches.
+
+    Args:
+        batch_size: questions at a time; None: as many as `token_budget` holds.
+        token_budget: prompt and answer tokens of a batch, padding and visual tokens included.
+    """
     batches, start = [], 0
     while start < len(prompts):
         longest = prompts[start].length + max_new_tokens
@@ -200,6 +148,56 @@ def split_batches(
         batches.append(prompts[start : start + size])
         start += size
     return batches
+
+
+def answer_batches(
+    model,
+    tokenizer,
+    image_processor,
+    batches: list[list[Prompt]],
+    *,
+    image_folder: str | Path,
+    template: Conversation,
+    decoding: Decoding,
+    refuse: Callable[[dict, ValueError], None],
+) -> Iterator[tuple[dict, str]]:
+    """Answer batch after batch, and give each answer as soon as its batch is done.
+
+    Greedy answers do not depend on the batch but for rounding, of which float32 leaves nothing to see.
+
+    Args:
+        image_folder: where relative image paths start.
+        refuse: called with a question whose image cannot be read and the reason; may raise.
+    Yields:
+        (question, answer text), in the batches' order.
+    Raises:
+        ValueError: if a batch does not fit into the device's memory.
+    """
+    stopping = Stopping(model, tokenizer, template)
+    generation = {**decoding.kwargs(), **stopping.kwargs()}
+
+    def read(batch: list[Prompt]):
+        return read_batch(batch, Path(image_folder), image_processor, model.config)
+
+    for good, images, sizes, failed in _read_ahead(read, batches):
+        for question, error in failed:
+            refuse(question, error)
+        if not good:
+            continue
+        # stays on the CPU: the model plans its merge there, and moves what it needs
+        input_ids, attention_mask = left_pad(
+            [prompt.input_ids for prompt in good], generation["pad_token_id"]
+        )
+        with torch.inference_mode(), _memory_advice(good):
+            output = model.generate(
+                input_ids,
+                attention_mask=attention_mask,
+                images=_to(images, model.device),
+                image_sizes=sizes,
+                **generation,
+            )
+        for prompt, new_ids in zip(good, output.tolist(), strict=True):
+            yield prompt.question, stopping.decode(new_ids)
 
 
 def left_pad(rows: list[list[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -223,8 +221,7 @@ def read_batch(batch: list[Prompt], image_folder: Path, image_processor, model_c
     good, images, failed = [], [], []
     for prompt in batch:
         try:
-            if prompt.question.get("image"):
-                images.append(load_image(image_folder / prompt.question["image"]))
+            images += [open_image(source, image_folder) for source in images_of(prompt.question)]
             good.append(prompt)
         except ValueError as error:
             failed.append((prompt.question, error))
@@ -232,7 +229,20 @@ def read_batch(batch: list[Prompt], image_folder: Path, image_processor, model_c
     return good, pixels, [image.size for image in images], failed
 
 
-def _read_ahead(read, batches: list) -> Iterator[tuple]:
+def open_image(image: str | bytes, folder: Path) -> Image.Image:
+    """An image by its path below a folder or by an encoded file's bytes; ValueError if it cannot be read."""
+    return load_image(_source(image, folder))
+
+
+def _source(image: str | bytes, folder: Path) -> Path | BytesIO:
+    if isinstance(image, str):
+        return folder / image
+    file = BytesIO(image)
+    file.name = "in the benchmark's data"  # what an error calls it
+    return file
+
+
+def _read_ahead(read: Callable, batches: list) -> Iterator[tuple]:
     """`map(read, batches)` with the next READ_AHEAD results made in threads meanwhile."""
     with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="images") as pool:
         waiting = deque()
@@ -244,12 +254,15 @@ def _read_ahead(read, batches: list) -> Iterator[tuple]:
             yield waiting.popleft().result()
 
 
-def _refuse(question: dict, error: ValueError, skipped: list | None) -> None:
-    if skipped is None:
+@contextmanager
+def _memory_advice(batch: list[Prompt]) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
         raise ValueError(
-            f"question {question['question_id']}: {error} (or pass --on_bad_record skip)"
+            f"{len(batch)} questions of up to {batch[0].length} tokens do not fit into the device's memory; "
+            "lower --token_budget or --batch_size."
         ) from error
-    skipped.append((question, str(error)))
 
 
 def _to(images, device):

@@ -5,10 +5,14 @@ A question row is {"question_id", "text", "image"?, ...}; an answer row is LLaVA
 by itself whether it may be continued.
 """
 
+import glob
 import hashlib
 import json
 import os
 import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable
+from operator import itemgetter
 from pathlib import Path
 
 ROW_START = b'{"question_id"'  # of every line that AnswerFile writes
@@ -53,26 +57,82 @@ def write_text(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
+    """Write rows as JSON lines, whole or not at all."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
 def load_questions(path: str | Path) -> list[dict]:
     """Rows {"question_id", "text", "image"?} of a question file, in its order.
 
-    Raises:
-        ValueError: for a row without an id or a text, or an id that stands twice; names file and rows.
+    One id may have several texts: TextVQA's published file has the images' ids. Errors as check_questions.
     """
-    rows = read_jsonl(path)
-    seen, repeated = set(), []
+    return check_questions(read_jsonl(path), path, key_of)
+
+
+def key_of(question: dict) -> tuple:
+    """What tells a question from all others of its file."""
+    return question["question_id"], question["text"]
+
+
+def check_questions(
+    rows: list[dict], where: str | Path, key: Callable = itemgetter("question_id")
+) -> list[dict]:
+    """The rows, found fit to be asked.
+
+    Args:
+        where: the file or benchmark they are from, for messages.
+        key: of a row, by which no two may be the same.
+    Raises:
+        ValueError: if there are none, for a row without an id or a text, or a key that stands twice.
+    """
+    if not rows:
+        raise ValueError(f"{where}: holds no questions.")
     for number, row in enumerate(rows, start=1):
         if "question_id" not in row or not isinstance(row.get("text"), str):
             raise ValueError(
-                f'{path}, question {number}: needs "question_id" and a string "text", has {sorted(row)}.'
+                f'{where}, question {number}: needs "question_id" and a string "text", has {sorted(row)}.'
             )
-        if row["question_id"] in seen:
-            repeated.append(row["question_id"])
-        seen.add(row["question_id"])
-    if repeated:
-        shown = ", ".join(str(i) for i in repeated[:5]) + (", ..." if len(repeated) > 5 else "")
-        raise ValueError(f"{path}: question_id {shown} stands more than once; give each question its own id.")
+    if repeated := _repeated(rows, key):
+        raise ValueError(
+            f"{where}: question_id {_some(repeated)} stands more than once; give each question its own id."
+        )
     return rows
+
+
+def images_of(question: dict) -> list[str | bytes]:
+    """A question's images in the order of their places in the text: paths, or the bytes of encoded files."""
+    images = question.get("image")
+    if not images:
+        return []
+    return images if isinstance(images, list) else [images]
+
+
+def texts_by_id(questions: list[dict], answers: list[dict]) -> dict:
+    """{question_id: answer text} in question order, for scoring.
+
+    Args:
+        questions: rows {"question_id"}.
+        answers: rows {"question_id", "text"}, exactly one for each question.
+    Raises:
+        ValueError: for missing, duplicate or unknown ids.
+    """
+    for rows, where in ((questions, "question file"), (answers, "answers file")):
+        if repeated := _repeated(rows, itemgetter("question_id")):
+            raise ValueError(
+                f"question {_some(repeated)}: more than once in the {where}; keep one row an id."
+            )
+    said = {row["question_id"]: row["text"] for row in answers}
+    asked = {question["question_id"]: None for question in questions}
+    if missing := [question_id for question_id in asked if question_id not in said]:
+        raise ValueError(
+            f"question {_some(missing)}: no answer in the answers file; run the evaluation to its end."
+        )
+    if unknown := [question_id for question_id in said if question_id not in asked]:
+        raise ValueError(
+            f"question {_some(unknown)}: answered but not in the question file; pass the one that was asked."
+        )
+    return {question_id: said[question_id] for question_id in asked}
 
 
 def get_chunk(rows: list, num_chunks: int, chunk_idx: int) -> list:
@@ -105,50 +165,65 @@ def model_fingerprint(folder: str | Path) -> str:
 class AnswerFile:
     """The answers of one model under one set of settings, written line by line, resumable at any point.
 
-    Opening drops a last line that was cut off. `answered` maps question ids to kept rows.
+    Several processes may fill one file: the first appends to it, number n to `path`.partn beside it. Opening
+    reads them all, however many processes there are now, and passes over lines that were cut off; `answered`
+    maps what `key_of` gives of a question to the row found. `finish` leaves one file, in question order.
 
     Args:
         path: the answers file; may exist.
         questions: the rows that it is to hold, in their final order.
         model_id: the model's name, kept in each row.
         settings: whatever changes answers (JSON values); kept in each row as `metadata`.
+        process: number of this process, from 0.
     Raises:
-        ValueError: if the file holds answers of another model, other settings or other questions.
+        ValueError: if the files hold answers of another model, other settings or other questions, or two
+            different answers to a question.
     """
 
-    def __init__(self, path: str | Path, questions: list[dict], model_id: str, settings: dict):
+    def __init__(
+        self, path: str | Path, questions: list[dict], model_id: str, settings: dict, process: int = 0
+    ):
         self.path = Path(path)
         self.model_id = model_id
         self.settings = json.loads(json.dumps(settings))  # as they will be read back
-        self._order = [question["question_id"] for question in questions]
-        self.answered: dict = {}
-        if self.path.exists():
-            whole, rest = _split_cut_off_line(self.path)
-            texts = {question["question_id"]: question["text"] for question in questions}
-            for row in whole:
-                self._check(row, texts)
-                self.answered[row["question_id"]] = row
-            if rest:
-                os.truncate(self.path, self.path.stat().st_size - rest)
+        self._own = self.path.with_name(f"{self.path.name}.part{process}") if process else self.path
+        self._keys = {key_of(question): None for question in questions}  # in order
+        self._ids = {question_id for question_id, _ in self._keys}
+        self._is_open = False
+        self.answered = self._read()
 
-    def _check(self, row: dict, texts: dict) -> None:
-        remedy = "delete it or choose another --answers-file."
+    def _parts(self) -> list[Path]:
+        return sorted(self.path.parent.glob(glob.escape(self.path.name) + ".part[0-9]*"))
+
+    def _read(self) -> dict:
+        answered: dict = {}
+        for path in [self.path, *self._parts()]:
+            if not path.exists():
+                continue
+            for row in _whole_lines(path)[0]:
+                self._check(row, path)
+                # the same row twice is what a kill during `finish` leaves
+                if answered.setdefault((row["question_id"], row["prompt"]), row)["text"] != row["text"]:
+                    raise ValueError(
+                        f"{path} answers question {row['question_id']} a second time and otherwise; "
+                        "delete it or choose another --answers-file or --output-dir."
+                    )
+        return answered
+
+    def _check(self, row: dict, path: Path) -> None:
+        remedy = "delete it or choose another --answers-file or --output-dir."
         question_id = row.get("question_id")
         mine = {"model_id": self.model_id, **self.settings}
         theirs = {"model_id": row.get("model_id"), **(row.get("metadata") or {})}
         if theirs != mine:
-            names = [name for name in {**mine, **theirs} if theirs.get(name) != mine.get(name)]
-            changes = ", ".join(f"{name} was {theirs.get(name)!r}, now {mine.get(name)!r}" for name in names)
-            raise ValueError(f"{self.path} holds answers made otherwise ({changes}); {remedy}")
-        if question_id not in texts:
+            raise ValueError(f"{path} holds answers made otherwise ({changes(theirs, mine)}); {remedy}")
+        if question_id not in self._ids:
             raise ValueError(
-                f"{self.path} answers question {question_id}, which is not in this (chunk of the) question "
+                f"{path} answers question {question_id}, which is not in this (chunk of the) question "
                 f"file; {remedy}"
             )
-        if row.get("prompt") != texts[question_id]:
-            raise ValueError(
-                f"{self.path} answers question {question_id} with another text than now; {remedy}"
-            )
+        if (question_id, row.get("prompt")) not in self._keys:
+            raise ValueError(f"{path} answers question {question_id} with another text than now; {remedy}")
 
     def append(self, question: dict, text: str) -> None:
         """Add one answer; it is on disk when this returns to the caller."""
@@ -162,22 +237,52 @@ class AnswerFile:
             "model_id": self.model_id,
             "metadata": self.settings,
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
+        if not self._is_open:
+            self._open()
+        with self._own.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self.answered[question_id] = row
+        self.answered[key_of(question)] = row
+
+    def _open(self) -> None:
+        """Cut off what a killed run left behind the last whole line of this process's file."""
+        self._own.parent.mkdir(parents=True, exist_ok=True)
+        if self._own.exists():
+            os.truncate(self._own, _whole_lines(self._own)[1])
+        self._is_open = True
 
     def finish(self) -> None:
-        """Rewrite the file in question order, each question once."""
-        rows = (self.answered[i] for i in self._order if i in self.answered)
-        write_text(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        """Make one file of what all processes wrote, in question order, each question once.
+
+        For one process alone, when no other writes any more.
+        """
+        found = self._read()
+        self.answered = {key: found[key] for key in self._keys if key in found}
+        write_jsonl(self.path, self.answered.values())
+        for part in self._parts():
+            part.unlink()
 
 
-def _split_cut_off_line(path: Path) -> tuple[list[dict], int]:
-    """The rows of an answers file's complete lines, and how many bytes of a cut-off one follow them."""
+def changes(before: dict, now: dict) -> str:
+    """What differs between two sets of settings, in words."""
+    names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    return ", ".join(f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in names)
+
+
+def _whole_lines(path: Path) -> tuple[list[dict], int]:
+    """The rows of an answers file's complete lines, and how many bytes those are."""
     content = path.read_bytes()
     end = content.rfind(b"\n") + 1
     cut_off = content[end:]
     if not cut_off.startswith(ROW_START[: len(cut_off)]):
         raise ValueError(f"{path} does not look like an answers file; choose another --answers-file.")
-    return parse_jsonl(content[:end].decode("utf-8"), path), len(cut_off)
+    return parse_jsonl(content[:end].decode("utf-8"), path), end
+
+
+def _repeated(rows: list[dict], key: Callable) -> list:
+    """Ids of the rows whose key stands more than once."""
+    counts = Counter(map(key, rows))
+    return [row["question_id"] for row in {key(row): row for row in rows if counts[key(row)] > 1}.values()]
+
+
+def _some(ids: list) -> str:
+    return ", ".join(str(i) for i in ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")

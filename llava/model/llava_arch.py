@@ -300,6 +300,7 @@ class LlavaMetaForCausalLM:
         image_sizes: list[tuple[int, int]] | None = None,
         scale_factor: int | None = None,
         sequence_ids: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """A causal language model's forward that also takes images, and s, the compression of this call.
@@ -310,6 +311,7 @@ class LlavaMetaForCausalLM:
             sequence_ids: long[B, T] of packed rows: the running number of a token's sequence in its row, -1
                 on padding. No sequence sees another; the first label of each must be IGNORE_INDEX, for the
                 token before it is another sequence's.
+            logits_to_keep: as in transformers, whose `generate` asks for the last alone if it is named here.
         """
         is_packed = sequence_ids is not None
         if inputs_embeds is None and (
@@ -340,7 +342,7 @@ class LlavaMetaForCausalLM:
             labelled = targets != IGNORE_INDEX
             loss = language_loss(rows[labelled], targets[labelled], self.lm_head, self.config, num_items)
             return CausalLMOutputWithPast(loss=loss, past_key_values=outputs.past_key_values)
-        return super().forward(**inputs, labels=labels, **kwargs)
+        return super().forward(**inputs, labels=labels, logits_to_keep=logits_to_keep, **kwargs)
 
     @torch.no_grad()
     def generate(

@@ -1,6 +1,64 @@
-"""Pure metrics: standard library and numpy alone."""
+"""Pure metrics: standard library and numpy, with rapidfuzz for edit distance.
 
-from llava.eval.metrics.proportion import wilson_interval
+A benchmark's `*_table` takes one small tuple an answer and returns {row: {column: Score}}.
+"""
+
+from llava.eval.metrics.docvqa import anls
+from llava.eval.metrics.gqa import GQAAnswer, gqa_correct, gqa_table, normalize_gqa_answer
+from llava.eval.metrics.mmbench import CircularAnswer, circular_table
+from llava.eval.metrics.mme import MMEAnswer, mme_table, parse_mme_answer
+from llava.eval.metrics.mmmu import (
+    MMMUAnswer,
+    guess_option,
+    mmmu_table,
+    open_answer_correct,
+    parse_multiple_choice,
+)
+from llava.eval.metrics.ocrbench import OCRBenchAnswer, ocrbench_correct, ocrbench_table
+from llava.eval.metrics.options import parse_option_letter
+from llava.eval.metrics.pope import PopeAnswer, parse_yes_no, pope_table
+from llava.eval.metrics.proportion import bootstrap_interval, wilson_interval
+from llava.eval.metrics.science_qa import ScienceQAAnswer, science_qa_table
+from llava.eval.metrics.seed import SeedAnswer, seed_table
+from llava.eval.metrics.table import Score, Table, mean_score, mean_table
 from llava.eval.metrics.text_match import exact_match
+from llava.eval.metrics.vqa import normalize_vqa_answer, vqa_accuracy, vqa_soft_accuracy
 
-__all__ = ["exact_match", "wilson_interval"]
+__all__ = [
+    "CircularAnswer",
+    "GQAAnswer",
+    "MMEAnswer",
+    "MMMUAnswer",
+    "OCRBenchAnswer",
+    "PopeAnswer",
+    "ScienceQAAnswer",
+    "Score",
+    "SeedAnswer",
+    "Table",
+    "anls",
+    "bootstrap_interval",
+    "circular_table",
+    "exact_match",
+    "gqa_correct",
+    "gqa_table",
+    "guess_option",
+    "mean_score",
+    "mean_table",
+    "mme_table",
+    "mmmu_table",
+    "normalize_gqa_answer",
+    "normalize_vqa_answer",
+    "ocrbench_correct",
+    "ocrbench_table",
+    "open_answer_correct",
+    "parse_mme_answer",
+    "parse_multiple_choice",
+    "parse_option_letter",
+    "parse_yes_no",
+    "pope_table",
+    "science_qa_table",
+    "seed_table",
+    "vqa_accuracy",
+    "vqa_soft_accuracy",
+    "wilson_interval",
+]

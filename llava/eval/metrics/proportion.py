@@ -1,6 +1,12 @@
-"""How far an accuracy can be trusted: the interval of a proportion."""
+"""How far a score can be trusted: 95% intervals of a proportion and of a mean."""
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
+
+RESAMPLES = 2000
+SEED = 0
 
 
 def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
@@ -26,3 +32,39 @@ def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, f
     centre = (share + z * z / (2 * total)) / shrink
     half = z / shrink * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap_interval(
+    scores: Sequence[float], *, resamples: int = RESAMPLES, seed: int = SEED
+) -> tuple[float, float]:
+    """The 95% percentile bootstrap interval of the mean of `scores`; their order does not matter.
+
+    Source: B. Efron, "Bootstrap methods: another look at the jackknife", 1979. Equal scores give an interval
+    of no width: for few questions, all right or all wrong, `wilson_interval` says more.
+
+    Returns:
+        (low, high), in the unit of the scores.
+    Raises:
+        ValueError: if there are no scores.
+    """
+    return percentile_interval(resampled_means(scores, np.random.default_rng(seed), resamples))
+
+
+def resampled_means(
+    scores: Sequence[float], rng: np.random.Generator, resamples: int = RESAMPLES
+) -> np.ndarray:
+    """Means of `resamples` draws of len(scores) scores with replacement, float64[resamples].
+
+    How often each distinct score is drawn is multinomial, so the questions need not be drawn one by one.
+    """
+    if not len(scores):
+        raise ValueError("bootstrap: expected at least one score, got none.")
+    values, counts = np.unique(np.asarray(scores, dtype=np.float64), return_counts=True)
+    total = len(scores)
+    return rng.multinomial(total, counts / total, size=resamples) @ values / total
+
+
+def percentile_interval(resampled: np.ndarray) -> tuple[float, float]:
+    """The middle 95% of resampled values, float64[resamples]."""
+    low, high = np.quantile(resampled, (0.025, 0.975))
+    return float(low), float(high)

@@ -1,12 +1,16 @@
 """easy-VQA: open questions on the colour and shape of a drawn figure, beside what blind guessing reaches."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from pathlib import Path
 
-from llava.eval.metrics import exact_match, wilson_interval
+from llava.eval.metrics import exact_match, mean_score, mean_table, wilson_interval
 from llava.eval.metrics.text_match import normalise
+from llava.eval.records import load_questions, texts_by_id
+from llava.eval.task import File, Scores, Task
 
 CATEGORIES = ("color", "shape")
+TEST, TRAIN, IMAGES = "test_questions.jsonl", "train_questions.jsonl", "test/images"
 
 
 def score(questions: list[dict], answers: list[dict], train_questions: list[dict]) -> dict:
@@ -26,21 +30,12 @@ def score(questions: list[dict], answers: list[dict], train_questions: list[dict
     Raises:
         ValueError: for missing, duplicate or unknown ids, or a category that is neither color nor shape.
     """
-    by_id = _unique(questions, "question file")
-    said = _unique(answers, "answers file")
-    if missing := [i for i in by_id if i not in said]:
-        raise ValueError(f"{_some(missing)}: no answer in the answers file; run the evaluation to its end.")
-    if unknown := [i for i in said if i not in by_id]:
-        raise ValueError(
-            f"{_some(unknown)}: answered but not in the question file; pass the question file that was asked."
-        )
-    if odd := [i for i, question in by_id.items() if question.get("category") not in CATEGORIES]:
-        raise ValueError(f"{_some(odd)}: category must be one of {', '.join(CATEGORIES)}.")
-    if not train_questions:
-        raise ValueError("the train question file is empty; the baselines are counted from it.")
+    said = texts_by_id(questions, answers)
+    if odd := [row["question_id"] for row in questions if row.get("category") not in CATEGORIES]:
+        raise ValueError(f"question {odd[0]}: category must be one of {', '.join(CATEGORIES)}.")
     guess_question, guess_majority = _baselines(train_questions)
     return {
-        "model": _tally(questions, lambda question: said[question["question_id"]]["text"]),
+        "model": _tally(questions, lambda question: said[question["question_id"]]),
         "question_only": _tally(questions, guess_question),
         "majority": _tally(questions, guess_majority),
     }
@@ -48,6 +43,8 @@ def score(questions: list[dict], answers: list[dict], train_questions: list[dict
 
 def _baselines(train_questions: list[dict]) -> tuple[Callable[[dict], str], Callable[[dict], str]]:
     """Two functions from a question to an answer: by its text, and blind to it."""
+    if not train_questions:
+        raise ValueError("the train question file is empty; the baselines are counted from it.")
     overall, by_text = Counter(), defaultdict(Counter)
     for row in train_questions:
         answer = normalise(row["answer"])
@@ -83,17 +80,40 @@ def _tally(questions: list[dict], answer_of: Callable[[dict], str]) -> dict:
     return rows
 
 
-def _unique(rows: Iterable[dict], where: str) -> dict:
-    by_id, repeated = {}, []
-    for row in rows:
-        if row["question_id"] in by_id:
-            repeated.append(row["question_id"])
-        by_id[row["question_id"]] = row
-    if repeated:
-        raise ValueError(f"{_some(repeated)}: more than once in the {where}; keep one row an id.")
-    return by_id
+def load(folder: Path) -> list[dict]:
+    """Test rows, each with what the two baselines answer."""
+    question_only, majority = _baselines(load_questions(folder / TRAIN))
+    return [
+        row | {"question_only": question_only(row), "majority": majority(row)}
+        for row in load_questions(folder / TEST)
+    ]
 
 
-def _some(ids: list) -> str:
-    shown = ", ".join(str(i) for i in ids[:5])
-    return f"question {shown}" + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+def score_task(rows: list[dict], answers: dict) -> Scores:
+    """Accuracy over all and by category, and of the two baselines."""
+    credit = {
+        row["question_id"]: float(exact_match(answers[row["question_id"]], row["answer"])) for row in rows
+    }
+    table = mean_table(
+        "accuracy", ((credit[row["question_id"]], [row["category"]]) for row in rows), CATEGORIES
+    )
+    for key, title in (("question_only", "question alone"), ("majority", "most frequent answer")):
+        blind = [float(exact_match(row[key], row["answer"])) for row in rows]
+        table[f"blind: {title}"] = {"accuracy": mean_score(blind)}
+    return Scores(table, ("overall", "accuracy"), credit)
+
+
+_CONVERT = "python scripts/convert_easy_vqa.py --data EASY_VQA/data --output DATA_ROOT/easy_vqa makes it"
+TASK = Task(
+    name="easy_vqa",
+    title="easy-VQA",
+    folder="easy_vqa",
+    needs=(
+        File(TEST, _CONVERT),
+        File(TRAIN, _CONVERT),
+        File(IMAGES, "link data/test of the package easy-vqa 1.0 (scripts/quickstart.sh unpacks it) here"),
+    ),
+    load=load,
+    max_new_tokens=8,
+    score=score_task,
+)

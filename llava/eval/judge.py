@@ -1,0 +1,68 @@
+"""A judging model behind any OpenAI-compatible endpoint, its replies kept so that none is paid for twice."""
+
+import hashlib
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from llava.eval.records import parse_jsonl
+
+ATTEMPTS = 5
+TIMEOUT = 120  # seconds a request
+
+
+class Judge:
+    """Call it with a prompt to get the reply.
+
+    Args:
+        url: the endpoint's base, such as http://localhost:8000/v1.
+        model: its name there.
+        key_env: environment variable that holds the key; may be unset for a server of one's own.
+        memory: JSON-lines file of replies, appended to.
+        pause: seconds before the second attempt, doubled each time.
+    """
+
+    def __init__(self, url: str, model: str, key_env: str, memory: Path, pause: float = 2.0):
+        self.url = url.rstrip("/") + "/chat/completions"
+        self.model = model
+        self.headers = {"Content-Type": "application/json"}
+        if key := os.environ.get(key_env):
+            self.headers["Authorization"] = f"Bearer {key}"
+        self.memory = memory
+        self.pause = pause
+        lines = memory.read_text(encoding="utf-8") if memory.is_file() else ""
+        whole = lines[: lines.rfind("\n") + 1]
+        if len(whole) < len(lines):  # killed while it was writing
+            memory.write_text(whole, encoding="utf-8")
+        self.replies = {row["key"]: row["reply"] for row in parse_jsonl(whole, memory)}
+
+    def __call__(self, prompt: str) -> str:
+        """The reply, greedy. Raises ValueError if the endpoint refuses or stays silent."""
+        key = hashlib.sha256(f"{self.model}\n{prompt}".encode()).hexdigest()
+        if key not in self.replies:
+            self.replies[key] = self._ask(prompt)
+            self.memory.parent.mkdir(parents=True, exist_ok=True)
+            with self.memory.open("a", encoding="utf-8") as file:
+                row = {"key": key, "prompt": prompt, "reply": self.replies[key]}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        return self.replies[key]
+
+    def _ask(self, prompt: str) -> str:
+        body = {"model": self.model, "temperature": 0, "messages": [{"role": "user", "content": prompt}]}
+        request = urllib.request.Request(self.url, json.dumps(body).encode(), self.headers)
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                time.sleep(self.pause * 2 ** (attempt - 1))
+            try:
+                with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+                    return json.load(response)["choices"][0]["message"]["content"]
+            except urllib.error.HTTPError as error:
+                problem = f"{error} {error.read(500).decode(errors='replace')}"
+                if error.code != 429 and error.code < 500:  # asking again would not help
+                    break
+            except (OSError, LookupError, TypeError, json.JSONDecodeError) as error:
+                problem = repr(error)
+        raise ValueError(f"--judge-url {self.url}: no reply from {self.model}: {problem}")

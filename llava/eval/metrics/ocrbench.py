@@ -1,0 +1,72 @@
+"""OCRBench: 1000 questions on text in images, a point each if the answer is contained in what was said.
+
+Source: Liu et al., "OCRBench: on the hidden mystery of OCR in large multimodal models", 2023, and its tool.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from llava.eval.metrics.table import Score, Table, mean_table
+
+TEXT_RECOGNITION = (
+    "Regular Text Recognition",
+    "Irregular Text Recognition",
+    "Artistic Text Recognition",
+    "Handwriting Recognition",
+    "Digit String Recognition",
+    "Non-Semantic Text Recognition",
+)
+CATEGORIES = (
+    *TEXT_RECOGNITION,
+    "Scene Text-centric VQA",
+    "Doc-oriented VQA",
+    "Key Information Extraction",
+    "Handwritten Mathematical Expression Recognition",
+)
+
+
+class OCRBenchAnswer(NamedTuple):
+    category: str  # the question's "type", one of CATEGORIES
+    correct: int
+
+
+def ocrbench_correct(dataset_name: str, answers: str | Sequence[str], prediction: str) -> int:
+    """1 if the prediction contains one of the answers, else 0.
+
+    Case does not count; in HME100k, of formulas, case does and spaces do not.
+    """
+    formula = dataset_name == "HME100k"
+
+    def normalise(text: str) -> str:
+        text = text.strip().replace("\n", " ")
+        return text.replace(" ", "") if formula else text.lower()
+
+    said = normalise(prediction)
+    return int(
+        any(normalise(answer) in said for answer in ([answers] if isinstance(answers, str) else answers))
+    )
+
+
+def ocrbench_table(answers: Iterable[OCRBenchAnswer]) -> Table:
+    """Points, the number of right answers: of 1000 in all, as the file has 1000 questions.
+
+    Returns:
+        {"overall" | "Text Recognition" | category: {"points": Score}}, each out of its `total`; "Text
+        Recognition" sums the first six categories.
+    Raises:
+        ValueError: if there are no answers, or for an unknown category.
+    """
+    rows = ((row.correct, _labels(row.category)) for row in answers)
+    shares = mean_table("points", rows, ("Text Recognition", *CATEGORIES))
+    return {label: {"points": _points(columns["points"])} for label, columns in shares.items()}
+
+
+def _labels(category: str) -> list[str]:
+    if category not in CATEGORIES:
+        raise ValueError(f"OCRBench: unknown type {category!r}; expected one of {', '.join(CATEGORIES)}.")
+    return [category, "Text Recognition"] if category in TEXT_RECOGNITION else [category]
+
+
+def _points(share: Score) -> Score:
+    total = share.total
+    return Score(round(share.value * total), share.low * total, share.high * total, total)

@@ -1,0 +1,112 @@
+"""Short open answers against those of ten people: TextVQA, VQAv2, VizWiz.
+
+Normalisation is that of the EvalAI server. Its oddities are kept, since published scores have them in.
+"""
+
+import re
+from collections.abc import Sequence
+
+NUM_ANSWERS = 10  # people asked for each question
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+ARTICLES = {"a", "an", "the"}
+NUMBERS = "zero one two three four five six seven eight nine ten"
+DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(NUMBERS.split())}
+CONTRACTIONS = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
+    he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't
+    must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've
+    somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's something'd
+    something'd've something'll that's there'd there'd've there're there's they'd they'd've they'll they're
+    they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd where's where've
+    who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll
+    y'all'd've you'd you'd've you'll you're you've
+"""
+
+
+def _missing_apostrophe() -> dict[str, str]:
+    """Each contraction under its spellings that leave exactly one apostrophe out."""
+    table = {"somebody'd": "somebodyd"}  # the wrong way round in the official table, too
+    for word in CONTRACTIONS.split():
+        for match in re.finditer("'", word):
+            table[word[: match.start()] + word[match.end() :]] = word
+    return table
+
+
+APOSTROPHES = _missing_apostrophe()
+
+
+def normalize_vqa_answer(raw: str) -> str:
+    """An answer as the EvalAI server compares it: lower case, no punctuation, articles or number words.
+
+    Source: the answer processor of the TextVQA challenge (Singh et al., "Towards VQA models that can read",
+    2019), after the VQA evaluation (Antol et al., "VQA: visual question answering", 2015).
+    """
+    text = raw.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    return _process_words(_process_punctuation(_one_line(text)))
+
+
+def vqa_soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """TextVQA's accuracy: min(1, matches / 3) averaged over the ten ways to leave one person out.
+
+    Source: Singh et al., "Towards VQA models that can read", 2019; both sides by `normalize_vqa_answer`.
+
+    Args:
+        answers: those of the ten people.
+    Returns:
+        0..1.
+    Raises:
+        ValueError: unless there are ten answers.
+    """
+    return _leave_one_out(normalize_vqa_answer(prediction), [normalize_vqa_answer(a) for a in answers])
+
+
+def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """VQAv2's and VizWiz's accuracy of a submitted answer.
+
+    The same average as `vqa_soft_accuracy`, but processed otherwise: commas and "'s" get no treatment of
+    their own, and where all ten people gave one answer, both sides are compared as they stand.
+
+    Source: the VQA evaluation tool (Goyal et al., "Making the V in VQA matter", 2017); VizWiz uses it too
+    (Gurari et al., "VizWiz grand challenge", 2018).
+
+    Args:
+        prediction: the answer as submitted; LLaVA submits `normalize_vqa_answer` of what the model said.
+        answers: those of the ten people.
+    Returns:
+        0..1.
+    Raises:
+        ValueError: unless there are ten answers.
+    """
+    texts = [_one_line(text) for text in (prediction, *answers)]
+    if len(set(texts[1:])) > 1:
+        texts = [_process_words(_process_punctuation(text)) for text in texts]
+    return _leave_one_out(texts[0], texts[1:])
+
+
+def _leave_one_out(prediction: str, answers: Sequence[str]) -> float:
+    if len(answers) != NUM_ANSWERS:
+        raise ValueError(
+            f"soft accuracy is defined over {NUM_ANSWERS} people's answers, got {len(answers)}; "
+            "check the annotation file."
+        )
+    matches = [prediction == answer for answer in answers]
+    return sum(min(1.0, (sum(matches) - own) / 3) for own in matches) / NUM_ANSWERS
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def _process_punctuation(text: str) -> str:
+    """A mark beside a space goes, one within a word becomes a space, as do periods but before a digit."""
+    in_number = re.search(r"(?<=\d),+(?=\d)", text)
+    result = text
+    for mark in PUNCTUATION:
+        beside_space = f"{mark} " in text or f" {mark}" in text
+        result = result.replace(mark, "" if beside_space or in_number else " ")
+    return re.sub(r"\.(?!\d)", "", result, count=32)  # the tool passes a flag of value 32 as the count
+
+
+def _process_words(text: str) -> str:
+    words = (DIGITS.get(word, word) for word in text.lower().split())
+    return " ".join(APOSTROPHES.get(word, word) for word in words if word not in ARTICLES)

@@ -1,0 +1,251 @@
+"""Results of one model in one folder: results.json, report.md and report.html, made of what each task left.
+
+Below the folder, TASK/result.json holds scores, settings, times and versions, TASK/credits.jsonl what each
+answer was given, and TASK/samples.json answers to look at, their pictures inside.
+"""
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+from llava.eval.page import embed_bytes, environment, package_versions
+from llava.eval.records import changes, images_of, write_jsonl, write_text
+from llava.eval.report_template import HTML, MARKDOWN
+from llava.eval.session import Answered, Session
+from llava.eval.task import Scores, Task
+
+NUM_SHOWN = 60  # answers to look at, of all tasks together
+WRONG_SHARE = 0.75  # of those, as far as there are wrong and right ones
+MAX_PICTURES = 4  # of one answer
+THUMBNAIL = 240  # pixels of the longer side
+MAX_TEXT = 1500  # characters of a question or an answer
+
+# The published comparison: task to column, and the tasks that its average is over
+PUBLISHED = {"gqa": "GQA", "vizwiz": "VizWiz", "vqav2": "VQAv2", "mmvet": "MM-Vet"}
+AVERAGED = (*PUBLISHED, "pope", "mmbench")
+NOT_RUN = "–"
+
+
+def read_results(folder: Path) -> list[dict]:
+    """What `save_result` wrote below a folder, by name of the task."""
+    files = sorted(folder.glob("*/result.json"))
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def check_folder(folder: Path, model_id: str, settings: dict) -> None:
+    """Raises ValueError if a folder holds results of another model or under other settings."""
+    now = {"model_id": model_id, **settings}
+    for result in read_results(folder):
+        before = {"model_id": result["model_id"], **result["settings"]}
+        del before["max_new_tokens"]  # each task's own
+        if before != now:
+            raise ValueError(
+                f"{folder} has results of {result['name']} that were made otherwise "
+                f"({changes(before, now)}); choose another --output-dir, or remove that folder."
+            )
+
+
+def save_result(
+    folder: Path,
+    task: Task,
+    rows: list[dict],
+    answered: Answered,
+    scores: Scores | None,
+    files: list[Path],
+    session: Session,
+    data: Path,
+) -> None:
+    """Write what one task came to into its own folder.
+
+    Args:
+        rows: all questions that were to be asked, in order.
+        scores: None where a server or a judge has to say.
+        files: the submission's.
+        data: where relative image paths start.
+    """
+    path = folder / "result.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    timing = before.get("timing") or {"answers": 0, "seconds": 0.0}
+    if answered.num_new:  # a run that was killed left its answers, but not its time
+        timing = {
+            "answers": timing["answers"] + answered.num_new,
+            "seconds": timing["seconds"] + answered.seconds,
+        }
+    result = {
+        "name": task.name,
+        "title": task.title,
+        "model_id": session.model_id,
+        "model_path": str(session.args.model_path),
+        "settings": answered.settings,
+        "questions": len(rows),
+        "limit": session.args.limit,
+        "skipped": answered.skipped,
+        "visual_tokens": answered.visual_tokens or before.get("visual_tokens"),
+        "timing": timing,
+        "versions": package_versions() | session.devices(),
+        "submission": [str(file) for file in files],
+        "submit_to": task.submit_to,
+        "scores": scores and scores_as_json(scores),
+    }
+    credit = scores.credit if scores else {}
+    write_jsonl(folder / "credits.jsonl", ({"question_id": i, "credit": c} for i, c in credit.items()))
+    write_text(folder / "samples.json", json.dumps(pick_samples(rows, answered.rows, credit, data)))
+    write_text(path, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+
+
+def scores_as_json(scores: Scores) -> dict:
+    """Everything but each answer's credit."""
+    return {
+        "headline": list(scores.headline),
+        "table": {
+            part: {measure: score._asdict() for measure, score in columns.items()}
+            for part, columns in scores.table.items()
+        },
+        "points": list(scores.points),
+        "unparsed": scores.unparsed,
+    }
+
+
+def pick_samples(rows: list[dict], answers: list[dict], credit: dict, data: Path) -> list[dict]:
+    """Up to NUM_SHOWN answers, evenly spaced over the wrong ones, then over the right ones.
+
+    Returns:
+        [{"question", "said", "expected", "credit" or None, "pictures": data: addresses}].
+    """
+    said = {row["question_id"]: row["text"] for row in answers}
+    asked = [row for row in rows if row["question_id"] in said]
+    return [
+        {
+            "question": row["text"][:MAX_TEXT],
+            "said": said[row["question_id"]][:MAX_TEXT],
+            "expected": _expected(row.get("answer")),
+            "credit": credit.get(row["question_id"]),
+            "pictures": [thumbnail(image, data) for image in images_of(row)[:MAX_PICTURES]],
+        }
+        for row in wrong_first(asked, [credit.get(row["question_id"]) for row in asked], NUM_SHOWN)
+    ]
+
+
+def wrong_first(rows: list, credits: list[float | None], count: int) -> list:
+    """`count` rows, those without full credit first, which get WRONG_SHARE of the places or what is left."""
+    wrong = [row for row, credit in zip(rows, credits, strict=True) if credit is not None and credit < 1]
+    others = [row for row, credit in zip(rows, credits, strict=True) if credit is None or credit >= 1]
+    num_wrong = min(len(wrong), max(round(WRONG_SHARE * count), count - len(others)))
+    return spaced(wrong, num_wrong) + spaced(others, count - num_wrong)
+
+
+def spaced(rows: list, count: int | None) -> list:
+    """`count` rows evenly spaced, or all where there are no more or count is None."""
+    count = len(rows) if count is None else min(count, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
+def _expected(answer: str | list[str] | None) -> str:
+    """The annotated answer; of several annotators' the most frequent first, each once."""
+    if not isinstance(answer, list):
+        return "" if answer is None else str(answer)
+    return ", ".join(sorted(dict.fromkeys(map(str, answer)), key=lambda text: -answer.count(text)))
+
+
+def thumbnail(image: str | bytes, folder: Path) -> str:
+    """A picture as a small JPEG in a data: address."""
+    from llava.eval.generation import open_image
+
+    picture = open_image(image, folder)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return embed_bytes(buffer.getvalue(), "jpeg")
+
+
+def published_table(results: list[dict]) -> dict[str, str]:
+    """The published README's row for this model: columns to texts, NOT_RUN where a score is missing."""
+    values = {result["name"]: _headline(result)["value"] for result in results if result["scores"]}
+    tokens = next((result["visual_tokens"] for result in results if result["visual_tokens"]), None)
+    row = {"tokens": f"{tokens:.0f}" if tokens else NOT_RUN}
+    for name, column in PUBLISHED.items():
+        row[column] = f"{values[name]:.1f}" if name in values else NOT_RUN
+    complete = all(name in values for name in AVERAGED)
+    mean = sum(values[name] for name in AVERAGED) / len(AVERAGED) if complete else None
+    return row | {"average": NOT_RUN if mean is None else f"{mean:.1f}"}
+
+
+def _headline(result: dict) -> dict:
+    part, measure = result["scores"]["headline"]
+    scores = result["scores"]
+    return _shown(scores["table"][part][measure], measure in scores["points"])
+
+
+def _shown(score: dict, is_points: bool) -> dict:
+    """A score in percent or points: {"value", "low", "high", "total"}."""
+    factor = 1 if is_points else 100
+    return score | {name: factor * score[name] for name in ("value", "low", "high")}
+
+
+def _facts(result: dict, samples: list[dict]) -> dict:
+    """What the templates show of a task."""
+    timing, facts = result["timing"], {**result, "samples": samples, "speed": None, "parts": []}
+    if timing["seconds"]:
+        facts["speed"] = timing["answers"] / timing["seconds"]
+    if result["scores"]:
+        table, points = result["scores"]["table"], result["scores"]["points"]
+        measures = list(dict.fromkeys(measure for columns in table.values() for measure in columns))
+        facts["measures"] = measures
+        facts["parts"] = [
+            (part, [_shown(columns[m], m in points) if m in columns else None for m in measures])
+            for part, columns in table.items()
+        ]
+        part, measure = result["scores"]["headline"]
+        facts |= {
+            "headline": _headline(result),
+            "measure": f"{measure}, {part}",
+            "in_points": measure in points,
+        }
+    return facts
+
+
+def write_report(folder: Path) -> str:
+    """Write results.json, report.md and report.html; gives the table of headlines as text."""
+    results = read_results(folder)
+    each = max(6, NUM_SHOWN // len(results))
+    tasks = []
+    for result in results:
+        samples = json.loads((folder / result["name"] / "samples.json").read_text(encoding="utf-8"))
+        tasks.append(_facts(result, wrong_first(samples, [row["credit"] for row in samples], each)))
+    published = published_table(results)
+    write_text(
+        folder / "results.json",
+        json.dumps({"published": published, "tasks": results}, indent=2, ensure_ascii=False) + "\n",
+    )
+    versions = {name: None for result in results for name in result["versions"]}
+    facts = {
+        "model": results[0]["model_id"],
+        "model_path": results[0]["model_path"],
+        "tasks": tasks,
+        "tokens": published["tokens"],
+        "published": published if {row["name"] for row in results} & PUBLISHED.keys() else None,
+        "questions": sum(result["questions"] for result in results),
+        "seconds": sum(result["timing"]["seconds"] for result in results),
+        "settings": {
+            name: value
+            for name, value in results[0]["settings"].items()
+            if value is not None and name != "max_new_tokens"
+        },
+        # results of several days may come of several versions
+        "versions": {
+            name: " / ".join(sorted({result["versions"].get(name, NOT_RUN) for result in results}))
+            for name in versions
+        },
+    }
+    for name, template in (("report.md", MARKDOWN), ("report.html", HTML)):
+        page = environment(autoescape=template is HTML).from_string(template).render(facts)
+        write_text(folder / name, page)
+    return "\n".join(_line(task) for task in tasks)
+
+
+def _line(task: dict) -> str:
+    if not task["scores"]:
+        return f"{task['title']}: submit {', '.join(task['submission'])} to {task['submit_to']}"
+    score = task["headline"]
+    interval = f"{score['value']:.1f} [{score['low']:.1f}, {score['high']:.1f}]"
+    return f"{task['title']}: {interval} {task['measure']}, {task['questions']:,} questions"

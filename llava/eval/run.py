@@ -1,0 +1,150 @@
+"""Evaluate a model on benchmarks, and write a report with scores, intervals and answers to look at.
+
+    python -m llava.eval.run --model-path MODEL --tasks gqa,pope,textvqa
+    accelerate launch -m llava.eval.run --model-path MODEL --tasks all       several GPUs
+
+Killed anywhere, the same command goes on where it stopped, on any number of GPUs; other tasks are added to
+the report of the same --output-dir.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from llava.eval import report
+from llava.eval.judge import Judge
+from llava.eval.records import check_questions, texts_by_id
+from llava.eval.session import Answered, Session, add_flags, positive, read_config
+from llava.eval.task import Scores, Task
+from llava.eval.tasks import TASKS
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.eval.run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--tasks", required=True, help=f"separated by commas, or all: {', '.join(TASKS)}")
+    add("--data-root", type=Path, default=Path("playground/data/eval"), help="a folder a benchmark below it")
+    add(
+        "--output-dir",
+        type=Path,
+        help="answers, submissions and the report; default: playground/eval/MODEL, followed by what "
+        "--scale_factor and --limit say",
+    )
+    add("--max_new_tokens", type=positive, help="longest answer, tokens; default: each task's own")
+    add("--limit", type=positive, help="ask this many questions of a task alone, evenly spaced over it")
+    add(
+        "--judge-url",
+        help="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1, for tasks with a judge",
+    )
+    add("--judge-model", help="the judge's name there")
+    add("--judge-key-env", default="OPENAI_API_KEY", help="environment variable that holds its key")
+    add_flags(parser)
+    args = parser.parse_args(argv)
+    if bool(args.judge_url) != bool(args.judge_model):
+        parser.error("--judge-url and --judge-model go together")
+    return args
+
+
+def choose_tasks(names: str) -> list[Task]:
+    """The tasks of a --tasks value, in TASKS' order.
+
+    Raises:
+        ValueError: for an unknown name; lists the known ones.
+    """
+    chosen = {name.strip() for name in names.split(",") if name.strip()}
+    if chosen == {"all"}:
+        return list(TASKS.values())
+    if unknown := sorted(chosen - TASKS.keys()):
+        raise ValueError(f"--tasks: no task {', '.join(unknown)}; choose from {', '.join(TASKS)}, or all.")
+    if not chosen:
+        raise ValueError(f"--tasks is empty; choose from {', '.join(TASKS)}, or all.")
+    return [task for name, task in TASKS.items() if name in chosen]
+
+
+def check_files(tasks: list[Task], data_root: Path) -> None:
+    """Raises ValueError naming every missing file of every task, and the tasks that could run."""
+    missing = {task.name: task.missing(data_root) for task in tasks}
+    lines = [line for found in missing.values() for line in found]
+    if lines:
+        ready = ", ".join(name for name, found in missing.items() if not found) or "none"
+        raise ValueError("\n  ".join([f"{len(lines)} file(s) missing; complete: {ready}.", *lines]))
+
+
+def output_dir(args: argparse.Namespace) -> Path:
+    """--output-dir, or a folder of its own for a model, a scale factor and a limit."""
+    if args.output_dir:
+        return args.output_dir
+    from llava.mm_utils import get_model_name_from_path
+
+    marks = [f"-s{args.scale_factor}"] * bool(args.scale_factor) + [f"-limit{args.limit}"] * bool(args.limit)
+    name = get_model_name_from_path(str(Path(args.model_path).resolve()))
+    return Path("playground/eval", name + "".join(marks))
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Ask, score and report all chosen tasks.
+
+    Raises:
+        ValueError: for what the user can mend; says how.
+    """
+    tasks = choose_tasks(args.tasks)
+    check_files(tasks, args.data_root)
+    read_config(args.model_path)  # a wrong folder should not wait for torch
+    session, folder = Session(args), output_dir(args)
+    report.check_folder(folder, session.model_id, session.settings)
+    judge = None
+    if args.judge_url:
+        judge = Judge(args.judge_url, args.judge_model, args.judge_key_env, folder / "judge.jsonl")
+    for task in tasks:
+        rows, answered = ask(task, session, args, folder)
+        if session.processes.is_main_process:
+            own, data = folder / task.name, args.data_root / task.folder
+            scores, files = settle(task, rows, answered, judge, own)
+            report.save_result(own, task, rows, answered, scores, files, session, data)
+    if session.processes.is_main_process:
+        print(report.write_report(folder))
+        print(f"report: {folder / 'report.html'}")
+
+
+def ask(task: Task, session: Session, args: argparse.Namespace, folder: Path) -> tuple[list[dict], Answered]:
+    """A task's questions, and what the model answered."""
+    data = args.data_root / task.folder
+    rows = report.spaced(check_questions(task.load(data), f"{task.name} ({data})"), args.limit)
+    if session.processes.is_main_process:
+        print(f"{task.title}: {len(rows):,} questions", flush=True)
+    max_new_tokens = args.max_new_tokens or task.max_new_tokens
+    return rows, session.answer(rows, folder / task.name / "answers.jsonl", data, max_new_tokens)
+
+
+def settle(
+    task: Task, rows: list[dict], answered: Answered, judge: Judge | None, folder: Path
+) -> tuple[Scores | None, list[Path]]:
+    """Scores, where right answers or a judge are at hand, and the submission's files, where there is one."""
+    skipped = {question_id for question_id, _ in answered.skipped}
+    rows = [row for row in rows if row["question_id"] not in skipped]
+    answers = texts_by_id(rows, answered.rows)
+    scores = None
+    if rows and task.score:
+        scores = task.score(rows, answers)
+    elif rows and task.judge and judge:
+        scores = task.judge(rows, answers, judge)
+    return scores, task.export(rows, answers, folder) if task.export else []
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        evaluate(args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

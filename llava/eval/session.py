@@ -1,0 +1,314 @@
+"""One model under one set of flags, and the loop in which it answers: what every evaluation command shares.
+
+Started by `accelerate launch` or torchrun, each process answers a part of the batches; all of them need to
+see the folder that the answers go to.
+"""
+
+import argparse
+import json
+import os
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.conversation import DEFAULT_TEMPLATE, template_named
+from llava.eval import TOKEN_BUDGET
+from llava.eval.records import AnswerFile, images_of, key_of, model_fingerprint
+
+PATIENCE = timedelta(days=7)  # for a process that is done to wait for the others
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which model answers, and how."""
+    add = parser.add_argument
+    add("--model-path", required=True, help="model folder (or a projector/LoRA folder beside --model-base)")
+    add("--model-base", help="language model folder that --model-path completes")
+    add("--conv-mode", help=f"template; default: config.json's conv_version, else {DEFAULT_TEMPLATE}")
+    add("--temperature", type=float, default=0.0, help="0: greedy")
+    add("--top_p", type=float, help="nucleus of this probability; only with a temperature")
+    add("--num_beams", type=positive, default=1, help="beams")
+    add("--batch_size", type=positive, help="questions at a time; default: as many as --token_budget holds")
+    add(
+        "--token_budget",
+        type=positive,
+        default=TOKEN_BUDGET,
+        help="tokens of a batch: prompts padded to the longest, visual tokens, answers and beams included "
+        f"(default {TOKEN_BUDGET}: 8 GB of keys and values for a 7B model in half precision)",
+    )
+    add("--image_aspect_ratio", help="override the model's own, square, pad, slice or anyres")
+    add("--scale_factor", type=positive, help="override the model's own compression side")
+    add(
+        "--on_bad_record",
+        choices=("fail", "skip"),
+        default="fail",
+        help="skip: leave out, count and list at the end",
+    )
+
+
+def positive(text: str) -> int:
+    """A flag's whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def read_config(model_path: str) -> dict:
+    """config.json of a model folder.
+
+    Raises:
+        ValueError: if there is none; names the folder.
+    """
+    path = Path(model_path) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"--model-path {model_path}: no config.json there; pass a model folder.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What came of a list of questions.
+
+    Attributes:
+        rows: answer rows in question order; on the first process alone, elsewhere empty.
+        skipped: (question_id, reason) of those left out; always empty under --on_bad_record fail.
+        num_new: how many were answered now, by all processes.
+        seconds: that this took, without loading the model.
+        visual_tokens: sequence positions of an image, on average; None if there was nothing to ask.
+        settings: what the answers were made with, as in the rows' metadata.
+    """
+
+    rows: list[dict]
+    skipped: list[tuple]
+    num_new: int
+    seconds: float
+    visual_tokens: float | None
+    settings: dict
+
+
+class Session:
+    """A model that is loaded when the first unanswered question comes.
+
+    Args:
+        args: with the attributes of `add_flags`.
+    Raises:
+        ValueError: for a folder that holds no model, an unknown template, or impossible settings.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        config = read_config(args.model_path)
+        sampled = args.temperature > 0
+        self.args = args
+        self.model_id = Path(args.model_path).resolve().name
+        # everything that changes an answer, as kept in each row's metadata
+        self.settings = {
+            "conv_mode": args.conv_mode or config.get("conv_version") or DEFAULT_TEMPLATE,
+            "temperature": args.temperature,
+            "top_p": args.top_p if sampled else None,
+            "num_beams": args.num_beams,
+            "image_aspect_ratio": args.image_aspect_ratio or config.get("image_aspect_ratio"),
+            "scale_factor": args.scale_factor or config.get("scale_factor"),
+            "weights": model_fingerprint(args.model_path),
+            "base_weights": model_fingerprint(args.model_base) if args.model_base else None,
+        }
+        self.template = template_named(self.settings["conv_mode"])
+        # here, so that --help and a wrong flag need no torch
+        import torch
+        from accelerate import PartialState
+
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        # accelerate sees several processes on CPUs only if told that they are CPUs
+        self.processes = PartialState(cpu=several and not torch.cuda.is_available(), timeout=PATIENCE)
+
+    def devices(self) -> dict[str, str]:
+        """What this runs on, for a report."""
+        import torch
+
+        device = self.processes.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        return {"device": name, "processes": str(self.processes.num_processes)}
+
+    @cached_property
+    def _loaded(self) -> tuple:
+        """(tokenizer, model, image processor), with what the command line asks for set on the model."""
+        from llava.mm_utils import get_model_name_from_path
+        from llava.model.builder import load_pretrained_model
+
+        tokenizer, model, image_processor, _ = load_pretrained_model(
+            self.args.model_path,
+            self.args.model_base,
+            get_model_name_from_path(self.args.model_path),
+            device=str(self.processes.device),
+        )
+        override_settings(model, self.args.image_aspect_ratio, self.args.scale_factor)
+        return tokenizer, model, image_processor
+
+    def answer(
+        self, questions: list[dict], path: str | Path, image_folder: str | Path, max_new_tokens: int
+    ) -> Answered:
+        """Answer what has no answer yet in an answers file, and complete the file.
+
+        Which questions share a batch depends on the questions and the flags alone, not on the number of
+        processes nor on where an earlier run stopped: so the answers do not either.
+
+        Args:
+            questions: rows {"question_id", "text", "image"?}; the text is asked as it stands.
+            path: the answers file; continued if it exists.
+            image_folder: where relative image paths start.
+            max_new_tokens: longest answer, tokens.
+        Raises:
+            ValueError: for what the user can mend; says how. The answers so far stay in the file.
+        """
+        from accelerate.utils import gather_object
+
+        from llava.eval.generation import Decoding
+
+        args, state = self.args, self.processes
+        decoding = Decoding(args.temperature, args.top_p, args.num_beams, max_new_tokens)
+        settings = self.settings | {"max_new_tokens": max_new_tokens}
+        answers = AnswerFile(path, questions, self.model_id, settings, state.process_index)
+        kept = set(answers.answered)
+        refusals = _Refusals(kept, skip=args.on_bad_record == "skip")
+        if state.is_main_process:
+            print(f"{path}: {len(kept)} answers kept, {len(questions) - len(kept)} to go", flush=True)
+        questions = refusals.without_image(questions, Path(image_folder))
+        state.wait_for_everyone()  # all have read the files before one writes
+        seconds, visual_tokens = 0.0, None
+        if any(key_of(question) not in kept for question in questions):
+            _ = self._loaded  # not timed
+            start = time.perf_counter()
+            visual_tokens = self._ask(questions, answers, kept, Path(image_folder), decoding, refusals)
+            state.wait_for_everyone()
+            seconds = time.perf_counter() - start
+        skipped = dict(gather_object(list(refusals.skipped.items())))
+        num_new = sum(gather_object([len(answers.answered) - len(kept)]))
+        if state.is_main_process:
+            answers.finish()
+        state.wait_for_everyone()
+        return Answered(
+            rows=list(answers.answered.values()) if state.is_main_process else [],
+            skipped=[(question_id, reason) for (question_id, _), reason in skipped.items()],
+            num_new=num_new,
+            seconds=seconds,
+            visual_tokens=visual_tokens,
+            settings=answers.settings,
+        )
+
+    def _ask(
+        self,
+        questions: list[dict],
+        answers: AnswerFile,
+        kept: set,
+        image_folder: Path,
+        decoding,
+        refusals: "_Refusals",
+    ) -> float | None:
+        """Answer this process's part of the batches; gives the sequence positions of an image on average."""
+        from tqdm import tqdm
+
+        from llava.eval.generation import answer_batches, split_batches
+
+        args, state = self.args, self.processes
+        tokenizer, model, image_processor = self._loaded
+        prompts = self._prompts(questions, image_folder, refusals)
+        budget = args.token_budget // decoding.num_beams
+        batches = split_batches(prompts, args.batch_size, budget, decoding.max_new_tokens)
+        unfinished = [batch for batch in batches if any(key_of(p.question) not in kept for p in batch)]
+        mine = unfinished[state.process_index :: state.num_processes]  # neighbours are alike in length
+        total = sum(key_of(prompt.question) not in kept for batch in mine for prompt in batch)
+        share = f", process 1 of {state.num_processes}" if state.num_processes > 1 else ""
+        with tqdm(
+            total=total, unit="q", desc=f"answers{share}", smoothing=0.05, disable=not state.is_main_process
+        ) as bar:
+            for question, text in answer_batches(
+                model,
+                tokenizer,
+                image_processor,
+                mine,
+                image_folder=image_folder,
+                template=self.template,
+                decoding=decoding,
+                refuse=refusals.refuse,
+            ):
+                if key_of(question) not in kept:
+                    answers.append(question, text)
+                    bar.update()
+        return _positions_per_image(prompts)
+
+    def _prompts(self, questions: list[dict], image_folder: Path, refusals: "_Refusals") -> list:
+        """All questions as prompts, the longest first: what is too large for the memory fails at once.
+
+        Each process tokenizes its part: the questions are many where the answers are short.
+        """
+        from accelerate.utils import gather_object
+
+        from llava.eval.generation import Prompt, make_prompt
+
+        tokenizer, model, _ = self._loaded
+        made = []
+        for i in range(self.processes.process_index, len(questions), self.processes.num_processes):
+            try:
+                prompt = make_prompt(questions[i], model, tokenizer, self.template, image_folder)
+                made.append((i, prompt.input_ids, prompt.length))
+            except ValueError as error:
+                refusals.refuse(questions[i], error)
+        made = sorted(gather_object(made), key=lambda part: (-part[2], part[0]))
+        return [Prompt(questions[i], input_ids, length) for i, input_ids, length in made]
+
+
+def override_settings(model, image_aspect_ratio: str | None, scale_factor: int | None) -> None:
+    """Set what the command line asks for on a loaded model, whose modules then follow.
+
+    Raises:
+        ValueError: if its projector has no scale factor, or it does not divide the grid.
+    """
+    if image_aspect_ratio is not None:
+        model.config.image_aspect_ratio = image_aspect_ratio
+    if scale_factor is not None:
+        model.tokens_per_image(scale_factor)  # refuses what the projector or the grid cannot give
+        model.config.scale_factor = scale_factor
+
+
+def _positions_per_image(prompts: list) -> float | None:
+    num_images = sum(len(images_of(prompt.question)) for prompt in prompts)
+    words = sum(token != IMAGE_TOKEN_INDEX for prompt in prompts for token in prompt.input_ids)
+    return (sum(prompt.length for prompt in prompts) - words) / num_images if num_images else None
+
+
+class _Refusals:
+    """Questions that cannot be asked: an error, or noted in `skipped` ({key_of(question): reason})."""
+
+    def __init__(self, kept: set, skip: bool):
+        self.kept = kept  # keys of questions that are answered already and may be asked once more
+        self.skip = skip
+        self.skipped: dict = {}
+
+    def refuse(self, question: dict, reason: ValueError) -> None:
+        if key_of(question) in self.kept:
+            return
+        if not self.skip:
+            raise ValueError(
+                f"question {question['question_id']}: {reason} (or pass --on_bad_record skip)"
+            ) from reason
+        self.skipped[key_of(question)] = str(reason)
+
+    def without_image(self, questions: list[dict], folder: Path) -> list[dict]:
+        """The questions whose image files exist, looked for ahead of loading a model."""
+        open_questions = [question for question in questions if key_of(question) not in self.kept]
+        names = {image for q in open_questions for image in images_of(q) if isinstance(image, str)}
+        missing = {name for name in names if not (folder / name).is_file()}
+        if not missing:
+            return questions
+        lacking = [(q, image) for q in open_questions for image in images_of(q) if image in missing]
+        if not self.skip:
+            question, image = lacking[0]
+            raise ValueError(
+                f"{len(lacking)} question(s) name an image that does not exist, the first being question "
+                f"{question['question_id']}: {folder / image}; check --image-folder, or pass "
+                "--on_bad_record skip."
+            )
+        for question, image in lacking:
+            self.skipped[key_of(question)] = f"image {folder / image} does not exist"
+        return [question for question in questions if key_of(question) not in self.skipped]

@@ -1,0 +1,80 @@
+"""What a benchmark is: its files, its questions, and how answers become scores or a submission."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava.eval.metrics import Table
+
+
+@dataclass(frozen=True)
+class File:
+    """A file or folder that a benchmark needs.
+
+    Args:
+        path: below the benchmark's folder.
+        source: where to get it: an address, or the command that makes it.
+    """
+
+    path: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a benchmark's answers are worth.
+
+    Args:
+        table: {part: {measure: Score}}, as the tables of `llava.eval.metrics`.
+        headline: (part, measure) of the number that is quoted.
+        credit: {question_id: 0..1}, what each answer was given; the report shows wrong answers first.
+        points: measures that are points; the others are fractions, shown in percent.
+        unparsed: answers in which no option was found, which were scored all the same.
+    """
+
+    table: Table
+    headline: tuple[str, str]
+    credit: dict
+    points: tuple[str, ...] = ()
+    unparsed: int = 0
+
+    def __post_init__(self):
+        part, measure = self.headline
+        assert measure in self.table[part]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark. Answers reach `score`, `export` and `judge` as {question_id: text}, one for each row.
+
+    Args:
+        name: in --tasks, and of the folder of its results.
+        title: as papers write it.
+        folder: below --data-root.
+        needs: what must be there before anything starts.
+        load: from that folder to question rows {"question_id" (its own), "text": the user's whole turn, the
+            answer's instruction included, "image"?: a path relative to the folder, the bytes of an encoded
+            image, or a list of these, "answer"?: what the report shows as expected (a text or a list of
+            texts), and whatever scoring needs}.
+        max_new_tokens: longest answer, tokens.
+        score: (rows, answers) to scores, where the right answers are known.
+        export: (rows, answers, folder) writes the submission's files there and gives their paths.
+        submit_to: where those go.
+        judge: (rows, answers, ask) to scores by a judging model; ask(prompt) gives its reply.
+    """
+
+    name: str
+    title: str
+    folder: str
+    needs: tuple[File, ...]
+    load: Callable[[Path], list[dict]]
+    max_new_tokens: int = 16
+    score: Callable[[list[dict], dict], Scores] | None = None
+    export: Callable[[list[dict], dict, Path], list[Path]] | None = None
+    submit_to: str = ""
+    judge: Callable[[list[dict], dict, Callable[[str], str]], Scores] | None = None
+
+    def missing(self, data_root: Path) -> list[str]:
+        """A line for each file that is not there: which, and where it comes from."""
+        paths = [(data_root / self.folder / file.path, file.source) for file in self.needs]
+        return [f"{self.name}: {path} is missing; {source}" for path, source in paths if not path.exists()]

@@ -1,0 +1,67 @@
+"""POPE: is an object in the image? Yes/no questions over three ways of choosing absent objects.
+
+Source: Li et al., "Evaluating object hallucination in large vision-language models", 2023; the question
+file is LLaVA-1.5's.
+"""
+
+from pathlib import Path
+
+from llava.eval.metrics import PopeAnswer, parse_yes_no, pope_table
+from llava.eval.records import load_questions, read_jsonl
+from llava.eval.task import File, Scores, Task
+
+CATEGORIES = ("random", "popular", "adversarial")
+QUESTIONS = "llava_pope_test.jsonl"
+LABELS = "coco/coco_pope_{}.json"
+IMAGES = "val2014"
+
+
+def load(folder: Path) -> list[dict]:
+    """Question rows with "category" and "answer", "yes" or "no".
+
+    Labels are found by image and question: the label files number their lines each from 1.
+    """
+    labels = {}
+    for category in CATEGORIES:
+        for row in read_jsonl(folder / LABELS.format(category)):
+            labels[category, row["image"], _words(row["text"])] = row["label"]
+    rows = load_questions(folder / QUESTIONS)
+    keys = [(row["category"], row["image"], _words(row["text"])) for row in rows]
+    if missing := [key for key in keys if key not in labels]:
+        category, image, text = missing[0]
+        raise ValueError(
+            f"{folder / LABELS.format(category)} has no label for {image}, {text!r} "
+            f"({len(missing)} such in all); fetch question and label files that belong together."
+        )
+    return [
+        row | {"image": f"{IMAGES}/{row['image']}", "answer": labels[key]}
+        for row, key in zip(rows, keys, strict=True)
+    ]
+
+
+def _words(text: str) -> str:
+    """The question itself; an instruction follows it on a line of its own."""
+    return text.split("\n")[0].strip()
+
+
+def score(rows: list[dict], answers: dict) -> Scores:
+    said = {question_id: parse_yes_no(text) for question_id, text in answers.items()}
+    table = pope_table(PopeAnswer(row["category"], said[row["question_id"]], row["answer"]) for row in rows)
+    credit = {row["question_id"]: float(said[row["question_id"]] == row["answer"]) for row in rows}
+    return Scores(table, ("mean", "f1"), credit)
+
+
+_LLAVA = "in eval.zip of LLaVA-1.5, see https://github.com/haotian-liu/LLaVA/blob/main/docs/Evaluation.md"
+_POPE = "from https://github.com/AoiDragon/POPE, folder output/coco"
+TASK = Task(
+    name="pope",
+    title="POPE",
+    folder="pope",
+    needs=(
+        File(QUESTIONS, _LLAVA),
+        *(File(LABELS.format(category), _POPE) for category in CATEGORIES),
+        File(IMAGES, "unpack http://images.cocodataset.org/zips/val2014.zip"),
+    ),
+    load=load,
+    score=score,
+)
