@@ -9,7 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SHELLS = [ROOT / ".ci" / "run", *sorted((ROOT / "scripts").rglob("*.sh"))]
-SOURCED = {"scripts/environment.sh", "scripts/v1_5/launch.sh"}  # parts of other scripts
+SOURCED = {
+    "scripts/environment.sh",
+    "scripts/v1_5/launch.sh",
+    "scripts/v1_5/eval/evaluate.sh",
+}  # parts of other scripts
 STRICT = "set -euo pipefail"
 MACHINE_PATH = re.compile(
     r"(?<![\w.}$*/])/(home|Users|root|data|mnt|opt|tmp|srv|var|usr|work\w*|scratch|etc)\b"
