@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from llava.eval.records import get_chunk
-from llava.eval.session import Session, add_flags
+from llava.eval.session import Session, add_flags, positive
 
 
 def exit_code(action: Callable[[], None]) -> int:
@@ -52,7 +52,7 @@ class AnswerCommand:
         add("--answers-file", required=True, help="JSON lines, continued if it exists")
         add("--num-chunks", type=int, default=1, help="parts the questions are split into, one a process")
         add("--chunk-idx", type=int, default=0, help="which part this process answers, from 0")
-        add("--max_new_tokens", type=int, default=self.max_new_tokens, help="longest answer, tokens")
+        add("--max_new_tokens", type=positive, default=self.max_new_tokens, help="longest answer, tokens")
         self.own_flags(parser)
         add_flags(parser)
         return parser.parse_args(argv)

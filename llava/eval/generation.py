@@ -4,7 +4,7 @@ B questions of a batch, T prompt ids (one IMAGE_TOKEN_INDEX for each image), n i
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,19 +105,6 @@ class Stopping:
         """The answer's text, its end mark and outer white space removed."""
         text = self.tokenizer.decode(self.trim(new_ids), skip_special_tokens=True)
         return (text.split(self.text)[0] if self.text else text).strip()
-
-
-def make_prompts(
-    questions: Iterable[dict], model, tokenizer, template: Conversation, refuse: Callable
-) -> list[Prompt]:
-    """Tokenize all questions, the longest first: what is too large for the memory fails at once."""
-    prompts = []
-    for question in questions:
-        try:
-            prompts.append(make_prompt(question, model, tokenizer, template))
-        except ValueError as error:
-            refuse(question, error)
-    return sorted(prompts, key=lambda prompt: -prompt.length)  # stable
 
 
 def make_prompt(question: dict, model, tokenizer, template: Conversation) -> Prompt:

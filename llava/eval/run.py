@@ -14,7 +14,7 @@ from pathlib import Path
 from llava.eval import report
 from llava.eval.judge import Judge
 from llava.eval.records import check_questions, texts_by_id
-from llava.eval.session import Answered, Session, add_flags, read_config
+from llava.eval.session import Answered, Session, add_flags, positive, read_config
 from llava.eval.task import Scores, Task
 from llava.eval.tasks import TASKS
 
@@ -35,8 +35,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="answers, submissions and the report; default: playground/eval/MODEL, followed by what "
         "--scale_factor and --limit say",
     )
-    add("--max_new_tokens", type=int, help="longest answer, tokens; default: each task's own")
-    add("--limit", type=int, help="ask this many questions of a task alone, evenly spaced over it")
+    add("--max_new_tokens", type=positive, help="longest answer, tokens; default: each task's own")
+    add("--limit", type=positive, help="ask this many questions of a task alone, evenly spaced over it")
     add(
         "--judge-url",
         help="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1, for tasks with a judge",
@@ -45,8 +45,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--judge-key-env", default="OPENAI_API_KEY", help="environment variable that holds its key")
     add_flags(parser)
     args = parser.parse_args(argv)
-    if args.limit is not None and args.limit < 1:
-        parser.error(f"--limit must be at least 1, got {args.limit}")
     if bool(args.judge_url) != bool(args.judge_model):
         parser.error("--judge-url and --judge-model go together")
     return args
@@ -95,8 +93,8 @@ def output_dir(args: argparse.Namespace) -> Path:
     return Path("playground/eval", name + "".join(marks))
 
 
-def evaluate(args: argparse.Namespace) -> Path:
-    """Ask, score and report all chosen tasks; gives the report's path.
+def evaluate(args: argparse.Namespace) -> None:
+    """Ask, score and report all chosen tasks.
 
     Raises:
         ValueError: for what the user can mend; says how.
@@ -117,7 +115,7 @@ def evaluate(args: argparse.Namespace) -> Path:
             report.save_result(own, task, rows, answered, scores, files, session, data)
     if session.processes.is_main_process:
         print(report.write_report(folder))
-    return folder / "report.html"
+        print(f"report: {folder / 'report.html'}")
 
 
 def ask(task: Task, session: Session, args: argparse.Namespace, folder: Path) -> tuple[list[dict], Answered]:
@@ -148,11 +146,10 @@ def settle(
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
-        page = evaluate(args)
+        evaluate(args)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"report: {page}")
     return 0
 
 

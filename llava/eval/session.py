@@ -6,6 +6,7 @@ see the folder that the answers go to.
 
 import argparse
 import json
+import os
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,17 +29,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--conv-mode", help=f"template; default: config.json's conv_version, else {DEFAULT_TEMPLATE}")
     add("--temperature", type=float, default=0.0, help="0: greedy")
     add("--top_p", type=float, help="nucleus of this probability; only with a temperature")
-    add("--num_beams", type=_positive, default=1, help="beams")
-    add("--batch_size", type=_positive, help="questions at a time; default: as many as --token_budget holds")
+    add("--num_beams", type=positive, default=1, help="beams")
+    add("--batch_size", type=positive, help="questions at a time; default: as many as --token_budget holds")
     add(
         "--token_budget",
-        type=_positive,
+        type=positive,
         default=TOKEN_BUDGET,
         help="tokens of a batch: prompts padded to the longest, visual tokens, answers and beams included "
         f"(default {TOKEN_BUDGET}: 8 GB of keys and values for a 7B model in half precision)",
     )
     add("--image_aspect_ratio", help="override the model's own, e.g. square or pad")
-    add("--scale_factor", type=_positive, help="override the model's own compression side")
+    add("--scale_factor", type=positive, help="override the model's own compression side")
     add(
         "--on_bad_record",
         choices=("fail", "skip"),
@@ -47,7 +48,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A flag's whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
@@ -116,7 +118,9 @@ class Session:
         import torch
         from accelerate import PartialState
 
-        self.processes = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        # accelerate sees several processes on CPUs only if told that they are CPUs
+        self.processes = PartialState(cpu=several and not torch.cuda.is_available(), timeout=PATIENCE)
 
     def devices(self) -> dict[str, str]:
         """What this runs on, for a report."""
@@ -132,12 +136,11 @@ class Session:
         from llava.mm_utils import get_model_name_from_path
         from llava.model.builder import load_pretrained_model
 
-        device = self.processes.device
         tokenizer, model, image_processor, _ = load_pretrained_model(
             self.args.model_path,
             self.args.model_base,
             get_model_name_from_path(self.args.model_path),
-            device=str(device) if device.type == "cuda" else None,
+            device=str(self.processes.device),
         )
         override_settings(model, self.args.image_aspect_ratio, self.args.scale_factor)
         return tokenizer, model, image_processor
@@ -194,16 +197,22 @@ class Session:
         )
 
     def _ask(
-        self, questions, answers: AnswerFile, kept: set, image_folder: Path, decoding, refusals
+        self,
+        questions: list[dict],
+        answers: AnswerFile,
+        kept: set,
+        image_folder: Path,
+        decoding,
+        refusals: "_Refusals",
     ) -> float | None:
         """Answer this process's part of the batches; gives the sequence positions of an image on average."""
         from tqdm import tqdm
 
-        from llava.eval.generation import answer_batches, make_prompts, split_batches
+        from llava.eval.generation import answer_batches, split_batches
 
         args, state = self.args, self.processes
         tokenizer, model, image_processor = self._loaded
-        prompts = make_prompts(questions, model, tokenizer, self.template, refusals.refuse)
+        prompts = self._prompts(questions, refusals)
         budget = args.token_budget // decoding.num_beams
         batches = split_batches(prompts, args.batch_size, budget, decoding.max_new_tokens)
         unfinished = [batch for batch in batches if any(key_of(p.question) not in kept for p in batch)]
@@ -227,6 +236,26 @@ class Session:
                     answers.append(question, text)
                     bar.update()
         return _positions_per_image(prompts)
+
+    def _prompts(self, questions: list[dict], refusals: "_Refusals") -> list:
+        """All questions as prompts, the longest first: what is too large for the memory fails at once.
+
+        Each process tokenizes its part: the questions are many where the answers are short.
+        """
+        from accelerate.utils import gather_object
+
+        from llava.eval.generation import Prompt, make_prompt
+
+        tokenizer, model, _ = self._loaded
+        made = []
+        for i in range(self.processes.process_index, len(questions), self.processes.num_processes):
+            try:
+                prompt = make_prompt(questions[i], model, tokenizer, self.template)
+                made.append((i, prompt.input_ids, prompt.length))
+            except ValueError as error:
+                refusals.refuse(questions[i], error)
+        made = sorted(gather_object(made), key=lambda part: (-part[2], part[0]))
+        return [Prompt(questions[i], input_ids, length) for i, input_ids, length in made]
 
 
 def override_settings(model, image_aspect_ratio: str | None, scale_factor: int | None) -> None:

@@ -5,7 +5,14 @@ from itertools import chain
 
 import pytest
 
-from llava.eval.records import AnswerFile, get_chunk, load_questions, model_fingerprint
+from llava.eval.records import (
+    AnswerFile,
+    check_questions,
+    get_chunk,
+    load_questions,
+    model_fingerprint,
+    texts_by_id,
+)
 
 QUESTIONS = [{"question_id": i, "text": f"Q{i}?", "image": "a.png"} for i in range(4)]
 SETTINGS = {"conv_mode": "vicuna_v1", "temperature": 0.0}
@@ -118,3 +125,77 @@ def test_a_fingerprint_tells_two_trainings_of_one_shape_apart(tmp_path):
     assert model_fingerprint(tmp_path) == first
     weights.write_bytes(bytes([1]) * 50_000)
     assert model_fingerprint(tmp_path) != first
+
+
+def test_answers_of_several_processes_are_read_by_any_number_and_become_one_file(tmp_path):
+    for process, i in ((0, 3), (1, 1), (2, 0)):
+        answers = AnswerFile(tmp_path / "a.jsonl", QUESTIONS, "m", SETTINGS, process)
+        answers.append(QUESTIONS[i], f"by {process}")
+    part = tmp_path / "a.jsonl.part2"
+    part.write_bytes(part.read_bytes()[:-5])  # killed while it was writing
+
+    again = AnswerFile(tmp_path / "a.jsonl", QUESTIONS, "m", SETTINGS)
+    assert set(again.answered) == {(3, "Q3?"), (1, "Q1?")}
+    again.append(QUESTIONS[0], "again")
+    again.append(QUESTIONS[2], "new")
+    again.finish()
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [(row["question_id"], row["text"]) for row in rows] == [
+        (0, "again"),
+        (1, "by 1"),
+        (2, "new"),
+        (3, "by 0"),
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_a_kill_while_parts_are_joined_repeats_no_answer(tmp_path):
+    open_file(tmp_path).append(QUESTIONS[0], "zero")
+    path = tmp_path / "new" / "a.jsonl"
+    path.with_name("a.jsonl.part1").write_bytes(path.read_bytes())
+    answers = open_file(tmp_path)
+    answers.finish()
+    assert len(path.read_text().splitlines()) == 1
+
+
+def test_two_different_answers_to_a_question_are_refused(tmp_path):
+    answers = open_file(tmp_path)
+    answers.append(QUESTIONS[0], "zero")
+    answers.append(QUESTIONS[0], "nought")
+    with pytest.raises(ValueError, match="question 0 a second time and otherwise"):
+        open_file(tmp_path)
+
+
+def test_one_id_may_have_several_texts_in_a_question_file_but_not_in_a_benchmark(tmp_path):
+    rows = [{"question_id": "image 7", "text": text} for text in ("brand?", "year?")]
+    assert load_questions(write_jsonl(tmp_path / "q.jsonl", rows)) == rows
+    answers = open_file(tmp_path, questions=rows)
+    for row in rows:
+        answers.append(row, row["text"])
+    answers.finish()
+    assert len(open_file(tmp_path, questions=rows).answered) == 2
+    with pytest.raises(ValueError, match="textvqa: question_id image 7 stands more than once"):
+        check_questions(rows, "textvqa")
+
+
+def test_an_empty_question_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"q\.jsonl: holds no questions"):
+        load_questions(write_jsonl(tmp_path / "q.jsonl", []))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([0, 1, 2], "question 3: no answer"),
+        ([0, 1, 2, 3, 3], "question 3: more than once in the answers file"),
+        ([0, 1, 2, 3, 9], "question 9: answered but not in the question file"),
+    ],
+)
+def test_answers_that_do_not_pair_with_the_questions_are_refused(ids, message):
+    with pytest.raises(ValueError, match=message):
+        texts_by_id(QUESTIONS, [{"question_id": i, "text": ""} for i in ids])
+
+
+def test_answers_pair_with_questions_in_any_order():
+    rows = [{"question_id": i, "text": str(i)} for i in (2, 0, 3, 1)]
+    assert list(texts_by_id(QUESTIONS, rows).items()) == [(0, "0"), (1, "1"), (2, "2"), (3, "3")]
