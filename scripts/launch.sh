@@ -23,14 +23,7 @@ set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
-head_comment() { sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$1"; }
-
-if [[ ${1:-} == --help || ${1:-} == -h ]]; then  # of the script that sources this one
-  head_comment "$0"
-  echo
-  head_comment "${BASH_SOURCE[0]}"
-  exit
-fi
+source "$ROOT/scripts/common.sh"
 
 die() {
   echo "error: $*" >&2
@@ -42,16 +35,6 @@ require_counts() {  # NAME...: each is a whole number above 0
   for name; do
     [[ ${!name} =~ ^[1-9][0-9]*$ ]] || die "$name must be a whole number above 0, got '${!name}'."
   done
-}
-
-num_gpus() {  # that this process may use
-  local listed visible
-  listed=$(nvidia-smi --list-gpus 2> /dev/null | grep -c ^GPU || true)
-  if ((listed)) && [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
-    IFS=, read -ra visible <<< "${CUDA_VISIBLE_DEVICES/#-1*/}"
-    listed=${#visible[@]}
-  fi
-  echo "$listed"
 }
 
 is_ampere() {  # or newer: has bf16 and TF32

@@ -1,8 +1,8 @@
 """Questions in, answers out: JSON-lines files that survive being killed and are never mixed up.
 
 A question row is {"question_id", "text", "image"?, ...}; an answer row is LLaVA's {"question_id", "prompt",
-"text", "answer_id", "model_id", "metadata"}. `metadata` holds the settings that made the answer: a file tells
-by itself whether it may be continued.
+"text", "answer_id", "model_id", "metadata"}, followed by the question's "answer_fields", if it has any.
+`metadata` holds the settings that made the answer: a file tells by itself whether it may be continued.
 """
 
 import glob
@@ -236,6 +236,7 @@ class AnswerFile:
             "answer_id": uuid.uuid5(uuid.NAMESPACE_URL, f"{self.model_id}/{question_id}/{text}").hex,
             "model_id": self.model_id,
             "metadata": self.settings,
+            **question.get("answer_fields", {}),
         }
         if not self._is_open:
             self._open()

@@ -75,6 +75,13 @@ def check_files(tasks: list[Task], data_root: Path) -> None:
         raise ValueError("\n  ".join([f"{len(lines)} file(s) missing; complete: {ready}.", *lines]))
 
 
+def limited(rows: list[dict], limit: int | None) -> list[dict]:
+    """`limit` rows evenly spaced, those of one "group" counting as one: they are scored together."""
+    groups = [row.get("group", row["question_id"]) for row in rows]
+    kept = set(report.spaced(list(dict.fromkeys(groups)), limit))
+    return [row for row, group in zip(rows, groups, strict=True) if group in kept]
+
+
 def output_dir(args: argparse.Namespace) -> Path:
     """--output-dir, or a folder of its own for a model, a scale factor and a limit."""
     if args.output_dir:
@@ -114,7 +121,7 @@ def evaluate(args: argparse.Namespace) -> None:
 def ask(task: Task, session: Session, args: argparse.Namespace, folder: Path) -> tuple[list[dict], Answered]:
     """A task's questions, and what the model answered."""
     data = args.data_root / task.folder
-    rows = report.spaced(check_questions(task.load(data), f"{task.name} ({data})"), args.limit)
+    rows = limited(check_questions(task.load(data), f"{task.name} ({data})"), args.limit)
     if session.processes.is_main_process:
         print(f"{task.title}: {len(rows):,} questions", flush=True)
     max_new_tokens = args.max_new_tokens or task.max_new_tokens

@@ -55,7 +55,7 @@ class Task:
         load: from that folder to question rows {"question_id" (its own), "text": the user's whole turn, the
             answer's instruction included, "image"?: a path relative to the folder, the bytes of an encoded
             image, or a list of these, "answer"?: what the report shows as expected (a text or a list of
-            texts), and whatever scoring needs}.
+            texts), "group"?: the same for rows that are scored together, and whatever scoring needs}.
         max_new_tokens: longest answer, tokens.
         score: (rows, answers) to scores, where the right answers are known.
         export: (rows, answers, folder) writes the submission's files there and gives their paths.

@@ -1,6 +1,34 @@
 """Every benchmark by its name in --tasks; one small file each."""
 
 from llava.eval.task import Task
-from llava.eval.tasks import easy_vqa, pope
+from llava.eval.tasks import (
+    easy_vqa,
+    gqa,
+    mmbench,
+    mme,
+    pope,
+    science_qa,
+    seed,
+    textvqa,
+    vizwiz,
+    vqav2,
+)
 
-TASKS: dict[str, Task] = {task.name: task for task in (easy_vqa.TASK, pope.TASK)}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        easy_vqa.TASK,
+        vqav2.TASK,
+        vqav2.VAL,
+        gqa.TASK,
+        vizwiz.TASK,
+        vizwiz.VAL,
+        science_qa.TASK,
+        textvqa.TASK,
+        pope.TASK,
+        mme.TASK,
+        mmbench.TASK,
+        mmbench.CN,
+        seed.TASK,
+    )
+}

@@ -9,23 +9,29 @@ from pathlib import Path
 from llava.eval.metrics import PopeAnswer, parse_yes_no, pope_table
 from llava.eval.records import load_questions, read_jsonl
 from llava.eval.task import File, Scores, Task
+from llava.eval.tasks.shared import EVAL_ZIP, credit_of, images_in
 
 CATEGORIES = ("random", "popular", "adversarial")
 QUESTIONS = "llava_pope_test.jsonl"
-LABELS = "coco/coco_pope_{}.json"
+LABEL_FOLDER, LABELS = "coco", "coco_pope_{}.json"
 IMAGES = "val2014"
 
 
 def load(folder: Path) -> list[dict]:
-    """Question rows with "category" and "answer", "yes" or "no".
+    """Question rows with "category" and "answer", "yes" or "no"."""
+    return images_in(IMAGES, with_labels(load_questions(folder / QUESTIONS), folder / LABEL_FOLDER))
 
-    Labels are found by image and question: the label files number their lines each from 1.
+
+def with_labels(rows: list[dict], folder: Path) -> list[dict]:
+    """Rows with their "answer" from a folder of label files, which number their lines each from 1.
+
+    Raises:
+        ValueError: for a missing file, or a question without a label.
     """
     labels = {}
     for category in CATEGORIES:
         for row in read_jsonl(folder / LABELS.format(category)):
             labels[category, row["image"], _words(row["text"])] = row["label"]
-    rows = load_questions(folder / QUESTIONS)
     keys = [(row["category"], row["image"], _words(row["text"])) for row in rows]
     if missing := [key for key in keys if key not in labels]:
         category, image, text = missing[0]
@@ -33,10 +39,7 @@ def load(folder: Path) -> list[dict]:
             f"{folder / LABELS.format(category)} has no label for {image}, {text!r} "
             f"({len(missing)} such in all); fetch question and label files that belong together."
         )
-    return [
-        row | {"image": f"{IMAGES}/{row['image']}", "answer": labels[key]}
-        for row, key in zip(rows, keys, strict=True)
-    ]
+    return [row | {"answer": labels[key]} for row, key in zip(rows, keys, strict=True)]
 
 
 def _words(text: str) -> str:
@@ -47,19 +50,17 @@ def _words(text: str) -> str:
 def score(rows: list[dict], answers: dict) -> Scores:
     said = {question_id: parse_yes_no(text) for question_id, text in answers.items()}
     table = pope_table(PopeAnswer(row["category"], said[row["question_id"]], row["answer"]) for row in rows)
-    credit = {row["question_id"]: float(said[row["question_id"]] == row["answer"]) for row in rows}
-    return Scores(table, ("mean", "f1"), credit)
+    return Scores(table, ("mean", "f1"), credit_of(rows, said))
 
 
-_LLAVA = "in eval.zip of LLaVA-1.5, see https://github.com/haotian-liu/LLaVA/blob/main/docs/Evaluation.md"
 _POPE = "from https://github.com/AoiDragon/POPE, folder output/coco"
 TASK = Task(
     name="pope",
     title="POPE",
     folder="pope",
     needs=(
-        File(QUESTIONS, _LLAVA),
-        *(File(LABELS.format(category), _POPE) for category in CATEGORIES),
+        File(QUESTIONS, EVAL_ZIP),
+        *(File(f"{LABEL_FOLDER}/{LABELS.format(category)}", _POPE) for category in CATEGORIES),
         File(IMAGES, "unpack http://images.cocodataset.org/zips/val2014.zip"),
     ),
     load=load,

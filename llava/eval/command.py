@@ -1,0 +1,84 @@
+"""What the published commands share: those that answer a file of questions, and how a command fails."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llava.eval.records import get_chunk
+from llava.eval.session import Session, add_flags, positive
+
+
+def exit_code(action: Callable[[], None]) -> int:
+    """0, or 1 after printing what the user can mend."""
+    try:
+        action()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+@dataclass(frozen=True)
+class AnswerCommand:
+    """A command that answers a file of questions into an answers file.
+
+    Args:
+        module: its name after `python -m`.
+        description: for --help.
+        questions: what --question-file is, for --help.
+        load: from the parsed flags to question rows.
+        max_new_tokens: default of the flag.
+        own_flags: adds those that other commands lack.
+    """
+
+    module: str
+    description: str
+    questions: str
+    load: Callable[[argparse.Namespace], list[dict]]
+    max_new_tokens: int = 1024
+    own_flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+
+    def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
+        parser = argparse.ArgumentParser(
+            prog=f"python -m {self.module}",
+            description=self.description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        add = parser.add_argument
+        add("--question-file", required=True, help=self.questions)
+        add("--image-folder", default="", help="where the questions' image paths start")
+        add("--answers-file", required=True, help="JSON lines, continued if it exists")
+        add("--num-chunks", type=int, default=1, help="parts the questions are split into, one a process")
+        add("--chunk-idx", type=int, default=0, help="which part this process answers, from 0")
+        add("--max_new_tokens", type=positive, default=self.max_new_tokens, help="longest answer, tokens")
+        self.own_flags(parser)
+        add_flags(parser)
+        return parser.parse_args(argv)
+
+    def evaluate(self, args: argparse.Namespace) -> None:
+        """Answer all questions of this chunk that have no answer yet; complete the answers file.
+
+        Raises:
+            ValueError: for what the user can mend; says how. The answers so far stay in the file.
+        """
+        questions = get_chunk(self.load(args), args.num_chunks, args.chunk_idx)
+        session = Session(args)
+        answered = session.answer(questions, args.answers_file, args.image_folder, args.max_new_tokens)
+        if session.processes.is_main_process:
+            for question_id, reason in answered.skipped:
+                print(f"skipped question {question_id}: {reason}")
+            if answered.skipped:
+                print(f"{len(answered.skipped)} question(s) skipped")
+            print(f"answers: {args.answers_file}")
+
+    def main(self, argv: list[str] | None = None) -> int:
+        args = self.parse_args(argv)
+        return exit_code(lambda: self.evaluate(args))
+
+
+def add_single_pred_prompt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--single-pred-prompt", action="store_true", help="ask for the option's letter, as LLaVA-1.5 does"
+    )

@@ -1,0 +1,37 @@
+"""Score POPE's answers: the five measures of each category, and their means."""
+
+import argparse
+from pathlib import Path
+
+from llava.eval.command import exit_code
+from llava.eval.records import load_questions, read_jsonl, texts_by_id
+from llava.eval.tasks import pope
+
+NAMES = {"accuracy": "Accuracy", "precision": "Precision", "recall": "Recall", "f1": "F1 score"}
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    rows = pope.with_labels(load_questions(args.question_file), args.annotation_dir)
+    table = pope.score(rows, texts_by_id(rows, read_jsonl(args.result_file))).table
+    for category, measures in table.items():
+        print(f"Category: {category}, # samples: {measures['accuracy'].total}")
+        for measure, name in NAMES.items():
+            print(f"{name}: {measures[measure].value}")
+        print(f"Yes ratio: {measures['yes_ratio'].value}")
+        shown = ("f1", "accuracy", "precision", "recall", "yes_ratio")
+        print(", ".join(f"{measures[measure].value:.3f}" for measure in shown))
+        print("====================================")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m llava.eval.eval_pope", description=__doc__)
+    add = parser.add_argument
+    add("--annotation-dir", type=Path, required=True, help="POPE's folder of coco_pope_*.json")
+    add("--question-file", required=True, help=f"LLaVA's {pope.QUESTIONS}")
+    add("--result-file", required=True, help="answers, JSON lines")
+    args = parser.parse_args(argv)
+    return exit_code(lambda: evaluate(args))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,67 @@
+"""GQA: questions that a scene graph answers, on the balanced split of testdev.
+
+Source: Hudson and Manning, "GQA: a new dataset for real-world visual reasoning and compositional question
+answering", 2019; the question file is LLaVA-1.5's.
+"""
+
+import json
+from pathlib import Path
+
+from llava.eval.metrics import GQAAnswer, gqa_correct, gqa_table, normalize_gqa_answer
+from llava.eval.records import load_questions, write_text
+from llava.eval.task import File, Scores, Task
+from llava.eval.tasks.shared import EVAL_ZIP, annotations_of, images_in, read_json
+
+QUESTIONS = "llava_gqa_testdev_balanced.jsonl"
+ANNOTATIONS = "data/testdev_balanced_questions.json"
+IMAGES = "data/images"
+
+
+def load(folder: Path) -> list[dict]:
+    """Question rows with "answer" and "structural_type"."""
+    rows = images_in(IMAGES, load_questions(folder / QUESTIONS))
+    ids = [str(row["question_id"]) for row in rows]
+    found = annotations_of(ids, read_json(folder / ANNOTATIONS), folder / ANNOTATIONS)
+    return [
+        row | {"answer": known["answer"], "structural_type": known["types"]["structural"]}
+        for row, known in zip(rows, found, strict=True)
+    ]
+
+
+def score(rows: list[dict], answers: dict) -> Scores:
+    credit = {
+        row["question_id"]: float(gqa_correct(answers[row["question_id"]], row["answer"])) for row in rows
+    }
+    table = gqa_table(GQAAnswer(bool(credit[row["question_id"]]), row["structural_type"]) for row in rows)
+    return Scores(table, ("overall", "accuracy"), credit)
+
+
+def submission(answers: dict) -> str:
+    """The file that GQA's own eval.py reads."""
+    return json.dumps(
+        [{"questionId": i, "prediction": normalize_gqa_answer(text)} for i, text in answers.items()]
+    )
+
+
+def export(rows: list[dict], answers: dict, folder: Path) -> list[Path]:
+    path = folder / "testdev_balanced_predictions.json"
+    write_text(path, submission(answers))
+    return [path]
+
+
+_GQA = "from https://cs.stanford.edu/people/dorarad/gqa/download.html"
+TASK = Task(
+    name="gqa",
+    title="GQA testdev-balanced",
+    folder="gqa",
+    needs=(
+        File(QUESTIONS, EVAL_ZIP),
+        File(ANNOTATIONS, f"in questions1.2.zip {_GQA}"),
+        File(IMAGES, f"unpack images.zip {_GQA}"),
+    ),
+    load=load,
+    max_new_tokens=128,
+    score=score,
+    export=export,
+    submit_to="GQA's own eval.py",
+)

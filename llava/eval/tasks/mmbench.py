@@ -1,0 +1,171 @@
+"""MMBench and MMBench-CN: a question counts if it is right under every rotation of its options, on dev.
+
+Source: Liu et al., "MMBench: is your multi-modal model an all-around player?", 2023. The server's judge also
+reads answers that name no letter; here they count as wrong, and are counted.
+"""
+
+import csv
+from base64 import b64decode
+from functools import partial
+from pathlib import Path
+
+from llava.eval.metrics import CircularAnswer, circular_table
+from llava.eval.task import File, Scores, Task
+from llava.eval.tasks.shared import LETTERS, OPTION_LETTER, credit_of, letter_of
+
+INSTRUCTIONS = {"en": OPTION_LETTER, "cn": "请直接回答选项字母。"}
+COLUMNS = "ABCD"
+ROTATION = 1_000_000  # question n's rotations are n, n + ROTATION, n + 2 ROTATION, ...
+NOT_UPLOADED = ("hint", "category", "source", "image", "comment", "l2-category")
+PREDICTION_COLUMN = 6  # of the upload, from 0
+
+
+def read_table(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a tsv file, whose images are base64."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file.")
+    csv.field_size_limit(2**31 - 1)  # an image is one field
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    for number, row in enumerate(rows, start=1):
+        if None in row.values() or not {"index", "question", "image", "A", "B"} <= row.keys():
+            raise ValueError(f"{path}, row {number}: has columns missing; fetch the file again.")
+    return rows
+
+
+def read_questions(path: str | Path, instruction: str, all_rounds: bool = False) -> list[dict]:
+    """Question rows {"question_id", "text", "image": bytes, "options": texts of A, B, ..., "columns"}.
+
+    Args:
+        instruction: follows the options on a line of its own; may be empty.
+        all_rounds: ask each question once for each rotation of its options, under the same id.
+    """
+    rows = []
+    for columns in read_table(path):
+        options = _options(columns)
+        for shift in range(len(options) if all_rounds else 1):
+            rotated = options[shift:] + options[:shift]
+            lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, rotated, strict=False)]
+            hint = columns.get("hint", "")
+            lines = [*([hint] if _is_given(hint) else []), columns["question"], *lines]
+            letters = list(LETTERS[: len(options)])
+            rows.append(
+                {
+                    "question_id": int(columns["index"]),
+                    "text": "\n".join([*lines, instruction] if instruction else lines),
+                    "image": _image(columns, path),
+                    "options": options,
+                    "columns": {name: text for name, text in columns.items() if name != "image"},
+                    # of LLaVA's answer rows
+                    "answer_fields": {
+                        "round_id": shift,
+                        "options": rotated,
+                        "option_char": letters[shift:] + letters[:shift],
+                    },
+                }
+            )
+    return rows
+
+
+def _image(columns: dict, path: str | Path) -> bytes:
+    """The encoded image of a row; an empty one would be a question without an image."""
+    try:
+        image = b64decode(columns["image"], validate=True)
+    except ValueError:
+        image = b""
+    if not image:
+        raise ValueError(f"{path}, question {columns['index']}: no base64 image; fetch the file again.")
+    return image
+
+
+def _options(columns: dict) -> list[str]:
+    """The texts of A, B, ... up to the first that is not given."""
+    texts = [columns.get(letter, "") for letter in COLUMNS]
+    return texts[: next((i for i, text in enumerate(texts) if not _is_given(text)), len(texts))]
+
+
+def _is_given(text: str) -> bool:
+    return text.lower() not in ("", "nan", "none")
+
+
+def load(folder: Path, name: str, language: str) -> list[dict]:
+    """Rows of a tsv file, with "answer", a letter, and "group", the same for the rotations of a question."""
+    _openpyxl()  # should it be missing, say so before any question is asked
+    rows = read_questions(folder / name, INSTRUCTIONS[language])
+    for row in rows:
+        row |= {"answer": row["columns"]["answer"], "group": row["question_id"] % ROTATION}
+    return rows
+
+
+def score(rows: list[dict], answers: dict) -> Scores:
+    said = {row["question_id"]: letter_of(answers[row["question_id"]], len(row["options"])) for row in rows}
+    credit = credit_of(rows, said)
+    table = circular_table(
+        CircularAnswer(
+            question=row["group"],
+            correct=bool(credit[row["question_id"]]),
+            first=row["question_id"] < ROTATION,
+            labels=(row["columns"]["l2-category"], row["columns"]["category"]),
+        )
+        for row in rows
+    )
+    return Scores(table, ("overall", "circular"), credit, unparsed=list(said.values()).count(None))
+
+
+def _openpyxl():
+    try:
+        import openpyxl
+    except ImportError:
+        raise ValueError("MMBench's upload is a spreadsheet; install openpyxl or llava[eval].") from None
+    return openpyxl
+
+
+def write_submission(rows: list[dict], answers: dict, path: Path) -> None:
+    """The server's spreadsheet: the question file's columns and what the model said.
+
+    Args:
+        rows: with "question_id" and "columns".
+    """
+    openpyxl = _openpyxl()
+    book = openpyxl.Workbook(write_only=True)
+    sheet = book.create_sheet("Sheet1")
+
+    def text_cell(text: str):
+        cell = openpyxl.cell.WriteOnlyCell(sheet, openpyxl.cell.cell.ILLEGAL_CHARACTERS_RE.sub("", text))
+        cell.data_type = "s"  # "= 5" is no formula
+        return cell
+
+    names = [name for name in rows[0]["columns"] if name not in NOT_UPLOADED] if rows else []
+    sheet.append([*names[:PREDICTION_COLUMN], "prediction", *names[PREDICTION_COLUMN:]])
+    for row in rows:
+        cells = [text_cell(row["columns"][name]) for name in names]
+        cells[names.index("index")] = row["question_id"]
+        cells.insert(PREDICTION_COLUMN, text_cell(answers[row["question_id"]]))
+        sheet.append(cells)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    book.save(path)
+
+
+def export(rows: list[dict], answers: dict, folder: Path) -> list[Path]:
+    path = folder / "answers_upload.xlsx"
+    write_submission(rows, answers, path)
+    return [path]
+
+
+def _task(name: str, title: str, language: str, table: str) -> Task:
+    return Task(
+        name=name,
+        title=title,
+        folder="mmbench",
+        needs=(
+            File(table, f"from https://download.openmmlab.com/mmclassification/datasets/mmbench/{table}"),
+        ),
+        load=partial(load, name=table, language=language),
+        score=score,
+        export=export,
+        submit_to="https://mmbench.opencompass.org.cn/mmbench-submission",
+    )
+
+
+TASK = _task("mmbench", "MMBench dev", "en", "mmbench_dev_20230712.tsv")
+CN = _task("mmbench_cn", "MMBench-CN dev", "cn", "mmbench_dev_cn_20231003.tsv")

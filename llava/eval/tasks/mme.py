@@ -1,0 +1,99 @@
+"""MME: two yes/no questions an image, one of each answer, in ten tasks of perception and four of cognition.
+
+Source: Fu et al., "MME: a comprehensive evaluation benchmark for multimodal large language models", 2023; the
+question file is LLaVA-1.5's.
+"""
+
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from llava.eval.metrics import MMEAnswer, mme_table, parse_mme_answer
+from llava.eval.records import load_questions, write_text
+from llava.eval.task import File, Scores, Task
+from llava.eval.tasks.shared import EVAL_ZIP, SINGLE_WORD, credit_of, images_in
+
+QUESTIONS = "llava_mme.jsonl"
+IMAGES = "MME_Benchmark_release_version"
+YES_OR_NO = "Please answer yes or no."
+
+
+def load(folder: Path) -> list[dict]:
+    """Question rows with "answer", "yes" or "no", "line": MME's own, "category" and "file".
+
+    The published ids are the images'; here the first and the second question of an image have ids of their
+    own, and the image as "group".
+    """
+    truth, times, rows = {}, Counter(), []
+    for row in images_in(IMAGES, load_questions(folder / QUESTIONS)):
+        image = row["question_id"]
+        category, name = image.split("/")[0], Path(image).stem + ".txt"
+        if image not in truth:
+            truth[image] = _read_truth(folder / IMAGES / category, name)
+        if _words(row["text"]) not in truth[image]:
+            raise ValueError(
+                f"{folder / IMAGES / category}: {name} has no question {_words(row['text'])!r}; fetch "
+                "question file and benchmark anew."
+            )
+        line = truth[image][_words(row["text"])]
+        times[image] += 1
+        rows.append(
+            row
+            | {"question_id": f"{image}#{times[image]}", "group": image, "category": category, "file": name}
+            | {"line": line, "answer": line.split("\t")[1].lower()}
+        )
+    return rows
+
+
+def _read_truth(folder: Path, name: str) -> dict[str, str]:
+    """{words of a question: "question<tab>answer"} of an image's file, which may lie a folder deeper."""
+    deeper = folder / "questions_answers_YN"
+    path = (deeper if deeper.is_dir() else folder) / name
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; fetch the benchmark anew.")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if any(line.count("\t") != 1 for line in lines):
+        raise ValueError(f"{path}: expected lines of a question, a tab and an answer.")
+    return {_words(line.split("\t")[0]): line for line in lines}
+
+
+def _words(text: str) -> str:
+    """A question without its instruction, which MME and LLaVA word otherwise."""
+    return " ".join(text.replace(SINGLE_WORD, "").replace(YES_OR_NO, "").split())
+
+
+def score(rows: list[dict], answers: dict) -> Scores:
+    """Points of tasks, perception and cognition."""
+    said = {question_id: parse_mme_answer(text) for question_id, text in answers.items()}
+    credit = credit_of(rows, said)
+    table = mme_table(
+        MMEAnswer(row["category"], row["group"], bool(credit[row["question_id"]])) for row in rows
+    )
+    headline = "perception" if "perception" in table else "cognition"  # --limit may leave one
+    return Scores(
+        table, (headline, "score"), credit, points=("score",), unparsed=list(said.values()).count("other")
+    )
+
+
+def export(rows: list[dict], answers: dict, folder: Path) -> list[Path]:
+    """A file a task as MME's calculation.py reads them: an image's two questions in lines that follow."""
+    lines = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row["group"]):
+        said = " ".join(answers[row["question_id"]].split())  # a tab or a new line would end the field
+        lines[row["category"]].append("\t".join((row["file"], row["line"], said)) + "\n")
+    paths = {folder / "eval_tool" / f"{category}.txt": "".join(part) for category, part in lines.items()}
+    for path, text in paths.items():
+        write_text(path, text)
+    return list(paths)
+
+
+_MME = "see https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation"
+TASK = Task(
+    name="mme",
+    title="MME",
+    folder="MME",
+    needs=(File(QUESTIONS, EVAL_ZIP), File(IMAGES, _MME)),
+    load=load,
+    score=score,
+    export=export,
+    submit_to="--results_dir of MME's own eval_tool/calculation.py",
+)

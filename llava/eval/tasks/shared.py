@@ -1,0 +1,93 @@
+"""What several benchmarks have in common: LLaVA-1.5's instructions, sources, and how files are read."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from llava.eval.metrics import mean_table, parse_option_letter
+from llava.eval.records import texts_by_id
+from llava.eval.task import Scores
+
+SINGLE_WORD = "Answer the question using a single word or phrase."
+OPTION_LETTER = "Answer with the option's letter from the given choices directly."
+LETTERS = "ABCDE"
+EVAL_ZIP = "in eval.zip of LLaVA-1.5, see https://github.com/haotian-liu/LLaVA/blob/main/docs/Evaluation.md"
+
+
+def read_json(path: str | Path) -> dict | list:
+    """A JSON file.
+
+    Raises:
+        ValueError: if it is missing or cut off; names it.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file.")
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error}); fetch it again.") from None
+
+
+def images_in(folder: str, rows: list[dict]) -> list[dict]:
+    """The rows with their image paths put below `folder`."""
+    return [row | {"image": f"{folder}/{row['image']}"} for row in rows]
+
+
+def find(table: dict, key, where: str | Path):
+    """`table[key]`.
+
+    Raises:
+        ValueError: if there is none: the files do not belong together.
+    """
+    if key not in table:
+        raise ValueError(
+            f"{where} has nothing for question {key}; fetch question and annotation files that belong "
+            "together."
+        )
+    return table[key]
+
+
+def annotations_of(keys: list, annotations: dict, where: str | Path) -> list:
+    """The annotation of each question's key.
+
+    Args:
+        where: the annotations' file, for messages.
+    Raises:
+        ValueError: if a question has none, or one is of no question: a file is cut, or of another edition.
+    """
+    if missing := annotations.keys() - set(keys):
+        raise ValueError(
+            f"{len(missing)} questions of {where} are not there, among them {min(missing)}; use whole files."
+        )
+    return [find(annotations, key, where) for key in keys]
+
+
+def answers_by_id(rows: list[dict]) -> dict:
+    """{question_id: text} of an answers file's rows. Raises ValueError for an id that stands twice."""
+    return texts_by_id([{"question_id": i} for i in dict.fromkeys(row["question_id"] for row in rows)], rows)
+
+
+def credit_of(rows: list[dict], said: dict) -> dict:
+    """{question_id: 1.0 or 0.0}: whether what an answer was understood to say is the row's "answer"."""
+    return {row["question_id"]: float(said[row["question_id"]] == row["answer"]) for row in rows}
+
+
+def letter_of(text: str, num_options: int) -> str | None:
+    """The option that an answer names, of the first `num_options`; None if it names no one of them."""
+    return parse_option_letter(text, LETTERS[:num_options])
+
+
+def open_answer_scores(
+    rows: list[dict], answers: dict, accuracy: Callable[[str, Sequence[str]], float], part: str | None = None
+) -> Scores:
+    """Scores of short answers that ten people gave, too: rows have them as "answer".
+
+    Args:
+        accuracy: (what the model said, the ten answers) to 0..1.
+        part: key of the rows that tells the benchmark's parts apart.
+    """
+    credit = {row["question_id"]: accuracy(answers[row["question_id"]], row["answer"]) for row in rows}
+    table = mean_table(
+        "accuracy", ((credit[row["question_id"]], [row[part]] if part else []) for row in rows)
+    )
+    return Scores(table, ("overall", "accuracy"), credit)

@@ -1,0 +1,27 @@
+"""Turn VizWiz's answers into the file that the evaluation server takes."""
+
+import argparse
+from pathlib import Path
+
+from llava.eval.command import exit_code
+from llava.eval.records import load_questions, read_jsonl, texts_by_id, write_text
+from llava.eval.tasks import vizwiz
+
+
+def convert(annotation_file: str, result_file: str, upload: Path) -> None:
+    rows = load_questions(annotation_file)
+    write_text(upload, vizwiz.submission(rows, texts_by_id(rows, read_jsonl(result_file))))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--annotation-file", required=True, help=f"the questions, {vizwiz.TEST}")
+    add("--result-file", required=True, help="answers, JSON lines")
+    add("--result-upload-file", type=Path, required=True, help="JSON to write")
+    args = parser.parse_args(argv)
+    return exit_code(lambda: convert(args.annotation_file, args.result_file, args.result_upload_file))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

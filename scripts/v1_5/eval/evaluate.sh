@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Variables of every evaluation script:
+#   MODEL_PATH            playground/checkpoints/$CKPT: the model's folder
+#   CKPT                  llava-visualprism
+#   MODEL_BASE            language model that MODEL_PATH completes, where it is a projector or LoRA folder
+#   DATA_ROOT             playground/data/eval, laid out as LLaVA-1.5's docs/Evaluation.md says
+#   OUTPUT_DIR            playground/eval/MODEL: answers, submissions and report.html
+#   SCALE_FACTOR          the model's own
+#   CONV_MODE             the model's own
+#   CUDA_VISIBLE_DEVICES  GPUs to use (all), a process each
+#   NUM_PROCESSES         that many instead           PYTHON  python
+# Flags of llava.eval.run may follow: --limit 100, --batch_size 8, ... Started again, it goes on where it stopped.
+set -euo pipefail
+
+source "$(dirname "${BASH_SOURCE[0]}")/../../common.sh"
+
+evaluate() {  # TASKS, separated by commas, then flags of llava.eval.run
+  local tasks=$1 variable command=("${PYTHON:-python}")
+  shift
+  NUM_PROCESSES=${NUM_PROCESSES:-$(num_gpus)}
+  if ((NUM_PROCESSES > 1)); then
+    command+=(-m torch.distributed.run --standalone --nproc_per_node "$NUM_PROCESSES")
+  fi
+  command+=(-m llava.eval.run --tasks "$tasks")
+  command+=(--model-path "${MODEL_PATH:-playground/checkpoints/${CKPT:-llava-visualprism}}")
+  command+=(--data-root "${DATA_ROOT:-playground/data/eval}")
+  for variable in model-base:MODEL_BASE output-dir:OUTPUT_DIR scale_factor:SCALE_FACTOR conv-mode:CONV_MODE; do
+    local value=${variable#*:}
+    [[ -z ${!value:-} ]] || command+=("--${variable%:*}" "${!value}")
+  done
+  exec "${command[@]}" "$@"
+}

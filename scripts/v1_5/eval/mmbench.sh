@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# MMBench: circular accuracy on dev, and the file that the evaluation server takes.
+#
+#   bash scripts/v1_5/eval/mmbench.sh [flags of llava.eval.run]
+source "$(dirname "${BASH_SOURCE[0]}")/evaluate.sh"
+
+evaluate mmbench "$@"

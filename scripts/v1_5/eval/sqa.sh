@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# ScienceQA: accuracy on test, of all questions and of those with an image.
+#
+#   bash scripts/v1_5/eval/sqa.sh [flags of llava.eval.run]
+source "$(dirname "${BASH_SOURCE[0]}")/evaluate.sh"
+
+evaluate scienceqa "$@"

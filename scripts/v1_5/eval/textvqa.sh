@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# TextVQA: soft accuracy on val, OCR tokens given.
+#
+#   bash scripts/v1_5/eval/textvqa.sh [flags of llava.eval.run]
+source "$(dirname "${BASH_SOURCE[0]}")/evaluate.sh"
+
+evaluate textvqa "$@"
