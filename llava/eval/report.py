@@ -86,6 +86,10 @@ def save_result(
         "submission": [str(file) for file in files],
         "submit_to": task.submit_to,
         "scores": scores and scores_as_json(scores),
+        # of these very answers, as long as none is new
+        "server_score": dict(session.args.server_score).get(
+            task.name, None if answered.num_new else before.get("server_score")
+        ),
     }
     credit = scores.credit if scores else {}
     write_jsonl(folder / "credits.jsonl", ({"question_id": i, "credit": c} for i, c in credit.items()))
@@ -160,9 +164,11 @@ def thumbnail(image: str | bytes, folder: Path) -> str:
 
 def published_table(results: list[dict]) -> dict[str, str]:
     """The published README's row for this model: columns to texts, NOT_RUN where a score is missing."""
-    values = {result["name"]: _headline(result)["value"] for result in results if result["scores"]}
-    tokens = next((result["visual_tokens"] for result in results if result["visual_tokens"]), None)
-    row = {"tokens": f"{tokens:.0f}" if tokens else NOT_RUN}
+    headlines = {result["name"]: _headline(result)[0] for result in results}
+    values = {name: headline["value"] for name, headline in headlines.items() if headline}
+    tokens = sorted(result["visual_tokens"] for result in results if result["visual_tokens"])
+    # tiles are as many as an image's size asks for
+    row = {"tokens": " to ".join(dict.fromkeys(f"{n:.0f}" for n in tokens[:1] + tokens[-1:])) or NOT_RUN}
     for name, column in PUBLISHED.items():
         row[column] = f"{values[name]:.1f}" if name in values else NOT_RUN
     complete = all(name in values for name in AVERAGED)
@@ -170,10 +176,20 @@ def published_table(results: list[dict]) -> dict[str, str]:
     return row | {"average": NOT_RUN if mean is None else f"{mean:.1f}"}
 
 
-def _headline(result: dict) -> dict:
+def markdown_table(row: dict[str, str]) -> str:
+    """A table of one row."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (row, ["---"] * len(row), row.values()))
+
+
+def _headline(result: dict) -> tuple[dict | None, str | None, bool]:
+    """The number to quote, what it measures, and whether that is points: a server's ahead of our own."""
+    if result["server_score"] is not None:
+        return {"value": result["server_score"], "low": None, "high": None}, "server", False
+    if not result["scores"]:
+        return None, None, False
     part, measure = result["scores"]["headline"]
-    scores = result["scores"]
-    return _shown(scores["table"][part][measure], measure in scores["points"])
+    in_points = measure in result["scores"]["points"]
+    return _shown(result["scores"]["table"][part][measure], in_points), f"{measure}, {part}", in_points
 
 
 def _shown(score: dict, is_points: bool) -> dict:
@@ -185,6 +201,7 @@ def _shown(score: dict, is_points: bool) -> dict:
 def _facts(result: dict, samples: list[dict]) -> dict:
     """What the templates show of a task."""
     timing, facts = result["timing"], {**result, "samples": samples, "speed": None, "parts": []}
+    facts["headline"], facts["measure"], facts["in_points"] = _headline(result)
     if timing["seconds"]:
         facts["speed"] = timing["answers"] / timing["seconds"]
     if result["scores"]:
@@ -195,17 +212,11 @@ def _facts(result: dict, samples: list[dict]) -> dict:
             (part, [_shown(columns[m], m in points) if m in columns else None for m in measures])
             for part, columns in table.items()
         ]
-        part, measure = result["scores"]["headline"]
-        facts |= {
-            "headline": _headline(result),
-            "measure": f"{measure}, {part}",
-            "in_points": measure in points,
-        }
     return facts
 
 
 def write_report(folder: Path) -> str:
-    """Write results.json, report.md and report.html; gives the table of headlines as text."""
+    """Write results.json, report.md and report.html; gives the headlines and the published row as text."""
     results = read_results(folder)
     each = max(6, NUM_SHOWN // len(results))
     tasks = []
@@ -213,6 +224,8 @@ def write_report(folder: Path) -> str:
         samples = json.loads((folder / result["name"] / "samples.json").read_text(encoding="utf-8"))
         tasks.append(_facts(result, wrong_first(samples, [row["credit"] for row in samples], each)))
     published = published_table(results)
+    compared = bool({row["name"] for row in results} & PUBLISHED.keys())
+    table = markdown_table(published)
     write_text(
         folder / "results.json",
         json.dumps({"published": published, "tasks": results}, indent=2, ensure_ascii=False) + "\n",
@@ -223,7 +236,9 @@ def write_report(folder: Path) -> str:
         "model_path": results[0]["model_path"],
         "tasks": tasks,
         "tokens": published["tokens"],
-        "published": published if {row["name"] for row in results} & PUBLISHED.keys() else None,
+        "published": published if compared else None,
+        "published_table": table,
+        "sampled": any(result["limit"] for result in results),
         "questions": sum(result["questions"] for result in results),
         "seconds": sum(result["timing"]["seconds"] for result in results),
         "settings": {
@@ -240,12 +255,14 @@ def write_report(folder: Path) -> str:
     for name, template in (("report.md", MARKDOWN), ("report.html", HTML)):
         page = environment(autoescape=template is HTML).from_string(template).render(facts)
         write_text(folder / name, page)
-    return "\n".join(_line(task) for task in tasks)
+    return "\n".join([*map(_line, tasks), *([table] if compared else [])])
 
 
 def _line(task: dict) -> str:
-    if not task["scores"]:
-        return f"{task['title']}: submit {', '.join(task['submission'])} to {task['submit_to']}"
     score = task["headline"]
-    interval = f"{score['value']:.1f} [{score['low']:.1f}, {score['high']:.1f}]"
-    return f"{task['title']}: {interval} {task['measure']}, {task['questions']:,} questions"
+    if not score:
+        return f"{task['title']}: submit {', '.join(task['submission'])} to {task['submit_to']}"
+    interval = "" if score["low"] is None else f" [{score['low']:.1f}, {score['high']:.1f}]"
+    return (
+        f"{task['title']}: {score['value']:.1f}{interval} {task['measure']}, {task['questions']:,} questions"
+    )

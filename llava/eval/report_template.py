@@ -12,8 +12,9 @@ MARKDOWN = """\
 | --- | --- | --- | --- | --- | --- | --- | --- |
 {% for task in tasks %}
 | {{ task.title }} |\
-{% if task.scores %} {{ task.headline.value | round(1) }} \
-| {{ task.headline.low | round(1) }} to {{ task.headline.high | round(1) }} | {{ task.measure }} \
+{% if task.headline %} {{ task.headline.value | round(1) }} \
+| {% if task.headline.low is none %}–{% else %}\
+{{ task.headline.low | round(1) }} to {{ task.headline.high | round(1) }}{% endif %} | {{ task.measure }} \
 {% else %} – | – | submission {% endif %}
 | {{ "{:,}".format(task.questions) }}{{ ", a sample" if task.limit }} \
 | {{ "%.4g" % task.visual_tokens if task.visual_tokens else "–" }} \
@@ -24,17 +25,16 @@ MARKDOWN = """\
 Intervals are bootstraps over the questions: what other questions of the kind would give.
 {% if published %}
 
-| tokens | GQA | VizWiz | VQAv2 | MM-Vet | average |
-| --- | --- | --- | --- | --- | --- |
-| {{ published.values() | join(" | ") }} |
+{{ published_table }}
 
-The average is over GQA, VizWiz, VQAv2, MM-Vet, POPE and MMBench; – where not run.
+The average is over GQA, VizWiz, VQAv2, MM-Vet, POPE and MMBench; – where not run.\
+{{ " Samples of the questions, not whole benchmarks." if sampled }}
 {% endif %}
 {% for task in tasks %}
 
 ## {{ task.title }}
-
 {% if task.parts %}
+
 | | {{ task.measures | join(" | ") }} | of |
 | --- |{{ " --- |" * (task.measures | length + 1) }}
 {% for part, scores in task.parts %}
@@ -93,11 +93,11 @@ summary { cursor: pointer; color: var(--soft); margin: 12px 0; }
 <h1>{{ model }}</h1>
 <p><code>{{ model_path }}</code></p>
 <div class="facts">
-{% for task in tasks if task.scores and tasks | length <= 4 %}
+{% for task in tasks if task.headline and tasks | length <= 4 %}
 <div class="fact{{ " first" if loop.first }}"><b>{{ task.headline.value | round(1) }}
 {{- "" if task.in_points else "%" }}</b>
-<span>{{ task.title }}, {{ task.measure }}; 95% interval {{ task.headline.low | round(1) }} to
-{{ task.headline.high | round(1) }}</span></div>
+<span>{{ task.title }}, {{ task.measure }}{% if task.headline.low is not none %}; 95% interval
+{{ task.headline.low | round(1) }} to {{ task.headline.high | round(1) }}{% endif %}</span></div>
 {% endfor %}
 {% if tasks | length > 4 %}
 <div class="fact first"><b>{{ tasks | length }}</b><span>benchmarks</span></div>
@@ -114,7 +114,8 @@ summary { cursor: pointer; color: var(--soft); margin: 12px 0; }
 <tr>{% for column in published %}<th>{{ column }}</th>{% endfor %}</tr>
 <tr>{% for text in published.values() %}<td>{{ text }}</td>{% endfor %}</tr>
 </table>
-<p class="note">The average is over GQA, VizWiz, VQAv2, MM-Vet, POPE and MMBench; – where not run.</p>
+<p class="note">The average is over GQA, VizWiz, VQAv2, MM-Vet, POPE and MMBench; – where not run.
+{{ "Samples of the questions, not whole benchmarks." if sampled }}</p>
 </section>
 {% endif %}
 
@@ -125,11 +126,12 @@ summary { cursor: pointer; color: var(--soft); margin: 12px 0; }
 <th>questions/s</th></tr>
 {% for task in tasks %}
 <tr class="model"><td><a href="#{{ task.name }}">{{ task.title }}</a></td>
-<td>{% if task.scores %}{{ task.headline.value | round(1) }}{{ "" if task.in_points else "%" }}
+<td>{% if task.headline %}{{ task.headline.value | round(1) }}{{ "" if task.in_points else "%" }}
 {% if not task.in_points %}
 <div class="bar"><i style="width: {{ task.headline.value | round(1) }}%"></i></div>
 {% endif %}
-<small>{{ task.headline.low | round(1) }} to {{ task.headline.high | round(1) }} ·
+<small>{% if task.headline.low is not none %}
+{{ task.headline.low | round(1) }} to {{ task.headline.high | round(1) }} · {% endif %}
 {{ task.measure }}</small>{% else %}–<small>for {{ task.submit_to }}</small>{% endif %}</td>
 <td>{{ "{:,}".format(task.questions) }}{% if task.limit %}<small>a sample</small>{% endif %}</td>
 <td>{{ "%.4g" % task.visual_tokens if task.visual_tokens else "–" }}</td>

@@ -36,6 +36,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--scale_factor and --limit say",
     )
     add("--max_new_tokens", type=positive, help="longest answer, tokens; default: each task's own")
+    add("--list", action=_List, nargs=0, help="print what each task needs and where it comes from, and stop")
+    add(
+        "--server-score",
+        type=server_score,
+        action="append",
+        default=[],
+        metavar="TASK=PERCENT",
+        help="what a server gave for a task's submission, e.g. vqav2=76.3: kept in the report; once a task",
+    )
     add("--limit", type=positive, help="ask this many questions of a task alone, evenly spaced over it")
     add(
         "--judge-url",
@@ -47,7 +56,32 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if bool(args.judge_url) != bool(args.judge_model):
         parser.error("--judge-url and --judge-model go together")
+    if args.server_score and args.limit:
+        parser.error("--server-score is of a whole benchmark; leave --limit out")
     return args
+
+
+class _List(argparse.Action):
+    """As --help, ahead of the flags that are required."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print("\n".join(task.describe(namespace.data_root) for task in TASKS.values()))
+        parser.exit()
+
+
+def server_score(text: str) -> tuple[str, float]:
+    """A --server-score value: a task that is submitted, and its score in percent."""
+    submitted = [task.name for task in TASKS.values() if task.submit_to]
+    name, _, number = text.partition("=")
+    try:
+        score = float(number)
+    except ValueError:
+        score = -1.0
+    if name not in submitted or not 0 <= score <= 100:
+        raise argparse.ArgumentTypeError(
+            f"must be TASK=PERCENT, e.g. vqav2=76.3, TASK one of {', '.join(submitted)}; got {text!r}"
+        )
+    return name, score
 
 
 def choose_tasks(names: str) -> list[Task]:
@@ -100,6 +134,8 @@ def evaluate(args: argparse.Namespace) -> None:
         ValueError: for what the user can mend; says how.
     """
     tasks = choose_tasks(args.tasks)
+    if idle := {name for name, _ in args.server_score} - {task.name for task in tasks}:
+        raise ValueError(f"--server-score {', '.join(sorted(idle))}: not among --tasks; add it there.")
     check_files(tasks, args.data_root)
     read_config(args.model_path)  # a wrong folder should not wait for torch
     session, folder = Session(args), output_dir(args)

@@ -74,6 +74,16 @@ class Task:
     submit_to: str = ""
     judge: Callable[[list[dict], dict, Callable[[str], str]], Scores] | None = None
 
+    def describe(self, data_root: Path) -> str:
+        """As a Markdown list: its name, what comes of its answers, its files and their sources."""
+        ways = ["scored here"] if self.score else ["scored by a judge, --judge-url"] if self.judge else []
+        ways += [f"a submission for {self.submit_to}"] if self.submit_to else []
+        lines = [f"- `{self.name}`, {self.title}: {'; '.join(ways)}"]
+        for source in dict.fromkeys(file.source for file in self.needs):
+            paths = [data_root / self.folder / file.path for file in self.needs if file.source == source]
+            lines.append(f"  - {', '.join(f'`{path}`' for path in paths)}: {source}")
+        return "\n".join(lines)
+
     def missing(self, data_root: Path) -> list[str]:
         """A line for each file that is not there: which, and where it comes from."""
         paths = [(data_root / self.folder / file.path, file.source) for file in self.needs]

@@ -8,13 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import benchmarks
 import psutil
 import pytest
 import tiny
 from PIL import Image
 
 import llava.model.builder
-from llava.eval.run import main
+from llava.eval.run import main, parse_args
 
 ROOT = Path(__file__).parents[2]
 COLORS = ("red", "blue", "teal")
@@ -180,6 +181,42 @@ def test_a_limit_asks_evenly_spaced_questions_and_says_so(world, tmp_path):
     assert "asked 6 questions alone" in (tmp_path / "report.md").read_text()
 
 
+def test_a_servers_score_completes_the_published_row_until_answers_are_new(world, tmp_path, capsys):
+    for build in (benchmarks.gqa, benchmarks.vqav2, benchmarks.vizwiz):
+        build(tmp_path / "data")
+    submitted = ("--server-score", "vqav2=76.3", "--server-score", "vizwiz=50")
+
+    def table(*more) -> str:
+        given = flags(world, tmp_path / "out", *more, tasks="gqa,vqav2,vizwiz")
+        assert main([*given, "--data-root", str(tmp_path / "data")]) == 0
+        return capsys.readouterr().out
+
+    assert "| 9 | 0.0 | – | – | – | – |" in table()
+    assert "| 9 | 0.0 | 50.0 | 76.3 | – | – |" in table(*submitted)
+    assert "| 9 | 0.0 | 50.0 | 76.3 | – | – |" in table()
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {task["name"]: task["server_score"] for task in results["tasks"]} == {
+        "gqa": None,
+        "vizwiz": 50.0,
+        "vqav2": 76.3,
+    }
+    (tmp_path / "out" / "vqav2" / "answers.jsonl").unlink()
+    assert "| 9 | 0.0 | 50.0 | – | – | – |" in table()
+
+
+@pytest.mark.parametrize("given", ["vqav2", "vqav2=", "vqav2=nan", "vqav2=101", "pope=87", "vqa=70"])
+def test_a_servers_score_that_cannot_be_is_refused(given, capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--model-path", "m", "--tasks", "all", "--server-score", given])
+    assert "must be TASK=PERCENT, e.g. vqav2=76.3, TASK one of vqav2, gqa" in capsys.readouterr().err
+
+
+def test_a_servers_score_of_a_sample_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["--model-path", "m", "--tasks", "all", "--limit", "3", "--server-score", "vqav2=70"])
+    assert "leave --limit out" in capsys.readouterr().err
+
+
 def test_two_scale_factors_do_not_share_a_folder(world, reference, tmp_path, capsys):
     shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
     assert main(flags(world, tmp_path, "--scale_factor", "3")) == 1
@@ -205,6 +242,7 @@ def test_missing_data_names_every_file_before_anything_starts(world, tmp_path, m
         (("--tasks", "gqqa"), "--tasks: no task gqqa; choose from easy_vqa"),
         (("--model-path", "nowhere"), "--model-path nowhere: no config.json there"),
         (("--conv-mode", "qwen9"), "--conv-mode must be one of"),
+        (("--server-score", "vqav2=70"), "--server-score vqav2: not among --tasks"),
         (("--temperature", "-1"), "--temperature must be 0"),
     ],
 )

@@ -104,6 +104,10 @@ def score_task(rows: list[dict], answers: dict) -> Scores:
 
 
 _CONVERT = "python scripts/convert_easy_vqa.py --data EASY_VQA/data --output DATA_ROOT/easy_vqa makes it"
+_LINK = (
+    "link EASY_VQA/data/test to DATA_ROOT/easy_vqa/test; EASY_VQA is playground/packages/easy_vqa/easy_vqa, "
+    "where scripts/quickstart.sh unpacks the package easy-vqa 1.0"
+)
 TASK = Task(
     name="easy_vqa",
     title="easy-VQA",
@@ -111,7 +115,7 @@ TASK = Task(
     needs=(
         File(TEST, _CONVERT),
         File(TRAIN, _CONVERT),
-        File(IMAGES, "link data/test of the package easy-vqa 1.0 (scripts/quickstart.sh unpacks it) here"),
+        File(IMAGES, _LINK),
     ),
     load=load,
     max_new_tokens=8,

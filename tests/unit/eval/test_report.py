@@ -41,6 +41,7 @@ def result(name, value=0.5, points=(), **more):
         "submission": [],
         "submit_to": "",
         "scores": scores_as_json(scores),
+        "server_score": None,
         **more,
     }
 
@@ -92,6 +93,28 @@ def test_the_published_row_has_an_average_only_when_all_its_benchmarks_were_run(
     assert published_table(some + rest)["average"] == "48.8"  # (62 + 31.06 + 4 * 50) / 6
 
 
+def test_a_servers_score_is_shown_as_such_and_goes_ahead_of_our_own(tmp_path):
+    save(tmp_path, result("vqav2", scores=None, server_score=76.3))
+    save(tmp_path, result("mmbench", 0.6, server_score=64.3))
+    save(tmp_path, result("vizwiz", scores=None, server_score=0.0))
+    rest = [result(name, 0.5) for name in ("gqa", "mmvet", "pope")]
+    assert published_table(read_results(tmp_path) + rest)["average"] == "48.4"  # (76.3 + 64.3 + 3 * 50) / 6
+    text = write_report(tmp_path)
+    assert "VQAV2: 76.3 server, 8 questions" in text
+    assert "| 144 | – | 0.0 | 76.3 | – | – |" in text
+    markdown, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+    assert "| MMBENCH | 64.3 | – | server | 8 |" in markdown
+    assert "60.0 [50.0, 70.0]" in markdown  # ours, in its own section
+    assert "76.3%" in page
+    assert "VQAV2, server</span>" in page
+    assert "Samples" not in markdown + page
+
+
+def test_tokens_that_differ_between_benchmarks_are_given_as_a_range():
+    several = [result("gqa", visual_tokens=432.4), result("pope", visual_tokens=144.0)]
+    assert published_table(several)["tokens"] == "144 to 432"
+
+
 def test_what_a_model_says_is_shown_as_text_and_not_run(tmp_path):
     said = "<script>alert(1)</script>"
     sample = {"question": "<b>?", "said": said, "expected": "a|b", "credit": 0.0, "pictures": []}
@@ -111,12 +134,16 @@ def test_the_pages_say_scores_intervals_tokens_times_versions_and_settings(tmp_p
     assert lines.splitlines() == [
         "GQA: 50.0 [40.0, 60.0] m, overall, 8 questions",
         "VQAV2: submit a.json to EvalAI",
+        "| tokens | GQA | VizWiz | VQAv2 | MM-Vet | average |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| 144 | 50.0 | – | – | – | – |",
     ]
     markdown, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
     assert "| GQA | 50.0 | 40.0 to 60.0 | m, overall | 8 | 144 | 2.0 s | 4.0 |" in markdown
     assert "| VQAV2 | – | – | submission | 8, a sample | 144 |" in markdown
     assert "| 144 | 50.0 | – | – | – | – |" in markdown
     assert "- submission: a.json, for EvalAI" in markdown
+    assert all("Samples of the questions, not whole benchmarks." in text for text in (markdown, page))
     for text in (markdown, page):
         assert all(word in text for word in ("scale_factor", "torch", "4.0"))
         assert "top_p" not in text  # not set
