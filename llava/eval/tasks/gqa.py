@@ -63,5 +63,5 @@ TASK = Task(
     max_new_tokens=128,
     score=score,
     export=export,
-    submit_to="GQA's own eval.py, should you want to compare; the score here is its accuracy",
+    submit_to="GQA's own eval.py",
 )

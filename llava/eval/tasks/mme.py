@@ -95,5 +95,5 @@ TASK = Task(
     load=load,
     score=score,
     export=export,
-    submit_to="python calculation.py --results_dir of MME's eval_tool, should you want to compare",
+    submit_to="--results_dir of MME's own eval_tool/calculation.py",
 )
