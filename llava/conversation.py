@@ -167,6 +167,11 @@ _MMTAG = {
     "The visual content will be provided with the following format: <Image>visual content</Image>.",
     "image_mark": f"<Image>{DEFAULT_IMAGE_TOKEN}</Image>",
 }
+_LLAVA_SYSTEM = (
+    "You are a helpful language and vision assistant. "
+    "You are able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language."
+)
 _LLAMA_2 = Conversation(
     system="You are a helpful, respectful and honest assistant. "
     "Always answer as helpfully as possible, while being safe.  "
@@ -198,6 +203,16 @@ _QWEN_2 = Conversation(
     sep_style=SeparatorStyle.CHATML,
     sep="<|im_end|>",
 )
+_LLAMA_3 = Conversation(
+    system=f"<|start_header_id|>system<|end_header_id|>\n\n{_LLAVA_SYSTEM}",
+    roles=(
+        "<|start_header_id|>user<|end_header_id|>\n\n",
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    ),
+    version="llama_v3",
+    sep_style=SeparatorStyle.MPT,  # marks around a role, then the words; the tokenizer puts <|begin_of_text|>
+    sep="<|eot_id|>",
+)
 _PLAIN = Conversation(system="", roles=("", ""), version="plain", sep_style=SeparatorStyle.PLAIN, sep="\n")
 
 # Copy an entry before appending to it: conv_templates[name].copy().
@@ -217,12 +232,8 @@ conv_templates: dict[str, Conversation] = {
     "v0_mmtag": replace(_V0, version="v0_mmtag", **_MMTAG),
     "llava_v1": replace(_V1, system=_V0.system),
     "v1_mmtag": replace(_V1, version="v1_mmtag", **_MMTAG),
-    "llava_llama_2": replace(
-        _LLAMA_2,
-        system="You are a helpful language and vision assistant. "
-        "You are able to understand the visual content that the user provides, "
-        "and assist the user with a variety of tasks using natural language.",
-    ),
+    "llava_llama_2": replace(_LLAMA_2, system=_LLAVA_SYSTEM),
+    "llava_llama_3": _LLAMA_3,
     "mpt": _MPT,
 }
 DEFAULT_TEMPLATE = "vicuna_v1"  # of checkpoints whose config.json does not say

@@ -12,7 +12,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # ahead of transformers: no test asks a hub
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+import tiny
 from transformers import PreTrainedTokenizerFast
 
 from llava.model.tokenizer import load_tokenizer
@@ -44,20 +44,31 @@ def sentencepiece_model() -> Path:
     return Path(spec.submodule_search_locations[0]) / "data" / "tokenizer.model.v1"
 
 
-@pytest.fixture(scope="session", params=[True, False], ids=["legacy", "non-legacy"])
-def sentencepiece_folder(request, sentencepiece_model, tmp_path_factory) -> Path:
+def save_sentencepiece(model: Path, folder: Path, legacy: bool) -> Path:
     """A model folder's tokenizer files, as Vicuna has them: tokenizer.model and a config."""
-    folder = tmp_path_factory.mktemp("sentencepiece")
-    shutil.copy(sentencepiece_model, folder / "tokenizer.model")
+    shutil.copy(model, folder / "tokenizer.model")
     config = {
         "tokenizer_class": "LlamaTokenizer",
-        "legacy": request.param,
+        "legacy": legacy,
         "bos_token": "<s>",
         "eos_token": "</s>",
         "unk_token": "<unk>",
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
+
+
+@pytest.fixture(scope="session")
+def legacy_tokenizer(sentencepiece_model, tmp_path_factory) -> PreTrainedTokenizerFast:
+    """Vicuna's and Mistral's kind."""
+    folder = save_sentencepiece(sentencepiece_model, tmp_path_factory.mktemp("legacy"), legacy=True)
+    return load_tokenizer(folder, padding_side="right")
+
+
+@pytest.fixture(scope="session", params=[True, False], ids=["legacy", "non-legacy"])
+def sentencepiece_folder(request, sentencepiece_model, tmp_path_factory) -> Path:
+    """Tokenizer files in both `legacy` settings, one after the other."""
+    return save_sentencepiece(sentencepiece_model, tmp_path_factory.mktemp("sentencepiece"), request.param)
 
 
 @pytest.fixture(scope="session")
@@ -69,20 +80,26 @@ def sentencepiece_tokenizer(sentencepiece_folder) -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def bpe_tokenizer() -> PreTrainedTokenizerFast:
     """The byte-level kind of SmolLM2 and Qwen: ChatML's marks are its BOS and EOS, and it adds no BOS."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=500,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(SENTENCES * 4, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    return tiny.byte_level_tokenizer(
+        SENTENCES,
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
         pad_token="<|im_end|>",
         unk_token="<|endoftext|>",
+    )
+
+
+@pytest.fixture(scope="session")
+def llama_3_tokenizer() -> PreTrainedTokenizerFast:
+    """Llama 3's kind: byte-level, line ends together, marks of its own, and a BOS ahead of a text."""
+    marks = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    return tiny.byte_level_tokenizer(
+        SENTENCES,
+        marks,
+        words=tiny.LLAMA_3_WORDS,
+        adds_bos=True,
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        pad_token="<|eot_id|>",
     )

@@ -1,8 +1,12 @@
-"""Tiny random models and towers that tests build, save and load in well under a second each."""
+"""Tiny random models, towers and tokenizers that tests build, save and load in well under a second each."""
 
 # 56 px, patches of 14: a 4x4 grid
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -13,6 +17,9 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -24,6 +31,7 @@ from transformers import (
 )
 
 from llava.model.builder import attach_vision, read_config, type_of
+from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.vision_config import VisionFields
 
 TRANSFORMER = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
@@ -62,25 +70,77 @@ def dinov2() -> Dinov2Model:
 TOWERS = {"clip": clip, "siglip": siglip, "siglip2": siglip2, "dinov2": dinov2}
 
 DECODER = {**TRANSFORMER, "num_hidden_layers": 2, "num_key_value_heads": 1, "vocab_size": VOCABULARY}
+MPT_DECODER = {"d_model": 32, "n_heads": 2, "n_layers": 2, "vocab_size": VOCABULARY}
+# Each takes changes of its configuration
 LANGUAGE_MODELS = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**DECODER)),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**DECODER)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**DECODER)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**DECODER, head_dim=16)),
+    "llama": lambda **changes: LlamaForCausalLM(LlamaConfig(**{**DECODER, **changes})),
+    "mistral": lambda **changes: MistralForCausalLM(MistralConfig(**{**DECODER, **changes})),
+    "qwen2": lambda **changes: Qwen2ForCausalLM(Qwen2Config(**{**DECODER, **changes})),
+    "qwen3": lambda **changes: Qwen3ForCausalLM(Qwen3Config(**{**DECODER, "head_dim": 16, **changes})),
+    "mpt": lambda **changes: MptForCausalLM(MptConfig(**{**MPT_DECODER, **changes})),
 }
+
+
+# How Llama 3 and Qwen2 cut text into words: line ends stay together, unlike GPT-2's, which ByteLevel follows
+LLAMA_3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+
+def byte_level_tokenizer(
+    sentences: Iterable[str],
+    special_tokens: list[str],
+    vocab_size: int = 500,
+    words: str | None = None,
+    adds_bos: bool = False,
+    **roles,
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of those sentences.
+
+    Args:
+        words: regular expression of what is tokenised by itself; None: GPT-2's.
+        adds_bos: whether it puts the BOS ahead of a text.
+        roles: bos_token, eos_token, pad_token, ... of the special tokens.
+    """
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if words is not None:
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(words), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special_tokens,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([*sentences] * 4, trainer)
+    if adds_bos:
+        bos = roles["bos_token"]
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **roles)
+
+
+def image_processor(side: int = 56) -> CLIPImageProcessor:
+    return CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
 
 def save_tower(folder, family: str = "clip"):
     """A tower's folder with its image processor; returns the folder as a string."""
     TOWERS[family]().save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}).save_pretrained(
-        folder
-    )
+    image_processor().save_pretrained(folder)
     return str(folder)
 
 
-def save_language_model(folder, family: str = "llama"):
-    LANGUAGE_MODELS[family]().save_pretrained(folder)
+def save_language_model(folder, family: str = "llama", **changes):
+    LANGUAGE_MODELS[family](**changes).save_pretrained(folder)
     return str(folder)
 
 
@@ -94,3 +154,51 @@ def build(folder, family: str = "llama", tower: str = "clip", **fields):
     fields = {"mm_projector_type": "visualprism", **fields}
     attach_vision(model, VisionFields(mm_vision_tower=vision_tower, **fields))
     return model.eval()
+
+
+LLAVA_SIZE, LLAVA_PATCH_SIZE = 48, 8  # of save_llava: a 6x6 grid, 9 visual tokens
+
+
+def save_llava(folder: Path, seed: int = 0, **config) -> Path:
+    """A whole model's folder, tokenizer and image processor included, whose answers follow its image.
+
+    Args:
+        config: overrides keys of config.json.
+    """
+    end_marks = ["<|im_start|>", "<|im_end|>"]
+    tokenizer = byte_level_tokenizer(
+        ["what colour is the red circle? the answer is a blue triangle."],
+        ["<unk>", "<s>", "</s>", *end_marks],
+        vocab_size=320,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<unk>",
+        additional_special_tokens=end_marks,
+    )
+    tower = clip(hidden_size=16, intermediate_size=32, image_size=LLAVA_SIZE, patch_size=LLAVA_PATCH_SIZE)
+    settings = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "initializer_range": 0.3,  # large: answers should differ from one another
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "mm_vision_tower": "tiny",
+        "mm_vision_config": tower.config.to_dict(),
+        "mm_projector_type": "visualprism",
+        "scale_factor": 2,
+        "image_aspect_ratio": "square",
+    }
+    torch.manual_seed(seed)
+    model = LlavaLlamaForCausalLM(LlavaConfig(**{**settings, **config}))
+    with torch.no_grad():
+        model.get_projector().mlp[-1].weight.mul_(2000)  # visual tokens as loud as words
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    image_processor(LLAVA_SIZE).save_pretrained(folder)
+    return folder

@@ -17,7 +17,8 @@ from PIL import Image
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, question_prompt
 from llava.eval.records import images_of
-from llava.mm_utils import load_image, process_images, tokenizer_image_token
+from llava.mm_utils import get_aspect_ratio, image_size, load_image, process_images, tokenizer_image_token
+from llava.tiling import TILED
 
 READ_AHEAD = 4  # batches whose images are being read, a thread each, while the model works on another
 
@@ -65,7 +66,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question, tokenized; `length` counts the tokens the language model sees, visual ones included."""
+    """One question, tokenized; `length` counts the positions the language model sees, an image's included."""
 
     question: dict
     input_ids: list[int]
@@ -107,13 +108,14 @@ class Stopping:
         return (text.split(self.text)[0] if self.text else text).strip()
 
 
-def make_prompt(question: dict, model, tokenizer, template: Conversation) -> Prompt:
-    """Tokenize one question.
+def make_prompt(question: dict, model, tokenizer, template: Conversation, image_folder: Path) -> Prompt:
+    """Tokenize one question; of its images the sizes alone are read, and these only where they matter.
 
     Raises:
-        ValueError: if its text and its image disagree.
+        ValueError: if its text and its image disagree, or there is no such image.
     """
-    num_images = len(images_of(question))
+    images = images_of(question)
+    num_images = len(images)
     if num_images and model.get_vision_tower() is None:
         raise ValueError("it has an image, but the model is text-only; pass a multimodal --model-path")
     wrap = getattr(model.config, "mm_use_im_start_end", False)
@@ -122,7 +124,11 @@ def make_prompt(question: dict, model, tokenizer, template: Conversation) -> Pro
             question_prompt(question["text"], num_images, template, wrap), tokenizer, IMAGE_TOKEN_INDEX
         )
     )
-    num_visual = num_images * model.num_visual_tokens if num_images else 0
+    if num_images and get_aspect_ratio(model.config) in TILED:
+        sizes = (image_size(_source(image, image_folder)) for image in images)
+        num_visual = sum(model.visual_positions_of(size) for size in sizes)
+    else:
+        num_visual = num_images and num_images * model.num_visual_tokens
     return Prompt(question, input_ids, len(input_ids) - num_images + num_visual)
 
 
@@ -209,8 +215,8 @@ def read_batch(batch: list[Prompt], image_folder: Path, image_processor, model_c
     """Load a batch's images.
 
     Returns:
-        (prompts whose image could be read, images float[n, 3, H, W] or a list or None, their (width, height),
-        and (question, error) of the others).
+        (prompts whose image could be read, images as process_images gives them or None, their (width,
+        height), and (question, error) of the others).
     """
     good, images, failed = [], [], []
     for prompt in batch:
@@ -223,13 +229,17 @@ def read_batch(batch: list[Prompt], image_folder: Path, image_processor, model_c
     return good, pixels, [image.size for image in images], failed
 
 
-def open_image(source: str | bytes, folder: Path) -> Image.Image:
+def open_image(image: str | bytes, folder: Path) -> Image.Image:
     """An image by its path below a folder or by an encoded file's bytes; ValueError if it cannot be read."""
-    if isinstance(source, str):
-        return load_image(folder / source)
-    file = BytesIO(source)
+    return load_image(_source(image, folder))
+
+
+def _source(image: str | bytes, folder: Path) -> Path | BytesIO:
+    if isinstance(image, str):
+        return folder / image
+    file = BytesIO(image)
     file.name = "in the benchmark's data"  # what an error calls it
-    return load_image(file)
+    return file
 
 
 def _read_ahead(read: Callable, batches: list) -> Iterator[tuple]:

@@ -47,7 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="tokens of a batch: prompts padded to the longest, visual tokens, answers and beams included "
         f"(default {TOKEN_BUDGET}: 8 GB of keys and values for a 7B model in half precision)",
     )
-    add("--image_aspect_ratio", help="override the model's own, e.g. square or pad")
+    add("--image_aspect_ratio", help="override the model's own, square, pad, slice or anyres")
     add("--scale_factor", type=positive, help="override the model's own compression side")
     add(
         "--on_bad_record",
@@ -221,7 +221,7 @@ class Session:
 
         args, state = self.args, self.processes
         tokenizer, model, image_processor = self._loaded
-        prompts = self._prompts(questions, refusals)
+        prompts = self._prompts(questions, image_folder, refusals)
         budget = args.token_budget // decoding.num_beams
         batches = split_batches(prompts, args.batch_size, budget, decoding.max_new_tokens)
         unfinished = [batch for batch in batches if any(key_of(p.question) not in kept for p in batch)]
@@ -246,7 +246,7 @@ class Session:
                     bar.update()
         return _positions_per_image(prompts)
 
-    def _prompts(self, questions: list[dict], refusals: "_Refusals") -> list:
+    def _prompts(self, questions: list[dict], image_folder: Path, refusals: "_Refusals") -> list:
         """All questions as prompts, the longest first: what is too large for the memory fails at once.
 
         Each process tokenizes its part: the questions are many where the answers are short.
@@ -259,7 +259,7 @@ class Session:
         made = []
         for i in range(self.processes.process_index, len(questions), self.processes.num_processes):
             try:
-                prompt = make_prompt(questions[i], model, tokenizer, self.template)
+                prompt = make_prompt(questions[i], model, tokenizer, self.template, image_folder)
                 made.append((i, prompt.input_ids, prompt.length))
             except ValueError as error:
                 refusals.refuse(questions[i], error)

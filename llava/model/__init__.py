@@ -1,1 +1,24 @@
-"""The model room: vision tower, projector, merge, language model, and how they are loaded."""
+"""The model room: vision tower, projector, merge, language model, and how they are loaded.
+
+Published code takes the language models' classes from here; each is imported when it is asked for.
+"""
+
+from importlib import import_module
+
+_MODULES = {
+    "LlavaConfig": "llava_llama",
+    "LlavaLlamaForCausalLM": "llava_llama",
+    "LlavaMistralConfig": "llava_mistral",
+    "LlavaMistralForCausalLM": "llava_mistral",
+    "LlavaMptConfig": "llava_mpt",
+    "LlavaMptForCausalLM": "llava_mpt",
+    "LlavaQwenConfig": "llava_qwen",
+    "LlavaQwenForCausalLM": "llava_qwen",
+}
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.language_model.{_MODULES[name]}"), name)

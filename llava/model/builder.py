@@ -7,21 +7,23 @@ import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from llava.model.checkpoint import (
+    NEWLINE,
     PROJECTOR_FILE,
     SAVED_CONSTANTS,
     CheckpointFolder,
     cut_to_projector,
     inspect_folder,
-    load_exactly,
+    load_projector,
     projector_type_of,
     read_projector,
     weight_names,
 )
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
+from llava.model.language_model.llava_mpt import LlavaMptForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwen3ForCausalLM, LlavaQwenForCausalLM
 from llava.model.multimodal_encoder.builder import load_image_processor, load_vision_weights
-from llava.model.tokenizer import load_tokenizer
+from llava.model.tokenizer import load_tokenizer, separator_ids
 from llava.model.vision_config import VisionFields
 
 logger = logging.getLogger(__name__)
@@ -38,8 +40,9 @@ MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     "llava_qwen": LlavaQwenForCausalLM,
     "qwen3": LlavaQwen3ForCausalLM,
     "llava_qwen3": LlavaQwen3ForCausalLM,
+    "mpt": LlavaMptForCausalLM,
+    "llava_mpt": LlavaMptForCausalLM,
 }
-TOWER_PREFIX = "model.vision_tower."
 DEFAULT_CONTEXT_LENGTH = 2048
 
 
@@ -90,6 +93,8 @@ def attach_vision(model: PreTrainedModel, fields: VisionFields) -> None:
     model.get_model().build_vision(model.config)
     for part in (model.get_vision_tower(), model.get_projector()):
         part.to(device=like.device, dtype=like.dtype)
+    if hasattr(model.get_model(), NEWLINE):
+        model.get_model().image_newline.data = model.get_model().image_newline.to(like)
     load_vision_weights(model.get_vision_tower(), model.config.mm_vision_tower)
     model.get_vision_tower().requires_grad_(False)
 
@@ -148,6 +153,8 @@ def load_pretrained_model(
         model.to(device)
     model.eval()
     tokenizer = load_tokenizer(tokenizer_source, padding_side="left")
+    if model.config.slice_separator_ids is None:
+        model.config.slice_separator_ids = separator_ids(tokenizer)
     context_length = getattr(model.config, "max_position_embeddings", None) or DEFAULT_CONTEXT_LENGTH
     return tokenizer, model, image_processor_of(model, folder.path), context_length
 
@@ -188,7 +195,7 @@ def load_whole_model(folder: CheckpointFolder, options: dict) -> PreTrainedModel
         folder.path, config=config, output_loading_info=True, use_safetensors=None, **options
     )
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
-    missing_tower = {key for key in missing if key.startswith(TOWER_PREFIX)}
+    missing_tower = {key for key in missing if key.startswith(f"{model.base_model_prefix}.vision_tower.")}
     mask_token = {key for key in missing_tower if key.endswith("mask_token")}
     if missing_tower - mask_token:
         load_vision_weights(model.get_vision_tower(), config.mm_vision_tower)
@@ -216,7 +223,7 @@ def load_projector_over_base(
     base = read_config(model_base)
     model = type_of(base).from_pretrained(model_base, config=base, **options)
     attach_vision(model, fields)
-    load_exactly(model.get_projector(), state, str(folder.path))
+    load_projector(model, state, str(folder.path))
     return model
 
 

@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 PROJECTOR_FILE = "mm_projector.bin"
 PROJECTOR_PREFIX = "mm_projector."
+NEWLINE = "image_newline"  # learnt with the projector and kept beside it
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -98,10 +99,11 @@ def projector_type_of(names: list[str], declared: str | None, source: str) -> st
     signature = next((kind for weight, kind in SIGNATURES.items() if weight in names), None)
     if signature is not None:
         found = signature
-    elif (
-        declared in (None, "linear") and names and all(re.fullmatch(r"\d+\.(weight|bias)", n) for n in names)
-    ):
-        found = f"mlp{sum(name.endswith('.weight') for name in names)}x_gelu"
+    elif declared in (None, "linear") and names:
+        if all(re.fullmatch(r"\d+\.(weight|bias)", name) for name in names):
+            found = f"mlp{sum(name.endswith('.weight') for name in names)}x_gelu"
+        elif set(names) == {"weight", "bias"}:
+            found = "linear"
     if found != declared:
         logger.warning(
             "%s: config.json says mm_projector_type %r, its weights are %s's.", source, declared, found
@@ -110,7 +112,8 @@ def projector_type_of(names: list[str], declared: str | None, source: str) -> st
 
 
 def read_projector(file: str | Path) -> dict[str, Tensor]:
-    """mm_projector.bin, its keys cut to the projector's own: model.mm_projector.mlp.0.bias -> mlp.0.bias.
+    """mm_projector.bin, its keys cut to the projector's own: model.mm_projector.mlp.0.bias -> mlp.0.bias; and
+    image_newline, if it holds one.
 
     Raises:
         ValueError: if the file is missing, damaged, or holds no projector.
@@ -130,7 +133,34 @@ def read_projector(file: str | Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{file} holds no keys of a projector (*.{PROJECTOR_PREFIX}*), but {sorted(state)[:5]}."
         )
-    return cut
+    newline = [value for key, value in state.items() if key.split(".")[-1] == NEWLINE]
+    return {**cut, NEWLINE: newline[0]} if newline else cut
+
+
+def load_projector(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load what read_projector read: the projector, and image_newline where model and file have one.
+
+    A stage 1 without a newline may come before a stage 2 with one, which then begins as it is initialised.
+
+    Raises:
+        ValueError: if weights do not fit; or a newline came that this model would not use.
+    """
+    weights = {key: value for key, value in state.items() if key != NEWLINE}
+    newline = getattr(model.get_model(), NEWLINE, None)
+    if newline is None and NEWLINE in state:
+        raise ValueError(
+            f"{source} has an {NEWLINE}, learnt with --mm_patch_merge_type spatial_unpad; pass it here too."
+        )
+    load_exactly(model.get_projector(), weights, source)
+    if newline is not None and NEWLINE not in state:
+        logger.info("%s has no %s; it is learnt from here on.", source, NEWLINE)
+    elif newline is not None:
+        if newline.shape != state[NEWLINE].shape:
+            raise ValueError(
+                f"{source}: {NEWLINE} is {list(state[NEWLINE].shape)}, the model takes {list(newline.shape)}."
+            )
+        with torch.no_grad():
+            newline.copy_(state[NEWLINE])
 
 
 def load_exactly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:

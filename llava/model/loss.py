@@ -16,7 +16,7 @@ from llava.model.vision_config import VisionFields
 MAX_LOGITS = 2**26
 
 # Some of the N rows, and what their logits float[n, V] and targets long[n] add to the loss
-Part = tuple[slice | Tensor, Callable[[Tensor, Tensor], Tensor]]
+Part = tuple[slice, Callable[[Tensor, Tensor], Tensor]]
 
 
 class HeadLoss(torch.autograd.Function):
@@ -97,11 +97,16 @@ def language_loss(
         return config.sinkhorn_beta * lsd * (count / divisor)
 
     at_once = max(1, MAX_LOGITS // head.weight.shape[0])
-    parts: list[Part] = [(slice(start, start + at_once), cross_entropy) for start in range(0, count, at_once)]
+    starts = range(0, count, at_once)
+    parts: list[Part] = []
     if config.use_sinkhorn_lsd and count:
-        if count <= min(at_once, config.sinkhorn_max_tokens):
-            parts = [(slice(0, count), lambda *part: cross_entropy(*part) + regulariser(*part))]
+        order = torch.randperm(count, device=rows.device)
+        rows, targets = rows[order], targets[order]  # so that the first are a random sample
+        sample = slice(0, min(count, config.sinkhorn_max_tokens))
+        if sample.stop <= at_once:  # then cross-entropy uses the sample's logits as well
+            parts = [(sample, lambda *part: cross_entropy(*part) + regulariser(*part))]
+            starts = range(sample.stop, count, at_once)
         else:
-            sample = torch.randperm(count, device=rows.device)[: config.sinkhorn_max_tokens]
-            parts.append((sample, regulariser))
+            parts = [(sample, regulariser)]
+    parts += [(slice(start, start + at_once), cross_entropy) for start in starts]
     return HeadLoss.apply(rows, head.weight, head.bias, targets, parts)

@@ -4,14 +4,14 @@ import random
 import shutil
 from pathlib import Path
 
-import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 
-from llava.data.sampler import ModalityLengthGroupedSampler
-from llava.model.checkpoint import PROJECTOR_FILE, load_exactly, read_projector
+from llava.data.stream import ShardDataset
+from llava.model.checkpoint import PROJECTOR_FILE, load_projector, read_projector
 from llava.train import saving
 from llava.train.trainable import PROJECTOR, part_of
+from llava.train.training_data import DataPosition, stream_loader, train_sampler
 
 
 class LlavaTrainer(Trainer):
@@ -21,21 +21,21 @@ class LlavaTrainer(Trainer):
 
     def __init__(self, *args, image_processor, **kwargs):
         super().__init__(*args, **kwargs)
+        self.add_callback(DataPosition())
         self.image_processor = image_processor
         self._checkpoint_root: Path | None = None
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
-        if not self.args.group_by_modality_length:
-            return super()._get_train_sampler(train_dataset)
-        return ModalityLengthGroupedSampler(
-            self.train_dataset.modality_lengths,
-            batch_size=self.args.train_batch_size,
-            world_size=self.args.world_size * self.args.gradient_accumulation_steps,
-            generator=torch.Generator().manual_seed(self.args.seed),
-        )
+        return train_sampler(self.train_dataset, self.args)
+
+    def get_train_dataloader(self) -> DataLoader:
+        if isinstance(self.train_dataset, ShardDataset):
+            return stream_loader(self.train_dataset, self.args, self.data_collator)
+        return super().get_train_dataloader()
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         """With elastic budgets, each step has its own s: the same on all ranks, and again after a resume."""
+        inputs.pop("record_names", None)
         choices = self.model.config.elastic_scale_factors
         if choices:
             draw = random.Random(f"{self.args.seed} {self.state.global_step}")
@@ -82,7 +82,7 @@ class LlavaTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         projector = Path(resume_from_checkpoint) / PROJECTOR_FILE
         if projector.is_file():
-            load_exactly(self.model.get_projector(), read_projector(projector), str(projector))
+            load_projector(self.model, read_projector(projector), str(projector))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from llava.model.checkpoint import PROJECTOR_FILE, PROJECTOR_PREFIX
+from llava.model.checkpoint import NEWLINE, PROJECTOR_FILE, PROJECTOR_PREFIX
 
 STATE_FILE = "trainer_state.json"
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -16,9 +16,12 @@ STAGING = "incomplete"
 
 
 def projector_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The projector's part of a state dict, buffers included, by published keys (model.mm_projector.*)."""
+    """The projector's part of a state dict, buffers included, by published keys (model.mm_projector.*), and
+    model.image_newline."""
     return {
-        key: value.detach().cpu().clone() for key, value in state.items() if f".{PROJECTOR_PREFIX}" in key
+        key: value.detach().cpu().clone()
+        for key, value in state.items()
+        if f".{PROJECTOR_PREFIX}" in key or key.endswith(f".{NEWLINE}")
     }
 
 

@@ -2,19 +2,22 @@
 
 import logging
 import sys
+from functools import partial
 
 import torch
 import transformers
 
 from llava.data.collator import Collator
-from llava.data.dataset import SupervisedDataset
 from llava.data.record import BadRecord
+from llava.data.sample import SampleBuilder
 from llava.model.builder import attach_vision, image_processor_of, read_config, type_of
-from llava.model.checkpoint import load_exactly, read_projector
+from llava.model.checkpoint import load_projector, read_projector
 from llava.model.tokenizer import load_tokenizer
+from llava.tiling import num_positions
 from llava.train import saving, trainable
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse, vision_fields
 from llava.train.llava_trainer import LlavaTrainer
+from llava.train.training_data import load_data
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ def load_model(model_args: ModelArguments, data_args: DataArguments, training_ar
         )
     if model_args.pretrain_mm_mlp_adapter:
         source = model_args.pretrain_mm_mlp_adapter
-        load_exactly(model.get_projector(), read_projector(source), source)
+        load_projector(model, read_projector(source), source)
     learns = trainable.learning_parts(model_args, training_args)
     trainable.apply(model, learns)
     if not training_args.deepspeed:
@@ -80,23 +83,26 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
         model_args.model_name_or_path, padding_side="right", model_max_length=training_args.model_max_length
     )
     model = load_model(model_args, data_args, training_args)
+    if data_args.packing and not model.takes_position_ids:
+        raise ValueError(
+            f"--packing: {type(model).__name__} cannot count positions anew for each record of a sequence; "
+            "leave it out, or take a language model with rotary positions."
+        )
     model.initialize_vision_tokenizer(model.config, tokenizer)
     image_processor = image_processor_of(model)
     budgets = model.config.elastic_scale_factors or [None]
-    tokens = [model.tokens_per_image(scale_factor) for scale_factor in budgets]
-    dataset = SupervisedDataset(
-        data_args.data_path[0],
+    tokens = [model.tokens_per_view(scale_factor) for scale_factor in budgets]
+    logger.info("visual tokens a view: %s", tokens)
+    builder = SampleBuilder(
         tokenizer,
         image_processor,
-        image_folder=data_args.image_folder,
         template=model_args.version,
-        image_aspect_ratio=model.config.image_aspect_ratio,
+        image_config=model.config,
+        visual_positions=partial(num_positions, model.tiling, num_tokens=max(tokens)),
         model_max_length=training_args.model_max_length,
-        num_visual_tokens=max(tokens),
-        on_bad_record=data_args.on_bad_record,
         mm_use_im_start_end=model.config.mm_use_im_start_end,
     )
-    logger.info("%s: %d records; visual tokens an image: %s", data_args.data_path[0], len(dataset), tokens)
+    dataset = load_data(data_args, training_args, builder)
     return LlavaTrainer(
         model=model,
         args=training_args,

@@ -4,6 +4,7 @@ import logging
 
 from torch import nn
 
+from llava.model.checkpoint import NEWLINE
 from llava.train.arguments import ModelArguments, TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -12,11 +13,11 @@ VISION_TOWER, PROJECTOR, LANGUAGE_MODEL = "vision_tower", "mm_projector", "langu
 
 
 def part_of(parameter_name: str) -> str:
-    """Which of the three parts a parameter of the whole model belongs to."""
-    for part in (VISION_TOWER, PROJECTOR):
-        if f"model.{part}." in parameter_name:
-            return part
-    return LANGUAGE_MODEL
+    """Which of the three parts a parameter of the whole model is of; image_newline is the projector's."""
+    modules = parameter_name.split(".")
+    if NEWLINE in modules:
+        return PROJECTOR
+    return next((part for part in (VISION_TOWER, PROJECTOR) if part in modules), LANGUAGE_MODEL)
 
 
 def learning_parts(model_args: ModelArguments, training_args: TrainingArguments) -> dict[str, bool]:

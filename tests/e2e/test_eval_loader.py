@@ -6,9 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
-from tiny_llava import save_tiny_llava
 
 import llava.model.builder
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -25,7 +25,7 @@ parse_args, evaluate, main = COMMAND.parse_args, COMMAND.evaluate, COMMAND.main
 def world(tmp_path_factory):
     """A model folder, images of several shapes, questions of several lengths, one without an image."""
     folder = tmp_path_factory.mktemp("eval")
-    save_tiny_llava(folder / "model")
+    tiny.save_llava(folder / "model")
     noise = np.random.default_rng(0)
     questions = [{"question_id": "text-only", "text": "what is blue?"}]
     for i in range(NUM_IMAGES):
@@ -127,7 +127,7 @@ def test_answers_of_another_training_or_other_settings_are_not_continued(world, 
     path.write_bytes(reference.read_bytes())
     with pytest.raises(ValueError, match="max_new_tokens was 10, now 11"):
         ask(world, path, "--max_new_tokens", "11")
-    other = save_tiny_llava(tmp_path / "model", seed=1)
+    other = tiny.save_llava(tmp_path / "model", seed=1)
     with pytest.raises(ValueError, match="weights was"):
         ask(world, path, "--model-path", str(other))
     assert path.read_bytes() == reference.read_bytes()
@@ -176,7 +176,7 @@ def test_bad_records_are_skipped_counted_and_listed_on_demand(damaged, reference
 
 
 def test_the_template_comes_from_the_config_and_the_flag_overrides_it(tmp_path, world):
-    folder = save_tiny_llava(tmp_path / "vicuna_v1", conv_version="qwen_2")
+    folder = tiny.save_llava(tmp_path / "vicuna_v1", conv_version="qwen_2")
     for more, name in (((), "qwen_2"), (("--conv-mode", "v0"), "v0")):
         path = tmp_path / f"{name}.jsonl"
         ask(world, path, "--model-path", str(folder), "--num-chunks", "4", *more)

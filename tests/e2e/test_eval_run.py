@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import tiny
 from PIL import Image
-from tiny_llava import save_tiny_llava
 
 import llava.model.builder
 from llava.eval.run import main
@@ -35,7 +35,7 @@ def read_jsonl(path):
 def world(tmp_path_factory):
     """A model folder, and easy-VQA and POPE in their own file formats."""
     folder = tmp_path_factory.mktemp("run")
-    save_tiny_llava(folder / "model")
+    tiny.save_llava(folder / "model")
     easy, pope = folder / "data" / "easy_vqa", folder / "data" / "pope"
     questions = [
         {

@@ -13,14 +13,23 @@ ALLOWED = {
     "llava/constants.py": (),
     "llava/__init__.py": (),
     "llava/conversation.py": ("llava.constants",),
-    "llava/mm_utils.py": ("llava.constants",),
-    "llava/data": ("llava.constants", "llava.conversation", "llava.mm_utils", "llava.data"),
-    "llava/model": ("llava.constants", "llava.model"),
-    "llava/train": ("llava.constants", "llava.conversation", "llava.model", "llava.data", "llava.train"),
+    "llava/tiling.py": (),
+    "llava/mm_utils.py": ("llava.constants", "llava.tiling"),
+    "llava/data": ("llava.constants", "llava.conversation", "llava.mm_utils", "llava.tiling", "llava.data"),
+    "llava/model": ("llava.constants", "llava.tiling", "llava.model"),
+    "llava/train": (
+        "llava.constants",
+        "llava.conversation",
+        "llava.tiling",
+        "llava.model",
+        "llava.data",
+        "llava.train",
+    ),
     "llava/eval": (
         "llava.constants",
         "llava.conversation",
         "llava.mm_utils",
+        "llava.tiling",
         "llava.model.builder",
         "llava.eval",
     ),
@@ -28,6 +37,7 @@ ALLOWED = {
     "llava/visualization": (
         "llava.constants",
         "llava.conversation",
+        "llava.tiling",
         "llava.mm_utils",
         "llava.model.builder",
         "llava.visualization",
@@ -85,6 +95,21 @@ def test_optional_packages_are_imported_where_they_are_used(file):
     if file.startswith(("llava/visualization/plots", "llava/benchmark")):
         return  # pictures are all they are for
     assert not {module.split(".")[0] for module in imports(file, top_level_only=True)} & HEAVY_OR_OPTIONAL
+
+
+def test_published_class_names_are_in_llava_model_and_cost_nothing_until_asked_for():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, llava.model; assert 'torch' not in sys.modules\n"
+        "from llava.model import LlavaLlamaForCausalLM, LlavaConfig, LlavaMptForCausalLM\n"
+        "from llava.model import LlavaMistralForCausalLM, LlavaQwenForCausalLM, LlavaQwenConfig\n"
+        "from llava.model import *\n"
+        "assert LlavaMptConfig.model_type == 'llava_mpt' and not hasattr(llava.model, 'LlavaGpt')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_file_of_the_training_room_shadows_a_standard_module():

@@ -12,6 +12,20 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Llama 3's as published, but for bos_token, which the tokenizer adds
+LLAMA_3 = (
+    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+CHAT_FORMATS = {
+    "qwen_2": (CHATML, "You are a helpful assistant."),
+    "llava_llama_3": (
+        LLAMA_3,
+        "You are a helpful language and vision assistant. You are able to understand the visual content that "
+        "the user provides, and assist the user with a variety of tasks using natural language.",
+    ),
+}
 CHAT_TEMPLATES = [name for name, c in conv_templates.items() if c.sep_style is not SeparatorStyle.PLAIN]
 
 
@@ -24,7 +38,7 @@ def talk(template: str, *messages) -> Conversation:
 
 def test_prompts_are_the_recorded_ones(golden):
     rows = json.loads((golden / "conversation_prompts.json").read_text())
-    assert {row["template"] for row in rows} == set(conv_templates) - {"qwen_2"}
+    assert {row["template"] for row in rows} == set(conv_templates) - {"qwen_2", "llava_llama_3"}
     for row in rows:
         conversation = talk(row["template"], *row["messages"])
         if row["prompt"] is None:
@@ -34,17 +48,19 @@ def test_prompts_are_the_recorded_ones(golden):
             assert conversation.get_prompt() == row["prompt"], row["template"]
 
 
+@pytest.mark.parametrize("template", CHAT_FORMATS)
 @pytest.mark.parametrize(
     "messages", [["Hi", None], ["Hi", "Hello!", "Count the dogs.", None], ["Hi", "Hello!"]]
 )
-def test_qwen_2_is_the_chat_template(messages):
+def test_a_prompt_is_what_the_chat_template_renders(template, messages):
+    source, system = CHAT_FORMATS[template]
     roles = ("user", "assistant")
-    turns = [{"role": "system", "content": "You are a helpful assistant."}]
+    turns = [{"role": "system", "content": system}]
     turns += [{"role": roles[i % 2], "content": text} for i, text in enumerate(messages) if text]
-    expected = Template(CHATML, keep_trailing_newline=True).render(
+    expected = Template(source, keep_trailing_newline=True).render(
         messages=turns, add_generation_prompt=messages[-1] is None
     )
-    assert talk("qwen_2", *messages).get_prompt() == expected
+    assert talk(template, *messages).get_prompt() == expected
 
 
 @pytest.mark.parametrize("template", CHAT_TEMPLATES)
@@ -104,7 +120,14 @@ def test_llama_2_needs_first_words():
 
 @pytest.mark.parametrize(
     ("template", "stop"),
-    [("v0", "###"), ("v1", "</s>"), ("llama_2", "</s>"), ("mpt", "<|im_end|>"), ("qwen_2", "<|im_end|>")],
+    [
+        ("v0", "###"),
+        ("v1", "</s>"),
+        ("llama_2", "</s>"),
+        ("llava_llama_3", "<|eot_id|>"),
+        ("mpt", "<|im_end|>"),
+        ("qwen_2", "<|im_end|>"),
+    ],
 )
 def test_stop_text(template, stop):
     assert conv_templates[template].stop_str == stop

@@ -1,6 +1,5 @@
 """LLaVA on Qwen2, Qwen2.5 (one architecture) and Qwen3."""
 
-from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
@@ -17,15 +16,7 @@ class LlavaQwenModel(LlavaMetaModel, Qwen2Model):
 
 class LlavaQwenForCausalLM(LlavaMetaForCausalLM, Qwen2ForCausalLM):
     config_class = LlavaQwenConfig
-
-    def __init__(self, config: LlavaQwenConfig):
-        super(Qwen2ForCausalLM, self).__init__(
-            config
-        )  # Qwen2ForCausalLM's own would build a text-only decoder
-        self.model = LlavaQwenModel(config)
-        self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+    decoder_class = LlavaQwenModel
 
 
 class LlavaQwen3Config(VisionFields, Qwen3Config):
@@ -38,10 +29,4 @@ class LlavaQwen3Model(LlavaMetaModel, Qwen3Model):
 
 class LlavaQwen3ForCausalLM(LlavaMetaForCausalLM, Qwen3ForCausalLM):
     config_class = LlavaQwen3Config
-
-    def __init__(self, config: LlavaQwen3Config):
-        super(Qwen3ForCausalLM, self).__init__(config)  # as above
-        self.model = LlavaQwen3Model(config)
-        self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+    decoder_class = LlavaQwen3Model

@@ -10,20 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from llava.model.multimodal_encoder.tower import VisionFeatures
-from llava.model.multimodal_projector.base import (
-    NORM_EPS,
-    Projector,
-    compressed_side,
-    downsample,
-    grid_side,
-    reset_linear_maps,
-    to_maps,
-    to_tokens,
-    two_layer_map,
-)
+from llava.model.multimodal_projector.base import downsample, to_maps, to_tokens
+from llava.model.multimodal_projector.compressor import RegionCompressor
 from llava.model.multimodal_projector.norms import NORMS
-from llava.model.multimodal_projector.region_attention import RegionAttention
 from llava.model.multimodal_projector.visualprism_folded import FoldedVisualPrism, fingerprint
 from llava.model.multimodal_projector.wavelet import WaveletPath
 from llava.model.vision_config import VISUALPRISM_PATHS, VisionFields, parse_paths
@@ -66,19 +55,13 @@ class GlobalGate(nn.Module):
         return self.excite(maps.mean(dim=(2, 3), keepdim=True)).sigmoid()
 
 
-class VisualPrism(Projector):
+class VisualPrism(RegionCompressor):
     """Guide, then compress: G*G patches to (G/s)**2 tokens.
 
     The grid side is read at run time and no parameter depends on s, so one module serves every resolution
     that s divides, and every s. In evaluation the function is computed from folded weights.
 
-    Args:
-        vision_width: C.
-        llm_width: D.
-        scale_factor: s; forward may override it.
-        num_levels: L.
-        width: E, by default C.
-        num_heads: h, by default E // 128, at least 1.
+    Args, beside RegionCompressor's:
         paths: which of identity, local and wavelet make the queries (TPQP); identity alone is without TPQP.
         hkve: whether keys and values come from HKVE, or from two-layer maps of all levels as in TokenPacker.
         wavelet: a discrete wavelet of PyWavelets; haar is the published one.
@@ -86,9 +69,6 @@ class VisualPrism(Projector):
     Raises:
         ValueError: on an unknown path, wavelet or norm, or heads that do not divide E.
     """
-
-    needs_levels = True
-    compresses = True
 
     def __init__(
         self,
@@ -104,12 +84,13 @@ class VisualPrism(Projector):
         wavelet: str = "haar",
         norm: str = "batch",
     ):
-        super().__init__()
         if norm not in NORMS:
             raise ValueError(f"--visualprism_norm must be one of {', '.join(NORMS)}, got {norm!r}.")
+        super().__init__(
+            vision_width, llm_width, scale_factor, num_levels, width, num_heads, level_maps=not hkve
+        )
         width = width or vision_width
         norm_class = NORMS[norm]
-        self.scale_factor = scale_factor
         # The published order, which is that of q_fusion_weights
         self.paths = tuple(path for path in VISUALPRISM_PATHS if path in paths)
         self.hkve = hkve
@@ -133,15 +114,6 @@ class VisualPrism(Projector):
             self.k_global = GlobalGate(width)
             self.v_local = nn.Sequential(depthwise(width, 3), norm_class(width), nn.GELU())
             self.v_global = GlobalGate(width)
-        else:
-            self.k_proj_1 = two_layer_map(num_levels * vision_width, width)
-            self.v_proj_1 = two_layer_map(num_levels * vision_width, width)
-        # Compressor
-        self.ln_q_1 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.ln_k_1 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.ln_v_1 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.clip_attn = RegionAttention(width, num_heads)
-        self.mlp = two_layer_map(width, llm_width)
         self.reset_parameters()
 
     @classmethod
@@ -159,7 +131,6 @@ class VisualPrism(Projector):
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        reset_linear_maps(self)
         init.constant_(self.q_fusion_weights, 1 / len(self.paths))
 
     def train(self, mode: bool = True) -> "VisualPrism":
@@ -186,7 +157,7 @@ class VisualPrism(Projector):
     def keys_and_values(self, x_multi: Tensor) -> tuple[Tensor, Tensor]:
         """float[B, N, L*C] to two of float[B, N, E]."""
         if not self.hkve:
-            return self.ln_k_1(self.k_proj_1(x_multi)), self.ln_v_1(self.v_proj_1(x_multi))
+            return super().keys_and_values(x_multi)
         base = to_maps(self.kv_down_proj(x_multi))
         key = self.k_local(base) + base * self.key_gain(base)
         value = self.v_local(base) + base * self.value_gain(base)
@@ -200,24 +171,10 @@ class VisualPrism(Projector):
         """The global branch of the values, likewise."""
         return VALUE_GLOBAL_GAIN * self.v_global.gain(base)
 
-    def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
-        """Compress one grid.
-
-        Args:
-            features: selected float[B, N, C] and levels float[B, N, L*C], row-major, class token removed.
-            scale_factor: s of this call, by default the module's own.
-        Returns:
-            float[B, M, D].
-        Raises:
-            ValueError: if N is not a square or s does not divide its side.
-        """
-        x, x_multi = features[:2]
-        scale_factor = scale_factor or self.scale_factor
-        compressed_side(grid_side(x.shape[1]), scale_factor)
+    def compress(self, x: Tensor, x_multi: Tensor, scale_factor: int) -> Tensor:
         if self.folded_form_serves():
             return self.folded()(x, x_multi, scale_factor)
-        key, value = self.keys_and_values(x_multi)
-        return self.mlp(self.clip_attn(self.queries(x, scale_factor), key, value, scale_factor))
+        return super().compress(x, x_multi, scale_factor)
 
     def folded_form_serves(self) -> bool:
         """In evaluation, unless gradients of the weights themselves are wanted: folding would hide them."""

@@ -4,15 +4,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates, question_prompt, template_named
 from llava.eval.generation import (
     Decoding,
     Prompt,
     Stopping,
     left_pad,
+    make_prompt,
+    open_image,
     split_batches,
 )
 
@@ -123,3 +127,32 @@ def test_left_pad_aligns_the_ends():
 def test_impossible_decoding_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=f"--{next(iter(wrong))}"):
         Decoding(**wrong)
+
+
+def tiny_world(aspect_ratio):
+    """A model that says what an image takes by its size, and a tokenizer's stand-in."""
+    return SimpleNamespace(
+        config=SimpleNamespace(image_aspect_ratio=aspect_ratio),
+        get_vision_tower=lambda: object(),
+        num_visual_tokens=9,
+        visual_positions_of=lambda size: size[0],
+    )
+
+
+@pytest.mark.parametrize(("aspect_ratio", "visual"), [("pad", 3 * 9), ("slice", 30 + 50 + 50)])
+def test_a_prompts_length_counts_every_image_as_the_model_takes_it(tokenizer, tmp_path, aspect_ratio, visual):
+    for width in (30, 50):
+        Image.new("RGB", (width, 20)).save(tmp_path / f"{width}.png")
+    images = ["30.png", "50.png", (tmp_path / "50.png").read_bytes()]
+    question = {"question_id": 0, "text": "a b", "image": images}
+    prompt = make_prompt(question, tiny_world(aspect_ratio), tokenizer, template_named("vicuna_v1"), tmp_path)
+    assert prompt.input_ids.count(IMAGE_TOKEN_INDEX) == 3
+    assert prompt.length == len(prompt.input_ids) - 3 + visual
+
+
+def test_images_of_a_question_come_from_files_and_from_bytes_and_a_bad_one_is_named(tmp_path):
+    Image.new("RGB", (4, 3), "red").save(tmp_path / "a.png")
+    encoded = (tmp_path / "a.png").read_bytes()
+    assert open_image("a.png", tmp_path).size == open_image(encoded, tmp_path).size == (4, 3)
+    with pytest.raises(ValueError, match="in the benchmark's data cannot be read"):
+        open_image(encoded[:40], tmp_path)

@@ -38,6 +38,16 @@ def test_generate_returns_new_tokens_only_and_takes_input_ids_by_name(model):
     assert torch.equal(by_name, model.generate(ids, images=images, **options))
 
 
+def test_generation_computes_no_logits_of_the_prompt(model):
+    seen = []
+    hook = model.lm_head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
+    model.generate(
+        torch.tensor([[1, IMAGE, 6]]), images=torch.randn(1, 3, 56, 56), max_new_tokens=3, min_new_tokens=3
+    )
+    hook.remove()
+    assert seen == [1, 1, 1]
+
+
 def test_training_loss_is_the_evaluation_loss_and_needs_no_logits(model):
     ids = torch.tensor([[1, 5, IMAGE, 7, 8], [1, 6, 9, 10, 0]])
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]).bool()

@@ -1,0 +1,47 @@
+"""LLaVA on MPT."""
+
+from typing import ClassVar
+
+from transformers import MptConfig, MptForCausalLM, MptModel
+
+from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
+from llava.model.vision_config import VisionFields
+
+
+class LlavaMptConfig(VisionFields, MptConfig):
+    model_type = "llava_mpt"
+    attribute_map: ClassVar = {**MptConfig.attribute_map, "max_position_embeddings": "max_seq_len"}
+
+
+class LlavaMptModel(LlavaMetaModel, MptModel):
+    config_class = LlavaMptConfig
+
+    def forward(
+        self, input_ids=None, past_key_values=None, attention_mask=None, inputs_embeds=None, **kwargs
+    ):
+        """MptModel's.
+
+        Raises:
+            ValueError: beyond max_seq_len, up to which MptModel tabulates its attention bias.
+        """
+        length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        length += 0 if past_key_values is None else past_key_values.get_seq_length()
+        if length > self.config.max_seq_len:
+            raise ValueError(
+                f"{length} tokens came, but max_seq_len in this MPT's config.json is "
+                f"{self.config.max_seq_len}; raise it there (no weight depends on it), or lower "
+                "--model_max_length or max_new_tokens."
+            )
+        return super().forward(
+            input_ids=input_ids,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+
+
+class LlavaMptForCausalLM(LlavaMetaForCausalLM, MptForCausalLM):
+    config_class = LlavaMptConfig
+    decoder_class = LlavaMptModel
+    takes_position_ids = False  # distances alone count (ALiBi)

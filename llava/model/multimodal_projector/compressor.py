@@ -1,0 +1,94 @@
+"""Compression by region attention, the part that TokenPacker and VisualPrism share (SPEC 1 and 2).
+
+Attribute names are those of published checkpoints: a file format.
+"""
+
+# Legend: multimodal_projector/base.py
+
+from torch import Tensor, nn
+
+from llava.model.multimodal_encoder.tower import VisionFeatures
+from llava.model.multimodal_projector.base import (
+    NORM_EPS,
+    Projector,
+    grid_side,
+    reset_linear_maps,
+    two_layer_map,
+)
+from llava.model.multimodal_projector.region_attention import RegionAttention
+
+
+class RegionCompressor(Projector):
+    """G*G patches to (G/s)**2 tokens: each query gathers from its own region; no parameter depends on s or G.
+
+    A subclass makes `queries`, and may make `keys_and_values`; by default they are two-layer maps of all
+    levels, as in TokenPacker.
+
+    Args:
+        vision_width: C.
+        llm_width: D.
+        scale_factor: s; forward may override it.
+        num_levels: L.
+        width: E, by default C.
+        num_heads: h, by default E // 128, at least 1.
+        level_maps: whether there are those two-layer maps.
+    """
+
+    needs_levels = True
+    compresses = True
+
+    def __init__(
+        self,
+        vision_width: int,
+        llm_width: int,
+        scale_factor: int,
+        num_levels: int = 4,
+        width: int | None = None,
+        num_heads: int | None = None,
+        *,
+        level_maps: bool = True,
+    ):
+        super().__init__()
+        width = width or vision_width
+        self.scale_factor = scale_factor
+        if level_maps:
+            self.k_proj_1 = two_layer_map(num_levels * vision_width, width)
+            self.v_proj_1 = two_layer_map(num_levels * vision_width, width)
+        self.ln_q_1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.ln_k_1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.ln_v_1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.clip_attn = RegionAttention(width, num_heads)
+        self.mlp = two_layer_map(width, llm_width)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        reset_linear_maps(self)
+
+    def queries(self, x: Tensor, scale_factor: int) -> Tensor:
+        """float[B, N, C] to float[B, M, E]."""
+        raise NotImplementedError
+
+    def keys_and_values(self, x_multi: Tensor) -> tuple[Tensor, Tensor]:
+        """float[B, N, L*C] to two of float[B, N, E]."""
+        return self.ln_k_1(self.k_proj_1(x_multi)), self.ln_v_1(self.v_proj_1(x_multi))
+
+    def compress(self, x: Tensor, x_multi: Tensor, scale_factor: int) -> Tensor:
+        """float[B, N, C] and float[B, N, L*C] to float[B, M, D]; s divides the grid."""
+        key, value = self.keys_and_values(x_multi)
+        return self.mlp(self.clip_attn(self.queries(x, scale_factor), key, value, scale_factor))
+
+    def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
+        """Compress one grid.
+
+        Args:
+            features: selected float[B, N, C] and levels float[B, N, L*C], row-major, class token removed.
+            scale_factor: s of this call, by default the module's own.
+        Returns:
+            float[B, M, D].
+        Raises:
+            ValueError: if N is not a square or s does not divide its side.
+        """
+        x, x_multi = features[:2]
+        scale_factor = scale_factor or self.scale_factor
+        self.output_grid(grid_side(x.shape[1]), scale_factor)  # refuses what does not divide
+        return self.compress(x, x_multi, scale_factor)
