@@ -2,6 +2,7 @@
 
 import argparse
 import urllib.request
+from pathlib import Path
 
 from llava.eval.command import exit_code
 
@@ -75,13 +76,13 @@ def answer(args: argparse.Namespace) -> str:
     def refuse(question: dict, error: ValueError) -> None:
         raise error
 
-    prompt = make_prompt(question, model, tokenizer, template)
+    prompt = make_prompt(question, model, tokenizer, template, Path())
     ((_, text),) = answer_batches(
         model,
         tokenizer,
         image_processor,
         [[prompt]],
-        image_folder="",
+        image_folder=Path(),
         template=template,
         decoding=decoding,
         refuse=refuse,

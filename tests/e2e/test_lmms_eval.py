@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from benchmarks import write_jsonl
 from PIL import Image
-from tiny_llava import save_tiny_llava
 
 from llava.conversation import conv_templates
 from llava.eval import model_vqa_loader
@@ -59,7 +59,7 @@ def results(doc, results):
 def world(tmp_path_factory):
     """A model folder, questions of several lengths, and two tasks of our own on them."""
     folder = tmp_path_factory.mktemp("lmms")
-    save_tiny_llava(folder / "model")
+    tiny.save_llava(folder / "model")
     (folder / "tasks").mkdir()
     (folder / "tasks" / "utils.py").write_text(UTILS)
     rows = []

@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer, SimpleHTTPRequestHan
 
 import open_benchmarks
 import pytest
+import tiny
 from PIL import Image
-from tiny_llava import save_tiny_llava
 
 import llava.model.builder
 from llava.eval import eval_docvqa, eval_ocr_bench, run, run_llava
@@ -24,7 +24,7 @@ MODULES = {module.__name__: module for module in (eval_docvqa, eval_ocr_bench, r
 def world(tmp_path_factory):
     """A model folder, and the benchmarks below data."""
     folder = tmp_path_factory.mktemp("world")
-    save_tiny_llava(folder / "model")
+    tiny.save_llava(folder / "model")
     for build in open_benchmarks.BUILDERS.values():
         build(folder / "data")
     return folder

@@ -3,9 +3,9 @@
 from argparse import Namespace
 
 import pytest
+import tiny
 import torch
 from PIL import Image
-from tiny_llava import save_tiny_llava
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import SeparatorStyle, conv_templates
@@ -23,7 +23,7 @@ GENERATION = {"do_sample": False, "temperature": 0, "top_p": None, "num_beams": 
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    path = str(save_tiny_llava(tmp_path_factory.mktemp("vlmevalkit") / "model"))
+    path = str(tiny.save_llava(tmp_path_factory.mktemp("vlmevalkit") / "model"))
     return load_pretrained_model(
         model_path=path,
         model_base=None,
