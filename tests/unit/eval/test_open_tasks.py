@@ -10,7 +10,7 @@ from pyarrow import parquet
 from llava.eval.metrics import llava_bench_table, mmvet_table, parse_correctness, parse_score_pair
 from llava.eval.metrics.mmmu import guess_option
 from llava.eval.records import check_questions, images_of
-from llava.eval.tasks import TASKS, llava_bench, mmmu, mmvet
+from llava.eval.tasks import TASKS, llava_bench, mmmu, mmvet, qbench
 
 
 @pytest.fixture
@@ -185,6 +185,14 @@ def test_qbench_scores_a_letter_or_an_options_text(load):
     assert scores.unparsed == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [("A", "A"), ("B. No", "B"), ("NO.", "B"), ("C", None), ("C. Maybe", None), ("", None), ("Not", None)],
+)
+def test_qbench_takes_no_letter_that_a_question_does_not_offer(text, letter):
+    assert qbench.option_of(text, ["Yes", "No"]) == letter
+
+
 def test_qbench_test_has_no_answers_and_is_submitted(load, tmp_path):
     rows = load("qbench_test")
     assert "answer" not in rows[0]
@@ -225,8 +233,9 @@ def test_docvqa_takes_the_older_file_without_question_types(load, tmp_path):
     published = json.loads(path.read_text())
     for row in published["data"]:
         del row["question_types"]
-    path.unlink()
     write_json(path.with_name("val_v1.0.json"), published)
+    assert "layout" in TASKS["docvqa"].load(path.parent)[0]["question_types"]  # the newer one goes first
+    path.unlink()
     assert TASKS["docvqa"].missing(tmp_path) == []
     rows = TASKS["docvqa"].load(path.parent)
     scores = TASKS["docvqa"].score(rows, answered(rows, "0.28", "Mueller", "Rome"))
