@@ -4,9 +4,10 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from llava.eval.records import get_chunk
-from llava.eval.session import Session, add_flags, positive
+from llava.eval.records import get_chunk, write_jsonl
+from llava.eval.session import Answered, Session, add_flags, positive
 
 
 def exit_code(action: Callable[[], None]) -> int:
@@ -30,6 +31,8 @@ class AnswerCommand:
         load: from the parsed flags to question rows.
         max_new_tokens: default of the flag.
         own_flags: adds those that other commands lack.
+        published_row: from an answer row to a row of --answers-file, where that is of a format of its own;
+            the answer rows are then kept beside it, in FILE.progress.
     """
 
     module: str
@@ -38,6 +41,7 @@ class AnswerCommand:
     load: Callable[[argparse.Namespace], list[dict]]
     max_new_tokens: int = 1024
     own_flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    published_row: Callable[[dict], dict] | None = None
 
     def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
         parser = argparse.ArgumentParser(
@@ -64,18 +68,26 @@ class AnswerCommand:
             ValueError: for what the user can mend; says how. The answers so far stay in the file.
         """
         questions = get_chunk(self.load(args), args.num_chunks, args.chunk_idx)
-        session = Session(args)
-        answered = session.answer(questions, args.answers_file, args.image_folder, args.max_new_tokens)
+        session, path = Session(args), Path(args.answers_file)
+        kept = path.with_name(f"{path.name}.progress") if self.published_row else path
+        answered = session.answer(questions, kept, args.image_folder, args.max_new_tokens)
         if session.processes.is_main_process:
-            for question_id, reason in answered.skipped:
-                print(f"skipped question {question_id}: {reason}")
-            if answered.skipped:
-                print(f"{len(answered.skipped)} question(s) skipped")
+            if self.published_row:
+                write_jsonl(path, map(self.published_row, answered.rows))
+            print_skipped(answered)
             print(f"answers: {args.answers_file}")
 
     def main(self, argv: list[str] | None = None) -> int:
         args = self.parse_args(argv)
         return exit_code(lambda: self.evaluate(args))
+
+
+def print_skipped(answered: Answered) -> None:
+    """A line for each question that was left out, and their number, if there are any."""
+    for question_id, reason in answered.skipped:
+        print(f"skipped question {question_id}: {reason}")
+    if answered.skipped:
+        print(f"{len(answered.skipped)} question(s) skipped")
 
 
 def add_single_pred_prompt(parser: argparse.ArgumentParser) -> None:

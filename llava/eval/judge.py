@@ -15,7 +15,7 @@ TIMEOUT = 120  # seconds a request
 
 
 class Judge:
-    """Call it with a prompt to get the reply.
+    """Call it with a prompt, and a system text if there is one, to get the reply.
 
     Args:
         url: the endpoint's base, such as http://localhost:8000/v1.
@@ -39,19 +39,21 @@ class Judge:
             memory.write_text(whole, encoding="utf-8")
         self.replies = {row["key"]: row["reply"] for row in parse_jsonl(whole, memory)}
 
-    def __call__(self, prompt: str) -> str:
+    def __call__(self, prompt: str, system: str = "") -> str:
         """The reply, greedy. Raises ValueError if the endpoint refuses or stays silent."""
-        key = hashlib.sha256(f"{self.model}\n{prompt}".encode()).hexdigest()
+        key = hashlib.sha256(f"{self.model}\n{system}\n{prompt}".encode()).hexdigest()
         if key not in self.replies:
-            self.replies[key] = self._ask(prompt)
+            self.replies[key] = self._ask(prompt, system)
             self.memory.parent.mkdir(parents=True, exist_ok=True)
             with self.memory.open("a", encoding="utf-8") as file:
                 row = {"key": key, "prompt": prompt, "reply": self.replies[key]}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         return self.replies[key]
 
-    def _ask(self, prompt: str) -> str:
-        body = {"model": self.model, "temperature": 0, "messages": [{"role": "user", "content": prompt}]}
+    def _ask(self, prompt: str, system: str) -> str:
+        messages = [{"role": "system", "content": system}] * bool(system)
+        messages += [{"role": "user", "content": prompt}]
+        body = {"model": self.model, "temperature": 0, "messages": messages}
         request = urllib.request.Request(self.url, json.dumps(body).encode(), self.headers)
         for attempt in range(ATTEMPTS):
             if attempt:

@@ -49,7 +49,7 @@ The average is over GQA, VizWiz, VQAv2, MM-Vet, POPE and MMBench; – where not 
 {% endif %}
 {% if task.scores and task.scores.unparsed %}
 
-- {{ task.scores.unparsed }} answer(s) in which no option was found
+- {{ task.scores.unparsed }} answer(s) without a result: no option is named, or the judge gave no score
 {% endif %}
 {% if task.skipped %}
 
@@ -156,7 +156,7 @@ kind would give. Times are of answering, without loading the model.</p>
 {{ task.skipped[0][0] }}, {{ task.skipped[0][1] }}</p>
 {% endif %}
 {% if task.scores and task.scores.unparsed %}
-<p>In {{ task.scores.unparsed }} answer(s) no option was found.</p>
+<p>{{ task.scores.unparsed }} answer(s) without a result: no option is named, or the judge gave no score.</p>
 {% endif %}
 {% if task.submission %}
 <p>Submission: {% for file in task.submission %}<code>{{ file }}</code> {% endfor %}, for

@@ -24,9 +24,18 @@ PATIENCE = timedelta(days=7)  # for a process that is done to wait for the other
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that say which model answers, and how."""
     add = parser.add_argument
-    add("--model-path", required=True, help="model folder (or a projector/LoRA folder beside --model-base)")
-    add("--model-base", help="language model folder that --model-path completes")
-    add("--conv-mode", help=f"template; default: config.json's conv_version, else {DEFAULT_TEMPLATE}")
+    add(
+        "--model-path",
+        "--model_path",
+        required=True,
+        help="model folder (or a projector/LoRA folder beside --model-base)",
+    )
+    add("--model-base", "--model_base", help="language model folder that --model-path completes")
+    add(
+        "--conv-mode",
+        "--conv_mode",
+        help=f"template; default: config.json's conv_version, else {DEFAULT_TEMPLATE}",
+    )
     add("--temperature", type=float, default=0.0, help="0: greedy")
     add("--top_p", type=float, help="nucleus of this probability; only with a temperature")
     add("--num_beams", type=positive, default=1, help="beams")

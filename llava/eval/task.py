@@ -12,7 +12,7 @@ class File:
     """A file or folder that a benchmark needs.
 
     Args:
-        path: below the benchmark's folder.
+        path: below the benchmark's folder; may be a pattern (a*.json), of which one must be there.
         source: where to get it: an address, or the command that makes it.
     """
 
@@ -29,7 +29,7 @@ class Scores:
         headline: (part, measure) of the number that is quoted.
         credit: {question_id: 0..1}, what each answer was given; the report shows wrong answers first.
         points: measures that are points; the others are fractions, shown in percent.
-        unparsed: answers in which no option was found, which were scored all the same.
+        unparsed: answers that name no option, or on which the judge's reply has no score.
     """
 
     table: Table
@@ -60,7 +60,7 @@ class Task:
         score: (rows, answers) to scores, where the right answers are known.
         export: (rows, answers, folder) writes the submission's files there and gives their paths.
         submit_to: where those go.
-        judge: (rows, answers, ask) to scores by a judging model; ask(prompt) gives its reply.
+        judge: (rows, answers, ask) to scores by a judging model; ask(prompt, system text) gives its reply.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Task:
     score: Callable[[list[dict], dict], Scores] | None = None
     export: Callable[[list[dict], dict, Path], list[Path]] | None = None
     submit_to: str = ""
-    judge: Callable[[list[dict], dict, Callable[[str], str]], Scores] | None = None
+    judge: Callable[[list[dict], dict, Callable[..., str]], Scores] | None = None
 
     def describe(self, data_root: Path) -> str:
         """As a Markdown list: its name, what comes of its answers, its files and their sources."""
@@ -86,5 +86,9 @@ class Task:
 
     def missing(self, data_root: Path) -> list[str]:
         """A line for each file that is not there: which, and where it comes from."""
-        paths = [(data_root / self.folder / file.path, file.source) for file in self.needs]
-        return [f"{self.name}: {path} is missing; {source}" for path, source in paths if not path.exists()]
+        folder = data_root / self.folder
+        return [
+            f"{self.name}: {folder / file.path} is missing; {file.source}"
+            for file in self.needs
+            if next(folder.glob(file.path), None) is None
+        ]

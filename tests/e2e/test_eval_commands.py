@@ -6,8 +6,8 @@ import sys
 
 import benchmarks
 import pytest
+import tiny
 from benchmarks import read_jsonl, write_jsonl
-from tiny_llava import save_tiny_llava
 
 import llava.model.builder
 from llava.eval import (
@@ -33,7 +33,7 @@ SCORERS = {module.__name__: module for module in (eval_pope, eval_science_qa, ev
 def world(tmp_path_factory):
     """A model folder, and every benchmark below data."""
     folder = tmp_path_factory.mktemp("world")
-    save_tiny_llava(folder / "model")
+    tiny.save_llava(folder / "model")
     for build in benchmarks.BUILDERS.values():
         build(folder / "data")
     return folder

@@ -64,3 +64,20 @@ def test_a_process_for_each_gpu_that_is_visible(tmp_path, gpus, variables, proce
         assert command[:5] == launcher
         command = command[5:]
     assert command[:2] == ["-m", "llava.eval.run"]
+
+
+@pytest.mark.parametrize(
+    ("script", "split", "task"),
+    [
+        ("docvqa", "val", "docvqa"),
+        ("docvqa", "test", "docvqa_test"),
+        ("qbench", "dev", "qbench"),
+        ("qbench", "test", "qbench_test"),
+        ("qbench_zh", "test", "qbench_zh_test"),
+    ],
+)
+def test_a_split_that_goes_first_chooses_the_task(tmp_path, script, split, task):
+    command = started(tmp_path, script, split, "--limit", "3")
+    assert command[2:4] == ["--tasks", task]
+    assert command[-2:] == ["--limit", "3"]
+    assert split not in command

@@ -5,6 +5,7 @@ A benchmark's `*_table` takes one small tuple an answer and returns {row: {colum
 
 from llava.eval.metrics.docvqa import anls
 from llava.eval.metrics.gqa import GQAAnswer, gqa_correct, gqa_table, normalize_gqa_answer
+from llava.eval.metrics.llava_bench import LlavaBenchAnswer, llava_bench_table, parse_score_pair
 from llava.eval.metrics.mmbench import CircularAnswer, circular_table
 from llava.eval.metrics.mme import MMEAnswer, mme_table, parse_mme_answer
 from llava.eval.metrics.mmmu import (
@@ -14,6 +15,7 @@ from llava.eval.metrics.mmmu import (
     open_answer_correct,
     parse_multiple_choice,
 )
+from llava.eval.metrics.mmvet import MMVetAnswer, mmvet_table, parse_correctness
 from llava.eval.metrics.ocrbench import OCRBenchAnswer, ocrbench_correct, ocrbench_table
 from llava.eval.metrics.options import parse_option_letter
 from llava.eval.metrics.pope import PopeAnswer, parse_yes_no, pope_table
@@ -27,8 +29,10 @@ from llava.eval.metrics.vqa import normalize_vqa_answer, vqa_accuracy, vqa_soft_
 __all__ = [
     "CircularAnswer",
     "GQAAnswer",
+    "LlavaBenchAnswer",
     "MMEAnswer",
     "MMMUAnswer",
+    "MMVetAnswer",
     "OCRBenchAnswer",
     "PopeAnswer",
     "ScienceQAAnswer",
@@ -42,18 +46,22 @@ __all__ = [
     "gqa_correct",
     "gqa_table",
     "guess_option",
+    "llava_bench_table",
     "mean_score",
     "mean_table",
     "mme_table",
     "mmmu_table",
+    "mmvet_table",
     "normalize_gqa_answer",
     "normalize_vqa_answer",
     "ocrbench_correct",
     "ocrbench_table",
     "open_answer_correct",
+    "parse_correctness",
     "parse_mme_answer",
     "parse_multiple_choice",
     "parse_option_letter",
+    "parse_score_pair",
     "parse_yes_no",
     "pope_table",
     "science_qa_table",

@@ -2,11 +2,17 @@
 
 from llava.eval.task import Task
 from llava.eval.tasks import (
+    docvqa,
     easy_vqa,
     gqa,
+    llava_bench,
     mmbench,
     mme,
+    mmmu,
+    mmvet,
+    ocr_bench,
     pope,
+    qbench,
     science_qa,
     seed,
     textvqa,
@@ -30,5 +36,15 @@ TASKS: dict[str, Task] = {
         mmbench.TASK,
         mmbench.CN,
         seed.TASK,
+        llava_bench.TASK,
+        mmvet.TASK,
+        qbench.TASK,
+        qbench.TEST,
+        qbench.ZH,
+        qbench.ZH_TEST,
+        docvqa.TASK,
+        docvqa.TEST,
+        ocr_bench.TASK,
+        mmmu.TASK,
     )
 }

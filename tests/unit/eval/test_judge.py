@@ -54,6 +54,19 @@ def test_a_judge_is_asked_once_for_a_prompt_even_over_several_runs(server, tmp_p
     assert [again("good?"), again("bad?")] == ["score: 1", "score: 3"]
 
 
+def test_a_system_text_is_a_message_of_its_own_and_makes_another_question(server, tmp_path):
+    ask = judge(server, tmp_path)
+    assert [ask("good?"), ask("good?", "Be fair."), ask("good?", "Be fair.")] == [
+        "score: 1",
+        "score: 2",
+        "score: 2",
+    ]
+    assert server.seen[1][2]["messages"] == [
+        {"role": "system", "content": "Be fair."},
+        {"role": "user", "content": "good?"},
+    ]
+
+
 def test_a_busy_judge_is_asked_again(server, tmp_path):
     server.statuses = [429, 503]
     assert judge(server, tmp_path)("good?") == "score: 3"

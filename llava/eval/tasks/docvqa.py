@@ -1,0 +1,82 @@
+"""DocVQA: questions on scanned documents. val is scored here by ANLS, a server scores test.
+
+Source: Mathew et al., "DocVQA: a dataset for VQA on document images", 2021; asked as TokenPacker asks it.
+"""
+
+import json
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from llava.eval.metrics import anls, mean_table
+from llava.eval.records import write_text
+from llava.eval.task import File, Scores, Task
+from llava.eval.tasks.shared import SINGLE_WORD, read_json
+
+VAL_FILES, TEST_FILES = "val_v1.0*.json", "test_v1.0*.json"
+
+
+def read_questions(path: str | Path) -> list[dict]:
+    """Rows {"question_id", "text", "image": a file name, "answer" and "question_types" if they are known}.
+
+    Raises:
+        ValueError: if the file is missing or no DocVQA file.
+    """
+    published = read_json(path)
+    if not isinstance(published, dict) or "data" not in published:
+        raise ValueError(f'{path}: expected DocVQA\'s questions below "data"; fetch the file again.')
+    return [
+        {
+            "question_id": question["questionId"],
+            # older files have "documents/" before it
+            "image": PurePosixPath(question["image"]).name,
+            "text": f"{question['question']}\n{SINGLE_WORD}",
+            "question_types": question.get("question_types", []),
+        }
+        | ({"answer": question["answers"]} if "answers" in question else {})
+        for question in published["data"]
+    ]
+
+
+def load(folder: Path, pattern: str) -> list[dict]:
+    path = max(folder.glob(pattern))  # the one with question types, where there are both
+    return [row | {"image": f"images/{row['image']}"} for row in read_questions(path)]
+
+
+def score(rows: list[dict], answers: dict) -> Scores:
+    """ANLS over all and by question type, where the file has types; a question may be of several."""
+    credit = {row["question_id"]: anls(answers[row["question_id"]], row["answer"]) for row in rows}
+    table = mean_table("anls", ((credit[row["question_id"]], row["question_types"]) for row in rows))
+    return Scores(table, ("overall", "anls"), credit)
+
+
+def submission(answers: dict) -> str:
+    """The server's file: what the model said without a period at its end, by DocVQA's ids."""
+    return json.dumps([{"questionId": i, "answer": text.rstrip(".")} for i, text in answers.items()])
+
+
+def export(rows: list[dict], answers: dict, folder: Path) -> list[Path]:
+    path = folder / "answers_upload.json"
+    write_text(path, submission(answers))
+    return [path]
+
+
+_RRC = "from https://rrc.cvc.uab.es/?ch=17&com=downloads, task 1"
+TASK = Task(
+    name="docvqa",
+    title="DocVQA val",
+    folder="docvqa",
+    needs=(File(VAL_FILES, _RRC), File("images", f"all documents' pages, {_RRC}")),
+    load=partial(load, pattern=VAL_FILES),
+    max_new_tokens=128,
+    score=score,
+)
+TEST = Task(
+    name="docvqa_test",
+    title="DocVQA test",
+    folder="docvqa",
+    needs=(File(TEST_FILES, _RRC), File("images", f"all documents' pages, {_RRC}")),
+    load=partial(load, pattern=TEST_FILES),
+    max_new_tokens=128,
+    export=export,
+    submit_to="https://rrc.cvc.uab.es/?ch=17&com=evaluation&task=1",
+)

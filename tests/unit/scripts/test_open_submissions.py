@@ -1,0 +1,44 @@
+"""scripts/convert_{mmvet,docvqa}_for_eval.py on answers as the commands write them, whole and damaged."""
+
+import json
+
+import convert_docvqa_for_eval
+import convert_mmvet_for_eval
+import pytest
+from benchmarks import write_jsonl
+
+
+@pytest.fixture
+def convert(tmp_path):
+    """From a script and rows of answers to (exit code, the file it wrote, read, or None)."""
+
+    def run(script, rows: list[dict]) -> tuple:
+        source, target = tmp_path / "a.jsonl", tmp_path / "out" / "m.json"
+        write_jsonl(source, rows)
+        code = script.main(["--src", str(source), "--dst", str(target)])
+        return code, json.loads(target.read_text()) if target.exists() else None
+
+    return run
+
+
+def test_mmvet_answers_get_the_benchmarks_ids(convert):
+    rows = [{"question_id": 0, "text": "größer."}, {"question_id": 217, "text": ""}]
+    assert convert(convert_mmvet_for_eval, rows) == (0, {"v1_0": "größer.", "v1_217": ""})
+
+
+def test_docvqa_answers_lose_a_last_period(convert):
+    rows = [{"questionId": 57344, "answer": "Größe 3.5."}, {"questionId": 57345, "answer": ""}]
+    expected = [{"questionId": 57344, "answer": "Größe 3.5"}, {"questionId": 57345, "answer": ""}]
+    assert convert(convert_docvqa_for_eval, rows) == (0, expected)
+
+
+@pytest.mark.parametrize(
+    ("script", "row"),
+    [
+        (convert_mmvet_for_eval, {"question_id": 7, "text": "a"}),
+        (convert_docvqa_for_eval, {"questionId": 7, "answer": "a"}),
+    ],
+)
+def test_an_id_that_stands_twice_is_refused(convert, script, row, capsys):
+    assert convert(script, [row, row]) == (1, None)
+    assert "question 7: more than once in the answers file" in capsys.readouterr().err
