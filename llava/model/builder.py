@@ -6,15 +6,19 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from llava.model.adapters import load_trainables, merge_adapters, read_adapter_config, read_trainables
 from llava.model.checkpoint import (
     PROJECTOR_FILE,
+    PROJECTOR_PREFIX,
     SAVED_CONSTANTS,
+    TRAINABLES_FILE,
     CheckpointFolder,
     cut_to_projector,
     inspect_folder,
     load_exactly,
     projector_type_of,
     read_projector,
+    read_weights,
     weight_names,
 )
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
@@ -79,19 +83,36 @@ def read_config(path: str | Path, model_class: type[PreTrainedModel] | None = No
     return model_class.config_class.from_dict(raw)
 
 
-def attach_vision(model: PreTrainedModel, fields: VisionFields) -> None:
+def checkpoint_config(folder: CheckpointFolder) -> PretrainedConfig:
+    """A folder's configuration; where it sees, with the projector's type by the weights present."""
+    config = read_config(folder.path)
+    if config.mm_vision_tower is not None:
+        names = cut_to_projector(weight_names(folder.path))
+        declared = folder.config.get("mm_projector_type")
+        config.mm_projector_type = projector_type_of(names, declared, str(folder.path))
+    return config
+
+
+def copy_fields(config: PretrainedConfig, fields: VisionFields) -> None:
+    for name in VisionFields.__dataclass_fields__:
+        setattr(config, name, getattr(fields, name))
+
+
+def attach_vision(
+    model: PreTrainedModel, fields: VisionFields, projector_dtype: torch.dtype | None = None
+) -> None:
     """Give a language model eyes: a tower with its published weights, a freshly initialised projector.
 
     Args:
         model: one of MODEL_CLASSES, without vision.
         fields: what to build; its multimodal keys are copied into model.config.
+        projector_dtype: by default the language model's.
     """
-    for name in VisionFields.__dataclass_fields__:
-        setattr(model.config, name, getattr(fields, name))
+    copy_fields(model.config, fields)
     like = model.get_input_embeddings().weight
     model.get_model().build_vision(model.config)
-    for part in (model.get_vision_tower(), model.get_projector()):
-        part.to(device=like.device, dtype=like.dtype)
+    model.get_vision_tower().to(device=like.device, dtype=like.dtype)
+    model.get_projector().to(device=like.device, dtype=projector_dtype or like.dtype)
     load_vision_weights(model.get_vision_tower(), model.config.mm_vision_tower)
     model.get_vision_tower().requires_grad_(False)
 
@@ -111,10 +132,12 @@ def load_pretrained_model(
     """Load what a training stage wrote.
 
     Args:
-        model_path: a folder with a whole model, or with stage 1's mm_projector.bin and config.json.
-        model_base: the language model a projector belongs to; needed for the latter alone.
+        model_path: a folder or hub name: a whole model, stage 1's mm_projector.bin and config.json, or
+            LoRA's adapter_config.json, adapters and non_lora_trainables.bin.
+        model_base: the model that the latter two were trained on; adapters by default name it themselves.
         model_name: taken for compatibility; nothing is decided by a name.
-        load_8bit, load_4bit: quantise the language model with bitsandbytes.
+        load_8bit, load_4bit: quantise the language model with bitsandbytes; adapters then stay beside it,
+            else they are merged into it.
         device_map: as in transformers; by default everything on `device`.
         device: "cuda", "mps" or "cpu"; by default the first of these there is.
         attn_implementation: as in transformers.
@@ -133,19 +156,18 @@ def load_pretrained_model(
     folder = inspect_folder(model_path)
     device = device or default_device()
     dtype = torch_dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.float16)
-    options = {
-        "dtype": dtype,
-        "attn_implementation": attn_implementation,
-        **quantization(load_8bit, load_4bit),
-    }
+    options = {"dtype": dtype, "attn_implementation": attn_implementation}
+    if load_8bit or load_4bit:
+        options |= quantization(4 if load_4bit else 8, dtype)
     if device_map is not None and torch.device(device).type != "cpu":
         options["device_map"] = device_map
-    if folder.has_model:
+    tokenizer_source = folder.path
+    if folder.has_adapters:
+        model, tokenizer_source = load_adapters_over_base(folder, model_base, options)
+    elif folder.has_model:
         model = load_whole_model(folder, options)
-        tokenizer_source = folder.path
     else:
-        model = load_projector_over_base(folder, model_base, options)
-        tokenizer_source = model_base
+        model, tokenizer_source = load_projector_over_base(folder, model_base, options)
     if "device_map" not in options and "quantization_config" not in options:
         model.to(device)
     model.eval()
@@ -160,34 +182,47 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def quantization(load_8bit: bool, load_4bit: bool) -> dict:
-    """transformers' options for bitsandbytes weights; the vision parts stay as they are."""
-    if not (load_8bit or load_4bit):
-        return {}
+def quantization(
+    bits: int, dtype: torch.dtype | str, double_quant: bool = True, quant_type: str = "nf4"
+) -> dict:
+    """transformers' options for bitsandbytes weights; vision parts and head stay as they are.
+
+    Args:
+        bits: 4 or 8.
+        dtype: to compute in; "auto" computes in float16.
+    """
     from transformers import BitsAndBytesConfig
 
     return {
         "quantization_config": BitsAndBytesConfig(
-            load_in_8bit=load_8bit,
-            load_in_4bit=load_4bit,
-            bnb_4bit_compute_dtype=torch.float16,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
+            load_in_8bit=bits == 8,
+            load_in_4bit=bits == 4,
+            bnb_4bit_compute_dtype=dtype if isinstance(dtype, torch.dtype) else torch.float16,
+            bnb_4bit_quant_type=quant_type,
+            bnb_4bit_use_double_quant=double_quant,
             llm_int8_skip_modules=["vision_tower", "mm_projector", "lm_head"],
         )
     }
 
 
-def load_whole_model(folder: CheckpointFolder, options: dict) -> PreTrainedModel:
-    """A folder with all weights; the tower's may also lie where config.json's mm_vision_tower says."""
-    model_class = model_class_of(folder.config.get("model_type"), str(folder.path))
-    config = read_config(folder.path, model_class)
-    names = cut_to_projector(weight_names(folder.path))
-    config.mm_projector_type = projector_type_of(
-        names, folder.config.get("mm_projector_type"), str(folder.path)
-    )
-    model, info = model_class.from_pretrained(
-        folder.path, config=config, output_loading_info=True, use_safetensors=None, **options
+def load_whole_model(
+    folder: CheckpointFolder, options: dict, fields: VisionFields | None = None
+) -> PreTrainedModel:
+    """A folder with all weights; the tower's may also lie where config.json's mm_vision_tower says.
+
+    Args:
+        fields: multimodal keys in place of config.json's.
+    """
+    config = checkpoint_config(folder)
+    if fields is not None:
+        copy_fields(config, fields)
+    model, info = type_of(config).from_pretrained(
+        folder.path,
+        config=config,
+        output_loading_info=True,
+        use_safetensors=None,
+        ignore_mismatched_sizes=True,  # they are listed below
+        **options,
     )
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
     missing_tower = {key for key in missing if key.startswith(f"{model.base_model_prefix}.vision_tower.")}
@@ -202,24 +237,89 @@ def load_whole_model(folder: CheckpointFolder, options: dict) -> PreTrainedModel
     return model
 
 
+def load_with_vision(
+    folder: CheckpointFolder,
+    fields: VisionFields,
+    options: dict,
+    projector_dtype: torch.dtype | None = None,
+) -> PreTrainedModel:
+    """A multimodal checkpoint with its own eyes, a language model with new ones.
+
+    Args:
+        fields: what the eyes are; of a checkpoint's own they change what needs no other weights.
+        projector_dtype: by default the language model's.
+    Raises:
+        ValueError: if the folder holds no whole model, or its weights do not fit.
+    """
+    if not folder.has_model:
+        raise ValueError(
+            f"{folder.path} holds no language model; give the one that its weights were trained on, "
+            "or merge adapters with scripts/merge_lora_weights.py first."
+        )
+    if read_config(folder.path).mm_vision_tower is not None:
+        model = load_whole_model(folder, options, fields)
+        if projector_dtype is not None and next(model.get_projector().parameters(), None) is not None:
+            model.get_projector().to(projector_dtype)
+            names = {name for name in weight_names(folder.path) if PROJECTOR_PREFIX in name}
+            state = {
+                name.split(PROJECTOR_PREFIX, 1)[1]: w for name, w in read_weights(folder.path, names).items()
+            }
+            load_exactly(model.get_projector(), state, str(folder.path))
+        return model
+    config = read_config(folder.path)
+    model = type_of(config).from_pretrained(folder.path, config=config, **options)
+    attach_vision(model, fields, projector_dtype)
+    return model
+
+
 def load_projector_over_base(
     folder: CheckpointFolder, model_base: str | None, options: dict
-) -> PreTrainedModel:
-    """Stage 1's folder: its projector and multimodal keys over the language model it was trained on."""
+) -> tuple[PreTrainedModel, Path]:
+    """Stage 1's folder: its projector and multimodal keys over the model it was trained on.
+
+    Returns:
+        the model, and the folder of its tokenizer.
+    """
     if model_base is None:
         raise ValueError(
             f"{folder.path} holds only {PROJECTOR_FILE}; "
             "name the language model it was trained on with --model-base."
         )
+    base = inspect_folder(model_base, "--model-base")
     fields = read_config(folder.path)
     state = read_projector(folder.path / PROJECTOR_FILE)
     declared = folder.config.get("mm_projector_type")
     fields.mm_projector_type = projector_type_of(list(state), declared, str(folder.path))
-    base = read_config(model_base)
-    model = type_of(base).from_pretrained(model_base, config=base, **options)
-    attach_vision(model, fields)
+    model = load_with_vision(base, fields, options)
     load_exactly(model.get_projector(), state, str(folder.path))
-    return model
+    return model, base.path
+
+
+def load_adapters_over_base(
+    folder: CheckpointFolder, model_base: str | None, options: dict
+) -> tuple[PreTrainedModel, Path]:
+    """LoRA's folder: its adapters, and what learnt beside them, over the model they were trained on.
+
+    Returns:
+        the model, and the folder of its tokenizer.
+    """
+    named = read_adapter_config(folder.path).base_model_name_or_path
+    if not (model_base or named):
+        raise ValueError(
+            f"{folder.path} holds adapters and does not name the model they were trained on; "
+            "give it with --model-base."
+        )
+    flag = "--model-base" if model_base else f"--model-base is missing, and {folder.path} names"
+    base = inspect_folder(model_base or named, flag)
+    fields = read_config(folder.path)
+    state = read_trainables(folder.path) if (folder.path / TRAINABLES_FILE).is_file() else {}
+    names, declared = cut_to_projector(list(state)), folder.config.get("mm_projector_type")
+    fields.mm_projector_type = projector_type_of(names, declared, str(folder.path))
+    model = load_with_vision(base, fields, options)
+    base_sees = read_config(base.path).mm_vision_tower is not None
+    load_trainables(model, state, str(folder.path / TRAINABLES_FILE), complete=not base_sees)
+    own_tokenizer = any((folder.path / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+    return merge_adapters(model, folder.path), folder.path if own_tokenizer else base.path
 
 
 def type_of(config: PretrainedConfig) -> type[PreTrainedModel]:

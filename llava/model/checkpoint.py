@@ -3,10 +3,15 @@
 import json
 import logging
 import re
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -14,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 PROJECTOR_FILE = "mm_projector.bin"
 PROJECTOR_PREFIX = "mm_projector."
+ADAPTER_CONFIG = "adapter_config.json"
+TRAINABLES_FILE = "non_lora_trainables.bin"  # what learnt beside adapters
+NOT_FETCHED = ("*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "original/*")  # other programs' weights
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -35,17 +43,37 @@ class CheckpointFolder:
     config: dict
     has_model: bool
     has_projector: bool
+    has_adapters: bool
 
 
-def inspect_folder(path: str | Path) -> CheckpointFolder:
+def find_folder(name_or_path: str | Path, flag: str, cache_dir: str | None = None) -> Path:
+    """The folder itself, or the hub repository of that name, fetched into the cache.
+
+    Raises:
+        ValueError: if there is neither, or the hub cannot be reached; names the flag.
+    """
+    path = Path(name_or_path)
+    if path.is_dir():
+        return path
+    try:
+        return Path(snapshot_download(str(name_or_path), cache_dir=cache_dir, ignore_patterns=NOT_FETCHED))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{flag} {str(name_or_path)!r} is not a folder, and no hub repository of that name could be "
+            f"fetched ({reason}); give the folder that training wrote, or a hub name."
+        ) from error
+
+
+def inspect_folder(
+    name_or_path: str | Path, flag: str = "--model-path", cache_dir: str | None = None
+) -> CheckpointFolder:
     """Look at the files, never at the name.
 
     Raises:
         ValueError: if there is no folder, no config.json, or no weights; names what is there.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise ValueError(f"--model-path {str(path)!r} is not a folder; give the folder that training wrote.")
+    path = find_folder(name_or_path, flag, cache_dir)
     config_file = path / "config.json"
     if not config_file.is_file():
         raise ValueError(f"{path} has no config.json; it holds {sorted(f.name for f in path.iterdir())}.")
@@ -58,11 +86,12 @@ def inspect_folder(path: str | Path) -> CheckpointFolder:
         config,
         has_model=any((path / name).is_file() for name in WEIGHT_FILES),
         has_projector=(path / PROJECTOR_FILE).is_file(),
+        has_adapters=(path / ADAPTER_CONFIG).is_file(),
     )
-    if not (folder.has_model or folder.has_projector):
+    if not (folder.has_model or folder.has_projector or folder.has_adapters):
         raise ValueError(
-            f"{path} has no weights: "
-            f"neither {WEIGHT_FILES[0]} (a whole model) nor {PROJECTOR_FILE} (stage 1)."
+            f"{path} has no weights: neither {WEIGHT_FILES[0]} (a whole model) nor {PROJECTOR_FILE} "
+            f"(stage 1) nor {ADAPTER_CONFIG} (LoRA)."
         )
     return folder
 
@@ -110,20 +139,31 @@ def projector_type_of(names: list[str], declared: str | None, source: str) -> st
     return found
 
 
+def read_bin(file: str | Path, remedy: str) -> dict[str, Tensor]:
+    """A file of torch.save's.
+
+    Args:
+        remedy: what to do where the file is missing.
+    Raises:
+        ValueError: if it is missing or damaged.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ValueError(f"{file} does not exist; {remedy}") from error
+    except (RuntimeError, EOFError, ValueError, OSError, UnpicklingError) as error:
+        raise ValueError(
+            f"{file} cannot be read ({error}); it is damaged: write or copy it again."
+        ) from error
+
+
 def read_projector(file: str | Path) -> dict[str, Tensor]:
     """mm_projector.bin, its keys cut to the projector's own: model.mm_projector.mlp.0.bias -> mlp.0.bias.
 
     Raises:
         ValueError: if the file is missing, damaged, or holds no projector.
     """
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ValueError(f"{file} does not exist; run stage 1 (scripts/v1_5/pretrain.sh) first.") from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise ValueError(
-            f"{file} cannot be read ({error}); it is damaged: write or copy it again."
-        ) from error
+    state = read_bin(file, "run stage 1 (scripts/v1_5/pretrain.sh) first.")
     cut = {
         key.split(PROJECTOR_PREFIX, 1)[1]: value for key, value in state.items() if PROJECTOR_PREFIX in key
     }
@@ -134,24 +174,62 @@ def read_projector(file: str | Path) -> dict[str, Tensor]:
     return cut
 
 
-def load_exactly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """load_state_dict that lists each missing, unexpected and mis-shaped key, and then loads nothing.
+def read_weights(folder: Path, names: set[str]) -> dict[str, Tensor]:
+    """These weights of a whole model's folder; no other is read, of shards only those that hold one."""
+    index = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    assert index is not None, folder
+    files = {index.name}
+    if index.name.endswith(".index.json"):
+        where = json.loads(index.read_text())["weight_map"]
+        files = {where[name] for name in names}
+    found = {}
+    for file in sorted(files):
+        if file.endswith(".safetensors"):
+            with safe_open(folder / file, framework="pt") as opened:
+                found |= {name: opened.get_tensor(name) for name in names & set(opened.keys())}
+        else:
+            state = torch.load(folder / file, map_location="cpu", mmap=True, weights_only=True)
+            found |= {name: state[name].clone() for name in names & set(state)}
+    return found
 
-    Raises:
-        ValueError: with that list.
+
+def gathered(parameters: Iterable[Tensor], write: bool = False) -> AbstractContextManager:
+    """Within it parameters that ZeRO-3 holds in pieces are whole on every rank; `write`: they are kept so.
+
+    A collective: every rank enters it, and with `write` every rank writes the same.
     """
-    own = module.state_dict()
-    problems = [f"missing {key}" for key in own if key not in state]
+    pieces = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not pieces:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(pieces, modifier_rank=0 if write else None)
+
+
+def check_fit(own: dict[str, Tensor], state: dict[str, Tensor], needed: Iterable[str]) -> str:
+    """What of `state` does not fit `own`, key by key, and what of `needed` it lacks; empty if it fits."""
+    problems = [f"missing {key}" for key in needed if key not in state]
     problems += [f"unexpected {key}" for key in state if key not in own]
     problems += [
         f"{key} is {list(state[key].shape)}, the model takes {list(own[key].shape)}"
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
-    if problems:
-        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
-        raise ValueError(
-            f"{source} does not fit this {type(module).__name__}: {shown}. "
-            "Check --mm_projector_type and that language model and tower are those it was trained with."
-        )
-    module.load_state_dict(state)
+    return "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
+
+
+def load_exactly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """load_state_dict that lists each missing, unexpected and mis-shaped key, and then loads nothing.
+
+    Raises:
+        ValueError: with that list.
+    """
+    with gathered(module.parameters(), write=True):
+        own = module.state_dict()
+        problems = check_fit(own, state, needed=own)
+        if problems:
+            raise ValueError(
+                f"{source} does not fit this {type(module).__name__}: {problems}. "
+                "Check --mm_projector_type and that language model and tower are those it was trained with."
+            )
+        module.load_state_dict(state)

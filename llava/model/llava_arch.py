@@ -81,6 +81,14 @@ class LlavaMetaForCausalLM:
     def get_projector(self) -> Projector | None:
         return getattr(self.get_model(), "mm_projector", None)
 
+    def train(self, mode: bool = True):
+        """Vision parts that are frozen stay in evaluation mode: their running statistics do not move."""
+        super().train(mode)
+        for part in (self.get_vision_tower(), self.get_projector()):
+            if part is not None and not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        return self
+
     @property
     def num_visual_tokens(self) -> int:
         """M, tokens an image, at model.config.scale_factor."""

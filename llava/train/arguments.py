@@ -10,6 +10,7 @@ from llava.model.vision_config import VisionFields
 
 ASPECT_RATIOS = ("square", "pad", "slice", "anyres")
 PATCH_MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
+DEFAULT_TEMPLATE = "v1"
 ATTENTIONS = ("auto", "sdpa", "flash_attention_2", "eager")
 
 
@@ -25,7 +26,9 @@ class ModelArguments:
         None, "Language model, or a multimodal checkpoint to go on from: a folder or a hub name."
     )
     version: str = flag(
-        "v1", "Conversation template: plain for stage 1, v1 for Vicuna, qwen_2 for ChatML, ..."
+        None,
+        "Conversation template: plain for stage 1, v1 for Vicuna (default), qwen_2 for ChatML, ...; a "
+        "multimodal checkpoint keeps its own.",
     )
     vision_tower: str = flag(None, "Vision tower: a folder or a hub name of a CLIP, SigLIP or DINOv2 model.")
     mm_vision_select_layer: int = flag(
@@ -234,7 +237,7 @@ def vision_fields(
             **given,
             "mm_vision_tower": model.vision_tower or own.get("mm_vision_tower"),
             "tokenizer_model_max_length": training.model_max_length,
-            "conv_version": model.version,
+            "conv_version": model.version or own.get("conv_version") or DEFAULT_TEMPLATE,
         }
     )
     # Running statistics must not depend on which rank saves them.
@@ -260,6 +263,45 @@ def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments,
             "--mm_use_im_start_end adds words, and --tune_mm_mlp_adapter saves the projector alone: "
             "they would be lost. Add them in stage 2."
         )
-    if model.freeze_backbone and training.freeze_mm_mlp_adapter:
+    if model.freeze_backbone and training.freeze_mm_mlp_adapter and not model.unfreeze_mm_vision_tower:
         raise ValueError("--freeze_backbone and --freeze_mm_mlp_adapter together leave nothing to learn.")
+    if training.mm_vision_tower_lr is not None and not model.unfreeze_mm_vision_tower:
+        raise ValueError(
+            "--mm_vision_tower_lr is the rate of a tower that learns; add --unfreeze_mm_vision_tower True."
+        )
+    check_adapters(model, training)
     return model, data, training
+
+
+def check_adapters(model: ModelArguments, training: TrainingArguments) -> None:
+    """LoRA and quantised weights against the flags that say what learns.
+
+    Raises:
+        ValueError: on a contradiction.
+    """
+    backbone_frozen = model.tune_mm_mlp_adapter or model.freeze_backbone
+    if training.lora_enable and backbone_frozen:
+        name = "--tune_mm_mlp_adapter" if model.tune_mm_mlp_adapter else "--freeze_backbone"
+        raise ValueError(f"--lora_enable adapts the language model, which {name} keeps as it is; give one.")
+    if training.lora_weight_path and not training.lora_enable:
+        raise ValueError("--lora_weight_path gives adapters to start from; add --lora_enable True.")
+    if training.lora_r < 1:
+        raise ValueError(f"--lora_r must be at least 1, got {training.lora_r}.")
+    if training.bits == 16:
+        return
+    if not (training.lora_enable or backbone_frozen):
+        raise ValueError(
+            f"--bits {training.bits}: weights of so few bits cannot learn; add --lora_enable True, or freeze "
+            "the language model with --tune_mm_mlp_adapter or --freeze_backbone."
+        )
+    if model.unfreeze_mm_vision_tower and not training.lora_enable:
+        raise ValueError(
+            f"--bits {training.bits} without --lora_enable saves the projector alone, and the tower of "
+            "--unfreeze_mm_vision_tower would be lost; add --lora_enable True or leave --bits out."
+        )
+    deepspeed_config = getattr(training, "hf_deepspeed_config", None)
+    if deepspeed_config is not None and deepspeed_config.is_zero3():
+        raise ValueError(
+            f"--bits {training.bits}: ZeRO-3 cuts weights into pieces, and bitsandbytes needs them whole; "
+            "use scripts/zero2.json."
+        )

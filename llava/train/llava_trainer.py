@@ -5,13 +5,23 @@ import shutil
 from pathlib import Path
 
 import torch
+from accelerate.utils import DeepSpeedSchedulerWrapper
 from torch.utils.data import Sampler
 from transformers import Trainer
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+from transformers.trainer import SCHEDULER_NAME
 
 from llava.data.sampler import ModalityLengthGroupedSampler
-from llava.model.checkpoint import PROJECTOR_FILE, load_exactly, read_projector
+from llava.model.adapters import load_adapters, load_trainables, read_trainables
+from llava.model.checkpoint import (
+    ADAPTER_CONFIG,
+    PROJECTOR_FILE,
+    TRAINABLES_FILE,
+    load_exactly,
+    read_projector,
+)
 from llava.train import saving
-from llava.train.trainable import PROJECTOR, part_of
+from llava.train.trainable import learning_rates, part_of
 
 
 class LlavaTrainer(Trainer):
@@ -43,48 +53,82 @@ class LlavaTrainer(Trainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def create_optimizer(self, model=None):
-        """Groups by projector or not and weight decay or not; --mm_projector_lr is the projector's rate."""
+        """Groups by part, each with its learning rate, and by weight decay or not."""
         if self.optimizer is not None:
             return self.optimizer
         decayed = set(self.get_decay_parameter_names(self.model))
-        groups: dict[tuple[bool, bool], list] = {}
+        groups: dict[tuple[str, bool], list] = {}
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                groups.setdefault((part_of(name) == PROJECTOR, name in decayed), []).append(parameter)
+                groups.setdefault((part_of(name), name in decayed), []).append(parameter)
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        projector_lr = self.args.mm_projector_lr or self.args.learning_rate
+        rates = learning_rates(self.args)
         self.optimizer = optimizer_class(
             [
                 {
                     "params": parameters,
                     "weight_decay": self.args.weight_decay if decays else 0.0,
-                    "lr": projector_lr if is_projector else self.args.learning_rate,
+                    "lr": rates[part],
                 }
-                for (is_projector, decays), parameters in groups.items()
+                for (part, decays), parameters in groups.items()
             ],
             **options,
         )
         return self.optimizer
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Where not all is saved, what learns is all that is gathered; a whole model as Trainer does it."""
+        model = self.accelerator.unwrap_model(self.model)
+        if saving.saves_projector(model) or saving.saves_adapters(model):
+            self._save(output_dir, saving.learned_state(model))
+        else:
+            super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Stage 1 keeps what it learns, the projector; stage 2 all: model, tokenizer, image processor."""
+        """The projector alone, or adapters, or all; with the latter two tokenizer and image processor."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)
-        if model.config.tune_mm_mlp_adapter:
+        if saving.saves_projector(model):
             saving.save_projector(model, folder, state_dict)
+            return
+        if saving.saves_adapters(model):
+            saving.save_adapters(model, folder, state_dict)
         else:
             model.save_pretrained(folder, state_dict=state_dict)
-            self.processing_class.save_pretrained(folder)
-            self.image_processor.save_pretrained(folder)
+        self.processing_class.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        projector = Path(resume_from_checkpoint) / PROJECTOR_FILE
-        if projector.is_file():
-            load_exactly(self.model.get_projector(), read_projector(projector), str(projector))
+        folder = Path(resume_from_checkpoint)
+        if (folder / PROJECTOR_FILE).is_file():
+            load_exactly(self.model.get_projector(), read_projector(folder / PROJECTOR_FILE), str(folder))
+        elif (folder / ADAPTER_CONFIG).is_file():
+            load_adapters(self.model, folder)
+            load_trainables(self.model, read_trainables(folder), str(folder / TRAINABLES_FILE), complete=True)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        """DeepSpeed's checkpoints lack what is frozen, and Trainer would ask them for all."""
+        under_deepspeed = self.is_deepspeed_enabled and resume_from_checkpoint is not None
+        prepared = super()._prepare_for_training(
+            max_steps, train_dataloader, None if under_deepspeed else resume_from_checkpoint
+        )
+        if under_deepspeed:
+            deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=False)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Under DeepSpeed with the weights that learn; what is frozen is read anew at each start."""
+        if not self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        if self.args.should_save and not isinstance(self.lr_scheduler, DeepSpeedSchedulerWrapper):
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _get_output_dir(self, trial=None) -> str:
         return str(self._checkpoint_root or self.args.output_dir)

@@ -9,54 +9,102 @@ import transformers
 from llava.data.collator import Collator
 from llava.data.dataset import SupervisedDataset
 from llava.data.record import BadRecord
-from llava.model.builder import attach_vision, image_processor_of, read_config, type_of
-from llava.model.checkpoint import load_exactly, read_projector
+from llava.model.adapters import load_adapters, load_trainables, read_trainables
+from llava.model.builder import checkpoint_config, image_processor_of, load_with_vision, quantization
+from llava.model.checkpoint import (
+    TRAINABLES_FILE,
+    CheckpointFolder,
+    find_folder,
+    inspect_folder,
+    load_exactly,
+    read_projector,
+)
 from llava.model.tokenizer import load_tokenizer
 from llava.train import saving, trainable
+from llava.train.architecture import check_changes
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse, vision_fields
 from llava.train.llava_trainer import LlavaTrainer
+from llava.train.lora import add_adapters, prepare_quantized
 
 logger = logging.getLogger(__name__)
 
 
-def load_model(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments):
-    """The language model with its tower and projector, frozen and thawed as the flags say.
+def load_model(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    folder: CheckpointFolder,
+):
+    """A language model with new eyes or a checkpoint with its own; what learns is as the flags say.
 
-    What learns stays in float32 and is autocast (DeepSpeed keeps its own float32 masters); what is frozen
-    is held in the compute dtype.
+    What learns is in float32 and is autocast (DeepSpeed keeps its own float32 masters); what is frozen is
+    held in the compute dtype.
     """
     compute_dtype = (
         torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
     )
-    attention = training_args.attn_implementation
-    config = read_config(model_args.model_name_or_path)
-    model = type_of(config).from_pretrained(
-        model_args.model_name_or_path,
-        config=config,
-        dtype=compute_dtype if training_args.deepspeed else torch.float32,
-        attn_implementation=None if attention == "auto" else attention,
-        cache_dir=training_args.cache_dir,
+    learns = trainable.learning_parts(model_args, training_args)
+    autocast = not training_args.deepspeed
+    trains_weights = learns[trainable.VISION_TOWER] or (
+        learns[trainable.LANGUAGE_MODEL] and not training_args.lora_enable
     )
-    model.config.use_cache = False
-    if model.get_vision_tower() is None:
-        if not model_args.vision_tower:
-            raise ValueError("--vision_tower is missing: give a folder or a hub name.")
-        attach_vision(model, vision_fields(model_args, data_args, training_args))
-    else:
-        raise ValueError(
-            f"--model_name_or_path {model_args.model_name_or_path!r} already sees; "
-            "start from a language model."
+    attention = training_args.attn_implementation
+    options = {
+        "dtype": torch.float32 if autocast and trains_weights else compute_dtype,
+        "attn_implementation": None if attention == "auto" else attention,
+    }
+    if training_args.bits < 16:
+        options |= quantization(
+            training_args.bits, compute_dtype, training_args.double_quant, training_args.quant_type
         )
+        options["device_map"] = {"": training_args.device}
+    own = checkpoint_config(folder)
+    sees = own.mm_vision_tower is not None
+    if not (sees or model_args.vision_tower):
+        raise ValueError("--vision_tower is missing: give a folder or a hub name.")
+    fields = vision_fields(model_args, data_args, training_args, own if sees else None)
+    if sees:
+        check_changes(fields, own, model_args.model_name_or_path)
+    model = load_with_vision(folder, fields, options, torch.float32 if autocast else None)
+    model.config.use_cache = False
+    if training_args.bits < 16:
+        prepare_quantized(model)
+    if training_args.lora_enable:
+        add_adapters(model, training_args, model_args.model_name_or_path)
+    trainable.apply(model, learns, adapters=training_args.lora_enable)
+    if autocast:
+        trainable.set_dtypes(model, compute_dtype)
+    load_earlier_stage(model, model_args, training_args)
+    return model
+
+
+def load_earlier_stage(model, model_args: ModelArguments, training_args: TrainingArguments) -> None:
+    """Stage 1's projector; then adapters to start from, with the projector that learnt beside them if any."""
     if model_args.pretrain_mm_mlp_adapter:
         source = model_args.pretrain_mm_mlp_adapter
         load_exactly(model.get_projector(), read_projector(source), source)
-    learns = trainable.learning_parts(model_args, training_args)
-    trainable.apply(model, learns)
-    if not training_args.deepspeed:
-        for name, parameter in model.named_parameters():
-            if not learns[trainable.part_of(name)]:
-                parameter.data = parameter.data.to(compute_dtype)
-    return model
+    if training_args.lora_weight_path:
+        start = find_folder(training_args.lora_weight_path, "--lora_weight_path", training_args.cache_dir)
+        load_adapters(model, start)
+        if (start / TRAINABLES_FILE).is_file():
+            load_trainables(model, read_trainables(start), str(start / TRAINABLES_FILE), complete=True)
+            logger.info("projector: from %s, as the adapters", start)
+
+
+def add_words(model, tokenizer) -> None:
+    """The tokens of --mm_use_im_start_end and --mm_use_im_patch_token, where the vocabulary lacks them.
+
+    Raises:
+        ValueError: if their embeddings would not learn.
+    """
+    embeddings = model.get_input_embeddings()
+    learns, num_words = embeddings.weight.requires_grad, embeddings.num_embeddings
+    model.initialize_vision_tokenizer(model.config, tokenizer)
+    if model.get_input_embeddings().num_embeddings != num_words and not learns:
+        raise ValueError(
+            "--mm_use_im_start_end and --mm_use_im_patch_token add words, whose embeddings are frozen here; "
+            "leave them out, or train the language model in full."
+        )
 
 
 def prepare(argv: list[str] | None) -> LlavaTrainer | None:
@@ -76,17 +124,20 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
         # Ahead of from_pretrained, which under ZeRO-3 deals the weights out as it reads them
         deepspeed.init_distributed(dist_backend="gloo" if training_args.use_cpu else None)
     transformers.set_seed(training_args.seed)
-    tokenizer = load_tokenizer(
-        model_args.model_name_or_path, padding_side="right", model_max_length=training_args.model_max_length
+    folder = inspect_folder(
+        model_args.model_name_or_path, "--model_name_or_path", cache_dir=training_args.cache_dir
     )
-    model = load_model(model_args, data_args, training_args)
+    tokenizer = load_tokenizer(
+        folder.path, padding_side="right", model_max_length=training_args.model_max_length
+    )
+    model = load_model(model_args, data_args, training_args, folder)
     if data_args.packing and not model.takes_position_ids:
         raise ValueError(
             f"--packing: {type(model).__name__} cannot count positions anew for each record of a sequence; "
             "leave it out, or take a language model with rotary positions."
         )
-    model.initialize_vision_tokenizer(model.config, tokenizer)
-    image_processor = image_processor_of(model)
+    add_words(model, tokenizer)
+    image_processor = image_processor_of(model, folder.path)
     budgets = model.config.elastic_scale_factors or [None]
     tokens = [model.tokens_per_image(scale_factor) for scale_factor in budgets]
     dataset = SupervisedDataset(
@@ -94,7 +145,7 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
         tokenizer,
         image_processor,
         image_folder=data_args.image_folder,
-        template=model_args.version,
+        template=model.config.conv_version,
         image_aspect_ratio=model.config.image_aspect_ratio,
         model_max_length=training_args.model_max_length,
         num_visual_tokens=max(tokens),

@@ -2,7 +2,8 @@
 
 import logging
 
-from torch import nn
+import torch
+from transformers import PreTrainedModel
 
 from llava.train.arguments import ModelArguments, TrainingArguments
 
@@ -20,18 +21,47 @@ def part_of(parameter_name: str) -> str:
 def learning_parts(model_args: ModelArguments, training_args: TrainingArguments) -> dict[str, bool]:
     """Part to whether it learns."""
     return {
-        VISION_TOWER: False,
+        VISION_TOWER: model_args.unfreeze_mm_vision_tower,
         PROJECTOR: not training_args.freeze_mm_mlp_adapter,
         LANGUAGE_MODEL: not (model_args.tune_mm_mlp_adapter or model_args.freeze_backbone),
     }
 
 
-def apply(model: nn.Module, learns: dict[str, bool]) -> None:
-    """Set requires_grad, part by part, and log the table of counts."""
-    counts = dict.fromkeys(learns, 0)
+def learning_rates(training_args: TrainingArguments) -> dict[str, float]:
+    """Part to its learning rate."""
+    given = {
+        VISION_TOWER: training_args.mm_vision_tower_lr,
+        PROJECTOR: training_args.mm_projector_lr,
+        LANGUAGE_MODEL: None,
+    }
+    return {part: training_args.learning_rate if rate is None else rate for part, rate in given.items()}
+
+
+def apply(model: PreTrainedModel, learns: dict[str, bool], adapters: bool = False) -> None:
+    """Set requires_grad, part by part, and log the table of counts.
+
+    Args:
+        adapters: the language model has them, and what of it learns is already marked.
+    """
+    counts = {part: [0, 0] for part in learns}
+    idle = {id(parameter) for parameter in model.get_vision_tower().idle_parameters()}
     for name, parameter in model.named_parameters():
         part = part_of(name)
-        parameter.requires_grad_(learns[part])
-        counts[part] += getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty shell
-    for part, count in counts.items():
-        logger.info("%-15s %-8s %13s parameters", part, "learns" if learns[part] else "frozen", f"{count:,}")
+        if not (adapters and part == LANGUAGE_MODEL):
+            # what is quantised is no floating point number
+            learning = learns[part] and parameter.is_floating_point() and id(parameter) not in idle
+            parameter.requires_grad_(learning)
+        size = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty shell
+        counts[part][0] += size * parameter.requires_grad
+        counts[part][1] += size
+    for part, (learning, total) in counts.items():
+        logger.info("%-15s %13s of %13s parameters learn", part, f"{learning:,}", f"{total:,}")
+
+
+def set_dtypes(model: PreTrainedModel, compute_dtype: torch.dtype) -> None:
+    """What learns, and the projector in any case, is float32 and autocast; what is frozen is held in the
+    compute dtype."""
+    model.get_projector().float()
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and part_of(name) != PROJECTOR:
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else compute_dtype)

@@ -18,7 +18,7 @@ REQUIRED = [
 ]
 
 # Values refused by themselves, with the reason.
-REFUSED: dict[str, str] = {}
+REFUSED: dict[str, str] = dict.fromkeys(("--bits 4", "--bits 8"), "add --lora_enable True, or freeze")
 NOT_HERE = {
     "--deepspeed": "needs the train extra",
     "--tf32": "needs a GPU",

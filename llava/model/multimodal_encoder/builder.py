@@ -1,14 +1,13 @@
 """Which vision tower a configuration asks for, and where its weights and image processor come from."""
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
 
-from torch import nn
 from transformers import AutoConfig
 
 # Not from the top level: there transformers 5.17 hides it where torchvision is missing.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from llava.model.checkpoint import gathered
 from llava.model.multimodal_encoder.clip import CLIPVisionTower
 from llava.model.multimodal_encoder.dinov2 import Dinov2VisionTower
 from llava.model.multimodal_encoder.siglip import Siglip2VisionTower, SiglipVisionTower
@@ -68,19 +67,9 @@ def load_vision_weights(tower: VisionTower, name_or_path: str) -> None:
     )  # DINOv2's, used in its training alone
     if missing:
         raise ValueError(f"--vision_tower {name_or_path!r} lacks weights: {', '.join(missing)}.")
-    with gathered(source):
+    with gathered(source.parameters()), gathered(tower.parameters(), write=True):
         tower.vision_tower.load_state_dict(source.state_dict())
     logger.info("vision tower: %s from %s", type(tower).__name__, name_or_path)
-
-
-def gathered(module: nn.Module) -> AbstractContextManager:
-    """Within it a module that transformers loaded in ZeRO-3's pieces is whole on every rank."""
-    pieces = [parameter for parameter in module.parameters() if hasattr(parameter, "ds_id")]
-    if not pieces:
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(pieces)
 
 
 def load_image_processor(name_or_path: str, image_size: int):

@@ -2,6 +2,7 @@
 
 # B images, H = W image_size, N patches (G*G), C tower width, L levels
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -91,6 +92,20 @@ class VisionTower(nn.Module):
     def layers(self) -> nn.ModuleList:
         return self.vision_tower.encoder.layers
 
+    @property
+    def depth(self) -> int:
+        """Layers that are run: as many as the deepest hidden state asked for needs."""
+        return max(self.selected, *self.levels) if self.needs_levels else self.selected
+
+    def idle_parameters(self) -> Iterator[nn.Parameter]:
+        """Those that forward never reads: of layers past `depth`, of norms and heads behind all layers."""
+        for name, part in self.vision_tower.named_children():
+            if "post" in name or name in ("layernorm", "head"):
+                yield from part.parameters()
+        for layer in self.layers[self.depth :]:
+            yield from layer.parameters()
+        yield from (p for name, p in self.named_parameters() if name.endswith("mask_token"))
+
     def embed(self, pixel_values: Tensor) -> Tensor:
         """float[B, 3, H, W] to the first hidden state float[B, prefix + N, C]."""
         raise NotImplementedError
@@ -130,11 +145,17 @@ class VisionTower(nn.Module):
                 f"{pixel_values.shape[-2]}x{pixel_values.shape[-1]}; "
                 "prepare images with its own image processor."
             )
+        learns = any(parameter.requires_grad for parameter in self.parameters())
+        # Gradient checkpointing makes embeddings want gradients; a frozen tower has no use for them
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (learns or pixel_values.requires_grad)):
+            return self._features(pixel_values)
+
+    def _features(self, pixel_values: Tensor) -> VisionFeatures:
         wanted = {self.selected, *(self.levels if self.needs_levels else ())}
         hidden = self.embed(pixel_values.to(self.dtype))
         states = {0: hidden}
         attention = keys = None
-        for index, layer in enumerate(self.layers[: max(wanted)], start=1):
+        for index, layer in enumerate(self.layers[: self.depth], start=1):
             if self.needs_attention and index == self.selected:
                 attention, keys = self.attend(layer, hidden)
             hidden = self.run(layer, hidden)

@@ -1,0 +1,142 @@
+"""Low-rank adapters of the language model (Hu et al. 2021, "LoRA"), in the files of peft and LLaVA."""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from llava.model.checkpoint import (
+    ADAPTER_CONFIG,
+    PROJECTOR_PREFIX,
+    TRAINABLES_FILE,
+    check_fit,
+    gathered,
+    read_bin,
+)
+
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+PUBLISHED_PREFIX = "base_model.model."  # of peft's wrappers, ahead of every published key
+ADAPTER_NAME = "default"  # peft's name of the only adapter; its files leave it out
+VISION_MODULES = r"(.*\.)?(vision_tower|mm_projector)(\..*)?"
+VISION_TOWER = "vision_tower."
+
+
+def is_quantized(model: PreTrainedModel) -> bool:
+    return getattr(model, "is_quantized", False)  # transformers sets it where it is so
+
+
+def is_adapter(parameter_name: str) -> bool:
+    return ".lora_" in parameter_name
+
+
+def published_key(parameter_name: str) -> str:
+    """model.layers.0.self_attn.q_proj.lora_A.default.weight -> base_model.model.model. ... .lora_A.weight."""
+    return PUBLISHED_PREFIX + parameter_name.replace(f".{ADAPTER_NAME}.", ".")
+
+
+def plain_key(key: str) -> str:
+    """A parameter's name or published key as the plain model would name it."""
+    return (
+        key.removeprefix(PUBLISHED_PREFIX)
+        .replace(f".{ADAPTER_NAME}.", ".")
+        .replace(".base_layer.", ".")
+        .replace(f"{VISION_TOWER}vision_model.", VISION_TOWER)  # of transformers before 5
+    )
+
+
+def linear_maps(model: PreTrainedModel) -> list[str]:
+    """Last names of the language model's linear maps, the head left out: q_proj, up_proj, ..."""
+    head = model.get_output_embeddings()
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and module is not head and not re.fullmatch(VISION_MODULES, name)
+        }
+    )
+
+
+def read_adapter_config(folder: Path):
+    """adapter_config.json as peft's LoraConfig, kept to the language model.
+
+    Published ones name q_proj and the like, which a vision tower has too.
+
+    Raises:
+        ValueError: if it is another kind of adapter.
+    """
+    from peft import LoraConfig
+
+    kind = json.loads((folder / ADAPTER_CONFIG).read_text()).get("peft_type")
+    if kind != "LORA":
+        raise ValueError(f"{folder / ADAPTER_CONFIG} is of peft_type {kind!r}; LORA alone is supported.")
+    config = LoraConfig.from_pretrained(str(folder))
+    config.exclude_modules = config.exclude_modules or VISION_MODULES
+    return config
+
+
+def load_adapters(model: PreTrainedModel, folder: Path) -> None:
+    """Fill the adapters that the model has, and the biases that learnt with them, from a folder.
+
+    Raises:
+        ValueError: if the file is missing or damaged, or a weight is missing, unexpected or of another shape.
+    """
+    file = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
+        raise ValueError(f"{folder} has no adapters ({' or '.join(ADAPTER_WEIGHTS)}).")
+    state = load_file(file) if file.suffix == ".safetensors" else read_bin(file, "copy it again.")
+    own = {plain_key(name): parameter for name, parameter in model.named_parameters()}
+    adapters = [plain_key(name) for name, _ in model.named_parameters() if is_adapter(name)]
+    advice = "Give --lora_r and the language model that they were trained with."
+    _fill(own, {plain_key(key): value for key, value in state.items()}, adapters, str(file), advice)
+
+
+def merge_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The model with a folder's adapters added to its weights; over quantised weights they stay beside them.
+
+    Merging rounds to the weights' own type: of 4 or 8 bits little of the adapters would be left.
+    """
+    from peft import LoraModel
+
+    tuner = LoraModel(model, read_adapter_config(folder), ADAPTER_NAME)
+    load_adapters(model, folder)
+    return model if is_quantized(model) else tuner.merge_and_unload()
+
+
+def read_trainables(folder: Path) -> dict[str, Tensor]:
+    """non_lora_trainables.bin by the plain model's names: model.mm_projector.0.weight."""
+    state = read_bin(folder / TRAINABLES_FILE, "copy it from where the adapters come from.")
+    return {plain_key(key): value for key, value in state.items()}
+
+
+def load_trainables(model: PreTrainedModel, state: dict[str, Tensor], source: str, complete: bool) -> None:
+    """Fill in what learnt beside the adapters: the projector, perhaps the tower, perhaps added words.
+
+    Args:
+        complete: whether the projector must be there as a whole, buffers included.
+    Raises:
+        ValueError: if a weight is missing, unexpected or of another shape.
+    """
+    words = {plain_key(n): p for n, p in model.named_parameters() if p is model.get_input_embeddings().weight}
+    for key, weight in words.items():
+        if key in state and len(state[key]) != weight.shape[0]:
+            model.resize_token_embeddings(len(state[key]))
+    own = {plain_key(name): value for name, value in model.state_dict(keep_vars=True).items()}
+    needed = [name for name in own if complete and f".{PROJECTOR_PREFIX}" in name]
+    advice = "Check that language model and tower are those it was trained with."
+    _fill(own, state, needed, source, advice)
+
+
+def _fill(
+    own: dict[str, Tensor], state: dict[str, Tensor], needed: list[str], source: str, advice: str
+) -> None:
+    """Copy `state` into the tensors `own` by key, all of them or, where one does not fit, none."""
+    with torch.no_grad(), gathered([own[key] for key in state if key in own], write=True):
+        problems = check_fit({k: v for k, v in own.items() if k in state}, state, needed)
+        if problems:
+            raise ValueError(f"{source} does not fit the model: {problems}. {advice}")
+        for key, value in state.items():
+            own[key].copy_(value)

@@ -1,0 +1,40 @@
+"""Adapters and quantised weights in training: how a loaded model gets them."""
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from llava.model.adapters import VISION_MODULES, linear_maps
+from llava.train.arguments import TrainingArguments
+
+
+def add_adapters(model: PreTrainedModel, arguments: TrainingArguments, base: str) -> None:
+    """Put adapters on all linear maps of the language model but its head; the model keeps its class.
+
+    Args:
+        base: what the adapters' folder will name as the model that they belong to.
+    """
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        r=arguments.lora_r,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        bias=arguments.lora_bias,
+        target_modules=linear_maps(model),
+        exclude_modules=VISION_MODULES,
+        task_type="CAUSAL_LM",
+    )
+    model.add_adapter(config)
+    config.base_model_name_or_path = base
+
+
+def prepare_quantized(model: PreTrainedModel) -> None:
+    """Norms in float32 (Dettmers et al. 2023, "QLoRA").
+
+    transformers' Trainer takes quantised weights only where adapters learn; here it may be the projector.
+    """
+    for module in model.get_decoder().modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.ndim == 1 and not isinstance(module, nn.Linear):
+                parameter.data = parameter.data.float()
+    model._hf_peft_config_loaded = True
