@@ -190,6 +190,10 @@ class TrainingArguments(transformers.TrainingArguments):
             self.use_cpu = True  # without it the world size of several CPU processes reads 1
             self.tf32 = None
             self.dataloader_pin_memory = False
+            if self.fp16:
+                raise ValueError(
+                    "--fp16: a CPU trains in --bf16 or float32; its losses scale on a GPU alone."
+                )
         super().__post_init__()
 
     def _check_choices(self) -> None:

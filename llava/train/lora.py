@@ -5,6 +5,7 @@ from transformers import PreTrainedModel
 
 from llava.model.adapters import VISION_MODULES, linear_maps
 from llava.train.arguments import TrainingArguments
+from llava.train.trainable import LANGUAGE_MODEL, part_of
 
 
 def add_adapters(model: PreTrainedModel, arguments: TrainingArguments, base: str) -> None:
@@ -29,12 +30,13 @@ def add_adapters(model: PreTrainedModel, arguments: TrainingArguments, base: str
 
 
 def prepare_quantized(model: PreTrainedModel) -> None:
-    """Norms in float32 (Dettmers et al. 2023, "QLoRA").
+    """The language model's norms in float32 (Dettmers et al. 2023, "QLoRA").
 
     transformers' Trainer takes quantised weights only where adapters learn; here it may be the projector.
     """
-    for module in model.get_decoder().modules():
-        for parameter in module.parameters(recurse=False):
-            if parameter.ndim == 1 and not isinstance(module, nn.Linear):
-                parameter.data = parameter.data.float()
+    for name, module in model.named_modules():
+        if part_of(name) == LANGUAGE_MODEL and not isinstance(module, nn.Linear):
+            for parameter in module.parameters(recurse=False):
+                if parameter.ndim == 1:
+                    parameter.data = parameter.data.float()
     model._hf_peft_config_loaded = True

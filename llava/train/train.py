@@ -67,13 +67,13 @@ def load_model(
         check_changes(fields, own, model_args.model_name_or_path)
     model = load_with_vision(folder, fields, options, torch.float32 if autocast else None)
     model.config.use_cache = False
-    if training_args.bits < 16:
-        prepare_quantized(model)
     if training_args.lora_enable:
         add_adapters(model, training_args, model_args.model_name_or_path)
     trainable.apply(model, learns, adapters=training_args.lora_enable)
     if autocast:
         trainable.set_dtypes(model, compute_dtype)
+    if training_args.bits < 16:
+        prepare_quantized(model)
     load_earlier_stage(model, model_args, training_args)
     return model
 

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -18,34 +17,6 @@ from llava.model.checkpoint import read_projector
 from llava.model.multimodal_projector.visualprism import VisualPrism
 from llava.train import saving
 from llava.train.train import train
-
-COLOURS = ("red", "green", "blue")
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory, bpe_tokenizer):
-    """A language model, a tower, pictures and records, as a user has them before training."""
-    folder = tmp_path_factory.mktemp("parts")
-    tiny.save_language_model(folder / "language_model")
-    bpe_tokenizer.save_pretrained(folder / "language_model")
-    tiny.save_tower(folder / "tower")
-    (folder / "images").mkdir()
-    captions, conversations = [], []
-    for index in range(12):
-        colour = COLOURS[index % 3]
-        Image.new("RGB", (40, 30), colour).save(folder / "images" / f"{index}.png")
-        record = {"id": str(index), "image": f"{index}.png"}
-        answer = {"from": "gpt", "value": f"a {colour} picture"}
-        captions.append({**record, "conversations": [{"from": "human", "value": "<image>"}, answer]})
-        question = {"from": "human", "value": "<image>\nWhich colour?"}
-        conversations.append({**record, "conversations": [question, answer]})
-    conversations[-1] = {
-        "id": "text",
-        "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello!"}],
-    }
-    (folder / "captions.json").write_text(json.dumps(captions))
-    (folder / "conversations.json").write_text(json.dumps(conversations))
-    return folder
 
 
 def flags(parts: Path, output_dir: Path, data: str, **changes) -> list[str]:
@@ -66,7 +37,8 @@ def flags(parts: Path, output_dir: Path, data: str, **changes) -> list[str]:
         "report_to": "none",
         **changes,
     }
-    return [item for name, value in values.items() for item in (f"--{name}", str(value))]
+    given = {name: value for name, value in values.items() if value is not None}
+    return [item for name, value in given.items() for item in (f"--{name}", str(value))]
 
 
 def stage1(parts, output_dir, **changes):

@@ -1,0 +1,68 @@
+"""Take the projector out of a trained model: mm_projector.bin, as stage 1 writes it.
+
+    python scripts/extract_mm_projector.py --model-path playground/checkpoints/llava-visualprism \
+        --output playground/checkpoints/projector
+
+Of shards only those that hold the projector are opened, and of them no other weight is read.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+
+def extract(model_path: str, output: Path) -> Path:
+    """Write the projector; returns its file.
+
+    Args:
+        model_path: a whole model, in one file or in shards, or LoRA's folder.
+        output: a file that ends in .bin, or a folder, which gets config.json too and so can be loaded over
+            its language model.
+    Raises:
+        ValueError: if there is no projector.
+    """
+    import torch
+
+    from llava.model.adapters import read_trainables
+    from llava.model.checkpoint import (
+        PROJECTOR_FILE,
+        PROJECTOR_PREFIX,
+        inspect_folder,
+        read_weights,
+        weight_names,
+    )
+
+    source = inspect_folder(model_path)
+    if source.has_adapters:
+        state = {key: v for key, v in read_trainables(source.path).items() if PROJECTOR_PREFIX in key}
+    else:
+        names = {name for name in weight_names(source.path) if PROJECTOR_PREFIX in name}
+        state = read_weights(source.path, names) if names else {}
+    if not state:
+        raise ValueError(f"--model-path {model_path} holds no projector (*.{PROJECTOR_PREFIX}*).")
+    is_file = output.suffix == ".bin"
+    file = output if is_file else output / PROJECTOR_FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not is_file:
+        (output / "config.json").write_bytes((source.path / "config.json").read_bytes())
+    partial = file.with_name(file.name + ".tmp")
+    torch.save(state, partial)
+    os.replace(partial, file)
+    return file
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model-path", required=True, help="folder or hub name of the model")
+    parser.add_argument("--output", type=Path, required=True, help="a .bin file, or a folder")
+    options = parser.parse_args(arguments)
+    try:
+        file = extract(options.model_path, options.output)
+    except ValueError as error:
+        sys.exit(f"extract_mm_projector: {error}")
+    print(f"{file}: written")
+
+
+if __name__ == "__main__":
+    main()

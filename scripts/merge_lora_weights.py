@@ -1,0 +1,56 @@
+"""Merge LoRA's adapters, and what learnt beside them, into the model they were trained on: one whole folder.
+
+    python scripts/merge_lora_weights.py --model-path playground/checkpoints/llava-visualprism-lora \
+        --model-base lmsys/vicuna-7b-v1.5 --save-model-path playground/checkpoints/llava-visualprism-merged
+
+The weights keep the base's own type. Needs memory for one copy of the model.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from output_folder import write_folder
+
+REQUIRED = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
+
+
+def merge(model_path: str, model_base: str | None, output: Path) -> bool:
+    """Write the folder; returns False when it was already complete.
+
+    Raises:
+        ValueError: if model_path holds no adapters, the base is not found, or weights do not fit.
+    """
+    return write_folder(output, REQUIRED, lambda folder: _write(model_path, model_base, folder))
+
+
+def _write(model_path: str, model_base: str | None, folder: Path) -> None:
+    from llava.model.builder import load_pretrained_model
+    from llava.model.checkpoint import ADAPTER_CONFIG, inspect_folder
+
+    source = inspect_folder(model_path)
+    if not source.has_adapters:
+        raise ValueError(f"--model-path {model_path} has no {ADAPTER_CONFIG}; there is nothing to merge.")
+    tokenizer, model, image_processor, _ = load_pretrained_model(
+        str(source.path), model_base, device="cpu", torch_dtype="auto"
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    image_processor.save_pretrained(folder)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model-path", required=True, help="folder or hub name of the adapters")
+    parser.add_argument("--model-base", help="the model they were trained on; default: what they name")
+    parser.add_argument("--save-model-path", type=Path, required=True, help="folder to write")
+    options = parser.parse_args(arguments)
+    try:
+        written = merge(options.model_path, options.model_base, options.save_model_path)
+    except ValueError as error:
+        sys.exit(f"merge_lora_weights: {error}")
+    print(f"{options.save_model_path}: {'written' if written else 'already complete'}")
+
+
+if __name__ == "__main__":
+    main()
