@@ -97,10 +97,9 @@ def add_words(model, tokenizer) -> None:
     Raises:
         ValueError: if their embeddings would not learn.
     """
-    embeddings = model.get_input_embeddings()
-    learns, num_words = embeddings.weight.requires_grad, embeddings.num_embeddings
+    learns, num_words = model.get_input_embeddings().weight.requires_grad, len(tokenizer)
     model.initialize_vision_tokenizer(model.config, tokenizer)
-    if model.get_input_embeddings().num_embeddings != num_words and not learns:
+    if len(tokenizer) > num_words and not learns:
         raise ValueError(
             "--mm_use_im_start_end and --mm_use_im_patch_token add words, whose embeddings are frozen here; "
             "leave them out, or train the language model in full."
@@ -127,10 +126,10 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
     folder = inspect_folder(
         model_args.model_name_or_path, "--model_name_or_path", cache_dir=training_args.cache_dir
     )
+    model = load_model(model_args, data_args, training_args, folder)
     tokenizer = load_tokenizer(
         folder.path, padding_side="right", model_max_length=training_args.model_max_length
     )
-    model = load_model(model_args, data_args, training_args, folder)
     if data_args.packing and not model.takes_position_ids:
         raise ValueError(
             f"--packing: {type(model).__name__} cannot count positions anew for each record of a sequence; "

@@ -3,6 +3,9 @@
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import tiny
@@ -257,8 +260,10 @@ def test_a_killed_lora_run_started_again_gives_the_uninterrupted_losses_and_weig
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_qlora_is_trained_saved_loaded_over_any_base_and_generates(parts, qwen, tmp_path, bits):
-    settings = {**LORA, "model_name_or_path": qwen, "bits": bits, "lora_dropout": 0.0}
+def test_qlora_is_trained_saved_loaded_over_any_base_and_generates(parts, bpe_tokenizer, tmp_path, bits):
+    base = tiny.save_language_model(tmp_path / "base", hidden_size=64, intermediate_size=128)  # blocks of 64
+    bpe_tokenizer.save_pretrained(base)
+    settings = {**LORA, "model_name_or_path": base, "bits": bits, "lora_dropout": 0.0}
     trained = run(parts, tmp_path / "run", **settings)
     maps = {type(m).__name__ for name, m in trained.named_modules() if name.endswith("base_layer")}
     assert maps == {"Linear4bit" if bits == 4 else "Linear8bitLt"}
@@ -266,9 +271,9 @@ def test_qlora_is_trained_saved_loaded_over_any_base_and_generates(parts, qwen, 
         assert all(parameter.is_floating_point() for parameter in part.parameters())
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert "quantization_config" not in config
-    quantised = load(tmp_path / "run", qwen, load_4bit=bits == 4, load_8bit=bits == 8)
+    quantised = load(tmp_path / "run", base, load_4bit=bits == 4, load_8bit=bits == 8)
     assert torch.allclose(logits(quantised), logits(trained), atol=1e-5)
-    full = load(tmp_path / "run", qwen)
+    full = load(tmp_path / "run", base)
     assert not hasattr(full.config, "quantization_config")
     assert not torch.equal(logits(full), logits(quantised))
     for model in (quantised, full):
@@ -289,7 +294,7 @@ def test_a_tower_that_learnt_is_loaded_from_the_whole_model_and_from_beside_adap
     adapted_model = run(parts, tmp_path / "lora", **settings, **LORA)
     loaded = load(tmp_path / "lora", parts / "language_model")
     assert torch.allclose(logits(loaded), logits(adapted_model), atol=1e-5)
-    assert torch.equal(logits(load(tmp_path / "whole")), logits(whole_model))
+    assert torch.allclose(logits(load(tmp_path / "whole")), logits(whole_model), atol=1e-5)
     original = load_file(parts / "tower" / "model.safetensors")
     learnt = read_trainables(tmp_path / "lora")
     name = "encoder.layers.0.self_attn.q_proj.weight"
@@ -308,6 +313,19 @@ def test_each_part_has_its_own_learning_rate_and_norms_and_biases_no_decay(parts
     assert of[id(tower.self_attn.q_proj.weight)]["lr"] == 3e-3
     assert of[id(tower.layer_norm1.weight)]["weight_decay"] == 0
     assert len(of) == sum(p.requires_grad for p in trainer.model.parameters())
+
+
+def test_stage_1_then_2_then_lora_then_merged_gives_the_logits_of_training(parts, whole, tmp_path):
+    trained = run(parts, tmp_path / "lora", model_name_or_path=whole, **LORA)
+    folders = {
+        "--model-path": tmp_path / "lora",
+        "--model-base": whole,
+        "--save-model-path": tmp_path / "merged",
+    }
+    script = Path(__file__).parents[2] / "scripts" / "merge_lora_weights.py"
+    flags_given = [str(item) for pair in folders.items() for item in pair]
+    subprocess.run([sys.executable, script, *flags_given], check=True, timeout=300)
+    assert torch.allclose(logits(load(tmp_path / "merged")), logits(trained), atol=1e-5)
 
 
 # Going on from a checkpoint that sees
