@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from PIL import Image
@@ -15,21 +18,37 @@ from torch import Tensor
 from transformers import StoppingCriteria
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.tiling import ASPECT_RATIOS, TILED, AnyRes, check_choice, parse_pinpoints, tiling_of
 
-ASPECT_RATIOS = ("square", "pad")
+# evaluators import these two from here
+from llava.tiling import get_anyres_image_grid_shape as get_anyres_image_grid_shape
+from llava.tiling import select_best_resolution as select_best_resolution
 
 
-def load_image(path: str | Path) -> Image.Image:
+def load_image(source: str | Path | BinaryIO) -> Image.Image:
     """Read an image file completely, as RGB. Raises ValueError if it is missing, truncated or no image."""
+    with _opened(source) as image:
+        return image.convert("RGB")
+
+
+def image_size(source: str | Path | BinaryIO) -> tuple[int, int]:
+    """(width, height) in pixels by the header alone. Raises ValueError if it is missing or no image."""
+    with _opened(source) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(source: str | Path | BinaryIO) -> Iterator[Image.Image]:
+    name = getattr(source, "name", source) if hasattr(source, "read") else source
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        with Image.open(source) as image:
+            yield image
     # PIL reports a broken PNG chunk as SyntaxError, bad values in a header as ValueError
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if not Path(path).is_file():
-            raise ValueError(f"Image file {path} does not exist; check --image_folder.") from error
+        if name is source and not Path(source).is_file():
+            raise ValueError(f"Image file {source} does not exist; check --image_folder.") from error
         raise ValueError(
-            f"Image file {path} cannot be read ({error}); it may be truncated or corrupt: fetch it again, "
+            f"Image file {name} cannot be read ({error}); it may be truncated or corrupt: fetch it again, "
             "or remove it."
         ) from error
 
@@ -53,10 +72,7 @@ def expand2square(image: Image.Image, background_color: tuple[int, int, int]) ->
 def get_aspect_ratio(model_cfg) -> str:
     """`image_aspect_ratio` of a config, "square" where absent or None. Raises ValueError if it is unknown."""
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None) or "square"
-    if aspect_ratio not in ASPECT_RATIOS:
-        raise ValueError(
-            f"--image_aspect_ratio must be one of {', '.join(ASPECT_RATIOS)}, got {aspect_ratio!r}."
-        )
+    check_choice("image_aspect_ratio", aspect_ratio, ASPECT_RATIOS)
     return aspect_ratio
 
 
@@ -66,20 +82,55 @@ def process_images(images: Sequence[Image.Image], image_processor, model_cfg) ->
     Args:
         images: PIL images of any size.
         image_processor: a PIL one of transformers; `pad` uses its `image_mean`.
-        model_cfg: anything, `image_aspect_ratio` ("square" or "pad") being read from it (default square).
+        model_cfg: anything; `image_aspect_ratio` is read from it (default square), and for slice and anyres
+            what llava.tiling.tiling_of reads.
     Returns:
-        float[B, 3, H, W], or a list of float[3, H, W] where sizes differ.
+        square, pad: float[B, 3, H, W], or a list of float[3, H, W] where sizes differ.
+        slice, anyres: a list of float[T, 3, H, W], the tiles of each image.
     Raises:
-        ValueError: for another `image_aspect_ratio`.
+        ValueError: for another `image_aspect_ratio`, or settings that it cannot use.
     """
     aspect_ratio = get_aspect_ratio(model_cfg)
     images = [image.convert("RGB") for image in images]
+    if aspect_ratio in TILED:
+        tiling = tiling_of(model_cfg, input_side(image_processor))
+        return [tiling.tiles(image, partial(normalised, image_processor)) for image in images]
     if aspect_ratio == "pad":
         mean_color = tuple(int(channel * 255) for channel in image_processor.image_mean)
         images = [expand2square(image, mean_color) for image in images]
     # one by one: a processor that keeps aspect ratios could not stack them
     pixels = [image_processor(images=image, return_tensors="pt")["pixel_values"][0] for image in images]
     return torch.stack(pixels) if len({p.shape for p in pixels}) == 1 else pixels
+
+
+def process_anyres_image(image: Image.Image, processor, grid_pinpoints: list | str) -> Tensor:
+    """LLaVA-1.6's tiles of one image, the whole image first: float[T, 3, H, W]."""
+    side = input_side(processor)
+    tiling = AnyRes(side, parse_pinpoints(grid_pinpoints, side))
+    return tiling.tiles(image.convert("RGB"), partial(normalised, processor))
+
+
+def normalised(image_processor, image: Image.Image) -> Tensor:
+    """float[3, H, W] of the image's own size."""
+    pixels = image_processor(images=image, do_resize=False, do_center_crop=False, return_tensors="pt")
+    return pixels["pixel_values"][0]
+
+
+def input_side(image_processor) -> int:
+    """Side in pixels of the square that a processor makes.
+
+    Raises:
+        ValueError: if it makes no square.
+    """
+    crops = getattr(image_processor, "do_center_crop", None)
+    size = image_processor.crop_size if crops else image_processor.size
+    height, width = size.get("height"), size.get("width")
+    if height is None or height != width:
+        raise ValueError(
+            f"--image_aspect_ratio {' and '.join(TILED)} cut tiles of the image processor's square, but this "
+            f"one makes {dict(size)}; set its crop_size (or size) to the tower's height and width."
+        )
+    return height
 
 
 def encode_prompt(

@@ -29,15 +29,16 @@ def extract(model_path: str, output: Path) -> Path:
         PROJECTOR_FILE,
         PROJECTOR_PREFIX,
         inspect_folder,
+        is_projector,
         read_weights,
         weight_names,
     )
 
     source = inspect_folder(model_path)
     if source.has_adapters:
-        state = {key: v for key, v in read_trainables(source.path).items() if PROJECTOR_PREFIX in key}
+        state = {key: v for key, v in read_trainables(source.path).items() if is_projector(key)}
     else:
-        names = {name for name in weight_names(source.path) if PROJECTOR_PREFIX in name}
+        names = set(filter(is_projector, weight_names(source.path)))
         state = read_weights(source.path, names) if names else {}
     if not state:
         raise ValueError(f"--model-path {model_path} holds no projector (*.{PROJECTOR_PREFIX}*).")

@@ -1,8 +1,8 @@
-"""python -m llava.benchmark projectors: what each projector costs, side by side, in one run."""
+"""python -m llava.benchmark projectors, packing: what each choice costs, side by side, in one run."""
 
 import argparse
 
-from llava.benchmark import projectors
+from llava.benchmark import packing, projectors
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -11,6 +11,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     projectors.add_arguments(commands.add_parser("projectors", help=projectors.__doc__.splitlines()[0]))
+    packing.add_arguments(commands.add_parser("packing", help=packing.__doc__.splitlines()[0]))
     args = parser.parse_args(argv)
     args.run(args)
 

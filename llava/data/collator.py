@@ -1,4 +1,4 @@
-"""Samples to one padded batch."""
+"""Samples to one batch: padded, or several to a row."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import IGNORE_INDEX
@@ -13,7 +14,7 @@ from llava.constants import IGNORE_INDEX
 
 @dataclass
 class Collator:
-    """Pad samples of `SupervisedDataset` to the longest; the mask comes from lengths, not from the ids."""
+    """Pad samples of `SampleBuilder` to the longest; the mask comes from lengths, not from the ids."""
 
     pad_token_id: int
     padding_side: str = "right"
@@ -22,24 +23,43 @@ class Collator:
         if self.padding_side not in ("left", "right"):
             raise ValueError(f"padding_side must be 'left' or 'right', got {self.padding_side!r}.")
 
-    def __call__(self, samples: list[dict]) -> dict:
-        """Collate B samples.
+    def __call__(self, rows: list[dict] | list[list[dict]]) -> dict:
+        """Collate B samples, or B packs (lists) of samples.
 
         Returns:
-            input_ids long[B, T], labels long[B, T], attention_mask bool[B, T]; and, if any sample has an
-            image, images float[num_images, 3, H, W] in the order of their <image>, image_sizes [(width,
-            height)].
+            input_ids long[B, T], labels long[B, T], attention_mask bool[B, T], record_names: list of str; if
+            any sample has an image, images float[num_images, 3, H, W] in the order of their <image>, or a
+            list where some have several views, and image_sizes [(width, height)]; of packs, sequence_ids
+            long[B, T]: the running number of a token's record in its row, -1 on padding.
         """
+        packs = [row if isinstance(row, list) else [row] for row in rows]
+        samples = [sample for pack in packs for sample in pack]
         pad = partial(pad_sequence, batch_first=True, padding_side=self.padding_side)
-        input_ids = [sample["input_ids"] for sample in samples]
-        masks = [torch.ones_like(ids, dtype=torch.bool) for ids in input_ids]
+        input_ids = [torch.cat([sample["input_ids"] for sample in pack]) for pack in packs]
+        labels = [torch.cat([_without_first(sample["labels"]) for sample in pack]) for pack in packs]
         batch = {
             "input_ids": pad(input_ids, padding_value=self.pad_token_id),
-            "labels": pad([sample["labels"] for sample in samples], padding_value=IGNORE_INDEX),
-            "attention_mask": pad(masks, padding_value=False),
+            "labels": pad(labels, padding_value=IGNORE_INDEX),
+            "attention_mask": pad(
+                [torch.ones_like(ids, dtype=torch.bool) for ids in input_ids], padding_value=False
+            ),
+            "record_names": [sample["name"] for sample in samples],
         }
+        if isinstance(rows[0], list):
+            batch["sequence_ids"] = pad([_sequence_ids(pack) for pack in packs], padding_value=-1)
         images = [image for sample in samples for image in sample["images"]]
         if images:
-            batch["images"] = torch.stack(images)
+            has_one_view = all(image.ndim == 3 for image in images)
+            batch["images"] = torch.stack(images) if has_one_view else images
             batch["image_sizes"] = [size for sample in samples for size in sample["image_sizes"]]
         return batch
+
+
+def _without_first(labels: Tensor) -> Tensor:
+    """Nothing precedes a record's first token, so it is no target; in a row, the record before it would."""
+    return torch.cat([torch.full_like(labels[:1], IGNORE_INDEX), labels[1:]])
+
+
+def _sequence_ids(pack: list[dict]) -> Tensor:
+    lengths = torch.tensor([len(sample["input_ids"]) for sample in pack])
+    return torch.arange(len(pack)).repeat_interleave(lengths)

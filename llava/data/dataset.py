@@ -1,135 +1,121 @@
-"""Records to training samples; bad ones fail the run or are counted and named, never dropped in silence."""
+"""Records of files as samples; bad ones fail the run or are counted and named, never dropped in silence."""
 
 from __future__ import annotations
 
 import json
 import logging
-from argparse import Namespace
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.conversation import template_named
-from llava.data.record import BadRecord, describe_record, image_files, load_records, validate_record
-from llava.data.targets import build_targets, conversation_from_record
-from llava.mm_utils import get_aspect_ratio, load_image, process_images
+from llava.data.mixture import Mixture
+from llava.data.record import BadRecord, describe_record, iter_records
+from llava.data.sample import EncodedRecord, SampleBuilder, check_image_files
 
 logger = logging.getLogger(__name__)
 
 NUM_LISTED = 20  # bad records named in one error
 BAD, TRUNCATED = 1, 2  # bits kept for each record
 
+T = TypeVar("T")
+
 
 class SupervisedDataset(Dataset):
-    """LLaVA records as samples.
+    """LLaVA records as samples, in the order of the files.
 
     Args:
-        data_path: JSON or JSONL file of records (see `llava.data.record`).
-        tokenizer: a fast one, of `load_tokenizer`.
-        image_processor: a PIL one of transformers; None if no record has an image.
+        data_paths: JSON or JSONL files of records (see `llava.data.record`).
+        builder: makes the samples.
         image_folder: what image files are relative to; None if no record has an image.
-        template: a name in `conv_templates`.
-        image_aspect_ratio: "square" or "pad".
-        model_max_length: tokens, image tokens included; what is longer is cut at its end and counted.
+        weights, seed: of `mixture`, from which samplers draw an epoch; here each record is there once.
         on_bad_record: "fail" raises; "skip" leaves out what is bad on disk, and puts the next good record in
             the place of what proves bad when it is read. Both are listed in `bad_records`.
-        num_visual_tokens: tokens an image takes in the model's input.
-        mm_use_im_start_end: put each image between <im_start> and <im_end>.
     Raises:
         BadRecord: on_bad_record "fail" and a record is bad: here for its form or a missing file, from
             `__getitem__` for an image that cannot be read or an answer beyond model_max_length. Also if no
             good record is left.
-        ValueError: for the file itself, or an argument.
+        ValueError: for a file itself, or an argument.
     """
 
     def __init__(
         self,
-        data_path: str | Path,
-        tokenizer,
-        image_processor,
-        image_folder: str | Path | None,
-        template: str,
-        image_aspect_ratio: str = "square",
-        model_max_length: int = 2048,
+        data_paths: Sequence[str | Path],
+        builder: SampleBuilder,
+        image_folder: str | Path | None = None,
+        weights: Sequence[float] | None = None,
+        seed: int = 0,
         on_bad_record: str = "fail",
-        num_visual_tokens: int = 0,
-        mm_use_im_start_end: bool = False,
     ):
         if on_bad_record not in ("fail", "skip"):
             raise ValueError(f"--on_bad_record must be 'fail' or 'skip', got {on_bad_record!r}.")
-        self.data_path = data_path
-        self.tokenizer = tokenizer
-        self.image_processor = image_processor
+        self.data_paths = list(data_paths)
+        self.builder = builder
         self.image_folder = image_folder
-        self.template = template
-        self.image_config = Namespace(image_aspect_ratio=image_aspect_ratio)
-        self.model_max_length = model_max_length
         self.on_bad_record = on_bad_record
-        self.num_visual_tokens = num_visual_tokens
-        self.mm_use_im_start_end = mm_use_im_start_end
-        template_named(template, "--version")
-        get_aspect_ratio(self.image_config)
-        self._read(load_records(data_path))
+        self.mixture = Mixture(self._read(), weights, seed)
 
-    def _read(self, records: list[dict]) -> None:
-        """Keep the good records, packed: a list of objects would be copied into each worker as it is read."""
-        packed, self.modality_lengths, self._sources, self._static_problems = [], [], [], []
-        for source, record in enumerate(records):
-            try:
-                self._check(record, describe_record(self.data_path, source, record))
-            except BadRecord as error:
-                self._static_problems.append(str(error))
-                continue
-            packed.append(json.dumps(record).encode())
-            self._sources.append(source)
-            self.modality_lengths.append(self._signed_length(record))
-        if self._static_problems and (self.on_bad_record == "fail" or not packed):
+    def _read(self) -> list[int]:
+        """Keep the good records, packed: a list of objects would be copied into each worker as it is read.
+
+        Returns:
+            How many each file has.
+        """
+        packed, ends, sources, sizes, self._static_problems = bytearray(), [], [], [], []
+        for path in self.data_paths:
+            num_before = len(ends)
+            for source, record in enumerate(iter_records(path)):
+                where = describe_record(path, source, record)
+                try:
+                    self.builder.check(record, where)
+                    check_image_files(record, where, self.image_folder)
+                except BadRecord as error:
+                    self._static_problems.append(str(error))
+                    continue
+                packed += json.dumps(record).encode()
+                ends.append(len(packed))
+                sources.append(source)
+            sizes.append(len(ends) - num_before)
+        if self._static_problems and (self.on_bad_record == "fail" or not ends):
             raise BadRecord(self._summary())
-        self._packed = b"".join(packed)
-        self._ends = torch.tensor(list(accumulate(map(len, packed))), dtype=torch.long)
-        self._sources = torch.tensor(self._sources, dtype=torch.long)
+        self._packed = bytes(packed)
+        self._ends = torch.tensor(ends, dtype=torch.long)
+        self._sources = torch.tensor(sources, dtype=torch.long)
         # shared, so that what a worker process finds is known here as well
-        self._flags = torch.zeros(len(packed), dtype=torch.uint8).share_memory_()
-
-    def _check(self, record: dict, where: str) -> None:
-        validate_record(record, where)
-        files = image_files(record)
-        if files and self.image_folder is None:
-            raise BadRecord(f"{where}: it has an image but no folder was given; set --image_folder.")
-        for file in files:
-            if not (Path(self.image_folder) / file).is_file():
-                raise BadRecord(
-                    f"{where}: image file {Path(self.image_folder) / file} does not exist; "
-                    "check --image_folder, or remove the record."
-                )
-        try:
-            conversation_from_record(record, self.template, self.mm_use_im_start_end)
-        except ValueError as error:
-            raise BadRecord(f"{where}: {error}") from error
-
-    def _signed_length(self, record: dict) -> int:
-        """An estimate without tokenising: words and visual tokens; negative for text only."""
-        num_images = len(image_files(record))
-        words = sum(len(turn["value"].split()) for turn in record["conversations"])
-        return words + num_images * self.num_visual_tokens if num_images else -words
+        self._flags = torch.zeros(len(ends), dtype=torch.uint8).share_memory_()
+        return sizes
 
     def _summary(self) -> str:
         problems = self._static_problems
         listed = "\n  ".join(problems[:NUM_LISTED])
         more = f"\n  and {len(problems) - NUM_LISTED} more" if len(problems) > NUM_LISTED else ""
         remedy = "Correct them, or leave them out with --on_bad_record skip."
-        return f"{len(problems)} bad record(s) in {self.data_path}:\n  {listed}{more}\n{remedy}"
+        return f"{len(problems)} bad record(s) in {self._files}:\n  {listed}{more}\n{remedy}"
+
+    @property
+    def _files(self) -> str:
+        return ", ".join(map(str, self.data_paths))
 
     def __len__(self) -> int:
         return len(self._ends)
 
+    @cached_property
+    def modality_lengths(self) -> list[int]:
+        """An estimate for grouping, words and visual positions of each record; negative for text only."""
+        estimates = (
+            self._unless_bad(index, lambda i: self.builder.estimate(*self._record(i), self._source_of))
+            for index in range(len(self))
+        )
+        return [1 if estimate is None else estimate for estimate in estimates]
+
     @property
     def lengths(self) -> list[int]:
-        """Words and visual tokens of each record, an estimate for grouping."""
+        """`modality_lengths` without the modality."""
         return [abs(length) for length in self.modality_lengths]
 
     @property
@@ -144,30 +130,44 @@ class SupervisedDataset(Dataset):
         return int((self._flags & TRUNCATED).count_nonzero())
 
     def __getitem__(self, index: int) -> dict:
-        """One sample.
-
-        Returns:
-            input_ids long[T], labels long[T], images: a float[3, H, W] for each <image> in input_ids,
-            image_sizes: their (width, height) before processing.
-        """
+        """One sample, as `SampleBuilder.load` says; in the place of a bad one the next good one."""
         index = range(len(self))[index]  # IndexError past the end
         for candidate in (*range(index, len(self)), *range(index)):
-            if self._flags[candidate] & BAD:
-                continue
-            try:
-                return self._load(candidate)
-            except BadRecord as error:
-                if self.on_bad_record == "fail":
-                    raise
-                logger.warning("Skipped, the next good record takes its place: %s", error)
-                self._flags[candidate] |= BAD
-        raise BadRecord(f"No good record is left in {self.data_path}; the first: {self._problem(index)}")
+            sample = self.read(candidate)
+            if sample is not None:
+                return sample
+        raise BadRecord(f"No good record is left in {self._files}; the first: {self._problem(index)}")
+
+    def read(self, index: int) -> dict | None:
+        """This very record's sample; None if it is bad and to be skipped."""
+        return self._unless_bad(index, self._load)
+
+    def length(self, index: int) -> int:
+        """Exact positions of a record in the model's input; 0 if it is bad and to be skipped."""
+        encoded = self._unless_bad(index, self._encode)
+        return 0 if encoded is None else encoded.length
+
+    def _unless_bad(self, index: int, make: Callable[[int], T]) -> T | None:
+        if self._flags[index] & BAD:
+            return None
+        try:
+            return make(index)
+        except BadRecord as error:
+            if self.on_bad_record == "fail":
+                raise
+            logger.warning("Skipped: %s", error)
+            self._flags[index] |= BAD
+            return None
 
     def _record(self, index: int) -> tuple[dict, str]:
         """A kept record and where it is."""
         start = int(self._ends[index - 1]) if index else 0
         record = json.loads(self._packed[start : int(self._ends[index])])
-        return record, describe_record(self.data_path, int(self._sources[index]), record)
+        path = self.data_paths[bisect_right(list(accumulate(self.mixture.sizes)), index)]
+        return record, describe_record(path, int(self._sources[index]), record)
+
+    def _source_of(self, file: str) -> Path:
+        return Path(self.image_folder) / file
 
     def _problem(self, index: int) -> str:
         """What is wrong with a record that was found bad; found out anew, for messages are not kept."""
@@ -177,37 +177,11 @@ class SupervisedDataset(Dataset):
             return str(error)
         return f"{self._record(index)[1]}: could not be read when it was needed, but now can; run again."
 
-    def _load(self, index: int) -> dict:
-        record, where = self._record(index)
-        conversation = conversation_from_record(record, self.template, self.mm_use_im_start_end)
-        ids, labels = build_targets(conversation, self.tokenizer)
-        num_kept = self._num_within_limit(ids)
-        if num_kept < len(ids):
+    def _encode(self, index: int) -> EncodedRecord:
+        encoded = self.builder.encode(*self._record(index), self._source_of)
+        if encoded.truncated:
             self._flags[index] |= TRUNCATED
-            ids, labels = ids[:num_kept], labels[:num_kept]
-        if all(label == IGNORE_INDEX for label in labels):
-            raise BadRecord(
-                f"{where}: no word of an answer is within the first {self.model_max_length} tokens; "
-                "raise --model_max_length, or shorten the record."
-            )
-        files = image_files(record)[: ids.count(IMAGE_TOKEN_INDEX)]
-        images, sizes = self._load_images(files, where)
-        return {
-            "input_ids": torch.tensor(ids, dtype=torch.long),
-            "labels": torch.tensor(labels, dtype=torch.long),
-            "images": images,
-            "image_sizes": sizes,
-        }
+        return encoded
 
-    def _num_within_limit(self, ids: list[int]) -> int:
-        """How many leading ids fit in model_max_length, an <image> counting as its visual tokens."""
-        costs = (self.num_visual_tokens if token == IMAGE_TOKEN_INDEX else 1 for token in ids)
-        return sum(total <= self.model_max_length for total in accumulate(costs))
-
-    def _load_images(self, files: list[str], where: str) -> tuple[list[Tensor], list[tuple[int, int]]]:
-        try:
-            images = [load_image(Path(self.image_folder) / file) for file in files]
-        except ValueError as error:
-            raise BadRecord(f"{where}: {error}") from error
-        pixels = process_images(images, self.image_processor, self.image_config) if images else []
-        return list(pixels), [image.size for image in images]
+    def _load(self, index: int) -> dict:
+        return self.builder.load(self._encode(index), self._source_of)

@@ -16,7 +16,7 @@ from llava.constants import (
 )
 from llava.conversation import Conversation, question_prompt, template_named
 from llava.eval import TOKEN_BUDGET
-from llava.mm_utils import load_image, process_images, tokenizer_image_token
+from llava.mm_utils import image_size, load_image, process_images, tokenizer_image_token
 
 READ_AHEAD = 2  # batches whose images are being read while the model works on another
 
@@ -64,7 +64,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question, tokenized; `length` counts the tokens the language model sees, visual ones included."""
+    """One question, tokenized; `length` counts the positions the language model sees, an image's included."""
 
     question: dict
     input_ids: list[int]
@@ -140,7 +140,7 @@ def answer_questions(
     prompts = []
     for question in questions:
         try:
-            prompts.append(make_prompt(question, model, tokenizer, template))
+            prompts.append(make_prompt(question, model, tokenizer, template, Path(image_folder)))
         except ValueError as error:
             _refuse(question, error, skipped)
     prompts.sort(key=lambda prompt: -prompt.length)  # stable; what is too large for the memory fails at once
@@ -170,11 +170,11 @@ def answer_questions(
             yield prompt.question, stopping.decode(new_ids)
 
 
-def make_prompt(question: dict, model, tokenizer, template: Conversation) -> Prompt:
-    """Tokenize one question.
+def make_prompt(question: dict, model, tokenizer, template: Conversation, image_folder: Path) -> Prompt:
+    """Tokenize one question; of its image the size alone is read.
 
     Raises:
-        ValueError: if its text and its image disagree.
+        ValueError: if its text and its image disagree, or there is no such image.
     """
     num_images = 1 if question.get("image") else 0
     if num_images and model.get_vision_tower() is None:
@@ -185,7 +185,7 @@ def make_prompt(question: dict, model, tokenizer, template: Conversation) -> Pro
             question_prompt(question["text"], num_images, template, wrap), tokenizer, IMAGE_TOKEN_INDEX
         )
     )
-    num_visual = model.num_visual_tokens if num_images else 0
+    num_visual = model.visual_positions_of(image_size(image_folder / question["image"])) if num_images else 0
     return Prompt(question, input_ids, len(input_ids) - num_images + num_visual)
 
 
@@ -217,8 +217,8 @@ def read_batch(batch: list[Prompt], image_folder: Path, image_processor, model_c
     """Load a batch's images.
 
     Returns:
-        (prompts whose image could be read, images float[n, 3, H, W] or a list or None, their (width, height),
-        and (question, error) of the others).
+        (prompts whose image could be read, images as process_images gives them or None, their (width,
+        height), and (question, error) of the others).
     """
     good, images, failed = [], [], []
     for prompt in batch:

@@ -41,7 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="tokens of a batch: prompts padded to the longest, visual tokens and --max_new_tokens included "
         f"(default {TOKEN_BUDGET}: 8 GB of keys and values for a 7B model in half precision)",
     )
-    add("--image_aspect_ratio", help="override the model's own, e.g. square or pad")
+    add("--image_aspect_ratio", help="override the model's own: square, pad, slice or anyres")
     add("--scale_factor", type=int, help="override the model's own compression side")
     add(
         "--on_bad_record",

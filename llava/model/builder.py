@@ -8,14 +8,16 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from llava.model.adapters import load_trainables, merge_adapters, read_adapter_config, read_trainables
 from llava.model.checkpoint import (
+    NEWLINE,
     PROJECTOR_FILE,
-    PROJECTOR_PREFIX,
     SAVED_CONSTANTS,
     TRAINABLES_FILE,
     CheckpointFolder,
+    cut_state,
     cut_to_projector,
     inspect_folder,
-    load_exactly,
+    is_projector,
+    load_projector,
     projector_type_of,
     read_projector,
     read_weights,
@@ -26,7 +28,7 @@ from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_mpt import LlavaMptForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwen3ForCausalLM, LlavaQwenForCausalLM
 from llava.model.multimodal_encoder.builder import load_image_processor, load_vision_weights
-from llava.model.tokenizer import load_tokenizer
+from llava.model.tokenizer import load_tokenizer, separator_ids
 from llava.model.vision_config import VisionFields
 
 logger = logging.getLogger(__name__)
@@ -113,6 +115,9 @@ def attach_vision(
     model.get_model().build_vision(model.config)
     model.get_vision_tower().to(device=like.device, dtype=like.dtype)
     model.get_projector().to(device=like.device, dtype=projector_dtype or like.dtype)
+    newline = getattr(model.get_model(), NEWLINE, None)
+    if newline is not None:
+        newline.data = newline.data.to(device=like.device, dtype=projector_dtype or like.dtype)
     load_vision_weights(model.get_vision_tower(), model.config.mm_vision_tower)
     model.get_vision_tower().requires_grad_(False)
 
@@ -172,6 +177,8 @@ def load_pretrained_model(
         model.to(device)
     model.eval()
     tokenizer = load_tokenizer(tokenizer_source, padding_side="left")
+    if model.config.slice_separator_ids is None:
+        model.config.slice_separator_ids = separator_ids(tokenizer)
     context_length = getattr(model.config, "max_position_embeddings", None) or DEFAULT_CONTEXT_LENGTH
     return tokenizer, model, image_processor_of(model, folder.path), context_length
 
@@ -260,11 +267,9 @@ def load_with_vision(
         model = load_whole_model(folder, options, fields)
         if projector_dtype is not None and next(model.get_projector().parameters(), None) is not None:
             model.get_projector().to(projector_dtype)
-            names = {name for name in weight_names(folder.path) if PROJECTOR_PREFIX in name}
-            state = {
-                name.split(PROJECTOR_PREFIX, 1)[1]: w for name, w in read_weights(folder.path, names).items()
-            }
-            load_exactly(model.get_projector(), state, str(folder.path))
+            names = set(filter(is_projector, weight_names(folder.path)))
+            state = cut_state(read_weights(folder.path, names))
+            load_projector(model, state, str(folder.path))
         return model
     config = read_config(folder.path)
     model = type_of(config).from_pretrained(folder.path, config=config, **options)
@@ -291,7 +296,7 @@ def load_projector_over_base(
     declared = folder.config.get("mm_projector_type")
     fields.mm_projector_type = projector_type_of(list(state), declared, str(folder.path))
     model = load_with_vision(base, fields, options)
-    load_exactly(model.get_projector(), state, str(folder.path))
+    load_projector(model, state, str(folder.path))
     return model, base.path
 
 

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 PROJECTOR_FILE = "mm_projector.bin"
 PROJECTOR_PREFIX = "mm_projector."
+NEWLINE = "image_newline"  # learnt with the projector and kept beside it
 ADAPTER_CONFIG = "adapter_config.json"
 TRAINABLES_FILE = "non_lora_trainables.bin"  # what learnt beside adapters
 NOT_FETCHED = ("*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "original/*")  # other programs' weights
@@ -116,6 +117,20 @@ def cut_to_projector(names: list[str]) -> list[str]:
     return [name.split(PROJECTOR_PREFIX, 1)[1] for name in names if PROJECTOR_PREFIX in name]
 
 
+def is_projector(name: str) -> bool:
+    """Whether a weight of the whole model is the projector's, or the newline beside it."""
+    return PROJECTOR_PREFIX in name or name.split(".")[-1] == NEWLINE
+
+
+def cut_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The projector's part of a state, by its own names, and image_newline."""
+    return {
+        name.split(PROJECTOR_PREFIX, 1)[1] if PROJECTOR_PREFIX in name else NEWLINE: value
+        for name, value in state.items()
+        if is_projector(name)
+    }
+
+
 def projector_type_of(names: list[str], declared: str | None, source: str) -> str | None:
     """The projector's type by the weights present, where config.json lacks it or is wrong; says so.
 
@@ -158,20 +173,44 @@ def read_bin(file: str | Path, remedy: str) -> dict[str, Tensor]:
 
 
 def read_projector(file: str | Path) -> dict[str, Tensor]:
-    """mm_projector.bin, its keys cut to the projector's own: model.mm_projector.mlp.0.bias -> mlp.0.bias.
+    """mm_projector.bin, its keys cut to the projector's own: model.mm_projector.mlp.0.bias -> mlp.0.bias; and
+    image_newline, if it holds one.
 
     Raises:
         ValueError: if the file is missing, damaged, or holds no projector.
     """
     state = read_bin(file, "run stage 1 (scripts/v1_5/pretrain.sh) first.")
-    cut = {
-        key.split(PROJECTOR_PREFIX, 1)[1]: value for key, value in state.items() if PROJECTOR_PREFIX in key
-    }
-    if not cut:
+    cut = cut_state(state)
+    if not set(cut) - {NEWLINE}:
         raise ValueError(
             f"{file} holds no keys of a projector (*.{PROJECTOR_PREFIX}*), but {sorted(state)[:5]}."
         )
     return cut
+
+
+def load_projector(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load what read_projector read: the projector, and image_newline where model and file have one.
+
+    A stage 1 without a newline may come before a stage 2 with one, which then begins as it is initialised.
+
+    Raises:
+        ValueError: if weights do not fit; or a newline came that this model would not use.
+    """
+    weights = {key: value for key, value in state.items() if key != NEWLINE}
+    newline = getattr(model.get_model(), NEWLINE, None)
+    if newline is None and NEWLINE in state:
+        raise ValueError(
+            f"{source} has an {NEWLINE}, learnt with --mm_patch_merge_type spatial_unpad; pass it here too."
+        )
+    load_exactly(model.get_projector(), weights, source)
+    if newline is not None and NEWLINE not in state:
+        logger.info("%s has no %s; it is learnt from here on.", source, NEWLINE)
+    elif newline is not None:
+        with torch.no_grad(), gathered([newline], write=True):
+            problems = check_fit({NEWLINE: newline}, {NEWLINE: state[NEWLINE]}, needed=())
+            if problems:
+                raise ValueError(f"{source}: {problems}.")
+            newline.copy_(state[NEWLINE])
 
 
 def read_weights(folder: Path, names: set[str]) -> dict[str, Tensor]:

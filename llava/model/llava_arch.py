@@ -1,6 +1,7 @@
 """Vision around any causal language model: tower, projector and merge, as two mixins."""
 
-# B sequences, T prompt tokens, T' merged tokens, I images of the batch, M tokens an image, D model width
+# B sequences, T' merged tokens, I images of the batch, V views of them all (tiles; for square and pad one an
+# image), M tokens a view, D model width; T prompt tokens in ids, tiles of one image in pixels
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from llava.constants import (
@@ -19,13 +21,23 @@ from llava.constants import (
 from llava.model.loss import language_loss
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
-from llava.model.multimodal_merge import MergedInputs, merge, plan_merge
+from llava.model.multimodal_merge import (
+    ImageSpan,
+    MergedInputs,
+    image_span,
+    merge,
+    one_row,
+    plan_merge,
+)
 from llava.model.multimodal_projector.base import Projector
 from llava.model.multimodal_projector.builder import build_projector, projector_class
+from llava.model.tokenizer import separator_ids
+from llava.tiling import TILED, WholeImage, num_positions, tiling_of
 
 
 class LlavaMetaModel:
-    """The decoder's half: owns vision_tower and mm_projector, named as in published checkpoints."""
+    """The decoder's half: owns vision_tower, mm_projector and, with mm_patch_merge_type spatial_unpad,
+    image_newline, a learnt embedding float[D]; named as in published checkpoints."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -41,15 +53,23 @@ class LlavaMetaModel:
         projector = getattr(self, "mm_projector", nn.Identity())
         if module in projector.modules() and hasattr(module, "reset_parameters"):
             module.reset_parameters()
+        if module is self and hasattr(self, "image_newline"):
+            self._reset_newline()
         super()._init_weights(module)
 
+    def _reset_newline(self) -> None:
+        init.normal_(self.image_newline, std=self.config.hidden_size**-0.5)
+
     def build_vision(self, config) -> None:
-        """Tower and projector of the configured shape, with initial weights."""
+        """Tower, projector and newline of the configured shape, with initial weights."""
         kind = projector_class(config.mm_projector_type)
         self.vision_tower = build_vision_tower(config, kind.needs_levels, kind.needs_attention)
         config.mm_hidden_size = self.vision_tower.hidden_size
         config.mm_vision_levels = self.vision_tower.levels
         self.mm_projector = build_projector(config, config.hidden_size)
+        if config.mm_patch_merge_type == "spatial_unpad":
+            self.image_newline = nn.Parameter(torch.empty(config.hidden_size))
+            self._reset_newline()
 
 
 class LlavaMetaForCausalLM:
@@ -91,7 +111,7 @@ class LlavaMetaForCausalLM:
 
     @property
     def num_visual_tokens(self) -> int:
-        """M, tokens an image, at model.config.scale_factor."""
+        """M, tokens a view, at model.config.scale_factor."""
         return self.tokens_per_image()
 
     def tokens_per_image(self, scale_factor: int | None = None) -> int:
@@ -108,8 +128,43 @@ class LlavaMetaForCausalLM:
             )
         return projector.num_tokens(tower.num_patches, scale_factor or self.config.scale_factor)
 
+    def view_grid(self, scale_factor: int | None = None) -> int:
+        """g: the M tokens of a view are g x g equal squares of it, row-major.
+
+        Raises:
+            ValueError: if they are not.
+        """
+        tower, projector = self.get_vision_tower(), self.get_projector()
+        grid = projector.output_grid(tower.grid_side, scale_factor or self.config.scale_factor)
+        num_tokens = self.tokens_per_image(scale_factor)
+        if num_tokens != grid * grid:
+            raise ValueError(
+                f"the model gives {num_tokens} visual tokens, which are no {grid}x{grid} grid of "
+                "the image; use --mm_vision_select_feature patch."
+            )
+        return grid
+
+    @property
+    def tiling(self) -> WholeImage:
+        """How model.config has images tiled."""
+        return tiling_of(self.config, self.get_vision_tower().image_size)
+
+    def visual_positions_of(self, size: tuple[int, int], scale_factor: int | None = None) -> int:
+        """Positions that an image of (width, height) pixels takes in a prompt: its tokens and separators.
+
+        Raises:
+            ValueError: as tokens_per_image; or if tiles are to be joined whose tokens are no grid.
+        """
+        return num_positions(self.tiling, tuple(size), self.tokens_per_view(scale_factor))
+
+    def tokens_per_view(self, scale_factor: int | None = None) -> int:
+        """M, checked to be a grid where tiles are joined."""
+        if self.tiling.needs_grid:
+            self.view_grid(scale_factor)
+        return self.tokens_per_image(scale_factor)
+
     def encode_images(self, images: Tensor, scale_factor: int | None = None) -> Tensor:
-        """float[I, 3, H, W], normalised, to float[I, M, D]; s is by default model.config.scale_factor."""
+        """float[V, 3, H, W], normalised, to float[V, M, D]; s is by default model.config.scale_factor."""
         tower, projector = self.get_vision_tower(), self.get_projector()
         features = tower(images.to(tower.device))
         features = features.to(next(iter(projector.parameters()), features.selected).dtype)
@@ -126,6 +181,7 @@ class LlavaMetaForCausalLM:
         image_sizes: list[tuple[int, int]] | None = None,
         padding_side: str = "left",
         scale_factor: int | None = None,
+        sequence_ids: Tensor | None = None,
     ) -> MergedInputs:
         """Encode the images and put their tokens into the prompts.
 
@@ -133,44 +189,82 @@ class LlavaMetaForCausalLM:
             input_ids: long[B, T] with one IMAGE_TOKEN_INDEX for each image.
             attention_mask: bool[B, T], False on padding of either side.
             labels: long[B, T] or None.
-            images: float[I, 3, H, W], or a list of float[3, H, W], flat over the batch.
-            image_sizes: (width, height) of the originals; what square and pad need is in the pixels already.
+            images: flat over the batch, in the order of their placeholders: float[I, 3, H, W], one view each;
+                float[I, T, 3, H, W], T tiles each; or a list of float[3, H, W] and float[T, 3, H, W].
+            image_sizes: (width, height) of the originals, by which tiles are put together; what square and
+                pad need is in the pixels already.
             padding_side: of the result.
             scale_factor: s of this call, by default model.config.scale_factor.
+            sequence_ids: long[B, T] of packed rows, as `plan_merge` takes it.
         Raises:
-            ValueError: if placeholders and images differ in number, or the model has no vision tower.
+            ValueError: if placeholders and images differ in number, the model has no vision tower, or the
+                tiles are not those of image_sizes.
         """
-        images = self._stack_images(images)
-        num_images = 0 if images is None else images.shape[0]
+        views, num_views = self._views(images)
         device = self.get_input_embeddings().weight.device
         # The plan reads values on the CPU once, ahead of all device work; nothing after it waits.
         plan = plan_merge(
             input_ids.cpu(),
             None if attention_mask is None else attention_mask.cpu(),
             None if labels is None else labels.cpu(),
-            [self.tokens_per_image(scale_factor)] * num_images if num_images else [],
+            self._spans(num_views, image_sizes, scale_factor),
             padding_side,
+            None if sequence_ids is None else sequence_ids.cpu(),
         ).to(device)
         text_embeds = self.get_input_embeddings()(plan.token_ids)
-        return merge(plan, text_embeds, self._image_features(images, text_embeds, scale_factor))
+        features = self._image_features(views, text_embeds, scale_factor)
+        return merge(plan, text_embeds, features, getattr(self.get_model(), "image_newline", None))
 
-    def _stack_images(self, images: Tensor | list[Tensor] | None) -> Tensor | None:
+    def _views(self, images: Tensor | list[Tensor] | None) -> tuple[Tensor | None, list[int]]:
+        """All views of a batch, float[V, 3, H, W], taken by the tower in one call; each image's number."""
         if images is None or len(images) == 0:
-            return None
+            return None, []
         if self.get_vision_tower() is None:
             raise ValueError("images came, but this model has no vision tower; load a multimodal checkpoint.")
-        if isinstance(images, list):
-            images = torch.stack([image.squeeze(0) if image.ndim == 4 else image for image in images])
-        return images
+        if isinstance(images, Tensor) and images.ndim == 4:
+            return images, [1] * len(images)
+        groups = [image[None] if image.ndim == 3 else image for image in images]
+        return torch.cat(groups), [len(group) for group in groups]
 
-    def _image_features(self, images: Tensor | None, like: Tensor, scale_factor: int | None) -> Tensor:
-        """float[V, D].
+    def _spans(self, num_views: list[int], image_sizes, scale_factor: int | None) -> list[ImageSpan]:
+        """What each image puts into its prompt, the tokens numbered over the batch."""
+        if not num_views:
+            return []
+        tiling, separators = self.tiling, None
+        if self.config.image_aspect_ratio == "slice":
+            separators = self.config.slice_separator_ids
+            if separators is None:
+                raise ValueError(
+                    "config.slice_separator_ids, the words between slice's tiles, is missing; load the model "
+                    "by load_pretrained_model, or call model.initialize_vision_tokenizer(config, tokenizer)."
+                )
+        if tiling.learns_row_end and not hasattr(self.get_model(), "image_newline"):
+            raise ValueError(
+                "mm_patch_merge_type spatial_unpad needs a learnt image_newline, which this model lacks; set "
+                "it where the model is trained, or choose flat or spatial."
+            )
+        sizes = [None] * len(num_views)
+        if image_sizes is not None and self.config.image_aspect_ratio in TILED:
+            sizes = [tuple(map(int, size)) for size in image_sizes]
+        if len(sizes) != len(num_views):
+            raise ValueError(
+                f"{len(num_views)} images came with {len(sizes)} image_sizes; give one for each."
+            )
+        num_tokens = self.tokens_per_view(scale_factor)
+        spans, first = [], 0
+        for size, count in zip(sizes, num_views, strict=True):
+            spans.append(image_span(tiling.layout(size, num_tokens, count), first, separators))
+            first += count * num_tokens
+        return spans
+
+    def _image_features(self, views: Tensor | None, like: Tensor, scale_factor: int | None) -> Tensor:
+        """float[V * M, D].
 
         In training, a batch without images encodes a blank one and keeps none of its tokens, so that every
         rank takes part in every collective.
         """
-        if images is not None:
-            return self.encode_images(images, scale_factor).flatten(0, 1)
+        if views is not None:
+            return self.encode_images(views, scale_factor).flatten(0, 1)
         if self.training and self.get_vision_tower() is not None:
             side = self.get_vision_tower().image_size
             blank = like.new_zeros(1, 3, side, side)
@@ -204,19 +298,33 @@ class LlavaMetaForCausalLM:
         images: Tensor | list[Tensor] | None = None,
         image_sizes: list[tuple[int, int]] | None = None,
         scale_factor: int | None = None,
+        sequence_ids: Tensor | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """A causal language model's forward that also takes images, and s, the compression of this call.
 
         In training with labels the logits of labelled positions alone are computed, and none are returned.
+
+        Args:
+            sequence_ids: long[B, T] of packed rows: the running number of a token's sequence in its row, -1
+                on padding. No sequence sees another; the first label of each must be IGNORE_INDEX, for the
+                token before it is another sequence's.
         """
-        if inputs_embeds is None and (images is not None or (self.training and labels is not None)):
+        is_packed = sequence_ids is not None
+        if inputs_embeds is None and (
+            images is not None or is_packed or (self.training and labels is not None)
+        ):
             side = self.config.tokenizer_padding_side
             merged = self.merge_inputs(
-                input_ids, attention_mask, labels, images, image_sizes, side, scale_factor
+                input_ids, attention_mask, labels, images, image_sizes, side, scale_factor, sequence_ids
             )
+            if is_packed and self.config._attn_implementation == "flash_attention_2":
+                merged = one_row(merged)
             input_ids, inputs_embeds, labels = None, merged.inputs_embeds, merged.labels
             attention_mask, position_ids = merged.attention_mask, merged.position_ids
+            if is_packed:
+                # Without a mask and a cache, transformers reads the sequences off positions that restart.
+                attention_mask, kwargs["use_cache"] = None, False
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -252,12 +360,17 @@ class LlavaMetaForCausalLM:
             kwargs.pop("inputs_embeds", None)
             kwargs.pop("position_ids", None)  # of the prompt before its images were merged in
             mask = kwargs.pop("attention_mask", None)
-            merged = self.merge_inputs(input_ids, mask, images=images, scale_factor=scale_factor)
+            merged = self.merge_inputs(
+                input_ids, mask, images=images, image_sizes=image_sizes, scale_factor=scale_factor
+            )
             kwargs |= {"inputs_embeds": merged.inputs_embeds, "attention_mask": merged.attention_mask.long()}
         return super().generate(**kwargs)
 
     def initialize_vision_tokenizer(self, fields, tokenizer) -> None:
-        """Add the tokens of --mm_use_im_patch_token and --mm_use_im_start_end; new rows start at the mean."""
+        """Add the tokens of --mm_use_im_patch_token and --mm_use_im_start_end, whose rows start at the mean;
+        and note the words that stand between tiles."""
+        if self.config.slice_separator_ids is None:
+            self.config.slice_separator_ids = separator_ids(tokenizer)
         tokens = [DEFAULT_IMAGE_PATCH_TOKEN] if fields.mm_use_im_patch_token else []
         tokens += [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN] if fields.mm_use_im_start_end else []
         if tokens:

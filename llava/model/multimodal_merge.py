@@ -1,15 +1,48 @@
 """Put image features where the prompt has <image>: pure index work, counts checked, labels masked."""
 
-# B sequences, T prompt tokens, T' merged tokens, V visual tokens of the whole batch, D language model width
+# B sequences, T prompt tokens, T' merged tokens, V visual tokens of the whole batch, L positions of an image,
+# D language model width
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.tiling import COLUMN_END, ROW_END
 
 PADDING_ID = 0  # embedded, then hidden by the attention mask
+TEXT, NEWLINE = -1, -2  # in visual_index: a word or padding; the learnt end of a row
+
+
+class ImageSpan(NamedTuple):
+    """What one image puts in the place of its <image>.
+
+    Attributes:
+        visual_index: long[L], as in MergePlan.
+        token_ids: long[L], words between tiles, PADDING_ID elsewhere.
+    """
+
+    visual_index: Tensor
+    token_ids: Tensor
+
+
+def image_span(layout: Tensor, first: int, separator_ids: tuple[int, int] | None) -> ImageSpan:
+    """Number an image's tokens within the batch and name its separators.
+
+    Args:
+        layout: long[L], as llava.tiling lays the image out.
+        first: where its tokens begin among the batch's V.
+        separator_ids: words for COLUMN_END and ROW_END; None: a row ends in the learnt newline.
+    """
+    token_ids = torch.full_like(layout, PADDING_ID)
+    if separator_ids is None:
+        index = torch.where(layout == ROW_END, NEWLINE, layout + first)
+    else:
+        index = torch.where(layout >= 0, layout + first, TEXT)
+        token_ids[layout == COLUMN_END], token_ids[layout == ROW_END] = separator_ids
+    return ImageSpan(index, token_ids)
 
 
 @dataclass
@@ -17,11 +50,12 @@ class MergePlan:
     """Where everything goes, before any feature is computed.
 
     Attributes:
-        token_ids: long[B, T'], PADDING_ID at visual and padding positions.
+        token_ids: long[B, T'], the separators of tiles included; PADDING_ID at visual and padding positions.
         attention_mask: bool[B, T'].
-        position_ids: long[B, T'], counted over what is attended to.
+        position_ids: long[B, T'], counted over what is attended to; in packed rows from 0 for each sequence,
+            padding being one of its own.
         labels: long[B, T'], IGNORE_INDEX on visual tokens and padding; None without labels.
-        visual_index: long[B, T'], the running number of the visual token at a position, -1 elsewhere.
+        visual_index: long[B, T'], the row of image_features at a position, NEWLINE or TEXT.
     """
 
     token_ids: Tensor
@@ -46,80 +80,108 @@ class MergedInputs:
     visual_index: Tensor
 
 
+@torch.compiler.disable  # branches on values: outside of any graph, as is the loss
 def plan_merge(
     input_ids: Tensor,
     attention_mask: Tensor | None,
     labels: Tensor | None,
-    tokens_per_image: list[int],
+    spans: list[ImageSpan],
     padding_side: str,
+    sequence_ids: Tensor | None = None,
 ) -> MergePlan:
-    """Expand each IMAGE_TOKEN_INDEX into its image's tokens, drop the padding there was, pad anew.
+    """Expand each IMAGE_TOKEN_INDEX into its image's span, drop the padding there was, pad anew.
 
     Args:
         input_ids: long[B, T] on the CPU.
         attention_mask: bool[B, T], False on padding, which may lie on either side; None for no padding.
         labels: long[B, T] or None.
-        tokens_per_image: tokens of each image, in the order of their placeholders over the batch.
+        spans: of each image, in the order of their placeholders over the batch.
         padding_side: "left" or "right", of the result.
+        sequence_ids: long[B, T], the running number of a token's sequence in a packed row, -1 on padding.
     Raises:
         ValueError: if placeholders and images differ in number; going on would misplace every feature.
     """
     keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     num_placeholders = int(((input_ids == IMAGE_TOKEN_INDEX) & keep).sum())
-    if num_placeholders != len(tokens_per_image):
+    if num_placeholders != len(spans):
         raise ValueError(
             f"the prompts have {num_placeholders} <image> placeholders, "
-            f"but {len(tokens_per_image)} images came; give one image for each placeholder."
+            f"but {len(spans)} images came; give one image for each placeholder."
         )
-    counts = iter(tokens_per_image)
-    next_visual = 0
+    remaining = iter(spans)
     rows = []
     for row, row_keep in enumerate(keep):
         ids = input_ids[row][row_keep]
         is_image = ids == IMAGE_TOKEN_INDEX
+        row_spans = [next(remaining) for _ in range(int(is_image.sum()))]
         repeats = torch.ones_like(ids)
-        repeats[is_image] = torch.tensor([next(counts) for _ in range(int(is_image.sum()))], dtype=torch.long)
-        visual = is_image.repeat_interleave(repeats)
-        num_visual = int(visual.sum())
-        index = torch.full(visual.shape, -1)
-        index[visual] = torch.arange(next_visual, next_visual + num_visual)
-        next_visual += num_visual
-        row_ids = ids.repeat_interleave(repeats).masked_fill(visual, PADDING_ID)
+        repeats[is_image] = torch.tensor([len(span.token_ids) for span in row_spans], dtype=torch.long)
+        of_image = is_image.repeat_interleave(repeats)
+        row_ids = ids.repeat_interleave(repeats)
+        index = torch.full_like(row_ids, TEXT)
+        if row_spans:
+            row_ids[of_image] = torch.cat([span.token_ids for span in row_spans])
+            index[of_image] = torch.cat([span.visual_index for span in row_spans])
         row_labels = torch.full_like(ids, IGNORE_INDEX) if labels is None else labels[row][row_keep]
-        rows.append((row_ids, row_labels.repeat_interleave(repeats).masked_fill(visual, IGNORE_INDEX), index))
+        row_labels = row_labels.repeat_interleave(repeats).masked_fill(of_image, IGNORE_INDEX)
+        row_sequences = torch.zeros_like(ids) if sequence_ids is None else sequence_ids[row][row_keep]
+        rows.append((row_ids, row_labels, index, row_sequences.repeat_interleave(repeats)))
 
     def pad(column: int, value: int) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence(
             [row[column] for row in rows], batch_first=True, padding_value=value, padding_side=padding_side
         )
 
-    attended = torch.nn.utils.rnn.pad_sequence(
-        [torch.ones_like(row[0], dtype=torch.bool) for row in rows],
-        batch_first=True,
-        padding_side=padding_side,
-    )
+    sequences = pad(3, -1)
+    attended = sequences >= 0
     return MergePlan(
         token_ids=pad(0, PADDING_ID),
         attention_mask=attended,
-        position_ids=(attended.cumsum(dim=1) - 1).clamp(min=0),
+        position_ids=(
+            (attended.cumsum(dim=1) - 1).clamp(min=0) if sequence_ids is None else positions_within(sequences)
+        ),
         labels=None if labels is None else pad(1, IGNORE_INDEX),
-        visual_index=pad(2, -1),
+        visual_index=pad(2, TEXT),
     )
 
 
-def merge(plan: MergePlan, text_embeds: Tensor, image_features: Tensor) -> MergedInputs:
+def positions_within(sequences: Tensor) -> Tensor:
+    """long[B, T]: how far each place is from the start of its run of equal numbers in long[B, T]."""
+    places = torch.arange(sequences.shape[1]).expand_as(sequences)
+    is_start = torch.diff(sequences, prepend=sequences[:, :1] - 1) != 0
+    return places - torch.where(is_start, places, 0).cummax(dim=1).values
+
+
+def merge(
+    plan: MergePlan, text_embeds: Tensor, image_features: Tensor, newline: Tensor | None = None
+) -> MergedInputs:
     """Lay the features over the text's embeddings.
 
     Args:
         plan: on the device of the embeddings.
         text_embeds: float[B, T', D], the embeddings of plan.token_ids.
         image_features: float[V, D], in plan.visual_index's order; V = 0 keeps them in the autograd graph.
+        newline: float[D], the learnt end of a row; where there is one it stays in the graph as well.
     """
     flat = text_embeds.flatten(0, 1)
     positions = torch.arange(flat.shape[0], device=flat.device)
-    table = torch.cat([flat, image_features.to(flat.dtype)])
+    learnt = [] if newline is None else [newline[None].to(flat.dtype)]
+    table = torch.cat([flat, image_features.to(flat.dtype), *learnt])
     index = plan.visual_index.flatten()
-    merged = table[torch.where(index >= 0, flat.shape[0] + index, positions)]
+    source = torch.where(index >= 0, flat.shape[0] + index, positions)
+    source = torch.where(index == NEWLINE, table.shape[0] - 1, source)
     return MergedInputs(
-        merged.view_as(text_embeds), plan.attention_mask, plan.position_ids, plan.labels, plan.visual_index
+        table[source].view_as(text_embeds),
+        plan.attention_mask,
+        plan.position_ids,
+        plan.labels,
+        plan.visual_index,
+    )
+
+
+def one_row(merged: MergedInputs) -> MergedInputs:
+    """All that is attended to in one row, as flash attention takes packed sequences: [1, T''] for [B, T']."""
+    keep = merged.attention_mask
+    return MergedInputs(
+        **{name: None if value is None else value[keep][None] for name, value in vars(merged).items()}
     )

@@ -61,6 +61,28 @@ def load_tokenizer(
     return tokenizer
 
 
+def separator_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Ids of the words between tiles and after a row of them (`slice`): the pieces "," and "\\n" themselves.
+
+    A SentencePiece vocabulary has no piece "\\n", and published checkpoints learnt the unknown token for it.
+    Where another vocabulary spells a word otherwise, as byte-level BPE does a newline, it is encoded.
+    """
+    vocabulary = tokenizer.get_vocab()
+
+    def look_up(word: str) -> int:
+        if word in vocabulary:
+            return vocabulary[word]
+        if _is_sentencepiece(tokenizer.backend_tokenizer) and tokenizer.unk_token_id is not None:
+            return tokenizer.unk_token_id
+        return tokenizer.encode(word, add_special_tokens=False)[-1]
+
+    return [look_up(","), look_up("\n")]
+
+
+def _is_sentencepiece(backend: Tokenizer) -> bool:
+    return isinstance(backend.model, BPE) and backend.model.byte_fallback
+
+
 def _find(path: str | os.PathLike, filename: str) -> str | None:
     return cached_file(path, filename, _raise_exceptions_for_missing_entries=False)
 
@@ -95,8 +117,7 @@ def _from_sentencepiece(path: str | os.PathLike, model_file: str, options: dict)
 def _keep_leading_spaces(backend: Tokenizer) -> None:
     """Replace a Metaspace pre-tokenizer: unlike SentencePiece it adds no space where one already stands."""
     metaspace = backend.pre_tokenizer
-    is_sentencepiece = isinstance(backend.model, BPE) and backend.model.byte_fallback
-    if not is_sentencepiece or not isinstance(metaspace, pre_tokenizers.Metaspace):
+    if not _is_sentencepiece(backend) or not isinstance(metaspace, pre_tokenizers.Metaspace):
         return
     if metaspace.prepend_scheme != "never":
         _set_prepending(backend, every_section=metaspace.prepend_scheme == "always")

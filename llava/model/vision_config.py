@@ -24,6 +24,9 @@ class VisionFields:
         mm_projector_type: a key of multimodal_projector.builder.PROJECTORS, or mlpNx_gelu.
         mm_hidden_size: channels of the tower.
         scale_factor: s; compressing projectors give N / s**2 tokens.
+        patch_num, image_grid_pinpoints, mm_patch_merge_type: of tiles (llava.tiling); published
+            configurations may hold the number and the list as text.
+        slice_separator_ids: words of `slice`, between tiles and after a row of them.
         num_visual_tokens: patches that pruning projectors keep of an image.
         use_sinkhorn_lsd, sinkhorn_*: the regulariser of the loss in training (llava.model.sinkhorn).
         visualprism_*: the parts of VisualPrism that can be switched; the defaults are the published form.
@@ -45,10 +48,11 @@ class VisionFields:
     visualprism_hkve: bool = True
     visualprism_wavelet: str = "haar"
     visualprism_norm: str = "batch"
-    patch_num: int = 9
+    patch_num: int | str = 9
     image_aspect_ratio: str = "square"
     image_grid_pinpoints: list | str | None = None
     mm_patch_merge_type: str = "flat"
+    slice_separator_ids: list | None = None
     mm_use_im_start_end: bool = False
     mm_use_im_patch_token: bool = False
     tune_mm_mlp_adapter: bool = False

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import torch
 import transformers
 
+from llava.data.shards import is_shards
 from llava.model.vision_config import VisionFields
+from llava.tiling import ASPECT_RATIOS, PATCH_MERGE_TYPES, PATCH_NUMS, check_choice
 
-ASPECT_RATIOS = ("square", "pad", "slice", "anyres")
-PATCH_MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
 DEFAULT_TEMPLATE = "v1"
 ATTENTIONS = ("auto", "sdpa", "flash_attention_2", "eager")
 
@@ -81,11 +81,8 @@ class ModelArguments:
     def __post_init__(self):
         if not self.model_name_or_path:
             raise ValueError("--model_name_or_path is missing: give a folder or a hub name.")
-        if self.mm_patch_merge_type not in (None, *PATCH_MERGE_TYPES):
-            raise ValueError(
-                f"--mm_patch_merge_type must be one of {', '.join(PATCH_MERGE_TYPES)}, "
-                f"got {self.mm_patch_merge_type!r}."
-            )
+        if self.mm_patch_merge_type is not None:
+            check_choice("mm_patch_merge_type", self.mm_patch_merge_type, PATCH_MERGE_TYPES)
         if self.tune_mm_mlp_adapter and self.unfreeze_mm_vision_tower:
             raise ValueError(
                 "--unfreeze_mm_vision_tower trains the tower, and --tune_mm_mlp_adapter saves the projector "
@@ -116,7 +113,11 @@ class DataArguments:
     )
     is_multimodal: bool = flag(True, "Records may have images; text-only records are always fine.")
     lazy_preprocess: bool = flag(True, "Records are prepared as they are needed; this is always so.")
-    image_grid_pinpoints: str = flag(None, "Resolutions of anyres, as a list of [width, height].")
+    image_grid_pinpoints: str = flag(
+        None,
+        "Resolutions of anyres, as a list of [width, height], or grids of tiles, '(1x1),...,(6x6)'; default "
+        "LLaVA-1.6's 1x2, 2x1, 2x2, 3x1 and 1x3.",
+    )
     patch_num: int = flag(None, "Tiles at most of slice: 9 (default), 16 or 25.")
     on_bad_record: str = flag(
         "fail", "fail, or skip to leave bad records out, count them and list them at the end."
@@ -130,11 +131,12 @@ class DataArguments:
                 f"--data_weights needs one number for each --data_path, got {len(self.data_weights)} for "
                 f"{len(self.data_path)}."
             )
-        if self.image_aspect_ratio not in (None, *ASPECT_RATIOS):
-            raise ValueError(
-                f"--image_aspect_ratio must be one of {', '.join(ASPECT_RATIOS)}, "
-                f"got {self.image_aspect_ratio!r}."
-            )
+        if any(weight <= 0 for weight in self.data_weights or ()):
+            raise ValueError(f"--data_weights must be above 0, got {self.data_weights}; leave the file out.")
+        if self.image_aspect_ratio is not None:
+            check_choice("image_aspect_ratio", self.image_aspect_ratio, ASPECT_RATIOS)
+        if self.patch_num is not None:
+            check_choice("patch_num", self.patch_num, PATCH_NUMS)
         if self.on_bad_record not in ("fail", "skip"):
             raise ValueError(f"--on_bad_record must be fail or skip, got {self.on_bad_record!r}.")
 
@@ -274,6 +276,7 @@ def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments,
             "--mm_vision_tower_lr is the rate of a tower that learns; add --unfreeze_mm_vision_tower True."
         )
     check_adapters(model, training)
+    _check_order(data, training)
     return model, data, training
 
 
@@ -309,3 +312,29 @@ def check_adapters(model: ModelArguments, training: TrainingArguments) -> None:
             f"--bits {training.bits}: ZeRO-3 cuts weights into pieces, and bitsandbytes needs them whole; "
             "use scripts/zero2.json."
         )
+
+
+def _check_order(data: DataArguments, training: TrainingArguments) -> None:
+    """Packing and streaming decide what goes together; nothing else can as well."""
+    strategy = training.train_sampling_strategy
+    if strategy == "batch_rebalance":
+        raise ValueError(
+            "--train_sampling_strategy batch_rebalance would read every image ahead of the first step; use "
+            "--group_by_modality_length True or --packing True."
+        )
+    grouping = "--group_by_modality_length True" if training.group_by_modality_length else None
+    if strategy == "group_by_length":
+        grouping = grouping or "--train_sampling_strategy group_by_length"
+    if grouping and data.packing:
+        raise ValueError(
+            f"{grouping} and --packing True exclude each other: packed rows are all of one length."
+        )
+    if not any(map(is_shards, data.data_path)):
+        return
+    if grouping:
+        raise ValueError(
+            f"{grouping} needs all records at the start, and tar shards are a stream; use --packing True."
+        )
+    if training.max_steps <= 0:
+        raise ValueError("--max_steps is missing: tar shards are an endless stream; say how long to train.")
+    training.ignore_data_skip = True  # a stream starts where it was, and decodes nothing to get there

@@ -6,22 +6,23 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import DeepSpeedSchedulerWrapper
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import SCHEDULER_NAME
 
-from llava.data.sampler import ModalityLengthGroupedSampler
+from llava.data.stream import ShardDataset
 from llava.model.adapters import load_adapters, load_trainables, read_trainables
 from llava.model.checkpoint import (
     ADAPTER_CONFIG,
     PROJECTOR_FILE,
     TRAINABLES_FILE,
-    load_exactly,
+    load_projector,
     read_projector,
 )
 from llava.train import saving
 from llava.train.trainable import learning_rates, part_of
+from llava.train.training_data import DataPosition, stream_loader, train_sampler
 
 
 class LlavaTrainer(Trainer):
@@ -31,21 +32,21 @@ class LlavaTrainer(Trainer):
 
     def __init__(self, *args, image_processor, **kwargs):
         super().__init__(*args, **kwargs)
+        self.add_callback(DataPosition())
         self.image_processor = image_processor
         self._checkpoint_root: Path | None = None
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
-        if not self.args.group_by_modality_length:
-            return super()._get_train_sampler(train_dataset)
-        return ModalityLengthGroupedSampler(
-            self.train_dataset.modality_lengths,
-            batch_size=self.args.train_batch_size,
-            world_size=self.args.world_size * self.args.gradient_accumulation_steps,
-            generator=torch.Generator().manual_seed(self.args.seed),
-        )
+        return train_sampler(self.train_dataset, self.args)
+
+    def get_train_dataloader(self) -> DataLoader:
+        if isinstance(self.train_dataset, ShardDataset):
+            return stream_loader(self.train_dataset, self.args, self.data_collator)
+        return super().get_train_dataloader()
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         """With elastic budgets, each step has its own s: the same on all ranks, and again after a resume."""
+        inputs.pop("record_names", None)
         choices = self.model.config.elastic_scale_factors
         if choices:
             draw = random.Random(f"{self.args.seed} {self.state.global_step}")
@@ -103,7 +104,7 @@ class LlavaTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         folder = Path(resume_from_checkpoint)
         if (folder / PROJECTOR_FILE).is_file():
-            load_exactly(self.model.get_projector(), read_projector(folder / PROJECTOR_FILE), str(folder))
+            load_projector(self.model, read_projector(folder / PROJECTOR_FILE), str(folder))
         elif (folder / ADAPTER_CONFIG).is_file():
             load_adapters(self.model, folder)
             load_trainables(self.model, read_trainables(folder), str(folder / TRAINABLES_FILE), complete=True)

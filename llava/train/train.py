@@ -2,13 +2,14 @@
 
 import logging
 import sys
+from functools import partial
 
 import torch
 import transformers
 
 from llava.data.collator import Collator
-from llava.data.dataset import SupervisedDataset
 from llava.data.record import BadRecord
+from llava.data.sample import SampleBuilder
 from llava.model.adapters import load_adapters, load_trainables, read_trainables
 from llava.model.builder import checkpoint_config, image_processor_of, load_with_vision, quantization
 from llava.model.checkpoint import (
@@ -16,15 +17,17 @@ from llava.model.checkpoint import (
     CheckpointFolder,
     find_folder,
     inspect_folder,
-    load_exactly,
+    load_projector,
     read_projector,
 )
 from llava.model.tokenizer import load_tokenizer
+from llava.tiling import num_positions
 from llava.train import saving, trainable
 from llava.train.architecture import check_changes
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse, vision_fields
 from llava.train.llava_trainer import LlavaTrainer
 from llava.train.lora import add_adapters, prepare_quantized
+from llava.train.training_data import load_data
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +85,7 @@ def load_earlier_stage(model, model_args: ModelArguments, training_args: Trainin
     """Stage 1's projector; then adapters to start from, with the projector that learnt beside them if any."""
     if model_args.pretrain_mm_mlp_adapter:
         source = model_args.pretrain_mm_mlp_adapter
-        load_exactly(model.get_projector(), read_projector(source), source)
+        load_projector(model, read_projector(source), source)
     if training_args.lora_weight_path:
         start = find_folder(training_args.lora_weight_path, "--lora_weight_path", training_args.cache_dir)
         load_adapters(model, start)
@@ -138,20 +141,18 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
     add_words(model, tokenizer)
     image_processor = image_processor_of(model, folder.path)
     budgets = model.config.elastic_scale_factors or [None]
-    tokens = [model.tokens_per_image(scale_factor) for scale_factor in budgets]
-    dataset = SupervisedDataset(
-        data_args.data_path[0],
+    tokens = [model.tokens_per_view(scale_factor) for scale_factor in budgets]
+    logger.info("visual tokens a view: %s", tokens)
+    builder = SampleBuilder(
         tokenizer,
         image_processor,
-        image_folder=data_args.image_folder,
         template=model.config.conv_version,
-        image_aspect_ratio=model.config.image_aspect_ratio,
+        image_config=model.config,
+        visual_positions=partial(num_positions, model.tiling, num_tokens=max(tokens)),
         model_max_length=training_args.model_max_length,
-        num_visual_tokens=max(tokens),
-        on_bad_record=data_args.on_bad_record,
         mm_use_im_start_end=model.config.mm_use_im_start_end,
     )
-    logger.info("%s: %d records; visual tokens an image: %s", data_args.data_path[0], len(dataset), tokens)
+    dataset = load_data(data_args, training_args, builder)
     return LlavaTrainer(
         model=model,
         args=training_args,

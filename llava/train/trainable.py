@@ -5,6 +5,7 @@ import logging
 import torch
 from transformers import PreTrainedModel
 
+from llava.model.checkpoint import NEWLINE
 from llava.train.arguments import ModelArguments, TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -13,8 +14,10 @@ VISION_TOWER, PROJECTOR, LANGUAGE_MODEL = "vision_tower", "mm_projector", "langu
 
 
 def part_of(parameter_name: str) -> str:
-    """Which of the three parts a parameter of the whole model belongs to."""
+    """Which of the three parts a parameter of the whole model is of; image_newline is the projector's."""
     modules = parameter_name.split(".")
+    if NEWLINE in modules:
+        return PROJECTOR
     return next((part for part in (VISION_TOWER, PROJECTOR) if part in modules), LANGUAGE_MODEL)
 
 
@@ -63,5 +66,6 @@ def set_dtypes(model: PreTrainedModel, compute_dtype: torch.dtype) -> None:
     compute dtype."""
     model.get_projector().float()
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and part_of(name) != PROJECTOR:
-            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else compute_dtype)
+        if parameter.is_floating_point():
+            wide = parameter.requires_grad or part_of(name) == PROJECTOR
+            parameter.data = parameter.data.to(torch.float32 if wide else compute_dtype)

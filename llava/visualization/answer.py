@@ -1,6 +1,6 @@
 """Answer a question about an image and find where each word of the answer looked.
 
-A answer tokens, M = grid * grid visual tokens, T prompt ids.
+A answer tokens, M' visual tokens in the prompt, T prompt ids.
 """
 
 import re
@@ -15,7 +15,7 @@ from PIL import Image
 from llava.conversation import DEFAULT_TEMPLATE, question_prompt, template_named
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.visualization.attention import attention_to_image, resolve_layers
-from llava.visualization.token_map import ImageMapping, image_mapping
+from llava.visualization.token_map import TokenMap, token_map
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class AnswerAttention:
         tokens: the answer's tokens as text; a piece of a character is "".
         words: the answer split at white space; `word_tokens` holds each word's indices into `tokens`.
         layers: indices of decoder layers.
-        weights: float32[layers, A, M], the share of attention that each visual token got.
-        mapping: image pixels to visual tokens.
+        weights: float32[layers, A, M'], the share of attention that each visual token got.
+        mapping: visual tokens to image pixels.
     """
 
     answer: str
@@ -37,15 +37,15 @@ class AnswerAttention:
     word_tokens: list[list[int]]
     layers: list[int]
     weights: np.ndarray
-    mapping: ImageMapping
+    mapping: TokenMap
 
     def word_weights(self, layer: int) -> np.ndarray:
-        """float32[words, M] of one of `layers`: the mean over each word's tokens."""
+        """float32[words, M'] of one of `layers`: the mean over each word's tokens."""
         weights = self.weights[self.layers.index(layer)]
         return np.stack([weights[tokens].mean(axis=0) for tokens in self.word_tokens])
 
     def mean_weights(self, layer: int) -> np.ndarray:
-        """float32[M] of one of `layers`: the mean over the answer's tokens."""
+        """float32[M'] of one of `layers`: the mean over the answer's tokens."""
         return self.weights[self.layers.index(layer)].mean(axis=0)
 
 
@@ -76,14 +76,16 @@ def image_attention(
             visual tokens that are no grid of the image, or an empty answer.
     """
     layers = resolve_layers(layers, model.config.num_hidden_layers)
-    _check_grid(model)
-    mapping = image_mapping(*image.size, image_processor, model.config.image_aspect_ratio)
+    if model.get_vision_tower() is None:
+        raise ValueError("the model is text-only and looks at no image; pass a multimodal --model_path.")
+    mapping = token_map(model, image.size, image_processor)
     template = template_named(
         conv_mode or getattr(model.config, "conv_version", None) or DEFAULT_TEMPLATE, "--conv_mode"
     )
     prompt = question_prompt(text, 1, template, model.config.mm_use_im_start_end)
     input_ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")[None].to(model.device)
-    images = process_images([image], image_processor, model.config).to(model.device)
+    images = process_images([image], image_processor, model.config)
+    images = [pixels.to(model.device) for pixels in images]
     stop = {"stop_strings": [template.stop_str], "tokenizer": tokenizer} if template.stop_str else {}
     new_ids = model.generate(
         input_ids,
@@ -104,7 +106,7 @@ def image_attention(
         )
     words, word_tokens = group_words(answer, spans)
     sequence = torch.cat([input_ids, new_ids[:, : len(spans)]], dim=1)
-    weights = attention_to_image(model, sequence, len(spans), images, layers, head)
+    weights = attention_to_image(model, sequence, len(spans), images, [image.size], layers, head)
     tokens = [answer[start:end] for start, end in spans]
     return AnswerAttention(answer.strip(), tokens, words, word_tokens, layers, weights.numpy(), mapping)
 
@@ -143,16 +145,3 @@ def group_words(text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[str],
             [i for i, (left, right) in enumerate(spans) if left < end and max(right, left + 1) > start]
         )
     return words, indices
-
-
-def _check_grid(model) -> None:
-    """Refuse models whose visual tokens are not equal squares of the image."""
-    tower, projector = model.get_vision_tower(), model.get_projector()
-    if tower is None:
-        raise ValueError("the model is text-only and looks at no image; pass a multimodal --model_path.")
-    grid = projector.output_grid(tower.grid_side, model.config.scale_factor)
-    if model.num_visual_tokens != grid * grid:
-        raise ValueError(
-            f"the model gives {model.num_visual_tokens} visual tokens, which are no {grid}x{grid} grid of "
-            "the image; a heatmap needs --mm_vision_select_feature patch."
-        )

@@ -81,7 +81,8 @@ def attention_to_image(
     model: PreTrainedModel,
     input_ids: Tensor,
     num_new: int,
-    images: Tensor,
+    images: Tensor | list[Tensor],
+    image_sizes: list[tuple[int, int]],
     layers: Sequence[int],
     head: int | None = None,
 ) -> Tensor:
@@ -93,16 +94,16 @@ def attention_to_image(
         model: a LLaVA model.
         input_ids: long[1, T], the prompt with one IMAGE_TOKEN_INDEX, then `num_new` answer tokens.
         num_new: answer tokens, at least 1.
-        images: float[1, 3, H, W].
+        images: of one image, float[1, 3, H, W] or [float[T, 3, H, W]].
+        image_sizes: its (width, height).
         layers, head: as in capture_attention.
     Returns:
-        float32[layers, num_new, M]: shares of attention (a whole row of the model's own sums to 1), visual
-        tokens in the image's row-major order.
+        float32[layers, num_new, M']: shares of attention (a whole row of the model's own sums to 1), visual
+        tokens in the prompt's order, separators of tiles left out.
     """
-    merged = model.merge_inputs(input_ids, images=images)
+    merged = model.merge_inputs(input_ids, images=images, image_sizes=image_sizes)
     visual = merged.visual_index[0]
     columns = torch.nonzero(visual >= 0).flatten()
-    columns = columns[visual[columns].argsort()]
     length = visual.shape[0]
     rows = torch.arange(length - num_new - 1, length - 1)
     with capture_attention(model, layers, rows, columns, head) as captured:

@@ -39,8 +39,8 @@ def write_heatmaps(result, image, text: str, output_dir: str | Path, smooth: boo
         result: AnswerAttention of `image`.
         image: PIL, RGB.
         text: the question, for the title.
-        output_dir: made if it does not exist. heatmap.npz gets `weights` float32[layers, tokens, M],
-            `layers`, `tokens`, `words`, `word_of_token` (-1: white space), `boxes` float[M, 4] (left, top,
+        output_dir: made if it does not exist. heatmap.npz gets `weights` float32[layers, tokens, M'],
+            `layers`, `tokens`, `words`, `word_of_token` (-1: white space), `boxes` float[M', 4] (left, top,
             right, bottom of each visual token in image pixels) and `answer`.
         smooth: interpolate between tokens.
     Returns:
@@ -65,7 +65,6 @@ def write_heatmaps(result, image, text: str, output_dir: str | Path, smooth: boo
     word_of_token = np.full(len(result.tokens), -1)
     for word, tokens in enumerate(result.word_tokens):
         word_of_token[tokens] = word
-    grid = round(result.weights.shape[-1] ** 0.5)
     np.savez_compressed(
         output_dir / "heatmap.npz",
         weights=result.weights,
@@ -73,7 +72,7 @@ def write_heatmaps(result, image, text: str, output_dir: str | Path, smooth: boo
         tokens=np.array(result.tokens),
         words=np.array(result.words),
         word_of_token=word_of_token,
-        boxes=result.mapping.token_boxes(grid),
+        boxes=result.mapping.boxes(),
         answer=np.array(result.answer),
     )
     return [*written, output_dir / "heatmap.npz"]

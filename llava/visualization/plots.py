@@ -1,6 +1,6 @@
 """Heat over photographs: token weights to pixels, colours, and sheets of panels.
 
-H, W pixels of the shown image, M = grid * grid visual tokens, row-major.
+H, W pixels of the shown image, M' visual tokens of it in the prompt.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from llava.visualization.token_map import ImageMapping
+from llava.visualization.token_map import TokenMap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,30 +22,30 @@ PANEL_INCHES = 2.1
 DOTS_PER_INCH = 150
 
 
-def paint_tokens(weights: np.ndarray, mapping: ImageMapping, smooth: bool = False) -> np.ndarray:
-    """Give every pixel the weight of its token.
+def paint_tokens(weights: np.ndarray, mapping: TokenMap, smooth: bool = False) -> np.ndarray:
+    """Give every pixel the weight of its token; where tiles and a whole view both show it, the sum of both.
 
     Args:
-        weights: float[M].
+        weights: float[M'].
         mapping: of the image as it is to be shown.
         smooth: interpolate linearly between the centres of tokens instead of filling blocks.
     Returns:
         float32[H, W], NaN where no token sees the pixel.
     Raises:
-        ValueError: if M is not a square.
+        ValueError: if there is not one weight for each token.
     """
-    grid = round(len(weights) ** 0.5)
-    if grid * grid != len(weights):
-        raise ValueError(f"paint_tokens: {len(weights)} weights do not fill a square grid.")
-    table = np.asarray(weights, dtype=np.float32).reshape(grid, grid)
-    if smooth:
-        x, y = (
-            axis.astype(np.float32) - 0.5 for axis in mapping.token_coordinates(grid)
-        )  # centres at integers
-        heat = cv2.remap(table, *np.meshgrid(x, y), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    else:
-        heat = table.flatten()[mapping.token_of_pixels(grid)]
-    return np.where(mapping.covered(grid), heat, np.float32(np.nan))
+    heat, seen = np.float32(0), np.False_
+    for part, table in zip(mapping.mappings, mapping.tables(weights), strict=True):
+        covered = part.covered(mapping.grid)
+        if smooth:
+            x, y = (
+                axis.astype(np.float32) - 0.5 for axis in part.token_coordinates(mapping.grid)
+            )  # centres at integers
+            values = cv2.remap(table, *np.meshgrid(x, y), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        else:
+            values = table.flatten()[part.token_of_pixels(mapping.grid)]
+        heat, seen = heat + np.where(covered, values, 0), seen | covered
+    return np.where(seen, heat, np.float32(np.nan))
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, limit: float) -> np.ndarray:

@@ -1,17 +1,24 @@
 """Which pixels of the original image a visual token stands for.
 
-Both preprocessings stretch and shift each axis by itself, so a position x of the original image lies at
-x * scale + offset in the tower's square input. Positions are continuous: pixel i covers [i, i + 1).
+All preprocessings stretch and shift each axis by itself, so a position x of the original image lies at
+x * scale + offset in the tower's input, a square or the tiles of a canvas. Positions are continuous: pixel i
+covers [i, i + 1).
 """
 
-from dataclasses import dataclass
+# g tokens along a tile's side, M' visual tokens of a prompt
+
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from llava.tiling import TILED
 
 
 @dataclass(frozen=True)
 class ImageMapping:
-    """From an image of `width` x `height` pixels to the tower's square of `side` pixels; pairs are (x, y).
+    """From an image of `width` x `height` pixels to rows x cols squares of `side` pixels; pairs are (x, y).
+
+    `grid` is g; tokens are numbered row-major over the whole canvas, rows*g by cols*g.
 
     Args:
         scale: input pixels per image pixel.
@@ -23,15 +30,17 @@ class ImageMapping:
     side: int
     scale: tuple[float, float]
     offset: tuple[float, float]
+    rows: int = 1
+    cols: int = 1
 
     def resized(self, width: int, height: int) -> "ImageMapping":
         """The mapping of the same image shown at another size."""
         scale = (self.scale[0] * self.width / width, self.scale[1] * self.height / height)
-        return ImageMapping(width, height, self.side, scale, self.offset)
+        return replace(self, width=width, height=height, scale=scale)
 
     def token_coordinates(self, grid: int) -> tuple[np.ndarray, np.ndarray]:
         """Where pixel centres lie on a grid of tokens: (x float[width], y float[height]), in tokens from the
-        left and from the top; below 0 or from `grid` on, no token sees the pixel."""
+        left and from the top; below 0 or beyond the last, no token sees the pixel."""
         unit = self.side / grid
         x, y = (
             ((np.arange(length) + 0.5) * scale + offset) / unit
@@ -42,28 +51,94 @@ class ImageMapping:
     def covered(self, grid: int) -> np.ndarray:
         """bool[height, width]: the pixels that some token sees."""
         x, y = self.token_coordinates(grid)
-        return ((y >= 0) & (y < grid))[:, None] & ((x >= 0) & (x < grid))[None]
+        in_rows, in_columns = (y >= 0) & (y < self.rows * grid), (x >= 0) & (x < self.cols * grid)
+        return in_rows[:, None] & in_columns[None]
 
     def token_of_pixels(self, grid: int) -> np.ndarray:
-        """int[height, width]: the token (row-major) that each pixel belongs to, -1 where none sees it."""
+        """int[height, width]: the token that each pixel belongs to, -1 where none sees it."""
         x, y = (np.floor(axis).astype(int) for axis in self.token_coordinates(grid))
-        return np.where(self.covered(grid), y[:, None] * grid + x[None], -1)
+        return np.where(self.covered(grid), y[:, None] * self.cols * grid + x[None], -1)
 
     def token_boxes(self, grid: int) -> np.ndarray:
-        """float[grid * grid, 4]: each token's (left, top, right, bottom) in image pixels, cut at the image's
-        border; a token of padding alone has no area."""
-        edges = np.arange(grid + 1) * self.side / grid
+        """float[rows*g * cols*g, 4]: each token's (left, top, right, bottom) in image pixels, cut at the
+        image's border; a token of padding alone has no area."""
+        lengths, counts = (self.width, self.height), (self.cols * grid, self.rows * grid)
         xs, ys = (
-            np.clip((edges - offset) / scale, 0, length)
-            for length, scale, offset in zip((self.width, self.height), self.scale, self.offset, strict=True)
+            np.clip((np.arange(count + 1) * self.side / grid - offset) / scale, 0, length)
+            for length, count, scale, offset in zip(lengths, counts, self.scale, self.offset, strict=True)
         )
-        left, top = np.tile(xs[:-1], grid), np.repeat(ys[:-1], grid)
-        right, bottom = np.tile(xs[1:], grid), np.repeat(ys[1:], grid)
+        left, top = np.tile(xs[:-1], counts[1]), np.repeat(ys[:-1], counts[0])
+        right, bottom = np.tile(xs[1:], counts[1]), np.repeat(ys[1:], counts[0])
         return np.stack([left, top, right, bottom], axis=1)
 
 
+@dataclass(frozen=True)
+class TokenMap:
+    """All visual tokens of an image, in the prompt's order.
+
+    Args:
+        mappings: one for each canvas: the image, or its tiles and the whole image beside them.
+        grid: g.
+        order: int[M'], each token's number in the tower's order: canvas, tile, row, column. Some may be
+            missing, as padding that is not put into the prompt.
+    """
+
+    mappings: tuple[ImageMapping, ...]
+    grid: int
+    order: np.ndarray
+
+    def resized(self, width: int, height: int) -> "TokenMap":
+        """The map of the same image shown at another size."""
+        return replace(self, mappings=tuple(mapping.resized(width, height) for mapping in self.mappings))
+
+    def boxes(self) -> np.ndarray:
+        """float[M', 4]: each token's (left, top, right, bottom), as ImageMapping.token_boxes."""
+        boxes = []
+        for mapping in self.mappings:
+            table = mapping.token_boxes(self.grid).reshape(
+                mapping.rows, self.grid, mapping.cols, self.grid, 4
+            )
+            boxes.append(table.swapaxes(1, 2).reshape(-1, 4))
+        return np.concatenate(boxes)[self.order]
+
+    def tables(self, weights: np.ndarray) -> list[np.ndarray]:
+        """float32[rows*g, cols*g] for each canvas: its tokens' weights, 0 where there is no token.
+
+        Raises:
+            ValueError: if there is not one weight for each token.
+        """
+        if len(weights) != len(self.order):
+            raise ValueError(f"{len(weights)} weights came for {len(self.order)} visual tokens.")
+        areas = [mapping.rows * mapping.cols * self.grid**2 for mapping in self.mappings]
+        values = np.zeros(sum(areas), np.float32)
+        values[self.order] = weights
+        tables = []
+        for mapping, part in zip(self.mappings, np.split(values, np.cumsum(areas)[:-1]), strict=True):
+            tiles = part.reshape(mapping.rows, mapping.cols, self.grid, self.grid)
+            tables.append(tiles.swapaxes(1, 2).reshape(mapping.rows * self.grid, mapping.cols * self.grid))
+        return tables
+
+
+def token_map(model, size: tuple[int, int], image_processor) -> TokenMap:
+    """Where the tokens of an image of (width, height) come to lie as `model.config` has it prepared.
+
+    Raises:
+        ValueError: as image_mapping; or if a view's tokens are no grid of it.
+    """
+    grid, tiling, aspect_ratio = model.view_grid(), model.tiling, model.config.image_aspect_ratio
+    if aspect_ratio in TILED:
+        mappings = tuple(
+            ImageMapping(*size, tiling.side, canvas.scale, canvas.offset, canvas.rows, canvas.cols)
+            for canvas in tiling.canvases(size)
+        )
+    else:
+        mappings = (image_mapping(*size, image_processor, aspect_ratio),)
+    layout = tiling.layout(size, grid * grid, tiling.num_tiles(size)).numpy()
+    return TokenMap(mappings, grid, layout[layout >= 0])
+
+
 def image_mapping(width: int, height: int, image_processor, aspect_ratio: str | None) -> ImageMapping:
-    """How `process_images` brings an image of this size into the tower.
+    """How `process_images` brings an image of this size into the tower as one square.
 
     Args:
         width, height: of the original image, pixels.
@@ -73,7 +148,9 @@ def image_mapping(width: int, height: int, image_processor, aspect_ratio: str | 
         ValueError: for any other aspect ratio, or a processor whose output is no square.
     """
     if aspect_ratio not in (None, "square", "pad"):
-        raise ValueError(f"a token map needs image_aspect_ratio square or pad, got {aspect_ratio!r}.")
+        raise ValueError(
+            f"an image is one square for image_aspect_ratio square or pad, got {aspect_ratio!r}."
+        )
     pad_x = pad_y = 0
     full_width, full_height = width, height
     if aspect_ratio == "pad":

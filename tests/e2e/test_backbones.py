@@ -7,6 +7,8 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 
 from llava.constants import IGNORE_INDEX
 from llava.conversation import conv_templates, question_prompt
@@ -72,6 +74,7 @@ def parts(tmp_path_factory):
 
 def train_a_step(folder, parts, name, tokenizer, *more) -> None:
     family, changes, template, _ = BACKBONES[name]
+    torch.manual_seed(0)
     language_model = tiny.save_language_model(
         folder / "language_model", family, **LOUD, **{"vocab_size": len(tokenizer), **changes}
     )
@@ -95,6 +98,11 @@ def train_a_step(folder, parts, name, tokenizer, *more) -> None:
     train([item for flag, value in flags.items() for item in (f"--{flag}", str(value))] + [*more])
 
 
+def losses(folder) -> list[float]:
+    history = json.loads((folder / "out" / "trainer_state.json").read_text())["log_history"]
+    return [row["loss"] for row in history if "loss" in row]
+
+
 def answers(model, tokenizer, image_processor, template, questions) -> list[list[int]]:
     """Greedy answers of one batch; a question is (text, file of its image or None)."""
     rows, images = [], []
@@ -116,8 +124,7 @@ def test_a_backbone_trains_is_saved_loaded_and_answers_alike_in_batches_and_alon
 ):
     family, changes, template, kind = BACKBONES[name]
     train_a_step(tmp_path, parts, name, tokenizers[kind])
-    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
-    assert math.isfinite(state["log_history"][0]["loss"])
+    assert math.isfinite(losses(tmp_path)[0])
 
     tokenizer, model, image_processor, _ = builder.load_pretrained_model(str(tmp_path / "out"))
     assert type(model) is builder.MODEL_CLASSES[family]
@@ -145,3 +152,22 @@ def test_packing_is_refused_where_positions_cannot_start_anew(tmp_path, parts, t
     with pytest.raises(SystemExit, match="--packing: LlavaMptForCausalLM cannot count positions anew"):
         train_a_step(tmp_path, parts, "MPT", tokenizers["neox"], "--packing", "True")
     assert not (tmp_path / "out").exists()
+
+
+def test_compiled_training_has_the_losses_and_leaves_the_folder_of_plain_training(
+    tmp_path, parts, tokenizers
+):
+    more = ["--max_steps", "2", "--gradient_checkpointing", "False", "--mm_projector_type", "tokenpacker"]
+    train_a_step(tmp_path / "plain", parts, "SmolLM2", tokenizers["chatml"], *more)
+    more += ["--torch_compile", "True", "--torch_compile_backend", "aot_eager"]
+    counters.clear()
+    train_a_step(tmp_path / "compiled", parts, "SmolLM2", tokenizers["chatml"], *more)
+    assert counters["stats"]["unique_graphs"] > 0
+    assert not any("item()" in reason for reason in counters["graph_break"])  # plan_merge is left alone
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+    plain, compiled = (
+        load_file(tmp_path / run / "out" / "model.safetensors") for run in ("plain", "compiled")
+    )
+    assert plain.keys() == compiled.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, atol=1e-4, rtol=0)

@@ -38,7 +38,9 @@ def test_weights_are_the_rows_that_predict_the_answer_in_image_order(folder):
     _, model, image_processor = load(folder)
     images = process_images([photograph()], image_processor, model.config)
     prompt, answer = [7, 8, IMAGE_TOKEN_INDEX, 9, 10, 11], [20, 21, 22]
-    weights = attention_to_image(model, torch.tensor([prompt + answer]), len(answer), images, [0, 2])
+    weights = attention_to_image(
+        model, torch.tensor([prompt + answer]), len(answer), images, [(90, 60)], [0, 2]
+    )
     assert weights.shape == (2, 3, 9)
     model.set_attn_implementation("eager")
     embeds = model.merge_inputs(torch.tensor([prompt + answer]), images=images).inputs_embeds
@@ -189,8 +191,8 @@ def test_mistakes_are_named_and_nothing_is_written(folder, tmp_path, capsys, fla
 
 def test_visual_tokens_that_are_no_grid_are_refused(folder):
     tokenizer, model, image_processor = load(folder)
-    model.config.image_aspect_ratio = "anyres"
-    with pytest.raises(ValueError, match="square or pad"):
+    model.tokens_per_image = lambda scale_factor=None: 37
+    with pytest.raises(ValueError, match="37 visual tokens, which are no 3x3 grid"):
         image_attention(model, tokenizer, image_processor, photograph(), "what?", layers=[0])
     text_only = Namespace(
         config=model.config, get_vision_tower=lambda: None, get_projector=lambda: None, num_visual_tokens=0

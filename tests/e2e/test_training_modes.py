@@ -356,9 +356,13 @@ def test_what_needs_no_other_weights_may_change(parts, whole, tmp_path):
             {"mm_projector_type": "mlp2x_gelu"},
             "--mm_projector_type mlp2x_gelu, the checkpoint's is visualprism",
         ),
-        ({"mm_vision_select_layer": -1}, "--mm_vision_select_layer -1, the checkpoint's is 5"),
+        ({"mm_vision_select_layer": -1}, "--mm_vision_select_layer -1, the checkpoint's is -2"),
         ({"visualprism_wavelet": "db2"}, "--visualprism_wavelet db2, the checkpoint's is haar"),
         ({"visualprism_paths": "local"}, "--visualprism_paths local"),
+        (
+            {"mm_patch_merge_type": "spatial_unpad"},
+            "--mm_patch_merge_type spatial_unpad, the checkpoint's is flat",
+        ),
         ({"visualprism_norm": "layer"}, "--visualprism_norm layer, the checkpoint's is batch"),
     ],
 )

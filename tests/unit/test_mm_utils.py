@@ -72,7 +72,7 @@ def test_pixels_of_different_sizes_come_as_a_list():
 
 
 def test_an_unknown_aspect_ratio_is_refused_by_name():
-    with pytest.raises(ValueError, match="must be one of square, pad, got 'wide'"):
+    with pytest.raises(ValueError, match="must be one of square, pad, slice, anyres, got 'wide'"):
         process_images([picture(9, 9)], PROCESSORS[0], Namespace(image_aspect_ratio="wide"))
 
 

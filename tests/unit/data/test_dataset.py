@@ -2,6 +2,7 @@
 
 import json
 import logging
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.data.collator import Collator
 from llava.data.dataset import SupervisedDataset
 from llava.data.record import BadRecord
+from llava.data.sample import SampleBuilder
 from llava.data.targets import build_targets, conversation_from_record
 from llava.mm_utils import load_image
 
@@ -38,16 +40,31 @@ TEXT_ONLY = {"id": "text", "conversations": turns("Count the dogs.", "There are 
 
 @pytest.fixture
 def make(tmp_path, bpe_tokenizer):
-    """Write records and an image for each name; build the dataset."""
+    """Write files of records, and an image for each name; build the dataset."""
     for index, name in enumerate(["bus", "dog", "cat"]):
         values = np.random.default_rng(index).integers(0, 256, (20, 30, 3), dtype=np.uint8)
         Image.fromarray(values).save(tmp_path / f"{name}.png")
 
-    def build(records, template="v1", **kwargs):
-        (tmp_path / "data.json").write_text(json.dumps(records))
-        return SupervisedDataset(
-            tmp_path / "data.json", bpe_tokenizer, PROCESSOR, tmp_path, template, **kwargs
+    def build(
+        *files,
+        template="v1",
+        image_aspect_ratio="square",
+        num_visual_tokens=0,
+        model_max_length=2048,
+        **kwargs,
+    ):
+        paths = [tmp_path / f"data{index or ''}.json" for index in range(len(files))]
+        for path, records in zip(paths, files, strict=True):
+            path.write_text(json.dumps(records))
+        builder = SampleBuilder(
+            bpe_tokenizer,
+            PROCESSOR,
+            template,
+            Namespace(image_aspect_ratio=image_aspect_ratio),
+            visual_positions=lambda size: num_visual_tokens,
+            model_max_length=model_max_length,
         )
+        return SupervisedDataset(paths, builder, tmp_path, **kwargs)
 
     return build
 
@@ -67,21 +84,72 @@ def test_a_sample_has_ids_labels_and_pixels(make, tmp_path, bpe_tokenizer):
     assert sample["image_sizes"] == [(30, 20)]
     assert (text["images"], text["image_sizes"]) == ([], [])
     assert dataset.bad_records == []
+    assert sample["name"] == f"{tmp_path}/data.json, record 0 (id bus)"
     assert len(list(dataset)) == 2
+
+
+def test_where_tiles_depend_on_it_an_images_size_decides_how_many_positions_it_takes(make, tmp_path):
+    asked = []
+
+    def positions(size):
+        asked.append(size)
+        return 36
+
+    slices = {"image_config": Namespace(image_aspect_ratio="slice"), "visual_positions": positions}
+    dataset = make([with_image("bus")], **slices)
+    words = make([with_image("bus")]).lengths[0]
+    assert dataset.lengths == [words + 36]
+    assert dataset[0]["images"][0].ndim == 4
+    assert set(asked) == {(30, 20)}
+    (tmp_path / "dog.png").write_text("no picture")
+    with pytest.raises(BadRecord, match=r"dog\.png cannot be read"):
+        make([with_image("dog")], **slices)
 
 
 def test_pad_reaches_the_pixels(make):
     square, pad = (
-        make([with_image("bus")], image_aspect_ratio=name)[0]["images"][0] for name in ("square", "pad")
+        make([with_image("bus")], image_config=Namespace(image_aspect_ratio=name))[0]["images"][0]
+        for name in ("square", "pad")
     )
     assert square.shape == pad.shape
     assert not torch.equal(square, pad)
 
 
 def test_lengths_tell_the_modality_by_sign(make):
-    dataset = make([with_image("bus"), TEXT_ONLY], num_visual_tokens=36)
+    dataset = make([with_image("bus"), TEXT_ONLY], visual_positions=lambda size: 36)
     assert dataset.modality_lengths == [36 + 4, -7]
     assert dataset.lengths == [40, 7]
+
+
+def test_exact_lengths_are_those_of_the_models_input(make):
+    dataset = make([with_image("bus"), TEXT_ONLY], num_visual_tokens=36)
+    assert dataset.length(0) == len(dataset[0]["input_ids"]) - 1 + 36
+    assert dataset.length(1) == len(dataset[1]["input_ids"])
+
+
+def test_tiles_are_counted_by_the_header_of_each_image(make, monkeypatch):
+    """As the ratios that cut an image into tiles need; the others open no image for a length."""
+    dataset = make([with_image("bus"), TEXT_ONLY])
+    monkeypatch.setattr(dataset.builder, "visual_positions", lambda size: size[0] * size[1])
+    assert dataset.length(0) == len(dataset[0]["input_ids"]) - 1  # (0, 0) came
+    monkeypatch.setattr(dataset.builder, "is_tiled", True)
+    assert dataset.length(0) == len(dataset[0]["input_ids"]) - 1 + 600
+    assert dataset.modality_lengths == [600 + 4, -7]
+
+
+def test_several_files_are_one_set_whose_messages_name_file_and_record(make, tmp_path):
+    dataset = make([with_image("bus"), TEXT_ONLY], [TEXT_ONLY, with_image("dog"), with_image("cat")])
+    names = [dataset[index]["name"].rsplit("/")[-1] for index in range(5)]
+    assert names[1:4] == [
+        "data.json, record 1 (id text)",
+        "data1.json, record 0 (id text)",
+        "data1.json, record 1 (id dog)",
+    ]
+    assert dataset.mixture.sizes == [2, 3]
+    with pytest.raises(
+        BadRecord, match=r"1 bad record\(s\) in .*data.json, .*data1.json:\n  .*data1.json, record 1"
+    ):
+        make([TEXT_ONLY], [TEXT_ONLY, {"id": "odd"}])
 
 
 BAD = [{"id": "none"}, with_image("ghost"), {**TEXT_ONLY, "id": "odd", "image": "bus.png"}]
@@ -139,7 +207,7 @@ def test_skip_takes_the_next_good_record_and_says_so(make, tmp_path, num_workers
     assert len(dataset.bad_records) == 1
     assert "record 2 (id cat): Image file" in dataset.bad_records[0]
     if num_workers == 0:
-        assert caplog.text.count("Skipped, the next good record takes its place") == 1
+        assert caplog.text.count("Skipped: ") == 1
 
 
 def test_skip_fails_once_no_record_is_left(make, tmp_path):
@@ -152,8 +220,11 @@ def test_skip_fails_once_no_record_is_left(make, tmp_path):
 def test_what_is_too_long_is_cut_at_its_end_and_counted(make, bpe_tokenizer):
     whole = make([with_image("bus")])[0]
     num_tokens = len(whole["input_ids"]) - 1 + 36
-    assert make([with_image("bus")], num_visual_tokens=36, model_max_length=num_tokens).num_truncated == 0
-    dataset = make([with_image("bus")], num_visual_tokens=36, model_max_length=num_tokens - 2)
+    assert (
+        make([with_image("bus")], visual_positions=lambda size: 36, model_max_length=num_tokens).num_truncated
+        == 0
+    )
+    dataset = make([with_image("bus")], visual_positions=lambda size: 36, model_max_length=num_tokens - 2)
     for _ in range(2):
         sample = dataset[0]
     assert torch.equal(sample["input_ids"], whole["input_ids"][:-2])
@@ -167,7 +238,7 @@ def test_a_cut_image_placeholder_takes_its_image_with_it(make):
         "image": ["bus.png", "dog.png"],
         "conversations": turns("<image>", "A.", "<image>", "B."),
     }
-    dataset = make([record], num_visual_tokens=400, model_max_length=700)
+    dataset = make([record], visual_positions=lambda size: 400, model_max_length=700)
     sample = dataset[0]
     assert sample["input_ids"].tolist().count(IMAGE_TOKEN_INDEX) == len(sample["images"]) == 1
     assert len(sample["image_sizes"]) == 1
@@ -193,7 +264,7 @@ def test_plain_counts_a_conversation_as_bad(make):
     ("argument", "message"),
     [
         ({"template": "v9"}, "--version must be one of"),
-        ({"image_aspect_ratio": "wide"}, "--image_aspect_ratio must be one of"),
+        ({"image_config": Namespace(image_aspect_ratio="wide")}, "--image_aspect_ratio must be one of"),
         ({"on_bad_record": "hide"}, "--on_bad_record must be 'fail' or 'skip'"),
     ],
 )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
-from llava.model.tokenizer import load_tokenizer
+from llava.model.tokenizer import load_tokenizer, separator_ids
 
 texts = st.lists(
     st.sampled_from([" ", "  ", "▁", "\n", "\t", "The", "house", "12", ".", "é", "中", "😀", "<0x41>"])
@@ -86,3 +86,14 @@ def test_padding_never_adds_a_row(bpe_tokenizer, tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path / "none")
     with pytest.raises(ValueError, match="has no pad, unknown or end-of-sequence token"):
         load_tokenizer(tmp_path / "none", "left")
+
+
+def test_slices_separators_are_the_pieces_themselves_or_the_unknown_token(sentencepiece_tokenizer, pieces):
+    comma, newline = separator_ids(sentencepiece_tokenizer)
+    assert pieces.id_to_piece(comma) == ","
+    assert newline == pieces.unk_id() == 0  # as published checkpoints learnt it
+
+
+def test_slices_newline_is_encoded_where_the_vocabulary_spells_it_otherwise(bpe_tokenizer):
+    comma, newline = separator_ids(bpe_tokenizer)
+    assert bpe_tokenizer.decode([comma, newline]) == ",\n"

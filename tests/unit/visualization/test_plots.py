@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from llava.visualization.plots import contact_sheet, overlay, paint_tokens, save_figure
-from llava.visualization.token_map import ImageMapping
+from llava.visualization.token_map import ImageMapping, TokenMap
 
 # 60x40 shown whole in height: its middle 40 columns are a 40-pixel square of 4x4 tokens
-MAPPING = ImageMapping(60, 40, 40, (1.0, 1.0), (-10.0, 0.0))
+MAPPING = TokenMap((ImageMapping(60, 40, 40, (1.0, 1.0), (-10.0, 0.0)),), 4, np.arange(16))
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
 
@@ -29,8 +29,8 @@ def test_smooth_heat_peaks_in_the_middle_of_the_token_and_stays_unknown_outside(
     assert peaks.mean(axis=0) == pytest.approx([14.5, 24.5], abs=1)
 
 
-def test_weights_that_fill_no_square_are_refused():
-    with pytest.raises(ValueError, match="15 weights do not fill a square"):
+def test_weights_that_are_not_one_for_each_token_are_refused():
+    with pytest.raises(ValueError, match="15 weights came for 16 visual tokens"):
         paint_tokens(np.ones(15), MAPPING)
 
 

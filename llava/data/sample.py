@@ -1,0 +1,164 @@
+"""A record to a sample: checks, template, ids and labels, the cut at model_max_length, pixels.
+
+One set of rules, whether records come from a file or from a stream of shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from PIL import Image
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.conversation import template_named
+from llava.data.record import BadRecord, image_files, validate_record
+from llava.data.targets import build_targets, conversation_from_record
+from llava.mm_utils import get_aspect_ratio, image_size, load_image, process_images
+from llava.tiling import TILED
+
+ImageSource = Callable[[str], "Path | BinaryIO"]  # a record's image file to where its bytes are
+
+
+def check_record(record: object, where: str, template: str, mm_use_im_start_end: bool = False) -> None:
+    """All that can be said of a record without opening a file. Raises BadRecord."""
+    validate_record(record, where)
+    try:
+        conversation_from_record(record, template, mm_use_im_start_end)
+    except ValueError as error:
+        raise BadRecord(f"{where}: {error}") from error
+
+
+def check_image_files(record: dict, where: str, image_folder: str | Path | None) -> None:
+    """Whether a valid record's images are in the folder. Raises BadRecord."""
+    files = image_files(record)
+    if files and image_folder is None:
+        raise BadRecord(f"{where}: it has an image but no folder was given; set --image_folder.")
+    for file in files:
+        if not (Path(image_folder) / file).is_file():
+            raise BadRecord(
+                f"{where}: image file {Path(image_folder) / file} does not exist; "
+                "check --image_folder, or remove the record."
+            )
+
+
+def load_images(files: list[str], where: str, source_of: ImageSource) -> list[Image.Image]:
+    """A record's images, read completely. Raises BadRecord."""
+    return _named(where, lambda: [load_image(source_of(file)) for file in files])
+
+
+def _named(where: str, read: Callable[[], list]) -> list:
+    try:
+        return read()
+    except ValueError as error:
+        raise BadRecord(f"{where}: {error}") from error
+
+
+@dataclass
+class EncodedRecord:
+    """A record as text alone, cut at model_max_length.
+
+    Attributes:
+        input_ids, labels: of length T.
+        files: image files, one for each <image> in input_ids.
+        length: positions in the model's input, visual ones included.
+        truncated: whether something was cut.
+    """
+
+    name: str
+    input_ids: list[int]
+    labels: list[int]
+    files: list[str]
+    length: int
+    truncated: bool
+
+
+@dataclass
+class SampleBuilder:
+    """What makes a record into a sample.
+
+    Args:
+        tokenizer: a fast one, of `load_tokenizer`.
+        image_processor: a PIL one of transformers; None if no record has an image.
+        template: a name in `conv_templates`.
+        image_config: what `process_images` reads, `image_aspect_ratio` first of all.
+        visual_positions: positions that an image of (width, height) px takes in the model's input; with
+            square and pad it is a constant, and (1, 1) comes.
+        model_max_length: tokens, image tokens included; what is longer is cut at its end.
+        mm_use_im_start_end: put each image between <im_start> and <im_end>.
+    Raises:
+        ValueError: for an unknown template or image_aspect_ratio.
+    """
+
+    tokenizer: object
+    image_processor: object
+    template: str
+    image_config: object
+    visual_positions: Callable[[tuple[int, int]], int]
+    model_max_length: int = 2048
+    mm_use_im_start_end: bool = False
+
+    def __post_init__(self):
+        template_named(self.template, "--version")
+        self.is_tiled = get_aspect_ratio(self.image_config) in TILED
+
+    def check(self, record: object, where: str) -> None:
+        check_record(record, where, self.template, self.mm_use_im_start_end)
+
+    def estimate(self, record: dict, where: str, source_of: ImageSource) -> int:
+        """Words and visual positions, without tokenising; negative for text only."""
+        words = sum(len(turn["value"].split()) for turn in record["conversations"])
+        files = image_files(record)
+        return words + sum(self._positions(files, where, source_of)) if files else -words
+
+    def encode(self, record: dict, where: str, source_of: ImageSource) -> EncodedRecord:
+        """The text of a record that passed `check`; with tiles, image headers are read for their sizes.
+
+        Raises:
+            BadRecord: if no word of an answer is left within model_max_length.
+        """
+        conversation = conversation_from_record(record, self.template, self.mm_use_im_start_end)
+        ids, labels = build_targets(conversation, self.tokenizer)
+        files = image_files(record)
+        positions = iter(self._positions(files, where, source_of))
+        ends = list(accumulate(next(positions) if token == IMAGE_TOKEN_INDEX else 1 for token in ids))
+        num_kept = sum(end <= self.model_max_length for end in ends)
+        if all(label == IGNORE_INDEX for label in labels[:num_kept]):
+            raise BadRecord(
+                f"{where}: no word of an answer is within the first {self.model_max_length} tokens; "
+                "raise --model_max_length, or shorten the record."
+            )
+        kept = ids[:num_kept]
+        num_images = kept.count(IMAGE_TOKEN_INDEX)
+        return EncodedRecord(
+            where, kept, labels[:num_kept], files[:num_images], ends[num_kept - 1], num_kept < len(ids)
+        )
+
+    def load(self, encoded: EncodedRecord, source_of: ImageSource) -> dict:
+        """One sample.
+
+        Returns:
+            name: where the record is; input_ids long[T], labels long[T]; images: a float[3, H, W], or
+            float[tiles, 3, H, W], for each <image> in input_ids; image_sizes: their (width, height) before.
+        Raises:
+            BadRecord: for an image that cannot be read.
+        """
+        images = load_images(encoded.files, encoded.name, source_of)
+        pixels = process_images(images, self.image_processor, self.image_config) if images else []
+        return {
+            "name": encoded.name,
+            "input_ids": torch.tensor(encoded.input_ids, dtype=torch.long),
+            "labels": torch.tensor(encoded.labels, dtype=torch.long),
+            "images": list(pixels),
+            "image_sizes": [image.size for image in images],
+        }
+
+    def _positions(self, files: list[str], where: str, source_of: ImageSource) -> list[int]:
+        if not self.is_tiled:
+            return [self.visual_positions((1, 1))] * len(files)
+        sizes = _named(where, lambda: [image_size(source_of(file)) for file in files])
+        return [self.visual_positions(size) for size in sizes]

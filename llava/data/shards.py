@@ -1,0 +1,167 @@
+"""WebDataset shards: tar files whose members KEY.json, KEY.jpg, ... together are one record.
+
+A record is KEY.json, as in a JSON file, with its images KEY.jpg (jpeg, png, webp), or KEY.0.jpg, KEY.1.jpg
+for several, which stand in the place of its "image"; or an image with a caption, KEY.txt, as img2dataset
+writes them. The webdataset library opens, reads and groups them, local or by URL.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.data.record import BadRecord
+
+IMAGE_SUFFIX = re.compile(r"(?:(\d+)\.)?(?:jpg|jpeg|png|webp)")
+END_OF_TAR = 1024  # bytes of zeros
+
+
+def is_shards(path: str | Path) -> bool:
+    return str(path).endswith(".tar")
+
+
+def expand_shards(path: str) -> list[str]:
+    """The shards of a --data_path, braces expanded: 'shards/{000..127}.tar' are 128.
+
+    Raises:
+        ValueError: if webdataset is not installed, or a local shard does not exist.
+    """
+    try:
+        from webdataset.shardlists import expand_urls
+    except ImportError as error:
+        raise ValueError(
+            f"--data_path {path}: webdataset, which reads shards, is not installed; "
+            "pip install 'llava[train]'."
+        ) from error
+    shards = expand_urls(str(path))
+    missing = [shard for shard in shards if ":" not in shard and not Path(shard).is_file()]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(shards)} shard(s) do not exist, the first: {missing[0]}; "
+            "check --data_path."
+        )
+    return shards
+
+
+@dataclass
+class ShardSample:
+    """One key's members, as bytes.
+
+    Attributes:
+        name: shard and key, for messages.
+        members: extension (all behind the key's first dot, in lower case) to content.
+    """
+
+    name: str
+    key: str
+    members: dict[str, bytes]
+
+    def record(self) -> dict:
+        """The LLaVA record, unchecked, its images being members. Raises BadRecord."""
+        record = self._json()
+        if not (isinstance(record, dict) and "conversations" in record) and "txt" in self.members:
+            record = {"conversations": self._caption()}
+        if record is None:
+            raise BadRecord(
+                f"{self.name}: it has neither {self.key}.json nor {self.key}.txt; its members: "
+                f"{', '.join(self.members)}."
+            )
+        if not isinstance(record, dict):
+            return record
+        return {"id": self.key, **record, "image": self._images()}
+
+    def open(self, member: str) -> BytesIO:
+        """A member's bytes, with a name that messages can give."""
+        content = BytesIO(self.members[member])
+        content.name = f"{self.key}.{member}"
+        return content
+
+    def _json(self) -> object:
+        try:
+            return json.loads(self.members["json"]) if "json" in self.members else None
+        except ValueError as error:  # no JSON, or no UTF-8
+            raise BadRecord(f"{self.name}: {self.key}.json cannot be read ({error}); correct it.") from error
+
+    def _caption(self) -> list[dict]:
+        try:
+            words = self.members["txt"].decode()
+        except UnicodeDecodeError as error:
+            raise BadRecord(f"{self.name}: {self.key}.txt is not UTF-8 ({error}); correct it.") from error
+        return [{"from": "human", "value": DEFAULT_IMAGE_TOKEN}, {"from": "gpt", "value": words}]
+
+    def _images(self) -> list[str]:
+        numbered = {
+            member: int(match.group(1) or 0)
+            for member in self.members
+            if (match := IMAGE_SUFFIX.fullmatch(member))
+        }
+        return sorted(numbered, key=lambda member: (numbered[member], member))
+
+
+def read_shard(shard: str) -> Iterator[ShardSample]:
+    """A shard's samples, one after another.
+
+    Raises:
+        BadRecord: naming the shard, where it cannot be opened, or proves corrupt or cut short.
+    """
+    from webdataset.gopen import gopen
+    from webdataset.tariterators import group_by_keys, tar_file_expander
+
+    try:
+        with gopen(shard) as file:
+            stream = _WatchedStream(file, shard)
+            for sample in group_by_keys(tar_file_expander([{"url": shard, "stream": stream}])):
+                key = sample["__key__"]
+                members = {name: data for name, data in sample.items() if not name.startswith("__")}
+                yield ShardSample(f"{shard}, sample {key}", key, members)
+            stream.check_end()
+    except (OSError, EOFError, tarfile.TarError, ValueError) as error:
+        problem = error.args[0] if error.args else error
+        raise BadRecord(
+            f"{shard}: {type(error).__name__}: {problem}; the shard is corrupt or cut short: fetch it "
+            "again, or leave it out of --data_path."
+        ) from error
+
+
+class _WatchedStream:
+    """A tar file being read from start to end.
+
+    tarfile takes a broken header for the archive's end; the zeros that end a whole one tell the difference.
+    Only a header broken in the last 10 KB, which tarfile has buffered by then, goes unnoticed.
+    """
+
+    def __init__(self, file, name: str):
+        self.file, self.name = file, name
+        self.tail = b""
+
+    def __repr__(self) -> str:  # webdataset puts it into its messages
+        return self.name
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.file.read(size)
+        self.tail = (self.tail + data)[-END_OF_TAR:]
+        return data
+
+    def check_end(self) -> None:
+        while rest := self.read(1 << 20):
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError("a member's header is broken")
+        if len(self.tail) < END_OF_TAR or self.tail.strip(b"\0"):
+            raise tarfile.ReadError("its end is missing")
+
+
+def expand_all(paths: Sequence[str]) -> list[list[str]]:
+    """The shards of each --data_path. Raises ValueError if some are shards and some are not."""
+    plain = [path for path in paths if not is_shards(path)]
+    if plain:
+        raise ValueError(
+            f"--data_path mixes tar shards with {plain[0]}: shards are streamed, other files are read at the "
+            "start; give one kind."
+        )
+    return [expand_shards(path) for path in paths]

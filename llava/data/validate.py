@@ -1,0 +1,101 @@
+"""python -m llava.data.validate FILE...: name each bad record of training data, by the checks of training."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+
+def validate(
+    paths: Sequence[str],
+    image_folder: str | None = None,
+    version: str = "v1",
+    check_images: bool = False,
+    report: Callable[[str], None] = print,
+) -> Counter:
+    """Check files one record at a time.
+
+    Args:
+        paths: JSON or JSONL files, or tar shards ('shards/{000..127}.tar').
+        image_folder: of the records in JSON files; None leaves their images unchecked.
+        version: the conversation template.
+        check_images: read each image completely.
+        report: takes a message for each problem.
+    Returns:
+        Counts of "problems", and of good "records" with their "images" and "turns".
+    Raises:
+        ValueError: for an unknown version, or shards that do not exist.
+    """
+    from llava.conversation import template_named
+    from llava.data.record import BadRecord, image_files
+    from llava.data.sample import check_image_files, check_record, load_images
+    from llava.data.shards import expand_shards, is_shards
+
+    template_named(version, "--version")
+    files = [file for path in paths for file in (expand_shards(path) if is_shards(path) else [path])]
+    counts = Counter()
+
+    def check(read: Callable[[], object], where: str, source_of: Callable) -> None:
+        record = read()
+        check_record(record, where, version)
+        if image_folder is not None and not is_shards(file):
+            check_image_files(record, where, image_folder)
+        if check_images:
+            load_images(image_files(record), where, source_of)
+        counts.update(records=1, images=len(image_files(record)), turns=len(record["conversations"]))
+
+    def problem(error: ValueError) -> None:
+        counts["problems"] += 1
+        report(str(error))
+
+    for file in files:
+        try:
+            for entry in _records(file, image_folder):
+                try:
+                    check(*entry)
+                except BadRecord as error:
+                    problem(error)
+        except ValueError as error:  # the file itself
+            problem(error)
+    return counts
+
+
+def _records(file: str, image_folder: str | None) -> Iterator[tuple[Callable[[], object], str, Callable]]:
+    """What reads each record, where it is, and what finds its images."""
+    from llava.data.record import describe_record, iter_records
+    from llava.data.shards import is_shards, read_shard
+
+    if is_shards(file):
+        for sample in read_shard(file):
+            yield sample.record, sample.name, sample.open
+    else:
+        for index, record in enumerate(iter_records(file)):
+            where = describe_record(file, index, record)
+            yield (lambda kept=record: kept), where, Path(image_folder or "").joinpath
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m llava.data.validate", description=__doc__)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="JSON, JSONL, or shards 'a/{00..63}.tar'")
+    parser.add_argument("--image_folder", help="folder that the records' image paths start from")
+    parser.add_argument("--version", default="v1", help="conversation template (default: %(default)s)")
+    parser.add_argument("--check_images", action="store_true", help="read each image completely")
+    args = parser.parse_args(argv)
+    if args.check_images and not args.image_folder and any(not file.endswith(".tar") for file in args.files):
+        parser.error("--check_images needs --image_folder for the records of JSON files")
+    try:
+        counts = validate(args.files, args.image_folder, args.version, args.check_images)
+    except ValueError as error:
+        sys.exit(f"validate: {error}")
+    print(
+        f"{counts['records']} good records with {counts['images']} images and {counts['turns']} turns; "
+        f"{counts['problems']} problems"
+    )
+    sys.exit(1 if counts["problems"] else 0)
+
+
+if __name__ == "__main__":
+    main()

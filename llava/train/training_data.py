@@ -1,0 +1,107 @@
+"""From the data flags to the data set, its order, and its place in both after a resume."""
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import TrainerCallback
+
+from llava.data.dataset import SupervisedDataset
+from llava.data.packing import PackedDataset
+from llava.data.sample import SampleBuilder
+from llava.data.sampler import MixtureSampler, ModalityLengthGroupedSampler
+from llava.data.shards import is_shards
+from llava.data.stream import ShardDataset
+from llava.train.arguments import DataArguments, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+def load_data(data_args: DataArguments, training_args: TrainingArguments, builder: SampleBuilder) -> Dataset:
+    """Records of files, packed or not, or a stream of shards.
+
+    Raises:
+        ValueError: for a file, and for records that are bad with --on_bad_record fail.
+    """
+    if any(map(is_shards, data_args.data_path)):
+        stream = ShardDataset(
+            data_args.data_path,
+            builder,
+            seed=training_args.seed,
+            batch_size=training_args.train_batch_size,
+            num_workers=training_args.dataloader_num_workers,
+            rank=training_args.process_index,
+            world_size=training_args.world_size,
+            weights=data_args.data_weights,
+            packing=data_args.packing,
+            on_bad_record=data_args.on_bad_record,
+        )
+        logger.info("%s: %d shards", ", ".join(data_args.data_path), len(stream.shards))
+        return stream
+    dataset = SupervisedDataset(
+        data_args.data_path,
+        builder,
+        data_args.image_folder,
+        weights=data_args.data_weights,
+        seed=training_args.seed,
+        on_bad_record=data_args.on_bad_record,
+    )
+    for path, size in zip(data_args.data_path, dataset.mixture.sizes, strict=True):
+        logger.info("%s: %d records", path, size)
+    if data_args.packing:
+        return PackedDataset(dataset, training_args.dataloader_num_workers)
+    return dataset
+
+
+def train_sampler(dataset: SupervisedDataset | PackedDataset, args: TrainingArguments) -> Sampler[int]:
+    """The order of an epoch, the same on every rank."""
+    by_modality = args.group_by_modality_length
+    if by_modality or args.train_sampling_strategy == "group_by_length":
+        return ModalityLengthGroupedSampler(
+            dataset.mixture,
+            dataset.modality_lengths if by_modality else dataset.lengths,
+            batch_size=args.train_batch_size,
+            world_size=args.world_size * args.gradient_accumulation_steps,
+        )
+    return MixtureSampler(dataset.mixture, shuffle=args.train_sampling_strategy != "sequential")
+
+
+def stream_loader(stream: ShardDataset, args: TrainingArguments, collator: Callable) -> DataLoader:
+    """A plain loader: a stream splits itself over ranks and workers."""
+    return DataLoader(
+        stream,
+        batch_size=args.train_batch_size,
+        collate_fn=collator,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory,
+        persistent_workers=args.dataloader_persistent_workers,
+        multiprocessing_context=args.dataloader_multiprocessing_context,
+        prefetch_factor=args.dataloader_prefetch_factor,
+        # its own: a resumed run opens the loader once more than an uninterrupted one
+        generator=torch.Generator().manual_seed(args.seed),
+    )
+
+
+class DataPosition(TrainerCallback):
+    """Puts a resumed run's data where it was: transformers and accelerate leave these two places out.
+
+    They do not tell the epoch to a sampler below the skipping and the dealing out to several processes, and
+    would decode all of a stream that was already seen.
+    """
+
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        if isinstance(train_dataloader.dataset, ShardDataset):
+            train_dataloader.dataset.start_batch = state.global_step * args.gradient_accumulation_steps
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        sampler = getattr(train_dataloader, "batch_sampler", None)
+        while hasattr(sampler, "batch_sampler"):
+            sampler = sampler.batch_sampler
+        sampler = getattr(sampler, "sampler", None)
+        if isinstance(sampler, MixtureSampler):
+            sampler.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args, state, control, train_dataloader=None, **kwargs):
+        if isinstance(train_dataloader.dataset, ShardDataset):
+            state.epoch = state.global_step / state.max_steps  # Trainer counts it from the resume

@@ -1,0 +1,142 @@
+"""Packing, streaming and mixtures in whole runs: killed ones go on to the bit, contradictions are refused."""
+
+# ruff: noqa: F811 (fixtures of another file)
+
+import json
+import shutil
+from argparse import Namespace
+
+import pytest
+import webdataset
+from test_training import flags, losses, parts  # noqa: F401
+
+from llava.train.train import train
+from llava.train.training_data import DataPosition
+
+BASE = {"version": "qwen_2", "save_total_limit": 9, "max_steps": 8, "model_max_length": 200}
+
+
+@pytest.fixture(scope="module")
+def shards(parts, tmp_path_factory):
+    """Six shards of four samples, of the conversations."""
+    folder = tmp_path_factory.mktemp("shards")
+    records = json.loads((parts / "conversations.json").read_text())
+    for shard in range(6):
+        with webdataset.TarWriter(str(folder / f"{shard}.tar")) as tar:
+            for number in range(4):
+                record = records[(4 * shard + number) % 12]
+                members = {"json": record}
+                if "image" in record:
+                    members["png"] = (parts / "images" / record["image"]).read_bytes()
+                tar.write({"__key__": f"{number}", **members})
+    return f"{folder}/{{0..5}}.tar"
+
+
+def killed_after(output_dir, step: int) -> None:
+    """As a kill leaves it: no checkpoint after the step's, and no result."""
+    for folder in output_dir.glob("checkpoint-*"):
+        if int(folder.name.split("-")[1]) > step:
+            shutil.rmtree(folder)
+    for path in output_dir.iterdir():
+        if path.is_file():
+            path.unlink()
+
+
+RUNS = {
+    "packing": {"packing": True},
+    "packing_accumulation": {"packing": True, "gradient_accumulation_steps": 2},
+    "stream": {"stream": True, "per_device_train_batch_size": 3},
+    "stream_two_workers": {"stream": True, "dataloader_num_workers": 2, "gradient_accumulation_steps": 3},
+    "packed_stream": {"stream": True, "packing": True, "dataloader_num_workers": 2},
+    "mixture": {"mixture": True},
+    "grouped": {"group_by_modality_length": True, "per_device_train_batch_size": 3},
+}
+
+
+def command(parts, output_dir, shards, **changes) -> list[str]:
+    if changes.pop("stream", False):
+        changes["data_path"] = shards
+    mixture = changes.pop("mixture", False)
+    arguments = flags(parts, output_dir, "conversations.json", **{**BASE, **changes})
+    if mixture:
+        at = arguments.index("--data_path") + 2
+        arguments[at:at] = [str(parts / "conversations.json"), "--data_weights", "1.5", "0.5"]
+    return arguments
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_killed_run_goes_on_to_the_same_losses_and_weights(parts, shards, tmp_path, run):
+    """In a later epoch too: eight steps are more than one."""
+    arguments = command(parts, tmp_path / "run", shards, **RUNS[run])
+    train(arguments)
+    expected_losses = losses(tmp_path / "run")
+    expected = (tmp_path / "run" / "model.safetensors").read_bytes()
+    assert len(set(expected_losses)) == 8
+    killed_after(tmp_path / "run", 6)
+    train(arguments)
+    assert losses(tmp_path / "run") == expected_losses
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == expected
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    epochs = [row["epoch"] for row in history if "loss" in row]
+    assert epochs == sorted(epochs)
+
+
+def test_a_bad_sample_of_a_stream_is_left_out_and_counted(parts, shards, tmp_path, caplog):
+    with webdataset.TarWriter(str(tmp_path / "bad.tar")) as tar:
+        tar.write({"__key__": "lost", "json": {"conversations": []}})
+    arguments = command(parts, tmp_path / "run", shards, stream=True, on_bad_record="skip")
+    arguments += ["--per_device_train_batch_size", "4"]  # 32 samples: more than an epoch
+    arguments.insert(arguments.index("--data_path") + 1, str(tmp_path / "bad.tar"))
+    with caplog.at_level("INFO"):
+        train(arguments)
+    assert "bad.tar, sample lost: 'conversations' is missing" in caplog.text
+    assert "bad sample(s) or shard(s), each named above" in caplog.text
+    with pytest.raises(SystemExit, match=r"bad.tar, sample lost"):
+        train([*arguments, "--on_bad_record", "fail", "--output_dir", str(tmp_path / "other")])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"packing": True, "group_by_modality_length": True}, "--packing True exclude each other"),
+        (
+            {"packing": True, "train_sampling_strategy": "group_by_length"},
+            "--packing True exclude each other",
+        ),
+        ({"train_sampling_strategy": "batch_rebalance"}, "batch_rebalance would read every image"),
+        ({"stream": True, "max_steps": -1}, "--max_steps is missing: tar shards are an endless stream"),
+        ({"stream": True, "group_by_modality_length": True}, "needs all records at the start"),
+        ({"stream": True, "dataloader_num_workers": 7}, "cannot be split over 1 process"),
+        ({"data_weights": 0}, "--data_weights must be above 0"),
+    ],
+)
+def test_contradictions_are_refused(parts, shards, tmp_path, changes, message):
+    with pytest.raises(SystemExit, match=message):
+        train(command(parts, tmp_path / "out", shards, **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_grouping_by_length_reads_no_image_ahead(parts, shards, tmp_path, monkeypatch):
+    from llava.data import sample
+
+    opened = []
+    load = sample.load_image
+    monkeypatch.setattr(sample, "load_image", lambda source: opened.append(source) or load(source))
+    strategy = {"train_sampling_strategy": "group_by_length", "max_steps": 1}
+    train(command(parts, tmp_path / "out", shards, **strategy))
+    assert len(opened) <= 4  # accelerate looks one batch of two ahead
+
+
+def test_the_epoch_reaches_a_sampler_below_what_deals_out_and_skips():
+    """As on several processes after a resume."""
+    from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
+    from torch.utils.data import BatchSampler
+
+    from llava.data.mixture import Mixture
+    from llava.data.sampler import MixtureSampler
+
+    sampler = MixtureSampler(Mixture([8]))
+    dealt = SkipBatchSampler(BatchSamplerShard(BatchSampler(sampler, 2, False), 2, 1), 1)
+    loader = Namespace(batch_sampler=dealt, dataset=None)
+    DataPosition().on_epoch_begin(None, Namespace(epoch=2.5), None, train_dataloader=loader)
+    assert sampler.epoch == 2

@@ -1,0 +1,216 @@
+"""Packs hold every record once within the limit; packed rows give the loss and gradients of separate ones."""
+
+import json
+from argparse import Namespace
+from itertools import chain
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import CLIPImageProcessor
+
+from llava.data.collator import Collator
+from llava.data.dataset import SupervisedDataset
+from llava.data.packing import PackedDataset, exact_lengths, pack
+from llava.data.record import BadRecord
+from llava.data.sample import SampleBuilder
+from llava.model.multimodal_merge import one_row
+
+SIDE = 56
+PROCESSOR = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+NUM_VISUAL, LIMIT = 4, 260
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(lengths=st.lists(st.integers(1, 20), max_size=80), num_open=st.integers(1, 6))
+def test_every_item_is_in_one_row_and_no_row_overflows(lengths, num_open):
+    rows = list(pack(enumerate(lengths), 20, num_open))
+    assert sorted(item for row in rows for item in row) == list(range(len(lengths)))
+    assert all(sum(lengths[item] for item in row) <= 20 for row in rows)
+
+
+def test_an_item_goes_where_it_leaves_the_least_space():
+    assert list(pack(enumerate([6, 7, 3, 4]), 10)) == [[1, 2], [0, 3]]
+
+
+def test_rows_of_a_long_tail_are_nearly_full():
+    drawn = np.random.default_rng(0).lognormal(5.3, 0.8, 5000)
+    lengths = np.clip(drawn, 20, 2048).astype(int).tolist()
+    rows = list(pack(enumerate(lengths), 2048))
+    assert sum(lengths) / (2048 * len(rows)) > 0.97
+
+
+def turns(*values):
+    return [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
+
+
+def some_records():
+    """Text alone, one image and two, of uneven lengths."""
+    for index in range(9):
+        images = [f"{index}.png", "0.png"][: index % 3]
+        marks = "<image>\n" * len(images)
+        words = "What is it? " * (1 + index % 4)
+        record = {"id": index, "conversations": turns(marks + words, f"Number {index}.", "Sure?", "Yes.")}
+        yield {**record, "image": images} if images else record
+
+
+@pytest.fixture
+def make(tmp_path, bpe_tokenizer):
+    for index in range(9):
+        values = np.random.default_rng(index).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(values).save(tmp_path / f"{index}.png")
+
+    def build(records=None, **kwargs):
+        (tmp_path / "data.json").write_text(json.dumps(list(records or some_records())))
+        builder = SampleBuilder(
+            bpe_tokenizer,
+            PROCESSOR,
+            "qwen_2",
+            Namespace(image_aspect_ratio="square"),
+            visual_positions=lambda size: NUM_VISUAL,
+            model_max_length=LIMIT,
+        )
+        return SupervisedDataset([tmp_path / "data.json"], builder, tmp_path, **kwargs)
+
+    return build
+
+
+def all_members(packed):
+    return list(chain(*(packed.members(index) for index in range(len(packed)))))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_packs_are_fixed_by_the_seed_and_hold_each_record_within_the_limit(make, num_workers):
+    dataset = make()
+    packed = PackedDataset(dataset, num_workers)
+    members = [packed.members(index) for index in range(len(packed))]
+    assert sorted(chain(*members)) == list(range(9))
+    assert len(packed) < 9
+    assert all(sum(dataset.length(record) for record in row) <= LIMIT for row in members)
+    again = PackedDataset(make())
+    assert [again.members(index) for index in range(len(again))] == members
+    other = PackedDataset(make(seed=1))
+    assert [other.members(index) for index in range(len(other))] != members
+    assert [sample["name"] for sample in packed[0]] == [dataset[record]["name"] for record in members[0]]
+
+
+def test_a_weighted_file_is_packed_as_often_as_it_is_taken(make):
+    packed = PackedDataset(make(weights=[2.0]))
+    members = all_members(packed)
+    assert sorted(members) == sorted(2 * list(range(9)))
+
+
+def test_a_record_that_proves_bad_is_left_out_of_its_pack_and_counted(make, tmp_path):
+    packed = PackedDataset(make(on_bad_record="skip"))
+    for name in ("1.png", "0.png"):
+        (tmp_path / name).write_bytes(b"")
+    bad = {1, 2, 5, 8}  # two of each three have images, of which each second names 0.png
+    names = {sample["name"] for index in range(len(packed)) for sample in packed[index]}
+    assert {int(name.split("record ")[1].split()[0]) for name in names} == set(range(9)) - bad
+    assert len(packed.bad_records) == len(bad)
+    strict = PackedDataset(make([next(some_records())] * 3))
+    assert len(strict[0]) == 3
+
+
+def test_what_has_no_answer_within_the_limit_is_found_ahead_of_the_first_step(make):
+    long = {"id": "long", "conversations": turns("What? " * LIMIT, "It.")}
+    with pytest.raises(BadRecord, match=r"\(id long\): no word of an answer"):
+        PackedDataset(make([*some_records(), long]))
+    packed = PackedDataset(make([*some_records(), long], on_bad_record="skip"))
+    assert 9 not in all_members(packed)
+    assert len(packed.bad_records) == 1
+    with pytest.raises(BadRecord, match="No good record is left to pack"):
+        PackedDataset(make([long], on_bad_record="skip"))
+
+
+def test_processes_measure_a_share_each_and_put_them_together(make, monkeypatch):
+    """The gathering is torch's; each rank's share of the work is taken as that rank would."""
+    whole = exact_lengths(make()).tolist()
+    shares = [whole[rank::2] for rank in range(2)]
+    measured = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+
+    def gather(parts, own):
+        measured.append(own.tolist())
+        parts[:] = [torch.tensor(shares[0]), own]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    assert exact_lengths(make()).tolist() == whole
+    assert measured == [shares[1]]
+
+
+def loss_and_gradients(model, batch):
+    batch = {name: value for name, value in batch.items() if name != "record_names"}
+    model.zero_grad()
+    loss = model(**batch).loss
+    loss.backward()
+    return loss.detach(), {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+@pytest.fixture(params=["llama", "qwen2"])
+def model(tmp_path, request):
+    built = tiny.build(tmp_path / "model", request.param, scale_factor=2, tokenizer_padding_side="right")
+    assert built.num_visual_tokens == NUM_VISUAL
+    with torch.no_grad():
+        for parameter in built.get_decoder().layers.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(4)  # loud enough for what a token sees to show in the loss
+    return built.train()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("padding_side", ["right", "left"])
+def test_packed_rows_give_the_loss_and_the_gradients_of_separate_records(
+    make, model, attention, padding_side
+):
+    model.set_attn_implementation(attention)
+    model.config.tokenizer_padding_side = padding_side
+    dataset = make()
+    packs = list(PackedDataset(dataset))
+    assert max(map(len, packs)) > 1
+    assert len(packs) > 1
+    collate = Collator(pad_token_id=0, padding_side=padding_side)
+    records = [sample for row in packs for sample in row]
+    expected, expected_gradients = loss_and_gradients(model, collate(records))
+    loss, gradients = loss_and_gradients(model, collate(packs))
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-5)
+    assert set(gradients) == set(expected_gradients)
+    for name, value in gradients.items():
+        torch.testing.assert_close(value, expected_gradients[name], rtol=1e-4, atol=1e-5, msg=name)
+    # it is the borders that make it so
+    blurred = {**collate(packs), "sequence_ids": torch.zeros_like(collate(packs)["input_ids"])}
+    assert (loss_and_gradients(model, blurred)[0] - expected).abs() > 1e-3
+
+
+def test_one_long_row_as_flash_attention_takes_it_gives_the_same(make, model):
+    batch = Collator(pad_token_id=0)(list(PackedDataset(make())))
+    names = ("input_ids", "attention_mask", "labels", "images")
+    merged = model.merge_inputs(
+        **{name: batch[name] for name in names}, padding_side="right", sequence_ids=batch["sequence_ids"]
+    )
+    row = one_row(merged)
+    assert row.inputs_embeds.shape[:2] == (1, merged.attention_mask.sum())
+    loss = model(
+        inputs_embeds=row.inputs_embeds, position_ids=row.position_ids, labels=row.labels, use_cache=False
+    ).loss
+    torch.testing.assert_close(loss, loss_and_gradients(model, batch)[0], rtol=0, atol=1e-5)
+
+
+def test_a_packed_evaluation_uses_no_cache_and_gives_the_same_loss(make, model):
+    batch = Collator(pad_token_id=0)(list(PackedDataset(make())))
+    del batch["record_names"]
+    model.eval()
+    records = Collator(pad_token_id=0)([sample for row in PackedDataset(make()) for sample in row])
+    del records["record_names"]
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).loss, model(**records).loss, rtol=0, atol=1e-5)
