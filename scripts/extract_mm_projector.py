@@ -29,16 +29,16 @@ def extract(model_path: str, output: Path) -> Path:
         PROJECTOR_FILE,
         PROJECTOR_PREFIX,
         inspect_folder,
-        is_projector,
+        is_of_projector,
         read_weights,
         weight_names,
     )
 
     source = inspect_folder(model_path)
     if source.has_adapters:
-        state = {key: v for key, v in read_trainables(source.path).items() if is_projector(key)}
+        state = {key: v for key, v in read_trainables(source.path).items() if is_of_projector(key)}
     else:
-        names = set(filter(is_projector, weight_names(source.path)))
+        names = {name for name in weight_names(source.path) if is_of_projector(name)}
         state = read_weights(source.path, names) if names else {}
     if not state:
         raise ValueError(f"--model-path {model_path} holds no projector (*.{PROJECTOR_PREFIX}*).")

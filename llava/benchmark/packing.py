@@ -18,13 +18,13 @@ VOCABULARY = 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--records", type=int, default=400, help="records of the set")
-    parser.add_argument("--median", type=int, default=150, help="tokens of the median record")
+    parser.add_argument("--records", type=int, default=256, help="records of the set")
+    parser.add_argument("--median", type=int, default=75, help="tokens of the median record")
     parser.add_argument("--spread", type=float, default=0.9, help="sigma of the log-normal lengths")
-    parser.add_argument("--max_length", type=int, default=1024, help="tokens of a row, model_max_length")
-    parser.add_argument("--batch_size", type=int, default=4, help="rows of a batch")
-    parser.add_argument("--hidden_size", type=int, default=512, help="width of the Llama")
-    parser.add_argument("--layers", type=int, default=4, help="its layers")
+    parser.add_argument("--max_length", type=int, default=512, help="tokens of a row, model_max_length")
+    parser.add_argument("--batch_size", type=int, default=16, help="rows of a batch")
+    parser.add_argument("--hidden_size", type=int, default=384, help="width of the Llama")
+    parser.add_argument("--layers", type=int, default=2, help="its layers")
     parser.add_argument("--repeats", type=int, default=3, help="rounds in which the ways take turns")
     parser.set_defaults(run=run)
 

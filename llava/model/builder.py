@@ -13,11 +13,11 @@ from llava.model.checkpoint import (
     SAVED_CONSTANTS,
     TRAINABLES_FILE,
     CheckpointFolder,
-    cut_state,
     cut_to_projector,
     inspect_folder,
-    is_projector,
+    is_of_projector,
     load_projector,
+    projector_state,
     projector_type_of,
     read_projector,
     read_weights,
@@ -113,11 +113,12 @@ def attach_vision(
     copy_fields(model.config, fields)
     like = model.get_input_embeddings().weight
     model.get_model().build_vision(model.config)
+    projector_dtype = projector_dtype or like.dtype
     model.get_vision_tower().to(device=like.device, dtype=like.dtype)
-    model.get_projector().to(device=like.device, dtype=projector_dtype or like.dtype)
-    newline = getattr(model.get_model(), NEWLINE, None)
-    if newline is not None:
-        newline.data = newline.data.to(device=like.device, dtype=projector_dtype or like.dtype)
+    model.get_projector().to(device=like.device, dtype=projector_dtype)
+    if hasattr(model.get_model(), NEWLINE):
+        newline = model.get_model().image_newline
+        newline.data = newline.to(device=like.device, dtype=projector_dtype)
     load_vision_weights(model.get_vision_tower(), model.config.mm_vision_tower)
     model.get_vision_tower().requires_grad_(False)
 
@@ -267,8 +268,12 @@ def load_with_vision(
         model = load_whole_model(folder, options, fields)
         if projector_dtype is not None and next(model.get_projector().parameters(), None) is not None:
             model.get_projector().to(projector_dtype)
-            names = set(filter(is_projector, weight_names(folder.path)))
-            state = cut_state(read_weights(folder.path, names))
+            newline = getattr(model.get_model(), NEWLINE, None)
+            if newline is not None:
+                newline.data = newline.to(projector_dtype)
+            # Read again: rounded to the language model's type, it would not be what was trained
+            names = {name for name in weight_names(folder.path) if is_of_projector(name)}
+            state = projector_state(read_weights(folder.path, names))
             load_projector(model, state, str(folder.path))
         return model
     config = read_config(folder.path)

@@ -117,20 +117,6 @@ def cut_to_projector(names: list[str]) -> list[str]:
     return [name.split(PROJECTOR_PREFIX, 1)[1] for name in names if PROJECTOR_PREFIX in name]
 
 
-def is_projector(name: str) -> bool:
-    """Whether a weight of the whole model is the projector's, or the newline beside it."""
-    return PROJECTOR_PREFIX in name or name.split(".")[-1] == NEWLINE
-
-
-def cut_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The projector's part of a state, by its own names, and image_newline."""
-    return {
-        name.split(PROJECTOR_PREFIX, 1)[1] if PROJECTOR_PREFIX in name else NEWLINE: value
-        for name, value in state.items()
-        if is_projector(name)
-    }
-
-
 def projector_type_of(names: list[str], declared: str | None, source: str) -> str | None:
     """The projector's type by the weights present, where config.json lacks it or is wrong; says so.
 
@@ -172,15 +158,29 @@ def read_bin(file: str | Path, remedy: str) -> dict[str, Tensor]:
         ) from error
 
 
+def is_of_projector(name: str) -> bool:
+    """Whether a weight of a whole model is the projector's, or image_newline, which learns with it."""
+    return PROJECTOR_PREFIX in name or name.split(".")[-1] == NEWLINE
+
+
+def projector_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The projector's weights by its own names, model.mm_projector.mlp.0.bias -> mlp.0.bias, and
+    image_newline where there is one; other parts fall out."""
+    return {
+        NEWLINE if name.split(".")[-1] == NEWLINE else name.split(PROJECTOR_PREFIX, 1)[1]: value
+        for name, value in state.items()
+        if is_of_projector(name)
+    }
+
+
 def read_projector(file: str | Path) -> dict[str, Tensor]:
-    """mm_projector.bin, its keys cut to the projector's own: model.mm_projector.mlp.0.bias -> mlp.0.bias; and
-    image_newline, if it holds one.
+    """mm_projector.bin, as projector_state.
 
     Raises:
         ValueError: if the file is missing, damaged, or holds no projector.
     """
     state = read_bin(file, "run stage 1 (scripts/v1_5/pretrain.sh) first.")
-    cut = cut_state(state)
+    cut = projector_state(state)
     if not set(cut) - {NEWLINE}:
         raise ValueError(
             f"{file} holds no keys of a projector (*.{PROJECTOR_PREFIX}*), but {sorted(state)[:5]}."
@@ -207,9 +207,9 @@ def load_projector(model: nn.Module, state: dict[str, Tensor], source: str) -> N
         logger.info("%s has no %s; it is learnt from here on.", source, NEWLINE)
     elif newline is not None:
         with torch.no_grad(), gathered([newline], write=True):
-            problems = check_fit({NEWLINE: newline}, {NEWLINE: state[NEWLINE]}, needed=())
+            problems = check_fit({NEWLINE: newline}, {NEWLINE: state[NEWLINE]}, needed=[NEWLINE])
             if problems:
-                raise ValueError(f"{source}: {problems}.")
+                raise ValueError(f"{source} does not fit the model: {problems}.")
             newline.copy_(state[NEWLINE])
 
 

@@ -31,6 +31,7 @@ from llava.model.multimodal_merge import (
 )
 from llava.model.multimodal_projector.base import Projector
 from llava.model.multimodal_projector.builder import build_projector, projector_class
+from llava.model.multimodal_projector.norms import SyncBatchNorm
 from llava.model.tokenizer import separator_ids
 from llava.tiling import TILED, WholeImage, num_positions, tiling_of
 
@@ -380,13 +381,18 @@ class LlavaMetaForCausalLM:
 
 @contextmanager
 def kept_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch norms inside learn no running statistics from what passes through within the block."""
+    """Batch norms inside learn no statistics from what passes through within the block."""
     norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = 0.0
+        if isinstance(norm, SyncBatchNorm):
+            norm.left_out = True  # what the other ranks send counts
+        else:
+            norm.momentum = 0.0
     try:
         yield
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+            if isinstance(norm, SyncBatchNorm):
+                norm.left_out = False

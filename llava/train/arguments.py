@@ -276,7 +276,7 @@ def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments,
             "--mm_vision_tower_lr is the rate of a tower that learns; add --unfreeze_mm_vision_tower True."
         )
     check_adapters(model, training)
-    _check_order(data, training)
+    check_order(data, training)
     return model, data, training
 
 
@@ -314,7 +314,7 @@ def check_adapters(model: ModelArguments, training: TrainingArguments) -> None:
         )
 
 
-def _check_order(data: DataArguments, training: TrainingArguments) -> None:
+def check_order(data: DataArguments, training: TrainingArguments) -> None:
     """Packing and streaming decide what goes together; nothing else can as well."""
     strategy = training.train_sampling_strategy
     if strategy == "batch_rebalance":

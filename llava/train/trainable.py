@@ -67,5 +67,5 @@ def set_dtypes(model: PreTrainedModel, compute_dtype: torch.dtype) -> None:
     model.get_projector().float()
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point():
-            wide = parameter.requires_grad or part_of(name) == PROJECTOR
-            parameter.data = parameter.data.to(torch.float32 if wide else compute_dtype)
+            full = parameter.requires_grad or part_of(name) == PROJECTOR
+            parameter.data = parameter.data.to(torch.float32 if full else compute_dtype)

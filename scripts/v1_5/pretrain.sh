@@ -1,35 +1,27 @@
 #!/usr/bin/env bash
-# Stage 1: the projector learns from captions, all else is frozen. Writes mm_projector.bin and config.json.
+# Stage 1 of LLaVA-1.5: the projector learns from captions, all else is frozen. Writes mm_projector.bin, config.json.
 #
-#   bash scripts/v1_5/pretrain.sh [flags of train_mem.py, which win over those below]
+#   bash scripts/v1_5/pretrain.sh [flags of train_mem.py, which win over the variables]
 #
-# Environment variables, with their defaults:
-#   MODEL            lmsys/vicuna-7b-v1.5
-#   VISION_TOWER     openai/clip-vit-large-patch14-336
-#   DATA_PATH        playground/data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json
-#   IMAGE_FOLDER     playground/data/LLaVA-Pretrain/images
-#   OUTPUT_DIR       playground/checkpoints/llava-visualprism-pretrain
-#   PROJECTOR_TYPE   visualprism      SCALE_FACTOR  2 (144 tokens; 3: 64, 4: 36)
-#   IMAGE_SIZE       the tower's own, in pixels       ASPECT_RATIO  square
-#   VERSION          plain            EPOCHS  1       MAX_STEPS  -1 (all of the epochs)
-#   BATCH_SIZE       32 a device      GRAD_ACCUM  1   LEARNING_RATE  1e-3
-#   MAX_LENGTH       2048 tokens      PRECISION  bf16 (or fp16, fp32)
-#   NUM_WORKERS      4                SAVE_STEPS  24000
-#   GRADIENT_CHECKPOINTING  True      DEEPSPEED_CONFIG  scripts/zero2.json
-#
-# All GPUs of the machine are used through DeepSpeed; a machine without one trains in plain Python.
-source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
-case "${1:-}" in -h | --help) usage "${BASH_SOURCE[0]}"; exit 0 ;; esac
+#   MODEL              lmsys/vicuna-7b-v1.5
+#   VISION_TOWER       openai/clip-vit-large-patch14-336
+#   PROJECTOR_TYPE     visualprism       SCALE_FACTOR   2 (144 tokens; 3: 64, 4: 36)
+#   RUN_NAME           llava-$PROJECTOR_TYPE; finetune.sh with the same name goes on from here
+#   OUTPUT_DIR         playground/checkpoints/$RUN_NAME-pretrain
+#   DATA_PATH          playground/data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json
+#   IMAGE_FOLDER       playground/data/LLaVA-Pretrain/images
+#   GLOBAL_BATCH_SIZE  256               BATCH_SIZE     32
+#   LEARNING_RATE      1e-3              VERSION        plain
+#   ASPECT_RATIO       square            DEEPSPEED_CONFIG  scripts/zero2.json
+source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 
-: "${MODEL:=lmsys/vicuna-7b-v1.5}"
-: "${VISION_TOWER:=openai/clip-vit-large-patch14-336}"
+: "${MODEL:=lmsys/vicuna-7b-v1.5}" "${VISION_TOWER:=openai/clip-vit-large-patch14-336}"
+: "${PROJECTOR_TYPE:=visualprism}" "${SCALE_FACTOR:=2}" "${ASPECT_RATIO:=square}" "${VERSION:=plain}"
+: "${RUN_NAME:=llava-$PROJECTOR_TYPE}" "${OUTPUT_DIR:=playground/checkpoints/$RUN_NAME-pretrain}"
 : "${DATA_PATH:=playground/data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json}"
 : "${IMAGE_FOLDER:=playground/data/LLaVA-Pretrain/images}"
-: "${OUTPUT_DIR:=playground/checkpoints/llava-visualprism-pretrain}"
-: "${PROJECTOR_TYPE:=visualprism}" "${SCALE_FACTOR:=2}" "${IMAGE_SIZE:=}" "${ASPECT_RATIO:=square}"
-: "${VERSION:=plain}" "${EPOCHS:=1}" "${MAX_STEPS:=-1}" "${BATCH_SIZE:=32}" "${GRAD_ACCUM:=1}"
-: "${LEARNING_RATE:=1e-3}" "${MAX_LENGTH:=2048}" "${PRECISION:=bf16}" "${NUM_WORKERS:=4}" "${SAVE_STEPS:=24000}"
-: "${GRADIENT_CHECKPOINTING:=True}" "${DEEPSPEED_CONFIG:=$ROOT/scripts/zero2.json}"
+: "${GLOBAL_BATCH_SIZE:=256}" "${BATCH_SIZE:=32}" "${LEARNING_RATE:=1e-3}"
 
-shared_flags
-launch "${SHARED[@]}" --tune_mm_mlp_adapter True "$@"
+# The regulariser's published settings for stage 1, should --use_sinkhorn_lsd follow
+launch zero2 --tune_mm_mlp_adapter True --sinkhorn_beta 0.5 --sinkhorn_tau_sd 2.2 --sinkhorn_lambda 0.12 \
+  --sinkhorn_iters 16 "$@"

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SHELLS = [ROOT / ".ci" / "run", *sorted((ROOT / "scripts").rglob("*.sh"))]
-SOURCED = {"scripts/environment.sh", "scripts/v1_5/launch.sh"}  # parts of other scripts
+SOURCED = {"scripts/environment.sh", "scripts/launch.sh"}  # parts of other scripts
 STRICT = "set -euo pipefail"
 MACHINE_PATH = re.compile(
     r"(?<![\w.}$*/])/(home|Users|root|data|mnt|opt|tmp|srv|var|usr|work\w*|scratch|etc)\b"
@@ -38,8 +38,8 @@ def test_shell_parses(path):
 @shells
 def test_shell_stops_at_the_first_error(path):
     first = code_lines(path)[0]
-    sourced = re.search(r"[\w/]+\.sh", first)
-    strict = path if not first.startswith("source ") else path.parent / Path(sourced.group()).name
+    sourced = re.search(r"[\w./]+\.sh", first)
+    strict = path if not first.startswith("source ") else path.parent / sourced.group().lstrip("/")
     assert STRICT in code_lines(strict)[0]
 
 

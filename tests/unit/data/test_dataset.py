@@ -38,6 +38,9 @@ def with_image(name, **kwargs):
 TEXT_ONLY = {"id": "text", "conversations": turns("Count the dogs.", "There are 12 dogs.")}
 
 
+SQUARE = Namespace(image_aspect_ratio="square")
+
+
 @pytest.fixture
 def make(tmp_path, bpe_tokenizer):
     """Write files of records, and an image for each name; build the dataset."""
@@ -48,8 +51,8 @@ def make(tmp_path, bpe_tokenizer):
     def build(
         *files,
         template="v1",
-        image_aspect_ratio="square",
-        num_visual_tokens=0,
+        image_config=SQUARE,
+        visual_positions=lambda size: 0,
         model_max_length=2048,
         **kwargs,
     ):
@@ -60,8 +63,8 @@ def make(tmp_path, bpe_tokenizer):
             bpe_tokenizer,
             PROCESSOR,
             template,
-            Namespace(image_aspect_ratio=image_aspect_ratio),
-            visual_positions=lambda size: num_visual_tokens,
+            image_config,
+            visual_positions,
             model_max_length=model_max_length,
         )
         return SupervisedDataset(paths, builder, tmp_path, **kwargs)
@@ -102,8 +105,12 @@ def test_where_tiles_depend_on_it_an_images_size_decides_how_many_positions_it_t
     assert dataset[0]["images"][0].ndim == 4
     assert set(asked) == {(30, 20)}
     (tmp_path / "dog.png").write_text("no picture")
-    with pytest.raises(BadRecord, match=r"dog\.png cannot be read"):
-        make([with_image("dog")], **slices)
+    for measure in (lambda d: d.length(0), lambda d: d.modality_lengths):
+        with pytest.raises(BadRecord, match=r"record 0 \(id dog\): .*dog\.png cannot be read"):
+            measure(make([with_image("dog")], **slices))
+    skipping = make([with_image("dog"), TEXT_ONLY], on_bad_record="skip", **slices)
+    assert skipping.lengths == [1, 7]
+    assert len(skipping.bad_records) == 1
 
 
 def test_pad_reaches_the_pixels(make):
@@ -122,19 +129,9 @@ def test_lengths_tell_the_modality_by_sign(make):
 
 
 def test_exact_lengths_are_those_of_the_models_input(make):
-    dataset = make([with_image("bus"), TEXT_ONLY], num_visual_tokens=36)
+    dataset = make([with_image("bus"), TEXT_ONLY], visual_positions=lambda size: 36)
     assert dataset.length(0) == len(dataset[0]["input_ids"]) - 1 + 36
     assert dataset.length(1) == len(dataset[1]["input_ids"])
-
-
-def test_tiles_are_counted_by_the_header_of_each_image(make, monkeypatch):
-    """As the ratios that cut an image into tiles need; the others open no image for a length."""
-    dataset = make([with_image("bus"), TEXT_ONLY])
-    monkeypatch.setattr(dataset.builder, "visual_positions", lambda size: size[0] * size[1])
-    assert dataset.length(0) == len(dataset[0]["input_ids"]) - 1  # (0, 0) came
-    monkeypatch.setattr(dataset.builder, "is_tiled", True)
-    assert dataset.length(0) == len(dataset[0]["input_ids"]) - 1 + 600
-    assert dataset.modality_lengths == [600 + 4, -7]
 
 
 def test_several_files_are_one_set_whose_messages_name_file_and_record(make, tmp_path):

@@ -23,6 +23,7 @@ from llava.model.multimodal_merge import one_row
 SIDE = 56
 PROCESSOR = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
 NUM_VISUAL, LIMIT = 4, 260
+SQUARE = Namespace(image_aspect_ratio="square")
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -64,15 +65,17 @@ def make(tmp_path, bpe_tokenizer):
         values = np.random.default_rng(index).integers(0, 256, (20, 30, 3), dtype=np.uint8)
         Image.fromarray(values).save(tmp_path / f"{index}.png")
 
-    def build(records=None, **kwargs):
+    def build(
+        records=None, image_config=SQUARE, visual_positions=lambda size: NUM_VISUAL, limit=LIMIT, **kwargs
+    ):
         (tmp_path / "data.json").write_text(json.dumps(list(records or some_records())))
         builder = SampleBuilder(
             bpe_tokenizer,
             PROCESSOR,
             "qwen_2",
-            Namespace(image_aspect_ratio="square"),
-            visual_positions=lambda size: NUM_VISUAL,
-            model_max_length=LIMIT,
+            image_config,
+            visual_positions,
+            model_max_length=limit,
         )
         return SupervisedDataset([tmp_path / "data.json"], builder, tmp_path, **kwargs)
 
@@ -190,6 +193,25 @@ def test_packed_rows_give_the_loss_and_the_gradients_of_separate_records(
     # it is the borders that make it so
     blurred = {**collate(packs), "sequence_ids": torch.zeros_like(collate(packs)["input_ids"])}
     assert (loss_and_gradients(model, blurred)[0] - expected).abs() > 1e-3
+
+
+def test_tiled_images_are_packed_by_the_positions_their_size_takes(make, tmp_path, bpe_tokenizer):
+    model = tiny.build(
+        tmp_path / "model", scale_factor=2, image_aspect_ratio="slice", tokenizer_padding_side="right"
+    ).train()
+    model.initialize_vision_tokenizer(model.config, bpe_tokenizer)
+    dataset = make(image_config=model.config, visual_positions=model.visual_positions_of, limit=600)
+    packs = list(PackedDataset(dataset))
+    collate = Collator(pad_token_id=0)
+    batch = collate(packs)
+    inputs = {
+        name: batch[name] for name in ("input_ids", "attention_mask", "labels", "images", "image_sizes")
+    }
+    merged = model.merge_inputs(**inputs, padding_side="right", sequence_ids=batch["sequence_ids"])
+    assert merged.attention_mask.sum() == exact_lengths(dataset).sum()
+    assert merged.attention_mask.shape[1] <= 600
+    expected, _ = loss_and_gradients(model, collate([sample for row in packs for sample in row]))
+    torch.testing.assert_close(loss_and_gradients(model, batch)[0], expected, rtol=0, atol=1e-4)
 
 
 def test_one_long_row_as_flash_attention_takes_it_gives_the_same(make, model):

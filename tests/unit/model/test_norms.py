@@ -6,6 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from llava.model.llava_arch import kept_statistics
 from llava.model.multimodal_projector.norms import ChannelNorm, SyncBatchNorm
 
 WIDTH = 5
@@ -49,6 +50,41 @@ def test_two_ranks_are_one_process_with_the_whole_batch(tmp_path):
         torch.testing.assert_close(rank["weight"], norm.weight.grad, **close)
         for name, expected in norm.state_dict().items():
             torch.testing.assert_close(rank["state"][name], expected, msg=name, **close)
+
+
+def blank_main(rank, folder):
+    """Two steps: rank 1 has a blank alone in the first, both have in the second."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    norm = SyncBatchNorm(WIDTH)
+    maps, cotangent = (part[:2] for part in whole())
+    blank = torch.zeros(1, WIDTH, 3, 3)
+    if rank == 0:
+        output, gradient = step(norm, maps, cotangent)
+    else:
+        with kept_statistics(norm):
+            output, gradient = step(norm, blank, torch.zeros_like(blank))
+    after_one = {name: value.clone() for name, value in norm.state_dict().items()}
+    with kept_statistics(norm):
+        blank_output, _ = step(norm, blank, torch.zeros_like(blank))
+    result = {"output": output, "gradient": gradient, "blank_output": blank_output}
+    torch.save({**result, "after_one": after_one, "after_two": norm.state_dict()}, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_a_rank_with_a_blank_alone_takes_part_and_counts_for_nothing(tmp_path):
+    mp.spawn(blank_main, args=(str(tmp_path),), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    norm = nn.BatchNorm2d(WIDTH)
+    output, gradient = step(norm, *(part[:2] for part in whole()))
+    close = {"atol": 1e-5, "rtol": 1e-4}
+    torch.testing.assert_close(ranks[0]["output"], output, **close)
+    torch.testing.assert_close(ranks[0]["gradient"], gradient, **close)
+    for rank in ranks:
+        assert rank["blank_output"].isfinite().all()
+        for name, expected in norm.state_dict().items():
+            torch.testing.assert_close(rank["after_one"][name], expected, msg=name, **close)
+            assert torch.equal(rank["after_two"][name], rank["after_one"][name]), name
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -1,0 +1,229 @@
+#!/usr/bin/env bash
+# Variables of every training script:
+#   MODEL, VISION_TOWER, DATA_PATH, IMAGE_FOLDER, OUTPUT_DIR    as above; a hub's name or a path
+#   PROJECTOR_TYPE, SCALE_FACTOR, IMAGE_SIZE, ASPECT_RATIO      as above; IMAGE_SIZE: pixels, default the tower's own
+#   VERSION            conversation template           MODEL_MAX_LENGTH  2048 tokens, image tokens included
+#   EPOCHS             1                               MAX_STEPS         -1: all of the epochs
+#   GLOBAL_BATCH_SIZE  sequences an optimiser step     BATCH_SIZE        sequences a device and pass
+#   GRAD_ACCUM         GLOBAL_BATCH_SIZE / (BATCH_SIZE * devices); set, it wins over GLOBAL_BATCH_SIZE
+#   LEARNING_RATE      PROJECTOR_LR (the same)         PACKING           False; True fills sequences with records
+#   PRECISION          bf16, or fp16 on GPUs older than Ampere, or fp32 on CPU
+#   GRADIENT_CHECKPOINTING  True                       NUM_WORKERS       4 data loading processes a device
+#   GROUP_BY_MODALITY_LENGTH  True in stage 2 of LLaVA-1.5: batches of one modality and similar length
+#   SAVE_STEPS         500                             SAVE_TOTAL_LIMIT  1 checkpoint is kept
+#   REPORT_TO          none, tensorboard or wandb
+# Where it runs:
+#   CUDA_VISIBLE_DEVICES  GPUs to use (all)            NUM_PROCESSES     processes a node: one a GPU, or 1 on CPU
+#   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT        several nodes, the same command on each; srun sets them itself
+#   HOSTFILE           several nodes, started from one of them by DeepSpeed over ssh
+#   DEEPSPEED_CONFIG   a JSON file, or none; default on GPUs as above, on CPU none
+#   PYTHON             python                          DRY_RUN=1         print the command, do not start it
+# Started again, the same command goes on from the last checkpoint. Flags of train_mem.py may follow, and win.
+set -euo pipefail
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+head_comment() { sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$1"; }
+
+if [[ ${1:-} == --help || ${1:-} == -h ]]; then  # of the script that sources this one
+  head_comment "$0"
+  echo
+  head_comment "${BASH_SOURCE[0]}"
+  exit
+fi
+
+die() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+require_counts() {  # NAME...: each is a whole number above 0
+  local name
+  for name; do
+    [[ ${!name} =~ ^[1-9][0-9]*$ ]] || die "$name must be a whole number above 0, got '${!name}'."
+  done
+}
+
+num_gpus() {  # that this process may use
+  local listed visible
+  listed=$(nvidia-smi --list-gpus 2> /dev/null | grep -c ^GPU || true)
+  if ((listed)) && [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+    IFS=, read -ra visible <<< "${CUDA_VISIBLE_DEVICES/#-1*/}"
+    listed=${#visible[@]}
+  fi
+  echo "$listed"
+}
+
+is_ampere() {  # or newer: has bf16 and TF32
+  local capability
+  capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | sort -n | head -n 1)
+  [[ ${capability%%.*} -ge 8 ]]
+}
+
+# Under srun each node has one task, which learns its place from SLURM.
+read_slurm() {
+  if [[ -z ${SLURM_STEP_ID:-} ]]; then
+    [[ ${SLURM_JOB_NUM_NODES:-1} == 1 || -n ${NNODES:-}${HOSTFILE:-} ]] ||
+      die "SLURM gave $SLURM_JOB_NUM_NODES nodes and this runs on one: start it with srun --ntasks-per-node=1."
+    return
+  fi
+  [[ $SLURM_STEP_NUM_TASKS == "$SLURM_STEP_NUM_NODES" ]] ||
+    die "srun started $SLURM_STEP_NUM_TASKS tasks on $SLURM_STEP_NUM_NODES nodes; use --ntasks-per-node=1." \
+      "Each starts one process a GPU."
+  : "${NNODES:=$SLURM_STEP_NUM_NODES}" "${NODE_RANK:=$SLURM_NODEID}"
+  : "${MASTER_PORT:=$((20000 + SLURM_JOB_ID % 10000))}"
+  if ((NNODES > 1)); then
+    : "${MASTER_ADDR:=$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n 1)}"
+  fi
+}
+
+# Both set LAUNCHER, the words ahead of train_mem.py, and DEVICES, the processes on all nodes.
+launch_by_hostfile() {
+  ((NNODES == 1)) || die "HOSTFILE and NNODES=$NNODES are two ways to say one thing; give one."
+  [[ -f $HOSTFILE ]] || die "HOSTFILE=$HOSTFILE does not exist; write a line 'NAME slots=GPUS' for each node."
+  DEVICES=$(awk '!/^#/ && sub(/.*slots=/, "") { sum += $1 } END { print sum + 0 }' "$HOSTFILE")
+  ((DEVICES)) || die "HOSTFILE=$HOSTFILE names no GPU; write a line 'NAME slots=GPUS' for each node."
+  LAUNCHER=("$PYTHON" -m deepspeed.launcher.runner --hostfile "$HOSTFILE" --master_port "$MASTER_PORT")
+  [[ -z ${MASTER_ADDR:-} ]] || LAUNCHER+=(--master_addr "$MASTER_ADDR")
+}
+
+launch_by_torchrun() {
+  local nodes=(--standalone)
+  if ((NNODES > 1)); then
+    [[ -n ${NODE_RANK:-} && -n ${MASTER_ADDR:-} ]] ||
+      die "NNODES=$NNODES needs NODE_RANK (0 to $((NNODES - 1))) and MASTER_ADDR, node 0's name or address."
+    nodes=(--nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
+  fi
+  DEVICES=$((NNODES * NUM_PROCESSES))
+  LAUNCHER=("$PYTHON" -m torch.distributed.run "${nodes[@]}" --nproc_per_node "$NUM_PROCESSES")
+}
+
+# Sets LAUNCHER, DEVICES, DEEPSPEED_CONFIG, PRECISION and TF32.
+choose_launcher() {  # ZERO: the default configuration on GPUs
+  local gpus where
+  read_slurm
+  gpus=$(num_gpus)
+  : "${NNODES:=1}" "${NUM_PROCESSES:=$((gpus ? gpus : 1))}" "${MASTER_PORT:=29500}"
+  require_counts NNODES NUM_PROCESSES
+  ((gpus == 0 || NUM_PROCESSES <= gpus)) || die "NUM_PROCESSES=$NUM_PROCESSES, but there are $gpus GPUs here."
+  if [[ -n ${HOSTFILE:-} ]]; then
+    launch_by_hostfile
+    where="$DEVICES GPUs of $HOSTFILE"
+  else
+    launch_by_torchrun
+    where="$NNODES x $NUM_PROCESSES $( ((gpus)) && echo GPUs || echo "CPU processes")"
+  fi
+  if [[ -z ${HOSTFILE:-} ]] && ((gpus == 0)); then
+    : "${DEEPSPEED_CONFIG:=none}" "${PRECISION:=fp32}"
+    if [[ $DEEPSPEED_CONFIG == none ]] && ((DEVICES == 1)); then LAUNCHER=("$PYTHON"); fi
+  else
+    : "${DEEPSPEED_CONFIG:=$ROOT/scripts/$1.json}"
+    : "${PRECISION:=$( ((!gpus)) || is_ampere && echo bf16 || echo fp16)}"  # hosts are new where this one has no GPU
+    if [[ $PRECISION == bf16 ]]; then TF32=True; fi
+  fi
+  echo "launch: $where, DeepSpeed ${DEEPSPEED_CONFIG##*/}, $PRECISION"
+}
+
+# Keeps the recipe's global batch on any number of devices. Sets BATCH_SIZE, GRAD_ACCUM and GLOBAL_BATCH_SIZE.
+choose_batch() {
+  local step below smaller
+  require_counts BATCH_SIZE GLOBAL_BATCH_SIZE
+  if [[ -z ${GRAD_ACCUM:-} ]]; then
+    if ((GLOBAL_BATCH_SIZE < BATCH_SIZE * DEVICES && GLOBAL_BATCH_SIZE % DEVICES == 0)); then
+      echo "batch:  BATCH_SIZE=$BATCH_SIZE on $DEVICES devices is more than GLOBAL_BATCH_SIZE=$GLOBAL_BATCH_SIZE;" \
+        "reduced to $((GLOBAL_BATCH_SIZE / DEVICES))"
+      BATCH_SIZE=$((GLOBAL_BATCH_SIZE / DEVICES))
+    fi
+    step=$((BATCH_SIZE * DEVICES))
+    if ((GLOBAL_BATCH_SIZE % step)); then
+      below=$((GLOBAL_BATCH_SIZE / step * step))
+      for ((smaller = BATCH_SIZE; smaller && GLOBAL_BATCH_SIZE % (smaller * DEVICES); smaller--)); do :; done
+      die "GLOBAL_BATCH_SIZE=$GLOBAL_BATCH_SIZE is no multiple of BATCH_SIZE=$BATCH_SIZE x $DEVICES devices = $step." \
+        "Nearest: GLOBAL_BATCH_SIZE=$((below + step))$( ((!below)) || echo " or $below")$(
+          ((!smaller)) || echo ", or BATCH_SIZE=$smaller")."
+    fi
+    GRAD_ACCUM=$((GLOBAL_BATCH_SIZE / step))
+  fi
+  require_counts GRAD_ACCUM
+  GLOBAL_BATCH_SIZE=$((BATCH_SIZE * DEVICES * GRAD_ACCUM))
+  echo "batch:  $GLOBAL_BATCH_SIZE = $BATCH_SIZE a device x $DEVICES devices x $GRAD_ACCUM accumulated"
+}
+
+# Sets FLAGS to those that all scripts share. What a script leaves empty comes from the checkpoint.
+shared_flags() {
+  FLAGS=(
+    --model_name_or_path "$MODEL"
+    --version "$VERSION"
+    --data_path "$DATA_PATH"
+    --image_folder "$IMAGE_FOLDER"
+    --output_dir "$OUTPUT_DIR"
+    --num_train_epochs "${EPOCHS:-1}"
+    --max_steps "${MAX_STEPS:--1}"
+    --per_device_train_batch_size "$BATCH_SIZE"
+    --gradient_accumulation_steps "$GRAD_ACCUM"
+    --save_strategy steps
+    --save_steps "${SAVE_STEPS:-500}"
+    --save_total_limit "${SAVE_TOTAL_LIMIT:-1}"
+    --learning_rate "$LEARNING_RATE"
+    --weight_decay 0.
+    --warmup_ratio 0.03
+    --lr_scheduler_type cosine
+    --logging_steps 1
+    --model_max_length "${MODEL_MAX_LENGTH:-2048}"
+    --dataloader_num_workers "${NUM_WORKERS:-4}"
+    --gradient_checkpointing "${GRADIENT_CHECKPOINTING:-True}"
+    --report_to "${REPORT_TO:-none}"
+  )
+  local flag value
+  for flag in vision_tower:VISION_TOWER mm_projector_type:PROJECTOR_TYPE scale_factor:SCALE_FACTOR tf32:TF32 \
+    mm_vision_image_size:IMAGE_SIZE image_aspect_ratio:ASPECT_RATIO mm_projector_lr:PROJECTOR_LR; do
+    value=${flag#*:}
+    [[ -z ${!value:-} ]] || FLAGS+=("--${flag%:*}" "${!value}")
+  done
+  case "${PACKING:-False}" in
+    True | true | 1) FLAGS+=(--packing True) ;;
+    *) [[ -z ${GROUP_BY_MODALITY_LENGTH:-} ]] || FLAGS+=(--group_by_modality_length "$GROUP_BY_MODALITY_LENGTH") ;;
+  esac
+  case "$PRECISION" in
+    bf16 | fp16) FLAGS+=("--$PRECISION" True) ;;
+    fp32) ;;
+    *) die "PRECISION must be bf16, fp16 or fp32, got '$PRECISION'." ;;
+  esac
+  [[ $DEEPSPEED_CONFIG == none ]] || FLAGS+=(--deepspeed "$DEEPSPEED_CONFIG")
+}
+
+# torchrun kills its processes 30 s after SIGTERM and exits with 1. Here SIGTERM (or Ctrl-C) goes to the training
+# processes themselves, which take the time they need to save, and the exit code is 143.
+run_stoppable() {
+  local launcher code=0 stopped=0
+  export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}  # should SIGTERM reach torchrun too
+  "$@" &
+  launcher=$!
+  trap 'stopped=1; pkill -TERM -P "$launcher" 2> /dev/null || kill -TERM "$launcher" 2> /dev/null || true' TERM INT
+  while kill -0 "$launcher" 2> /dev/null; do  # a signal ends `wait` early
+    code=0
+    wait "$launcher" || code=$?
+  done
+  ((!stopped || !code)) || code=143
+  exit "$code"
+}
+
+launch() {  # ZERO FLAGS...: ZERO is zero2, zero3 or zero3_offload, what GPUs use unless DEEPSPEED_CONFIG is set
+  local zero=$1
+  shift
+  # Quantised weights cannot be dealt out over the ranks.
+  if [[ "$* " =~ --bits[\ =][48]\  ]]; then zero=zero2; fi
+  : "${PYTHON:=python}"
+  choose_launcher "$zero"
+  choose_batch
+  shared_flags
+  local command=("${LAUNCHER[@]}" "$ROOT/llava/train/train_mem.py" "${FLAGS[@]}" "$@")
+  if [[ ${DRY_RUN:-0} != 0 ]]; then
+    printf '%q ' "${command[@]}"
+    echo
+  elif ((${#LAUNCHER[@]} == 1)); then
+    exec "${command[@]}"
+  else
+    run_stoppable "${command[@]}"
+  fi
+}

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# A finished model goes on learning, from the records of a task. Tower, projector, tokens and resolution are the
+# model's own. Writes a complete model folder.
+#
+#   bash scripts/v1_5/finetune_task.sh [flags of train_mem.py, which win over the variables]
+#
+#   RUN_NAME           llava-visualprism
+#   MODEL              playground/checkpoints/$RUN_NAME, as finetune.sh leaves it; e.g. liuhaotian/llava-v1.5-7b
+#   OUTPUT_DIR         playground/checkpoints/$RUN_NAME-task
+#   DATA_PATH          playground/data/task/train.json
+#   IMAGE_FOLDER       playground/data/task/images
+#   GLOBAL_BATCH_SIZE  128               BATCH_SIZE     16
+#   LEARNING_RATE      2e-5              VERSION        v1
+#   DEEPSPEED_CONFIG   scripts/zero3.json
+source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
+
+: "${RUN_NAME:=llava-visualprism}" "${MODEL:=playground/checkpoints/$RUN_NAME}" "${VERSION:=v1}"
+: "${OUTPUT_DIR:=playground/checkpoints/$RUN_NAME-task}"
+: "${DATA_PATH:=playground/data/task/train.json}" "${IMAGE_FOLDER:=playground/data/task/images}"
+: "${GLOBAL_BATCH_SIZE:=128}" "${BATCH_SIZE:=16}" "${LEARNING_RATE:=2e-5}" "${GROUP_BY_MODALITY_LENGTH:=True}"
+
+launch zero3 "$@"
