@@ -12,6 +12,7 @@ from llava.tiling import ASPECT_RATIOS, PATCH_MERGE_TYPES, PATCH_NUMS, check_cho
 
 DEFAULT_TEMPLATE = "v1"
 ATTENTIONS = ("auto", "sdpa", "flash_attention_2", "eager")
+REPORTERS = ("tensorboard", "wandb")
 
 
 def flag(default, help_text: str, **metadata):
@@ -197,6 +198,11 @@ class TrainingArguments(transformers.TrainingArguments):
                     "--fp16: a CPU trains in --bf16 or float32; its losses scale on a GPU alone."
                 )
         super().__post_init__()
+        for name in self.report_to:
+            if name in REPORTERS and not importlib.util.find_spec(name):
+                raise ValueError(
+                    f"--report_to {name}: {name} is not installed; install it with pip install {name}."
+                )
 
     def _check_choices(self) -> None:
         if self.use_sinkhorn_lsd and self.no_use_sinkhorn_lsd:

@@ -1,11 +1,13 @@
 """transformers' Trainer with LLaVA's batches, learning rates and checkpoints."""
 
+import math
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from accelerate.utils import DeepSpeedSchedulerWrapper
+from accelerate.utils import DeepSpeedSchedulerWrapper, gather_object
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
@@ -21,6 +23,8 @@ from llava.model.checkpoint import (
     read_projector,
 )
 from llava.train import saving
+from llava.train.guard import RunStopped, StepGuard
+from llava.train.throughput import Throughput
 from llava.train.trainable import learning_rates, part_of
 from llava.train.training_data import DataPosition, stream_loader, train_sampler
 
@@ -35,6 +39,10 @@ class LlavaTrainer(Trainer):
         self.add_callback(DataPosition())
         self.image_processor = image_processor
         self._checkpoint_root: Path | None = None
+        self.guard = StepGuard(self, self.args.max_nan_steps)
+        self.throughput = Throughput(self)
+        self.add_callback(self.guard)
+        self.add_callback(self.throughput)
 
     def _get_train_sampler(self, train_dataset=None) -> Sampler | None:
         return train_sampler(self.train_dataset, self.args)
@@ -44,14 +52,42 @@ class LlavaTrainer(Trainer):
             return stream_loader(self.train_dataset, self.args, self.data_collator)
         return super().get_train_dataloader()
 
-    def compute_loss(self, model, inputs, *args, **kwargs):
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         """With elastic budgets, each step has its own s: the same on all ranks, and again after a resume."""
-        inputs.pop("record_names", None)
+        inputs = dict(inputs)
+        record_names = inputs.pop("record_names")
         choices = self.model.config.elastic_scale_factors
         if choices:
             draw = random.Random(f"{self.args.seed} {self.state.global_step}")
-            inputs = {**inputs, "scale_factor": draw.choice(choices)}
-        return super().compute_loss(model, inputs, *args, **kwargs)
+            inputs["scale_factor"] = draw.choice(choices)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if model.training:
+            self.guard.see_loss(loss, record_names)
+            self.throughput.count(inputs, len(record_names))
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.guard.see_gradient(norm)
+        return norm
+
+    def _run_epoch(self, *args, **kwargs) -> None:
+        """None is left to a run that was killed after its last step's checkpoint."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The loss is the mean over the steps that counted; rates and memory are those of all ranks."""
+        if "loss" in logs:
+            num_steps, skipped = self.throughput.num_steps, self.guard.num_skipped
+            if skipped:
+                logs["skipped_steps"] = skipped
+                logs["loss"] = (
+                    logs["loss"] * num_steps / (num_steps - skipped) if skipped < num_steps else math.nan
+                )
+            logs.update(self.throughput.rates())
+            self.guard.num_skipped = 0
+        super().log(logs, start_time)
 
     def create_optimizer(self, model=None):
         """Groups by part, each with its learning rate, and by weight decay or not."""
@@ -137,31 +173,53 @@ class LlavaTrainer(Trainer):
     def _save_checkpoint(self, model, trial) -> None:
         """A checkpoint appears under its name in one rename, when every rank has written its part."""
         output_dir = Path(self.args.output_dir)
+        name = f"{saving.CHECKPOINT_PREFIX}{self.state.global_step}"
+        write = super()._save_checkpoint
         self._checkpoint_root = output_dir / saving.STAGING
-        if self.is_world_process_zero():
-            shutil.rmtree(self._checkpoint_root, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
         try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.is_world_process_zero():
-                name = f"{saving.CHECKPOINT_PREFIX}{self.state.global_step}"
-                shutil.rmtree(output_dir / name, ignore_errors=True)
-                (self._checkpoint_root / name).rename(output_dir / name)
-                self._checkpoint_root.rmdir()
-                limit = self.args.save_total_limit
-                for old in saving.checkpoints(output_dir)[: -limit if limit else 0]:
-                    shutil.rmtree(old)
+            self._write(name, lambda staging: write(model, trial))
         finally:
             self._checkpoint_root = None
+        if self.is_world_process_zero():
+            saving.publish_checkpoint(output_dir, name, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
 
     def save_result(self) -> None:
         """The run's outcome in output_dir; its trainer_state.json comes last and says that all is there."""
-        output_dir = Path(self.args.output_dir)
-        scratch = output_dir / saving.STAGING
-        self.save_model(str(scratch), _internal_call=True)
+
+        def write(staging: Path) -> None:
+            self.save_model(str(staging), _internal_call=True)
+            if self.is_world_process_zero():
+                self.state.save_to_json(str(staging / saving.STATE_FILE))
+
+        self._write("the result", write)
         if self.is_world_process_zero():
-            saving.publish(scratch, output_dir)
-            self.state.save_to_json(str(output_dir / saving.STATE_FILE))
+            saving.publish_result(Path(self.args.output_dir))
+        self.accelerator.wait_for_everyone()
+
+    def _write(self, what: str, write: Callable[[Path], None]) -> None:
+        """Write into the staging folder, every rank its part; nothing is left of what not all can write.
+
+        Raises:
+            RunStopped: on every rank, if one fails. Under DeepSpeed, whose own collectives the others may
+                be in, on that rank alone: its end is theirs.
+        """
+        output_dir = Path(self.args.output_dir)
+        staging = output_dir / saving.STAGING
+        if self.is_world_process_zero():
+            shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        together = not self.is_deepspeed_enabled
+        failures = []
+        try:
+            write(staging)
+        except saving.WRITE_ERRORS as error:
+            failures = [saving.describe_failure(what, error, output_dir)]
+        if self.args.world_size > 1 and together:
+            failures = gather_object(failures)
+        if failures:
+            if self.is_world_process_zero():
+                shutil.rmtree(staging, ignore_errors=True)
+            says_it = self.is_world_process_zero() or not together
+            raise RunStopped(failures[0] if says_it else "", together=together)
         self.accelerator.wait_for_everyone()

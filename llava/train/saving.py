@@ -3,9 +3,12 @@
 import copy
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -24,6 +27,7 @@ from llava.train.trainable import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, part_
 STATE_FILE = "trainer_state.json"
 CHECKPOINT_PREFIX = "checkpoint-"
 STAGING = "incomplete"
+WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # the last is torch.save's
 
 
 def saves_adapters(model: PreTrainedModel) -> bool:
@@ -81,11 +85,26 @@ def save_config(model: PreTrainedModel, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def publish(scratch: Path, folder: Path) -> None:
-    """Move what a finished save wrote from its scratch folder into `folder`, each file in one rename."""
-    for item in scratch.iterdir():
-        os.replace(item, folder / item.name)
-    scratch.rmdir()
+def publish_result(output_dir: Path) -> None:
+    """Move a written result out of its staging folder, each file in one rename, the trainer's state last."""
+    staging = output_dir / STAGING
+    for item in sorted(staging.iterdir(), key=lambda item: item.name == STATE_FILE):
+        os.replace(item, output_dir / item.name)
+    staging.rmdir()
+
+
+def publish_checkpoint(output_dir: Path, name: str, limit: int | None) -> None:
+    """Give a written checkpoint its name in one rename; of the whole ones keep the newest `limit`.
+
+    Old ones leave by a rename as well: a folder under a checkpoint's name is whole at any moment.
+    """
+    staging = output_dir / STAGING
+    if not (output_dir / name / STATE_FILE).is_file():  # else the same step's, saved before
+        shutil.rmtree(output_dir / name, ignore_errors=True)  # of a run that wrote in place
+        (staging / name).rename(output_dir / name)
+    for old in checkpoints(output_dir)[: -limit if limit else 0]:
+        old.rename(staging / f"old-{old.name}")
+    shutil.rmtree(staging)
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
@@ -105,3 +124,43 @@ def is_complete(output_dir: str | Path) -> bool:
         return False
     content = json.loads(state.read_text())
     return content["global_step"] >= content["max_steps"]
+
+
+def check_writable(output_dir: str | Path) -> None:
+    """Write a file and remove it, ahead of hours of training.
+
+    Raises:
+        ValueError: if that fails.
+    """
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir) as file:
+            file.write(b"?")
+    except OSError as error:
+        raise ValueError(
+            f"--output_dir {str(output_dir)!r} cannot be written to ({error}); choose another, or make room."
+        ) from error
+
+
+def describe_failure(what: str, error: BaseException, output_dir: str | Path) -> str:
+    """One line: what could not be written, why, the space that is free and where the run goes on."""
+    causes = [error]
+    while causes[-1].__context__ is not None:
+        causes.append(causes[-1].__context__)
+    cause = next((cause for cause in causes if isinstance(cause, OSError)), error)
+    reason = str(cause).splitlines()[0]
+    if "inline_container" in reason:  # torch.save's, which does not keep what the system said
+        reason = f"a part of a file was refused, as by a full disk or a quota: {reason}"
+    free = shutil.disk_usage(output_dir).free / 2**30
+    return (
+        f"{what} could not be written to {output_dir}: {reason} ({free:.1f} GiB are free there). "
+        f"{what_is_left(output_dir)}"
+    )
+
+
+def what_is_left(output_dir: str | Path) -> str:
+    """Where the same command goes on."""
+    whole = checkpoints(output_dir)
+    if not whole:
+        return "There is no whole checkpoint yet: the same command starts anew."
+    return f"The last whole checkpoint is {whole[-1]}: the same command goes on from it."

@@ -25,8 +25,10 @@ from llava.tiling import num_positions
 from llava.train import saving, trainable
 from llava.train.architecture import check_changes
 from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse, vision_fields
+from llava.train.guard import RunStopped
 from llava.train.llava_trainer import LlavaTrainer
 from llava.train.lora import add_adapters, prepare_quantized
+from llava.train.run_record import RunRecord
 from llava.train.training_data import load_data
 
 logger = logging.getLogger(__name__)
@@ -153,6 +155,7 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
         mm_use_im_start_end=model.config.mm_use_im_start_end,
     )
     dataset = load_data(data_args, training_args, builder)
+    saving.check_writable(training_args.output_dir)
     return LlavaTrainer(
         model=model,
         args=training_args,
@@ -160,11 +163,14 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
         data_collator=Collator(tokenizer.pad_token_id, padding_side="right"),
         processing_class=tokenizer,
         image_processor=image_processor,
+        callbacks=[RunRecord(model_args, data_args, dataset)],
     )
 
 
 def train(argv: list[str] | None = None) -> None:
     """Run one stage; resumes from its last whole checkpoint, and does nothing where the run is complete.
+
+    Exits with 143 where SIGTERM ended it, with 1 where something else did, saying what.
 
     Args:
         argv: flags, by default the command line's.
@@ -177,10 +183,19 @@ def train(argv: list[str] | None = None) -> None:
         return
     whole = saving.checkpoints(trainer.args.output_dir)
     try:
-        trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+        with trainer.guard.sigterm:
+            trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+        trainer.guard.raise_if_stopped()
+        trainer.save_result()
     except BadRecord as error:
         sys.exit(f"train_mem.py: {error}")
-    trainer.save_result()
+    except RunStopped as stop:
+        if str(stop):
+            print(f"train_mem.py: {stop}", file=sys.stderr)
+        if stop.together:
+            trainer.accelerator.end_training()
+        sys.exit(stop.status)
     for bad in trainer.train_dataset.bad_records:
         logger.warning("left out: %s", bad)
     logger.info("result: %s", trainer.args.output_dir)
+    trainer.accelerator.end_training()  # gloo aborts where a process ends within its group

@@ -66,7 +66,15 @@ def trained(parts, tmp_path_factory):
 
 def test_stage_1_leaves_projector_and_config_and_no_language_model(trained, parts):
     names = {path.name for path in (trained / "stage1").iterdir()}
-    assert names == {"mm_projector.bin", "config.json", "trainer_state.json", "checkpoint-4"}
+    assert names == {
+        "mm_projector.bin",
+        "config.json",
+        "trainer_state.json",
+        "checkpoint-4",
+        "run.json",
+        "metrics.jsonl",
+        "loss.png",
+    }
     config = json.loads((trained / "stage1" / "config.json").read_text())
     assert config["mm_projector_type"] == "visualprism"
     assert config["mm_vision_tower"] == str(parts / "tower")
@@ -229,3 +237,43 @@ def test_a_missing_image_fails_by_name_or_is_counted_and_listed(parts, tmp_path,
     assert "left out" in caplog.text
     assert "lost.png" in caplog.text
     assert (tmp_path / "skips" / "mm_projector.bin").is_file()
+
+
+def test_a_run_leaves_its_flags_versions_data_and_rates(trained, parts):
+    run = json.loads((trained / "stage2" / "run.json").read_text())
+    assert run["training_arguments"]["mm_projector_lr"] == 1e-3
+    assert run["model_arguments"]["version"] == "qwen_2"
+    assert run["versions"]["torch"] == torch.__version__
+    assert run["parameters"]["vision_tower"]["learns"] == 0 < run["parameters"]["vision_tower"]["frozen"]
+    assert run["parameters"]["mm_projector"]["frozen"] == 0 < run["parameters"]["mm_projector"]["learns"]
+    assert run["data"] == {
+        "files": [str(parts / "conversations.json")],
+        "records": 12,
+        "bad": 0,
+        "truncated": 0,
+    }
+    assert (run["started_from_step"], run["step"], run["max_steps"], run["world_size"]) == (0, 4, 4, 1)
+    rows = [json.loads(line) for line in (trained / "stage1" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        assert row["visual_tokens_per_second"] == pytest.approx(4 * row["samples_per_second"], rel=0.01)
+        assert row["text_tokens_per_second"] > row["samples_per_second"]
+        assert row["peak_memory_gib"] > 0
+
+
+def test_tensorboard_gets_what_metrics_jsonl_gets(parts, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    stage1(parts, tmp_path, report_to="tensorboard", max_steps=2)
+    (file,) = tmp_path.rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file)).Reload()
+    logged = [event.value for event in events.Scalars("train/loss")]
+    assert logged == pytest.approx(losses(tmp_path))
+    assert len(events.Scalars("train/visual_tokens_per_second")) == 2
+
+
+def test_a_reporter_that_is_not_installed_is_said_at_once(parts, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(SystemExit, match="--report_to wandb: .* pip install wandb"):
+        stage1(parts, tmp_path / "out", report_to="wandb")
+    assert not (tmp_path / "out").exists()

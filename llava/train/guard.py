@@ -1,0 +1,192 @@
+"""What may end a run between two steps: SIGTERM, and losses that are not finite. All ranks decide alike."""
+
+import logging
+import math
+import signal
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+
+from llava.train import saving
+
+logger = logging.getLogger(__name__)
+
+PREEMPTED = 128 + signal.SIGTERM  # 143, as a shell reports a process that SIGTERM ended
+NUM_LISTED = 20  # records named in one message
+
+
+class RunStopped(Exception):
+    """A run that ends before its time.
+
+    Args:
+        message: what happened, where it goes on; empty on ranks that leave the word to another.
+        status: the process's exit status.
+        together: all ranks end here; else the others may wait for this one, and the launcher ends them.
+    """
+
+    def __init__(self, message: str, status: int = 1, together: bool = True):
+        super().__init__(message)
+        self.status = status
+        self.together = together
+
+
+class SigtermNoted:
+    """Within the block SIGTERM, which schedulers send ahead of a kill, is noted and ends nothing."""
+
+    received = False
+
+    def __enter__(self):
+        self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *error):
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, signum, frame):
+        self.received = True
+
+
+def ignore_sigterm(worker_init_fn, worker_id: int) -> None:
+    """Start a data worker that outlives a SIGTERM to the whole job, until its trainer has saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if worker_init_fn is not None:
+        worker_init_fn(worker_id)
+
+
+class StepGuard(TrainerCallback):
+    """Leaves out the steps that are not finite and, after a SIGTERM on any rank, saves and stops.
+
+    A step whose loss or gradient is not finite changes no weight and no running statistic. While such steps
+    follow one another no checkpoint is written; after `max_nan_steps` of them the run ends. Under DeepSpeed
+    it is DeepSpeed's overflow check that leaves the step out. Under fp16 an infinite gradient alone is the
+    loss scaler's everyday business and not counted.
+
+    The flags of all ranks are joined in one all-reduce a step and read once: the only wait for the device,
+    in place of two a batch of transformers' logging_nan_inf_filter, which is switched off.
+    """
+
+    def __init__(self, trainer: Trainer, max_nan_steps: int):
+        self.trainer = trainer
+        self.max_nan_steps = max_nan_steps
+        self.sigterm = SigtermNoted()
+        self.num_in_a_row = 0
+        self.num_skipped = 0  # since the last log
+        self._preempted = False
+        trainer.args.logging_nan_inf_filter = False
+
+    # ---- What the trainer tells
+
+    def see_loss(self, loss: Tensor, record_names: list[str]) -> None:
+        """A batch's loss, float[], of which a step has one or several."""
+        self._losses.append(loss.detach().reshape(()))
+        self._record_names.append(record_names)
+
+    def see_gradient(self, norm: Tensor | float) -> None:
+        self._gradient_norm = norm
+
+    def raise_if_stopped(self) -> None:
+        """After training.
+
+        Raises:
+            RunStopped: if the run has not come to its end.
+        """
+        if self._preempted:
+            status, what = PREEMPTED, f"SIGTERM: stopped after step {self.trainer.state.global_step}"
+        elif self.num_in_a_row >= self.max_nan_steps:
+            status = 1
+            what = (
+                f"{self.num_in_a_row} steps in a row without a finite loss and gradient (--max_nan_steps "
+                f"{self.max_nan_steps}); correct or remove what is wrong, or lower --learning_rate. "
+                f"Records of the last of them: {self._names}"
+            )
+        else:
+            return
+        left = saving.what_is_left(self.trainer.args.output_dir)
+        says_it = self.trainer.is_world_process_zero()
+        raise RunStopped(f"{what}. The run is not complete. {left}" if says_it else "", status)
+
+    # ---- What the loop calls
+
+    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
+        self._statistics = running_statistics(model)
+        loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
+        loader.worker_init_fn = partial(ignore_sigterm, loader.worker_init_fn)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._losses: list[Tensor] = []
+        self._record_names: list[list[str]] = []
+        self._loss_so_far = self.trainer._tr_loss.clone()
+        self._statistics_before = [statistic.clone() for statistic in self._statistics]
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self._preempted, skip = self._agree()
+        if not skip:
+            self.num_in_a_row = 0
+            return
+        model.zero_grad()  # None, so that the optimizer has nothing to do, weight decay included
+        for statistic, before in zip(self._statistics, self._statistics_before, strict=True):
+            statistic.copy_(before)
+        self.trainer._tr_loss.copy_(self._loss_so_far)
+        self.num_in_a_row += 1
+        self.num_skipped += 1
+        self._names = self._name_records()
+        if state.is_world_process_zero:
+            logger.warning(
+                "step %d left out, its loss or gradient is not finite (%d in a row): %s",
+                state.global_step + 1,
+                self.num_in_a_row,
+                self._names,
+            )
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.num_in_a_row:
+            control.should_save = False
+        ends_itself = state.global_step >= state.max_steps
+        self._preempted = self._preempted and not ends_itself
+        if self._preempted:
+            control.should_save = not self.num_in_a_row
+        if self._preempted or self.num_in_a_row >= self.max_nan_steps:
+            control.should_training_stop = True
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.num_in_a_row:
+            control.should_save = False
+
+    def _agree(self) -> tuple[bool, bool]:
+        """(SIGTERM came, the step is not finite), on any rank."""
+        not_finite = ~torch.stack(self._losses).isfinite().all()
+        if not self.trainer.args.fp16:
+            if isinstance(self._gradient_norm, Tensor):
+                not_finite = not_finite | ~self._gradient_norm.detach().isfinite()
+            elif not math.isfinite(self._gradient_norm):  # DeepSpeed's, the same on every rank
+                not_finite = torch.ones_like(not_finite)
+        flags = torch.stack([torch.full_like(not_finite, self.sigterm.received), not_finite]).float()
+        if self.trainer.args.world_size > 1:
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+        sigterm, skip = flags.tolist()
+        return bool(sigterm), bool(skip)
+
+    def _name_records(self) -> str:
+        """Those of the batches whose loss is not finite; where it is the gradient, those of the step.
+
+        Batch norm over ranks spreads what is not finite in one batch to all of them.
+        """
+        finite = torch.stack(self._losses).isfinite().tolist()
+        step = list(zip(self._record_names, finite, strict=True))
+        guilty = [name for names, is_finite in step if not is_finite for name in names]
+        everyone = [name for names, _ in step for name in names]
+        if self.trainer.args.world_size > 1:
+            guilty, everyone = gather_object(guilty), gather_object(everyone)
+        names = guilty or everyone
+        more = f"; and {len(names) - NUM_LISTED} more" if len(names) > NUM_LISTED else ""
+        return "; ".join(names[:NUM_LISTED]) + more
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """What batch norms learn without a gradient, and a picture that is not finite would spoil."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    return [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]

@@ -1,0 +1,100 @@
+"""Training runs in processes of their own, one a rank, that can be killed, limited and waited for.
+
+The processes are forked from a server that has imported everything once: a run takes a second or two, where
+one started from nothing takes ten.
+"""
+
+import functools
+import importlib
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["llava.train.train", "deepspeed", "matplotlib.backends.backend_agg"])
+
+
+@dataclass
+class KillAt:
+    """SIGKILL on the `call`-th call of `module`'s `function`, before or after it, on one rank.
+
+    `half`: the call writes a file, of which the first bytes alone reach the disk.
+    """
+
+    module: str
+    function: str
+    call: int = 1
+    when: str = "before"
+    rank: int = 0
+
+    def __call__(self, rank: int) -> None:
+        if rank != self.rank:
+            return
+        *owners, name = self.function.split(".")
+        owner = functools.reduce(getattr, owners, importlib.import_module(self.module))
+        original, calls = getattr(owner, name), []
+
+        @functools.wraps(original)
+        def killing(*args, **kwargs):
+            calls.append(1)
+            if len(calls) < self.call:
+                return original(*args, **kwargs)
+            if self.when == "after":
+                original(*args, **kwargs)
+            if self.when == "half":
+                Path(args[1]).write_bytes(b"PK half of a file")
+            return os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(owner, name, killing)
+
+
+def _rank_main(rank, world_size, port, argv, prepare, log):
+    # -u and both streams into one file, as a shell's 2>&1
+    with open(log, "a", buffering=1) as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    if world_size > 1:
+        os.environ |= {name: str(value) for name, value in environment.items()}
+    torch.set_num_threads(1)
+    sys.argv = ["train_mem.py", *argv]
+    if prepare is not None:
+        prepare(rank)
+    from llava.train.train import train
+
+    train(argv)
+
+
+def run(argv: list[str], log: Path, world_size: int = 1, prepare=None, timeout: float = 120) -> list[int]:
+    """Exit statuses by rank; a negative one is the signal that ended it.
+
+    Args:
+        argv: flags of train_mem.py.
+        log: file that all ranks' output is appended to.
+        prepare: a picklable callable of the rank, called ahead of the run.
+        timeout: seconds to the first end of a rank, and from there to when the others are killed.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [(rank, world_size, port, argv, prepare, str(log)) for rank in range(world_size)]
+    ranks = [CONTEXT.Process(target=_rank_main, args=each) for each in arguments]
+    for process in ranks:
+        process.start()
+    try:
+        multiprocessing.connection.wait([process.sentinel for process in ranks], timeout)
+        killed = any((process.exitcode or 0) < 0 for process in ranks)  # the others wait for it in vain
+        for process in ranks:
+            process.join(0 if killed else timeout)
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
+    return [process.exitcode for process in ranks]

@@ -1,0 +1,206 @@
+"""What ends a run before its time, SIGTERM, steps that are not finite, a full disk: what is said and left."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+from safetensors.torch import load_file
+from test_killed import assert_same_run, stage_flags
+
+from llava.data.collator import Collator
+from llava.train import saving
+from llava.train.llava_trainer import LlavaTrainer
+
+ENTRY = Path(__file__).parents[2] / "llava" / "train" / "train_mem.py"
+BAD_NAME, GOOD_NAME = "the record that is not finite", "a good record"
+
+
+# ---- SIGTERM
+
+
+def terminate_after_first_row(command: list[str], output_dir: Path) -> tuple[int, str]:
+    """Start a command in a process group of its own and send the group SIGTERM once a step is logged."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    metrics = output_dir / "metrics.jsonl"
+    while process.poll() is None and not (metrics.is_file() and metrics.read_text()):
+        time.sleep(0.05)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)  # data workers get it as well, as from a scheduler
+    try:
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    return process.returncode, output
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_sigterm_saves_and_exits_and_the_next_start_goes_on_exactly(parts, tmp_path, world_size):
+    changes = {"max_steps": 30, "save_steps": 1000, "dataloader_num_workers": 1, "save_total_limit": 9}
+    whole, cut = (stage_flags(parts, tmp_path / name, 1, **changes) for name in ("whole", "cut"))
+    log = tmp_path / "log"
+    assert set(ranks.run(whole, log, world_size)) == {0}, log.read_text()
+    launcher = [sys.executable]
+    if world_size > 1:
+        launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(world_size), "--standalone"]
+    status, output = terminate_after_first_row([*launcher, str(ENTRY), *cut], tmp_path / "cut")
+    assert status == (143 if world_size == 1 else 1), output  # torchrun has a status of its own
+    (checkpoint,) = saving.checkpoints(tmp_path / "cut")
+    step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+    assert 1 <= step < 30
+    message = f"train_mem.py: SIGTERM: stopped after step {step}. The run is not complete. The last whole "
+    assert output.count(message + f"checkpoint is {checkpoint}") == 1, output
+    assert not (tmp_path / "cut" / "mm_projector.bin").exists()
+    assert set(ranks.run(cut, log, world_size)) == {0}, log.read_text()
+    (checkpoint / "trainer_state.json").unlink()
+    checkpoint.rename(tmp_path / "put aside")
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+# ---- Not finite
+
+
+class SpoilBatches:
+    """Infinite pixels in some batches, counted from 1, of one rank; the records' names say which."""
+
+    def __init__(self, numbers: set[int], rank: int = 0):
+        self.numbers, self.rank = numbers, rank
+
+    def __call__(self, rank: int) -> None:
+        collate, batches = Collator.__call__, []
+
+        def spoilt(collator, samples):
+            batch = collate(collator, samples)
+            batches.append(1)
+            is_bad = len(batches) in self.numbers and rank == self.rank
+            if is_bad:
+                batch["images"] = torch.full_like(batch["images"], torch.inf)
+            batch["record_names"] = [BAD_NAME if is_bad else GOOD_NAME] * len(samples)
+            return batch
+
+        Collator.__call__ = spoilt
+
+
+@pytest.mark.parametrize("config", [None, "zero2", "zero3"])
+def test_a_step_that_is_not_finite_on_one_rank_is_left_out_on_all(parts, tmp_path, config):
+    log, output_dir = tmp_path / "log", tmp_path / "run"
+    extra = {"deepspeed": f"scripts/{config}.json"} if config else {}
+    argv = stage_flags(parts, output_dir, 2, max_steps=3, save_steps=1, save_total_limit=9, **extra)
+    assert ranks.run(argv, log, world_size=2, prepare=SpoilBatches({2}, rank=1)) == [0, 0], log.read_text()
+    for name, value in load_file(output_dir / "model.safetensors").items():
+        assert value.isfinite().all(), name
+    assert [folder.name for folder in saving.checkpoints(output_dir)] == ["checkpoint-1", "checkpoint-3"]
+    (line,) = (line for line in log.read_text().splitlines() if "step 2 left out" in line)
+    assert "its loss or gradient is not finite (1 in a row)" in line
+    assert BAD_NAME in line
+    rows = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row.get("skipped_steps") for row in rows] == [None, 1, None]
+    assert [row["loss"] is None for row in rows] == [False, True, False]
+
+
+def test_a_skipped_step_changes_no_weight_and_no_statistic(parts, tmp_path):
+    changes = {"max_steps": 2, "save_steps": 1, "save_total_limit": 9, "gradient_accumulation_steps": 2}
+    argv, log = stage_flags(parts, tmp_path / "run", 2, **changes), tmp_path / "log"
+    assert ranks.run(argv, log, prepare=SpoilBatches({3})) == [0]
+    assert f"step 2 left out, its loss or gradient is not finite (1 in a row): {BAD_NAME}" in log.read_text()
+    assert GOOD_NAME not in log.read_text()  # the step's other batch
+    before = load_file(tmp_path / "run" / "checkpoint-1" / "model.safetensors")
+    after = load_file(tmp_path / "run" / "model.safetensors")
+    counts = {name for name in before if name.endswith("num_batches_tracked")}
+    assert all(torch.equal(before[name], after[name]) for name in before.keys() - counts)
+
+
+def test_the_logged_loss_is_the_mean_of_the_steps_that_count(parts, tmp_path):
+    common = {"max_steps": 3, "save_steps": 9, "learning_rate": 0.0}
+    each = stage_flags(parts, tmp_path / "each", 2, **common)
+    assert ranks.run(each, tmp_path / "log", prepare=SpoilBatches({2})) == [0]
+    together = stage_flags(parts, tmp_path / "together", 2, **{**common, "logging_steps": 3})
+    assert ranks.run(together, tmp_path / "log", prepare=SpoilBatches({2})) == [0]
+    first, _, last = (json.loads(line)["loss"] for line in (tmp_path / "each/metrics.jsonl").open())
+    (row,) = (json.loads(line) for line in (tmp_path / "together/metrics.jsonl").open())
+    assert row["loss"] == pytest.approx((first + last) / 2)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_max_nan_steps_in_a_row_end_the_run_with_the_last_good_checkpoint(parts, tmp_path, world_size):
+    log, output_dir = tmp_path / "log", tmp_path / "run"
+    argv = stage_flags(parts, output_dir, 2, max_steps=9, save_steps=1, max_nan_steps=2, save_total_limit=9)
+    spoil = SpoilBatches({2, 4, 5, 6}, rank=world_size - 1)
+    assert set(ranks.run(argv, log, world_size, prepare=spoil)) == {1}, log.read_text()
+    last = output_dir / "checkpoint-3"
+    assert saving.checkpoints(output_dir)[-1] == last
+    message = next(line for line in log.read_text().splitlines() if line.startswith("train_mem.py:"))
+    assert "2 steps in a row without a finite loss" in message
+    assert BAD_NAME in message
+    assert f"The last whole checkpoint is {last}" in message
+    assert "Traceback" not in log.read_text()
+    assert not (output_dir / "model.safetensors").exists()
+
+
+# ---- A full disk
+
+
+class LimitFilesIn:
+    """From the `call`-th call of a trainer's method on the system refuses files above 64 KiB."""
+
+    def __init__(self, method: str, call: int = 1):
+        self.method, self.call = method, call
+
+    def __call__(self, rank: int) -> None:
+        original, calls = getattr(LlavaTrainer, self.method), []
+
+        def limited(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == self.call:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+            return original(*args, **kwargs)
+
+        setattr(LlavaTrainer, self.method, limited)
+
+
+@pytest.mark.parametrize(
+    ("limit", "what", "left", "world_size"),
+    [
+        (LimitFilesIn("_save_checkpoint", call=2), "checkpoint-4", "checkpoint-2", 1),
+        (LimitFilesIn("_save_checkpoint", call=2), "checkpoint-4", "checkpoint-2", 2),
+        (LimitFilesIn("_save_optimizer_and_scheduler"), "checkpoint-2", None, 1),
+        (LimitFilesIn("save_result"), "the result", "checkpoint-4", 1),
+        (LimitFilesIn("save_result"), "the result", "checkpoint-4", 2),
+    ],
+    ids=["checkpoint", "checkpoint-2-ranks", "first-checkpoint", "result", "result-2-ranks"],
+)
+def test_a_save_that_does_not_fit_ends_in_one_message_and_the_same_command_goes_on(
+    parts, tmp_path, limit, what, left, world_size
+):
+    log, output_dir = tmp_path / "log", tmp_path / "run"
+    whole, cut = (stage_flags(parts, folder, 2) for folder in (tmp_path / "whole", output_dir))
+    assert set(ranks.run(whole, tmp_path / "log of the whole", world_size)) == {0}
+    assert set(ranks.run(cut, log, world_size, prepare=limit)) == {1}, log.read_text()
+    output = log.read_text()
+    assert "Traceback" not in output
+    (message,) = (line for line in output.splitlines() if line.startswith("train_mem.py:"))
+    assert f"{what} could not be written to {output_dir}: " in message
+    assert "too large" in message or "a part of a file was refused" in message
+    assert "GiB are free there" in message
+    assert (f"The last whole checkpoint is {output_dir / left}" if left else "starts anew") in message
+    assert not (output_dir / saving.STAGING).exists()
+    assert [folder.name for folder in output_dir.glob("checkpoint-*")] == ([left] if left else [])
+    assert set(ranks.run(cut, log, world_size)) == {0}, log.read_text()
+    assert_same_run(output_dir, tmp_path / "whole")
+
+
+def test_an_output_folder_that_cannot_be_written_is_said_ahead_of_the_first_step(parts, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    log = tmp_path / "log"
+    assert ranks.run(stage_flags(parts, tmp_path / "file" / "run", 1), log) == [1]
+    assert f"train_mem.py: --output_dir '{tmp_path / 'file' / 'run'}' cannot be written to" in log.read_text()
+    assert "Traceback" not in log.read_text()
