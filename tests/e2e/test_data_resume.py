@@ -1,14 +1,12 @@
 """Packing, streaming and mixtures in whole runs: killed ones go on to the bit, contradictions are refused."""
 
-# ruff: noqa: F811 (fixtures of another file)
-
 import json
 import shutil
 from argparse import Namespace
 
 import pytest
 import webdataset
-from test_training import flags, losses, parts  # noqa: F401
+from test_training import flags, losses
 
 from llava.train.train import train
 from llava.train.training_data import DataPosition
