@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from llava.model.checkpoint import (
     ADAPTER_CONFIG,
-    PROJECTOR_PREFIX,
     TRAINABLES_FILE,
     check_fit,
     gathered,
+    is_of_projector,
     read_bin,
 )
 
@@ -125,7 +125,7 @@ def load_trainables(model: PreTrainedModel, state: dict[str, Tensor], source: st
         if key in state and len(state[key]) != weight.shape[0]:
             model.resize_token_embeddings(len(state[key]))
     own = {plain_key(name): value for name, value in model.state_dict(keep_vars=True).items()}
-    needed = [name for name in own if complete and f".{PROJECTOR_PREFIX}" in name]
+    needed = [name for name in own if complete and is_of_projector(name)]
     advice = "Check that language model and tower are those it was trained with."
     _fill(own, state, needed, source, advice)
 

@@ -59,7 +59,7 @@ class LlavaMetaModel:
         super()._init_weights(module)
 
     def _reset_newline(self) -> None:
-        init.normal_(self.image_newline, std=len(self.image_newline) ** -0.5)
+        init.normal_(self.image_newline, std=self.config.hidden_size**-0.5)
 
     def build_vision(self, config) -> None:
         """Tower, projector and newline of the configured shape, with initial weights."""

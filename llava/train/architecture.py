@@ -31,6 +31,7 @@ def fixed_by_weights(fields: VisionFields, depth: int) -> dict:
         "mm_projector_type": fields.mm_projector_type,
         "mm_vision_select_layer": resolve_select_layer(layer, depth),
         "mm_vision_select_feature": fields.mm_vision_select_feature,
+        "mm_patch_merge_type": fields.mm_patch_merge_type == "spatial_unpad",  # has the learnt newline
     }
     kind = projector_class(fields.mm_projector_type)
     if kind.needs_levels:
@@ -63,14 +64,14 @@ def check_changes(fields: VisionFields, own: VisionFields, source: str) -> None:
     kept = fixed_by_weights(own, tower["num_hidden_layers"])
     asked = fixed_by_weights(fields, tower["num_hidden_layers"])
     problems = [
-        f"--{name} {getattr(fields, name)}, the checkpoint's is {kept.get(name, getattr(own, name))}"
-        for name in asked
-        if asked[name] != kept.get(name, asked[name])
+        f"--{name} {getattr(fields, name)}, the checkpoint's is {getattr(own, name) or kept[name]}"
+        for name in kept.keys() & asked.keys()
+        if asked[name] != kept[name]
     ]
     if problems:
         raise ValueError(
             f"--model_name_or_path {source!r} already sees, and its weights were trained otherwise: "
-            f"{'; '.join(problems)}. Leave these flags out, or start from a language model."
+            f"{'; '.join(sorted(problems))}. Leave these flags out, or start from a language model."
         )
 
 

@@ -4,7 +4,11 @@ import json
 
 import pytest
 import tiny
+from modes import run
 from PIL import Image
+from test_training import flags
+
+from llava.train.train import train
 
 COLOURS = ("red", "green", "blue")
 
@@ -32,4 +36,28 @@ def parts(tmp_path_factory, bpe_tokenizer):
     }
     (folder / "captions.json").write_text(json.dumps(captions))
     (folder / "conversations.json").write_text(json.dumps(conversations))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def qwen(parts, bpe_tokenizer):
+    """A language model whose attention has biases."""
+    folder = parts / "qwen2"
+    tiny.save_language_model(folder, "qwen2")
+    bpe_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stage1(parts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("modes") / "stage1"
+    train(flags(parts, folder, "captions.json", tune_mm_mlp_adapter=True))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole(parts, stage1):
+    """Stage 2's folder, which sees by itself."""
+    folder = stage1.parent / "stage2"
+    run(parts, folder, pretrain_mm_mlp_adapter=stage1 / "mm_projector.bin")
     return folder

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from llava.model.checkpoint import gathered
 from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.vision_config import VisionFields
 
@@ -51,6 +52,11 @@ class Projector(nn.Module):
 
     def forward(self, features: VisionFeatures) -> Tensor:
         raise NotImplementedError
+
+    def initialize(self) -> None:
+        """reset_parameters; parts of a projector built under ZeRO-3 are in pieces by then."""
+        with gathered(self.parameters(), write=True):
+            self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Initial weights; transformers calls it too, where a checkpoint lacks them."""

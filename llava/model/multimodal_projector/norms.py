@@ -21,7 +21,27 @@ class SumOverRanks(torch.autograd.Function):
         return total
 
 
-class SyncBatchNorm(nn.BatchNorm2d):
+def sum_over_ranks(*vectors: Tensor) -> tuple[Tensor, ...]:
+    """The sums of float[n] over all ranks, in one reduction."""
+    return SumOverRanks.apply(torch.cat(vectors)).split([len(vector) for vector in vectors])
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm with the right gradient for a single image.
+
+    On the CPU torch (2.13) takes the gradient of one image in channels-last order for one in channels-first
+    order, and so gives each position another's.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """float[B, C, G, G] to the same shape."""
+        output = super().forward(maps)
+        if output.requires_grad:
+            output.register_hook(torch.Tensor.contiguous)
+        return output
+
+
+class SyncBatchNorm(BatchNorm):
     """Batch norm whose statistics are those of all ranks' batches together, on any device.
 
     torch.nn.SyncBatchNorm runs on GPUs alone. The running statistics are the same on every rank, so that it
@@ -36,32 +56,27 @@ class SyncBatchNorm(nn.BatchNorm2d):
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(maps)
         values = maps.float()
-        count = values.new_full((1,), values.numel() / self.num_features)
-        sums = torch.cat([values.sum(dim=(0, 2, 3)), values.square().sum(dim=(0, 2, 3)), count])
-        if self.left_out:
-            sums = sums * 0  # still a function of the maps: the backward pass has its collective as well
-        total, total_squares, count = SumOverRanks.apply(sums).split([self.num_features] * 2 + [1])
-        mean, variance = self._learn(total, total_squares, count)
+        # A factor, not a branch: the backward pass has its collectives either way
+        counts = 0.0 if self.left_out else 1.0
+        count = values.new_full((1,), counts * values.numel() / self.num_features)
+        total, count = sum_over_ranks(values.sum(dim=(0, 2, 3)) * counts, count)
+        any_counts, shape = count > 0, (1, -1, 1, 1)
+        mean = torch.where(any_counts, total / count.clamp(min=1), self.running_mean)
+        centred = values - mean.view(shape)
+        # Around the mean, in a second reduction: squares less the mean's square would cancel
+        (squares,) = sum_over_ranks(centred.square().sum(dim=(0, 2, 3)) * counts)
+        variance = torch.where(any_counts, squares / count.clamp(min=1), self.running_var)
+        self._learn(mean, squares / (count - 1).clamp(min=1), any_counts)
         gain = self.weight * torch.rsqrt(variance + self.eps)
-        shape = (1, -1, 1, 1)
-        return ((values - mean.view(shape)) * gain.view(shape) + self.bias.view(shape)).to(maps.dtype)
+        return (centred * gain.view(shape) + self.bias.view(shape)).to(maps.dtype)
 
-    def _learn(self, total: Tensor, total_squares: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of all ranks' maps, float[C] each, which the running ones move towards.
-
-        Where every rank is left out they are the running ones, which stay as they are.
-        """
-        any_counts = count > 0
-        mean = total / count.clamp(min=1)
-        variance = (total_squares / count.clamp(min=1) - mean.square()).clamp(min=0)
-        with torch.no_grad():
-            unbiased = variance * count / (count - 1).clamp(min=1)
-            momentum = self.momentum * any_counts
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum.to(self.running_mean.dtype))
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum.to(self.running_var.dtype))
-            self.num_batches_tracked.add_(any_counts.squeeze())
-        mean = torch.where(any_counts, mean, self.running_mean)
-        return mean, torch.where(any_counts, variance, self.running_var)
+    @torch.no_grad()
+    def _learn(self, mean: Tensor, unbiased_variance: Tensor, any_counts: Tensor) -> None:
+        """Move the running statistics, unless every rank is left out."""
+        momentum = (self.momentum * any_counts).to(self.running_mean.dtype)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), momentum)
+        self.num_batches_tracked.add_(any_counts.squeeze())
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -73,7 +88,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 NORMS: dict[str, type[nn.Module]] = {
-    "batch": nn.BatchNorm2d,
+    "batch": BatchNorm,
     "sync_batch": SyncBatchNorm,
     "layer": ChannelNorm,
 }

@@ -70,7 +70,7 @@ class Resampler(FixedScaleProjector):
         self.out_proj = nn.Linear(llm_width, llm_width)
         self.ln_post = nn.LayerNorm(llm_width, eps=NORM_EPS)
         self.proj = nn.Linear(llm_width, llm_width, bias=False)
-        self.reset_parameters()
+        self.initialize()
 
     @classmethod
     def from_fields(cls, fields: VisionFields, llm_width: int) -> "Resampler":

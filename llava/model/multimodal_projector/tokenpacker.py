@@ -27,7 +27,7 @@ class TokenPacker(RegionCompressor):
     ):
         super().__init__(vision_width, llm_width, scale_factor, num_levels, width, num_heads)
         self.q_proj_1 = nn.Linear(vision_width, width or vision_width, bias=False)
-        self.reset_parameters()
+        self.initialize()
 
     @classmethod
     def from_fields(cls, fields: VisionFields, llm_width: int) -> "TokenPacker":

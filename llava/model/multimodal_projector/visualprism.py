@@ -114,7 +114,7 @@ class VisualPrism(RegionCompressor):
             self.k_global = GlobalGate(width)
             self.v_local = nn.Sequential(depthwise(width, 3), norm_class(width), nn.GELU())
             self.v_global = GlobalGate(width)
-        self.reset_parameters()
+        self.initialize()
 
     @classmethod
     def from_fields(cls, fields: VisionFields, llm_width: int) -> "VisualPrism":

@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from llava.model.llava_arch import kept_statistics
-from llava.model.multimodal_projector.norms import ChannelNorm, SyncBatchNorm
+from llava.model.multimodal_projector.norms import BatchNorm, ChannelNorm, SyncBatchNorm
 
 WIDTH = 5
 
@@ -91,6 +91,23 @@ def test_a_rank_with_a_blank_alone_takes_part_and_counts_for_nothing(tmp_path):
 def test_alone_it_is_batch_norm(training):
     ours, torchs = SyncBatchNorm(WIDTH).train(training), nn.BatchNorm2d(WIDTH).train(training)
     assert torch.equal(ours(whole()[0]), torchs(whole()[0]))
+
+
+@pytest.mark.parametrize("num_images", [1, 2])
+@pytest.mark.parametrize("kind", [BatchNorm, SyncBatchNorm])
+def test_the_gradient_is_right_where_tokens_come_in_channels_last_order(kind, num_images):
+    maps = whole()[0][:num_images].requires_grad_()
+    cotangent = whole()[1][:num_images].flatten(2).transpose(1, 2).contiguous()
+
+    def gradient(norm):
+        tokens = norm(maps).flatten(2).transpose(1, 2)
+        return torch.autograd.grad((tokens * cotangent).sum(), maps)[0]
+
+    def by_definition(maps):
+        mean, variance = maps.mean((0, 2, 3), keepdim=True), maps.var((0, 2, 3), keepdim=True, correction=0)
+        return (maps - mean) * torch.rsqrt(variance + 1e-5)
+
+    torch.testing.assert_close(gradient(kind(WIDTH)), gradient(by_definition))
 
 
 def test_channel_norm_is_layer_norm_of_each_position():

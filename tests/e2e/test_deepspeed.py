@@ -1,0 +1,128 @@
+"""DeepSpeed on two CPU processes: each ZeRO gives what one process gives for the same global batch.
+
+The first run compiles DeepSpeed's shared-memory collectives, one minute; TORCH_EXTENSIONS_DIR keeps them.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from test_interrupted import ENTRY
+from test_killed import stage_flags
+
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.builder import load_pretrained_model
+from llava.model.checkpoint import read_projector
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+CLOSE = {"atol": 2e-5, "rtol": 1e-4}
+# A batch of two samples on each of two ranks, or of four in one process
+TWO_RANKS, ONE_PROCESS = {"per_device_train_batch_size": 2}, {"per_device_train_batch_size": 4}
+# Adam divides by the gradient's size: where that is rounding alone, epsilon keeps it from the weights
+COMMON = {"max_steps": 3, "save_steps": 100, "learning_rate": 1e-3, "adam_epsilon": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def offload_config(tmp_path_factory):
+    """The shipped file with torch's Adam: DeepSpeed's own takes minutes to compile, once."""
+    config = json.loads((SCRIPTS / "zero3_offload.json").read_text())
+    file = tmp_path_factory.mktemp("config") / "zero3_offload.json"
+    file.write_text(json.dumps({**config, "zero_force_ds_cpu_optimizer": False}))
+    return file
+
+
+@pytest.fixture(scope="module")
+def one_process(parts, tmp_path_factory):
+    """Both stages of one process: their folders."""
+    folder = tmp_path_factory.mktemp("one_process")
+    train(parts, folder, 1, **ONE_PROCESS)
+    train(parts, folder, 2, **ONE_PROCESS)
+    return folder
+
+
+def train(parts, folder: Path, stage: int, world_size: int = 1, by_torchrun: bool = False, **changes) -> None:
+    """A stage into folder / "stage1" or "stage2", the second from the first."""
+    if stage == 2:
+        changes["pretrain_mm_mlp_adapter"] = folder / "stage1" / "mm_projector.bin"
+    argv = stage_flags(parts, folder / f"stage{stage}", stage, **{**COMMON, **changes})
+    log = folder / "log"
+    if by_torchrun:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+        with log.open("a") as output:
+            command = [*torchrun, str(world_size), str(ENTRY), *argv]
+            status = subprocess.run(
+                command, stdout=output, stderr=output, timeout=300, check=False
+            ).returncode
+    else:
+        (status,) = set(ranks.run(argv, log, world_size))
+    assert status == 0, log.read_text()
+
+
+def assert_close(found: dict, expected: dict) -> None:
+    """Two states, running statistics included."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=lambda text, name=name: f"{name}: {text}", **CLOSE)
+
+
+def assert_same_weights(folder: Path, expected: Path) -> None:
+    """Of both stages."""
+    assert_close(*(read_projector(each / "stage1" / "mm_projector.bin") for each in (folder, expected)))
+    assert_close(*(load_file(each / "stage2" / "model.safetensors") for each in (folder, expected)))
+
+
+def assert_loads_and_answers(folder: Path) -> None:
+    tokenizer, model, processor, _ = load_pretrained_model(str(folder))
+    pixels = processor(Image.new("RGB", (40, 30), "red"), return_tensors="pt")["pixel_values"]
+    ids = torch.tensor([[*tokenizer("What?").input_ids, IMAGE_TOKEN_INDEX]])
+    assert model.generate(ids, images=pixels, max_new_tokens=3, do_sample=False).shape[0] == 1
+
+
+def test_zero_3_through_torchrun_is_one_process(parts, one_process, tmp_path):
+    for stage in (1, 2):
+        zero_3 = {"deepspeed": SCRIPTS / "zero3.json", "world_size": 2, "by_torchrun": True}
+        train(parts, tmp_path, stage, **zero_3, **TWO_RANKS)
+    assert_same_weights(tmp_path, one_process)
+    assert_loads_and_answers(tmp_path / "stage2")
+
+
+@pytest.mark.parametrize("config", [None, "zero2", "offload"])
+def test_two_ranks_are_one_process(parts, one_process, offload_config, tmp_path, config):
+    files = {"zero2": SCRIPTS / "zero2.json", "offload": offload_config}
+    extra = {"deepspeed": files[config]} if config else {}
+    for stage in (1, 2):
+        train(parts, tmp_path, stage, world_size=2, **TWO_RANKS, **extra)
+    assert_same_weights(tmp_path, one_process)
+    assert_loads_and_answers(tmp_path / "stage2")
+
+
+@pytest.mark.parametrize("config", [None, "zero3"])
+def test_a_rank_of_text_alone_neither_hangs_nor_spoils_the_statistics(parts, tmp_path, config):
+    """Samples alternate: one rank has all images, the other all text."""
+    text = json.loads((parts / "conversations.json").read_text())[-1]
+    mixed = []
+    for index in range(4):  # pictures of noise: of one colour they have no variance to normalise by
+        pixels = torch.randint(256, (56, 56, 3), generator=torch.Generator().manual_seed(index))
+        Image.fromarray(pixels.byte().numpy()).save(tmp_path / f"{index}.png")
+        turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Noise."}]
+        mixed += [{"id": str(index), "image": f"{index}.png", "conversations": turns}, text]
+    (tmp_path / "mixed.json").write_text(json.dumps(mixed))
+    common = {**COMMON, "data_path": tmp_path / "mixed.json", "image_folder": tmp_path}
+    common["train_sampling_strategy"] = "sequential"
+    extra = {"deepspeed": SCRIPTS / f"{config}.json"} if config else {}
+    log = tmp_path / "log"
+    weights = []
+    for name, world_size, changes in (("one", 1, {}), ("two", 2, extra)):
+        batch_size = 2 // world_size
+        argv = stage_flags(
+            parts, tmp_path / name, 2, per_device_train_batch_size=batch_size, **common, **changes
+        )
+        assert set(ranks.run(argv, log, world_size, timeout=120)) == {0}, log.read_text()
+        weights.append(load_file(tmp_path / name / "model.safetensors"))
+    assert_close(*reversed(weights))
