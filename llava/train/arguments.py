@@ -112,8 +112,8 @@ class DataArguments:
         "square (resize and crop, the default), pad (to a square of the mean colour), slice (tiles of the "
         "tower's size and a thumbnail) or anyres (LLaVA-1.6's).",
     )
-    is_multimodal: bool = flag(True, "Records may have images; text-only records are always fine.")
-    lazy_preprocess: bool = flag(True, "Records are prepared as they are needed; this is always so.")
+    is_multimodal: bool = flag(True, "Records may have images; False is refused.")
+    lazy_preprocess: bool = flag(True, "Records are prepared as they are needed; False is refused.")
     image_grid_pinpoints: str = flag(
         None,
         "Resolutions of anyres, as a list of [width, height], or grids of tiles, '(1x1),...,(6x6)'; default "
@@ -127,6 +127,15 @@ class DataArguments:
     def __post_init__(self):
         if not self.data_path:
             raise ValueError("--data_path is missing: give a JSON or JSONL file of LLaVA records.")
+        if not self.is_multimodal:
+            raise ValueError(
+                "--is_multimodal False is refused: each record says whether it has images; leave it out."
+            )
+        if not self.lazy_preprocess:
+            raise ValueError(
+                "--lazy_preprocess False is refused: records are prepared as they are needed, so that memory "
+                "does not grow with the set; leave it out."
+            )
         if self.data_weights is not None and len(self.data_weights) != len(self.data_path):
             raise ValueError(
                 f"--data_weights needs one number for each --data_path, got {len(self.data_weights)} for "

@@ -62,6 +62,37 @@ def test_all_published_flags_exist(golden):
     assert {command[0] for command in published(golden)} <= known
 
 
+def test_each_flag_of_our_own_is_read_beyond_its_declaration():
+    """A flag that nothing reads has no effect; what it does is tested where it is read."""
+    import ast
+    from dataclasses import fields
+    from pathlib import Path
+
+    import transformers
+
+    import llava
+    from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments
+
+    read = set()
+    for file in Path(llava.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                read.add(node.attr)
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr":
+                read.add(getattr(node.args[1], "value", None))
+    theirs = {field.name for field in fields(transformers.TrainingArguments)}
+    classes = (ModelArguments, DataArguments, TrainingArguments)
+    ours = {field.name for cls in classes for field in fields(cls)} - theirs
+    assert len(ours) > 50
+    assert ours - read == set()
+
+
+@pytest.mark.parametrize("name", ["is_multimodal", "lazy_preprocess"])
+def test_what_is_always_so_is_refused_otherwise(name):
+    with pytest.raises(ValueError, match=f"--{name} False is refused"):
+        parse([*REQUIRED, f"--{name}", "False"])
+
+
 def test_renamed_flags_keep_their_effect():
     _, _, training = parse(
         [*REQUIRED, "--evaluation_strategy", "no", "--warmup_ratio", "0.03", "--max_steps", "200"]
