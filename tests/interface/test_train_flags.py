@@ -83,7 +83,7 @@ def test_each_flag_of_our_own_is_read_beyond_its_declaration():
     theirs = {field.name for field in fields(transformers.TrainingArguments)}
     classes = (ModelArguments, DataArguments, TrainingArguments)
     ours = {field.name for cls in classes for field in fields(cls)} - theirs
-    assert len(ours) > 60
+    assert len(ours) > 50
     assert ours - read == set()
 
 
