@@ -1,8 +1,8 @@
-"""python -m llava.benchmark projectors, packing: what each choice costs, side by side, in one run."""
+"""python -m llava.benchmark projectors, packing, loss: what each choice costs, side by side, in one run."""
 
 import argparse
 
-from llava.benchmark import packing, projectors
+from llava.benchmark import loss, packing, projectors
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -12,6 +12,7 @@ def main(argv: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     projectors.add_arguments(commands.add_parser("projectors", help=projectors.__doc__.splitlines()[0]))
     packing.add_arguments(commands.add_parser("packing", help=packing.__doc__.splitlines()[0]))
+    loss.add_arguments(commands.add_parser("loss", help=loss.__doc__.splitlines()[0]))
     args = parser.parse_args(argv)
     args.run(args)
 
