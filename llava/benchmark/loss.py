@@ -1,7 +1,7 @@
 """What the training loss takes: memory of its logits, and the Sinkhorn regulariser's share of a step.
 
 The first is the loss alone, forward and backward, at --tokens labels of --vocabulary words. The second is
-a step of a random Llama at the settings of the two stages' scripts, with and without the regulariser in turns.
+a step of a random Llama at the settings of both stages' scripts, with and without the regulariser in turns.
 """
 
 # N labels, V vocabulary, D width

@@ -8,7 +8,8 @@ from llava.benchmark.loss import peak_memory
 
 
 def test_the_command_prints_memory_and_a_row_for_each_stage(capsys):
-    main("loss --tokens 64 --vocabulary 500 --width 8 --hidden_size 32 --layers 1 --repeats 1".split())
+    sizes = "--tokens 64 --vocabulary 500 --width 8 --hidden_size 32 --layers 1 --repeats 1"
+    main(["loss", *sizes.split()])
     printed = capsys.readouterr().out
     assert "Loss of 64 labels of 500 words" in printed
     assert "| pretrain.sh | 480 |" in printed
