@@ -2,6 +2,8 @@
 
 import logging
 import math
+import multiprocessing
+import os
 import signal
 from functools import partial
 
@@ -9,6 +11,7 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from llava.train import saving
@@ -37,22 +40,29 @@ class RunStopped(Exception):
 class SigtermNoted:
     """Within the block SIGTERM, which schedulers send ahead of a kill, is noted and ends nothing."""
 
-    received = False
+    def __init__(self):
+        self.received = False
+        self._is_within = multiprocessing.RawValue("b", False)  # data workers see it change
 
     def __enter__(self):
         self._before = signal.signal(signal.SIGTERM, self._note)
+        self._is_within.value = True
         return self
 
     def __exit__(self, *error):
+        self._is_within.value = False
         signal.signal(signal.SIGTERM, self._before)
 
     def _note(self, signum, frame):
         self.received = True
 
+    def shield_workers(self, loader: DataLoader) -> None:
+        """Let data workers outlive, within the block, a SIGTERM that goes to the whole job."""
+        loader.worker_init_fn = partial(_shield_worker, self._is_within, loader.worker_init_fn)
 
-def ignore_sigterm(worker_init_fn, worker_id: int) -> None:
-    """Start a data worker that outlives a SIGTERM to the whole job, until its trainer has saved."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+def _shield_worker(is_within, worker_init_fn, worker_id: int) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: None if is_within.value else os._exit(0))
     if worker_init_fn is not None:
         worker_init_fn(worker_id)
 
@@ -113,8 +123,7 @@ class StepGuard(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
         self._statistics = running_statistics(model)
-        loader = getattr(train_dataloader, "base_dataloader", train_dataloader)
-        loader.worker_init_fn = partial(ignore_sigterm, loader.worker_init_fn)
+        self.sigterm.shield_workers(getattr(train_dataloader, "base_dataloader", train_dataloader))
 
     def on_step_begin(self, args, state, control, **kwargs):
         self._losses: list[Tensor] = []

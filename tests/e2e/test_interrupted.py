@@ -45,7 +45,8 @@ def terminate_after_first_row(command: list[str], output_dir: Path) -> tuple[int
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_sigterm_saves_and_exits_and_the_next_start_goes_on_exactly(parts, tmp_path, world_size):
-    changes = {"max_steps": 30, "save_steps": 1000, "dataloader_num_workers": 1, "save_total_limit": 9}
+    changes = {"max_steps": 30, "save_steps": 1000, "save_total_limit": 9}
+    changes |= {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
     whole, cut = (stage_flags(parts, tmp_path / name, 1, **changes) for name in ("whole", "cut"))
     log = tmp_path / "log"
     assert set(ranks.run(whole, log, world_size)) == {0}, log.read_text()
