@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from transformers import CLIPImageProcessor
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.eval.model_vqa_loader import evaluate
-from llava.eval.model_vqa_loader import parse_args as parse_eval_args
+from llava.eval.model_vqa_loader import COMMAND
 from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import NEWLINE, load_projector, read_projector
@@ -230,7 +229,7 @@ def test_evaluation_answers_do_not_depend_on_the_batch(tmp_path, settings):
             "max_new_tokens": 6,
             "batch_size": batch_size,
         }
-        evaluate(parse_eval_args([item for k, v in paths.items() for item in (f"--{k}", str(v))]))
+        assert COMMAND.main([item for k, v in paths.items() for item in (f"--{k}", str(v))]) == 0
         return (tmp_path / name).read_bytes()
 
     together = ask("together.jsonl", 5)
