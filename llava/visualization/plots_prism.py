@@ -20,6 +20,7 @@ Panel = tuple[str, np.ndarray]  # caption, picture uint8[S, S, 3]
 PANEL_INCHES = 2.0
 PANELS = 5  # in a row
 TITLE_SIZE = 8
+SCALES = "numbers: from the darkest to the brightest colour, 1 is the panel's mean (below: an equal part)"
 
 
 def prism_figure(result: "PrismView") -> Figure:
@@ -29,6 +30,7 @@ def prism_figure(result: "PrismView") -> Figure:
     """
     grid = result.path_norms.shape[-1]
     figure = Figure(figsize=(PANELS * PANEL_INCHES, 3 * (PANEL_INCHES + 0.55)), layout="constrained")
+    figure.supxlabel(SCALES, fontsize=TITLE_SIZE)
     rows = figure.add_gridspec(3, 1)
     total = max(result.subband_energy.sum(), np.finfo(np.float32).tiny)
     bands = [

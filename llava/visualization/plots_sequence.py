@@ -40,16 +40,20 @@ def sequence_figure(result: "SequenceAttention", title: str) -> Figure:
 
 
 def _line(axis: "Axes", mean: np.ndarray, spans: dict[str, list[int]]) -> None:
-    for number, (name, (start, end)) in enumerate(spans.items()):
+    last, level = -np.inf, 0
+    for name, (start, end) in spans.items():
         if end <= start:
             continue
         axis.axvspan(start, end, color=COLOURS[name], alpha=0.15, linewidth=0)
         axis.stairs(
             mean[start:end], np.arange(start, end + 1), fill=True, color=COLOURS[name], baseline=SMALLEST
         )
+        centre = (start + end) / 2
+        level = 1 - level if centre - last < 0.18 * len(mean) else 0  # captions of narrow spans in two rows
+        last = centre
         share = f"{name}\n{mean[start:end].sum():.1%} of {end - start} positions"
         axis.text(
-            *((start + end) / 2, 1.03 + 0.26 * (number % 2)),  # neighbours may be narrow
+            *(centre, 1.03 + 0.26 * level),
             share,
             transform=axis.get_xaxis_transform(),
             ha="center",
