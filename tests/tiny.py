@@ -197,8 +197,40 @@ def save_llava(folder: Path, seed: int = 0, **config) -> Path:
     torch.manual_seed(seed)
     model = LlavaLlamaForCausalLM(LlavaConfig(**{**settings, **config}))
     with torch.no_grad():
-        model.get_projector().mlp[-1].weight.mul_(2000)  # visual tokens as loud as words
+        if hasattr(model.get_projector(), "mlp"):
+            model.get_projector().mlp[-1].weight.mul_(2000)  # visual tokens as loud as words
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     image_processor(LLAVA_SIZE).save_pretrained(folder)
     return folder
+
+
+def look_at_white(model, tokenizer) -> None:
+    """Make a save_llava model answer "a" always, its text attending to white visual tokens alone.
+
+    Text embeds as (0, c, 0, ...), a white token has to come as (c, 0, ...), a black one as (0, 0, c, ...), as
+    colour_tokens makes them. Queries read the second channel and keys the first, in the channel that the
+    rotation turns least.
+    """
+    decoder = model.get_decoder()
+    head_width = decoder.layers[0].self_attn.head_dim
+    slowest = head_width // 2 - 1
+    with torch.no_grad():
+        for layer in decoder.layers:
+            for weight in (layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight):
+                weight.zero_()
+            layer.self_attn.q_proj.weight[slowest::head_width, 1] = 3
+            layer.self_attn.k_proj.weight[slowest::head_width, 0] = 3
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+            layer.input_layernorm.weight.fill_(1)
+        decoder.embed_tokens.weight.zero_()
+        decoder.embed_tokens.weight[:, 1] = 1
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[tokenizer.convert_tokens_to_ids("a"), 1] = 1
+
+
+def colour_tokens(is_white: torch.Tensor) -> torch.Tensor:
+    """bool[V, M] to the features float[V, M, 32] that look_at_white tells apart."""
+    white = is_white.float()
+    return torch.nn.functional.pad(torch.stack([white, 0 * white, 1 - white], dim=-1), (0, 29))

@@ -19,13 +19,32 @@ from llava.visualization.token_map import TokenMap, token_map
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What a model answered, and what it was given.
+
+    Attributes:
+        text: the whole answer.
+        tokens: its tokens as text; a piece of a character is "".
+        words: split at white space; `word_tokens` holds each word's indices into `tokens`.
+        sequence: long[1, T + A], the prompt with its IMAGE_TOKEN_INDEX, and the answer.
+        images, image_sizes: as the model takes them.
+    """
+
+    text: str
+    tokens: list[str]
+    words: list[str]
+    word_tokens: list[list[int]]
+    sequence: torch.Tensor
+    images: list[torch.Tensor]
+    image_sizes: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
 class AnswerAttention:
     """What a model answered, and where it looked meanwhile.
 
     Attributes:
-        answer: the whole text.
-        tokens: the answer's tokens as text; a piece of a character is "".
-        words: the answer split at white space; `word_tokens` holds each word's indices into `tokens`.
+        answer, tokens, words, word_tokens: as in Answer.
         layers: indices of decoder layers.
         weights: float32[layers, A, M'], the share of attention that each visual token got.
         mapping: visual tokens to image pixels.
@@ -64,21 +83,51 @@ def image_attention(
     """Answer greedily, then run prompt and answer once more to read the attention.
 
     Args:
-        model, tokenizer, image_processor: as load_pretrained_model gives them.
-        image: RGB.
-        text: the question, without `<image>`.
+        model, tokenizer, image_processor, image, text, max_new_tokens, conv_mode: as in answer_question.
         layers: decoder layers, negative ones counted from the end.
         head: one head, from 0; None: the mean over heads.
-        max_new_tokens: longest answer, tokens.
-        conv_mode: template name; None: the config's conv_version, else vicuna_v1.
     Raises:
         ValueError: for a layer, head, template or image_aspect_ratio that is not there, a text-only model,
             visual tokens that are no grid of the image, or an empty answer.
     """
     layers = resolve_layers(layers, model.config.num_hidden_layers)
+    check_sees(model)
+    mapping = token_map(model, image.size, image_processor)
+    said = answer_question(model, tokenizer, image_processor, image, text, max_new_tokens, conv_mode)
+    weights = attention_to_image(
+        model, said.sequence, len(said.tokens), said.images, said.image_sizes, layers, head
+    )
+    return AnswerAttention(
+        said.text, said.tokens, said.words, said.word_tokens, layers, weights.numpy(), mapping
+    )
+
+
+def check_sees(model) -> None:
+    """Refuse, with a ValueError, a model without a vision tower."""
     if model.get_vision_tower() is None:
         raise ValueError("the model is text-only and looks at no image; pass a multimodal --model_path.")
-    mapping = token_map(model, image.size, image_processor)
+
+
+def answer_question(
+    model,
+    tokenizer,
+    image_processor,
+    image: Image.Image,
+    text: str,
+    max_new_tokens: int = 32,
+    conv_mode: str | None = None,
+) -> Answer:
+    """Answer greedily.
+
+    Args:
+        model, tokenizer, image_processor: as load_pretrained_model gives them.
+        image: RGB.
+        text: the question, without `<image>`.
+        max_new_tokens: longest answer, tokens.
+        conv_mode: template name; None: the config's conv_version, else vicuna_v1.
+    Raises:
+        ValueError: for a template that is not there, or an empty answer.
+    """
     template = template_named(
         conv_mode or getattr(model.config, "conv_version", None) or DEFAULT_TEMPLATE, "--conv_mode"
     )
@@ -106,9 +155,8 @@ def image_attention(
         )
     words, word_tokens = group_words(answer, spans)
     sequence = torch.cat([input_ids, new_ids[:, : len(spans)]], dim=1)
-    weights = attention_to_image(model, sequence, len(spans), images, [image.size], layers, head)
     tokens = [answer[start:end] for start, end in spans]
-    return AnswerAttention(answer.strip(), tokens, words, word_tokens, layers, weights.numpy(), mapping)
+    return Answer(answer.strip(), tokens, words, word_tokens, sequence, images, [image.size])
 
 
 def token_spans(ids: Sequence[int], tokenizer, stop_str: str | None) -> tuple[str, list[tuple[int, int]]]:

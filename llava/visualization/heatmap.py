@@ -1,33 +1,19 @@
 """Where in an image did each word of the answer look? A sheet for each layer, and the numbers behind it."""
 
 import argparse
-import sys
 from pathlib import Path
+
+from llava.visualization.command import load, parse_integers, picture_parser, run
 
 PICTURE_SIDE = 448  # longest side of a panel's picture, pixels
 
 
-def parse_layers(text: str) -> list[int]:
-    """Turn "0,5,-1" into [0, 5, -1]."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected integers such as 0,5,-1, got {text!r}") from None
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m llava.visualization.heatmap", description=__doc__)
+    files = "heatmap_layer{L}.png and .svg, and heatmap.npz"
+    parser = picture_parser("heatmap", __doc__, files, asks=True)
     add = parser.add_argument
-    add("--model_path", required=True, help="model folder")
-    add("--model_base", help="language model folder that --model_path completes")
-    add("--image_path", required=True, help="photograph")
-    add("--text", required=True, help="question")
-    add("--output_dir", required=True, help="gets heatmap_layer{L}.png and .svg, and heatmap.npz")
-    add("--layers", type=parse_layers, default=[-1], help="decoder layers, e.g. 0,5,-1 (default: the last)")
+    add("--layers", type=parse_integers, default=[-1], help="decoder layers, e.g. 0,5,-1 (default: the last)")
     add("--head", type=int, help="one attention head, from 0; default: the mean over heads")
-    add("--max_new_tokens", type=int, default=32, help="longest answer, tokens")
-    add("--scale_factor", type=int, help="compression side; default: the checkpoint's own")
-    add("--conv_mode", help="template; default: config.json's conv_version, else vicuna_v1")
     add("--smooth", action="store_true", help="interpolate between tokens instead of drawing blocks")
     return parser.parse_args(argv)
 
@@ -84,17 +70,9 @@ def make_heatmaps(args: argparse.Namespace) -> list[Path]:
     Raises:
         ValueError: for what the user can mend; says how.
     """
-    from llava.mm_utils import get_model_name_from_path, load_image
-    from llava.model.builder import load_pretrained_model
     from llava.visualization.answer import image_attention
 
-    image = load_image(args.image_path)
-    tokenizer, model, image_processor, _ = load_pretrained_model(
-        args.model_path, args.model_base, get_model_name_from_path(args.model_path)
-    )
-    if args.scale_factor is not None:
-        model.tokens_per_image(args.scale_factor)  # refuses what the projector or the grid cannot give
-        model.config.scale_factor = args.scale_factor
+    model, tokenizer, image_processor, image = load(args)
     result = image_attention(
         model,
         tokenizer,
@@ -111,15 +89,7 @@ def make_heatmaps(args: argparse.Namespace) -> list[Path]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        written = make_heatmaps(args)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for path in written:
-        print(path)
-    return 0
+    return run(make_heatmaps, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -94,14 +94,14 @@ def contact_sheet(
     figure = Figure(
         figsize=(columns * PANEL_INCHES + 0.9, rows * (panel_height + 0.24) + 0.4), layout="constrained"
     )
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(plain(title), fontsize=10)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     shown = [("image", image), *((caption, overlay(image, heat, limit)) for caption, heat in panels)]
     for axis, (caption, picture) in zip(axes.flat, shown, strict=False):
         axis.imshow(picture, interpolation="antialiased")
-        axis.set_title(_plain(caption), fontsize=9)
+        axis.set_title(plain(caption), fontsize=9)
     lookup = cv2.applyColorMap(np.arange(256, dtype=np.uint8), COLORMAP).reshape(-1, 3)[:, ::-1] / 255
     scale = ScalarMappable(Normalize(0, 100 * limit), ListedColormap(lookup))
     bar: Colorbar = figure.colorbar(scale, ax=axes, fraction=0.05, pad=0.01, extend="max")
@@ -119,6 +119,6 @@ def save_figure(figure: "Figure", path: Path) -> list[Path]:
     return written
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that matplotlib does not read as mathematics."""
     return text.replace("$", r"\$")

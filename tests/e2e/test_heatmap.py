@@ -67,36 +67,15 @@ def test_the_model_answers_as_before_and_keeps_its_attention(folder):
 
 @pytest.fixture
 def looking_at_white(folder):
-    """A model that always answers "a" and whose text attends to the visual tokens of white regions alone.
-
-    Text embeds as (0, c, 0, ...), a white region as (c, 0, ...), a black one as (0, 0, c, ...). Queries read
-    the second channel and keys the first, in the channel that the rotation turns least.
-    """
     tokenizer, model, image_processor = load(folder)
-    decoder = model.get_decoder()
-    head_width = decoder.layers[0].self_attn.head_dim
-    slowest = head_width // 2 - 1
+    tiny.look_at_white(model, tokenizer)
 
     def encode_images(images, scale_factor=None):
         grey = images.mean(dim=1, keepdim=True)
         region = torch.nn.functional.avg_pool2d(grey, 2 * tiny.LLAVA_PATCH_SIZE).flatten(1)
-        white = (region > region.mean()).float()
-        return torch.nn.functional.pad(torch.stack([white, 0 * white, 1 - white], dim=-1), (0, 29))
+        return tiny.colour_tokens(region > region.mean())
 
     model.encode_images = encode_images
-    with torch.no_grad():
-        for layer in decoder.layers:
-            for weight in (layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight):
-                weight.zero_()
-            layer.self_attn.q_proj.weight[slowest::head_width, 1] = 3
-            layer.self_attn.k_proj.weight[slowest::head_width, 0] = 3
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-            layer.input_layernorm.weight.fill_(1)
-        decoder.embed_tokens.weight.zero_()
-        decoder.embed_tokens.weight[:, 1] = 1
-        model.lm_head.weight.zero_()
-        model.lm_head.weight[tokenizer.convert_tokens_to_ids("a"), 1] = 1
     return tokenizer, model, image_processor
 
 

@@ -6,10 +6,14 @@ each query attends within its own region. Attribute names are those of published
 
 # Legend: multimodal_projector/base.py
 
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_projector.base import downsample, to_maps, to_tokens
 from llava.model.multimodal_projector.compressor import RegionCompressor
 from llava.model.multimodal_projector.norms import NORMS
@@ -53,6 +57,25 @@ class GlobalGate(nn.Module):
     def gain(self, maps: Tensor) -> Tensor:
         """float[B, E, G, G] to float[B, E, 1, 1]."""
         return self.excite(maps.mean(dim=(2, 3), keepdim=True)).sigmoid()
+
+
+class PrismParts(NamedTuple):
+    """What a VisualPrism makes of B images on its way; P paths, H = ceil(G/2).
+
+    Attributes:
+        paths: of the queries.
+        fusion: float32[P], the learnt weights; sums to 1.
+        path_norms: float32[B, P, G, G], the length of each path's output before it is weighed and sampled.
+        subband_energy: float32[B, 4, H, H], the squares of LL, LH, HL, HH of the input, summed over channels;
+            None without the wavelet path.
+        region_attention: {s: float32[B, g, g, h, s, s]}, what each token took of each of its patches.
+    """
+
+    paths: tuple[str, ...]
+    fusion: Tensor
+    path_norms: Tensor
+    subband_energy: Tensor | None
+    region_attention: dict[int, Tensor]
 
 
 class VisualPrism(RegionCompressor):
@@ -137,8 +160,8 @@ class VisualPrism(RegionCompressor):
         self._folded = None  # weights may be replaced, in ways that leave no trace, while the mode changes
         return super().train(mode)
 
-    def queries(self, x: Tensor, scale_factor: int) -> Tensor:
-        """float[B, N, C] to float[B, M, E].
+    def path_queries(self, x: Tensor, scale_factor: int) -> Iterator[Tensor]:
+        """float[B, N, C] to each path's float[B, M, E], in the order of `paths`.
 
         Sampling is linear and its weights sum to 1, so it commutes with the 1x1 maps of the identity and
         wavelet paths: they see M positions instead of N. The local path's norm needs its statistics over
@@ -150,8 +173,13 @@ class VisualPrism(RegionCompressor):
             "local": lambda: to_tokens(downsample(self.q_local(maps), scale_factor)),
             "wavelet": lambda: to_tokens(self.q_freq[1](downsample(self.q_freq[0](maps), scale_factor))),
         }
+        return (paths[path]() for path in self.paths)
+
+    def queries(self, x: Tensor, scale_factor: int) -> Tensor:
+        """float[B, N, C] to float[B, M, E]."""
         share = self.q_fusion_weights.softmax(dim=0)
-        fused = sum(weight * paths[path]() for weight, path in zip(share, self.paths, strict=True))
+        outputs = self.path_queries(x, scale_factor)
+        fused = sum(weight * output for weight, output in zip(share, outputs, strict=True))
         return self.ln_q_1(self.q_proj_1(fused))
 
     def keys_and_values(self, x_multi: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,6 +203,27 @@ class VisualPrism(RegionCompressor):
         if self.folded_form_serves():
             return self.folded()(x, x_multi, scale_factor)
         return super().compress(x, x_multi, scale_factor)
+
+    @torch.no_grad()
+    def inspect(self, features: VisionFeatures, scale_factors: Sequence[int]) -> PrismParts:
+        """What happens inside, for pictures of it; in evaluation mode.
+
+        Raises:
+            ValueError: if N is not a square or an s does not divide its side.
+        """
+        assert not self.training, "batch norms would learn from what is only looked at"
+        x, x_multi = features.to(self.q_proj_1.weight.dtype)[:2]
+        maps, energy = to_maps(x), None
+        if "wavelet" in self.paths:
+            energy = self.q_freq[0].bands(maps).float().square().sum(dim=1)
+        norms = [to_maps(output).float().norm(dim=1) for output in self.path_queries(x, 1)]
+        key, attention = self.keys_and_values(x_multi)[0], {}
+        for s in scale_factors:
+            side = self.output_grid(maps.shape[-1], s)
+            weights = self.clip_attn.weights(self.queries(x, s), key, s)
+            attention[s] = weights.float().view(len(x), side, side, -1, s, s)
+        fusion = self.q_fusion_weights.float().softmax(dim=0)
+        return PrismParts(self.paths, fusion, torch.stack(norms, dim=1), energy, attention)
 
     def folded_form_serves(self) -> bool:
         """In evaluation, unless gradients of the weights themselves are wanted: folding would hide them."""

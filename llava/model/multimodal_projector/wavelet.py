@@ -119,16 +119,19 @@ class WaveletPath(nn.Module):
         # In turn, not at once: in training the shared norm takes its statistics from one sub-band at a time.
         return self.transform(maps, lambda band: nn.functional.gelu(self.subband_bn(self.subband_conv(band))))
 
-    def transform(self, maps: Tensor, filter_band: Callable[[Tensor], Tensor]) -> Tensor:
-        """Analyse, filter each sub-band, weigh, synthesise: float[B, C, G, G] to the same shape.
+    def bands(self, maps: Tensor) -> Tensor:
+        """float[B, C, G, G] to float[B, C, 4, H, H], H = ceil(G/2).
 
         An odd G repeats its last row and column, as PyWavelets does.
         """
-        side = maps.shape[-1]
-        if side % 2:
+        if maps.shape[-1] % 2:
             maps = nn.functional.pad(maps, (0, 1, 0, 1), mode="replicate")
-        bands = self.wavelet.analyse(maps)
-        filtered = torch.stack([filter_band(band) for band in bands.unbind(2)], dim=2)
+        return self.wavelet.analyse(maps)
+
+    def transform(self, maps: Tensor, filter_band: Callable[[Tensor], Tensor]) -> Tensor:
+        """Analyse, filter each sub-band, weigh, synthesise: float[B, C, G, G] to the same shape."""
+        side = maps.shape[-1]
+        filtered = torch.stack([filter_band(band) for band in self.bands(maps).unbind(2)], dim=2)
         bands = filtered * self.subband_scale.to(maps.dtype).view(4, 1, 1)
         return self.wavelet.synthesise(bands)[..., :side, :side]
 

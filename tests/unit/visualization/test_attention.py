@@ -1,35 +1,28 @@
 """Captured attention equals what transformers reports, and capturing leaves no trace."""
 
 import pytest
+import tiny
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from torch import nn
 
-from llava.visualization.attention import capture_attention, resolve_layers
+from llava.visualization.attention import capture_attention, over_heads, resolve_layers
 
 ROWS, COLUMNS = torch.tensor([6, 8]), torch.tensor([1, 3, 4])
 IDS = torch.arange(10)[None]
 
 
-def tiny(config_class=LlamaConfig):
+def language_model(family="llama", num_layers=3):
     torch.manual_seed(0)
-    config = config_class(
-        vocab_size=32,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        initializer_range=0.5,
-    )
-    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    layers = {"n_layers" if family == "mpt" else "num_hidden_layers": num_layers}
+    return tiny.LANGUAGE_MODELS[family](initializer_range=0.5, **layers).eval()
 
 
-@pytest.mark.parametrize("config_class", [LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config])
-@pytest.mark.parametrize("head", [None, 2])
-def test_captured_weights_are_those_that_transformers_reports(config_class, head):
-    model = tiny(config_class)
-    with torch.no_grad(), capture_attention(model, [0, 2], ROWS, COLUMNS, head) as captured:
+@pytest.mark.parametrize("family", tiny.LANGUAGE_MODELS)
+@pytest.mark.parametrize("head", [None, 1])
+def test_captured_weights_are_those_that_transformers_reports(family, head):
+    model = language_model(family)
+    reduce = over_heads(model, head)
+    with torch.no_grad(), capture_attention(model, [0, 2], ROWS, COLUMNS, reduce) as captured:
         model.get_decoder()(IDS)
     model.set_attn_implementation("eager")
     with torch.no_grad():
@@ -38,6 +31,17 @@ def test_captured_weights_are_those_that_transformers_reports(config_class, head
     for layer, weights in captured.items():
         whole = full[layer][0].mean(dim=0) if head is None else full[layer][0, head]
         torch.testing.assert_close(weights, whole[ROWS][:, COLUMNS])
+    assert (captured[0] - captured[2]).abs().max() > 1e-3
+
+
+def test_a_decoder_of_unknown_build_is_refused():
+    model = language_model()
+    model.get_decoder = lambda: nn.Identity()
+    with (
+        pytest.raises(ValueError, match="where Identity has its attention is unknown"),
+        capture_attention(model, [0], ROWS, COLUMNS, over_heads(model, None)),
+    ):
+        pass
 
 
 def traces(model):
@@ -46,10 +50,10 @@ def traces(model):
 
 @pytest.mark.parametrize("fail", [False, True])
 def test_the_model_is_left_as_it_was_even_by_an_error(fail):
-    model = tiny()
+    model = language_model()
     before, logits = traces(model), model(IDS).logits
     try:
-        with capture_attention(model, [1], ROWS, COLUMNS):
+        with capture_attention(model, [1], ROWS, COLUMNS, over_heads(model, None)):
             assert traces(model) != before
             if fail:
                 raise KeyError
@@ -69,10 +73,7 @@ def test_a_layer_outside_the_model_is_refused_with_the_range(layer):
         resolve_layers([layer], 3)
 
 
-@pytest.mark.parametrize("head", [4, -1])
+@pytest.mark.parametrize("head", [2, -1])
 def test_a_head_outside_the_model_is_refused_with_the_range(head):
-    with (
-        pytest.raises(ValueError, match="has 4 heads; choose from 0 to 3"),
-        capture_attention(tiny(), [0], ROWS, COLUMNS, head),
-    ):
-        pass
+    with pytest.raises(ValueError, match="has 2 heads; choose from 0 to 1"):
+        over_heads(language_model(), head)

@@ -1,0 +1,52 @@
+"""What docs/visualization.md says of commands and calls is so; the commands parse before heavy imports."""
+
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "visualization.md").read_text(encoding="utf-8")
+COMMANDS = {
+    words[2]: words[3:]
+    for block in re.findall(r"^```bash\n(.*?)^```", PAGE, flags=re.M | re.S)
+    for words in [shlex.split(block.replace("\\\n", " "))]
+}
+
+
+def test_the_page_shows_every_picture():
+    names = ("distribution", "heatmap", "prism")
+    assert sorted(COMMANDS) == [f"llava.visualization.{name}" for name in names]
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_commands_parse(module):
+    args = importlib.import_module(module).parse_args(COMMANDS[module])
+    assert (args.model_path, args.image_path) == ("MODEL", "photo.png")
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_is_answered_without_torch(module):
+    code = f"""
+import sys
+from {module} import parse_args
+try:
+    parse_args(["--help"])
+except SystemExit as end:
+    assert not end.code
+assert not {{"torch", "transformers", "matplotlib", "cv2"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--output_dir" in done.stdout
+
+
+def test_named_calls_exist():
+    lines = re.findall(r"^from llava\S+ import .*$", PAGE, flags=re.M)
+    assert len(lines) == 5
+    for line in lines:
+        exec(line, {})
