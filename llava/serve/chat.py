@@ -69,7 +69,7 @@ class Chat:
     """One conversation.
 
     Args:
-        model, tokenizer, image_processor, context_length: as load_pretrained_model gives them.
+        tokenizer, model, image_processor, context_length: as load_pretrained_model gives them.
         template: what the prompt is made by.
     Attributes:
         turns: answered questions, oldest first.
@@ -78,7 +78,7 @@ class Chat:
         timing: of the last answer; None before there is one.
     """
 
-    def __init__(self, model, tokenizer, image_processor, context_length: int, template: Conversation):
+    def __init__(self, tokenizer, model, image_processor, context_length: int, template: Conversation):
         self.model = model
         self.tokenizer = tokenizer
         self.image_processor = image_processor
@@ -86,6 +86,7 @@ class Chat:
         self.template = template
         self.stopping = Stopping(model, tokenizer, template)
         self.scale_factor: int | None = None
+        self._stopped = Event()
         self.reset()
 
     def reset(self) -> None:
@@ -96,7 +97,7 @@ class Chat:
 
     def fresh(self) -> "Chat":
         """Another conversation with the same model."""
-        return Chat(self.model, self.tokenizer, self.image_processor, self.context_length, self.template)
+        return Chat(self.tokenizer, self.model, self.image_processor, self.context_length, self.template)
 
     def add_image(self, image: Image.Image) -> None:
         """Show an RGB picture with the next question. Raises ValueError if the model is text-only."""
@@ -115,6 +116,10 @@ class Chat:
             can = f"choose from {', '.join(map(str, budgets))}" if budgets else "its number is fixed"
             raise ValueError(f"the model cannot give {num_tokens} visual tokens: {can}.")
         self.scale_factor = budgets[num_tokens]
+
+    def stop(self) -> None:
+        """End the answer that is on its way, from another thread, at the model's next token."""
+        self._stopped.set()
 
     def withdraw(self) -> str:
         """Take back the last question and its answer; its pictures wait for the next question again.
@@ -163,10 +168,11 @@ class Chat:
         generation = {**decoding.kwargs(), **self.stopping.kwargs()}
         generation["max_new_tokens"] = min(decoding.max_new_tokens, room)
         stream, shown = TextStream(self.tokenizer), ""
+        self._stopped = Event()
         start = time.perf_counter()
         first = None
         try:
-            with closing(stream_tokens(self.model, **inputs, **generation)) as tokens:
+            with closing(stream_tokens(self.model, self._stopped, **inputs, **generation)) as tokens:
                 for token in tokens:
                     first = first or time.perf_counter()
                     if token in self.stopping.eos_token_ids:
@@ -228,10 +234,10 @@ def open_chat(
     """
     if device is not None:
         check_device(device)
-    tokenizer, model, image_processor, context_length = load_pretrained_model(
+    loaded = load_pretrained_model(
         model_path, model_base, device=device, load_8bit=load_8bit, load_4bit=load_4bit
     )
-    return Chat(model, tokenizer, image_processor, context_length, template_of(model.config, conv_mode))
+    return Chat(*loaded, template_of(loaded[1].config, conv_mode))
 
 
 def check_device(device: str) -> None:
@@ -258,13 +264,13 @@ def token_budgets(model) -> dict[int, int]:
     return budgets
 
 
-def stream_tokens(model, **inputs) -> Iterator[int]:
+def stream_tokens(model, stopped: Event, **inputs) -> Iterator[int]:
     """The ids that model.generate(**inputs) chooses for one sequence, as they come, made in a thread.
 
-    Closing the iterator stops the model at its next token, and waits for that.
+    Args:
+        stopped: once set, the model ends at its next token. Closing the iterator sets it, and waits for that.
     """
     queue: SimpleQueue = SimpleQueue()
-    stopped = Event()
 
     def generate():
         end = None

@@ -99,7 +99,7 @@ def test_ctrl_c_stops_the_answer_and_the_conversation_goes_on(world):
     chat.send_signal(signal.SIGINT)
     out, err = chat.communicate("/help\n", timeout=120)
     assert chat.returncode == 0, err
-    assert "(stopped)\nUSER: /image PATH" in out
+    assert "(stopped)\nUSER: Between the questions:" in out
     new_tokens = int(err.rpartition(" s, ")[2].split(" tokens")[0])
     assert new_tokens < 900
 

@@ -109,6 +109,16 @@ def test_closing_the_answer_stops_the_model_and_keeps_what_was_said(chat):
     assert chat.timing.new_tokens < 900
 
 
+def test_another_thread_stops_the_answer(chat):
+    answer = chat.ask("what is it?", Decoding(max_new_tokens=900))
+    said = next(answer)
+    chat.stop()
+    said += "".join(answer)
+    assert chat.turns[0].answer == said
+    assert chat.timing.new_tokens < 900
+    assert "".join(chat.ask("and now?", GREEDY))  # only that answer was stopped
+
+
 def test_an_interrupt_before_the_first_word_leaves_the_question_unasked(chat, monkeypatch):
     chat.add_image(RED)
     monkeypatch.setattr(TextStream, "add", lambda self, token: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -191,7 +201,7 @@ def test_no_part_of_the_closing_text_is_ever_shown(loaded):
 
 
 @pytest.mark.parametrize("text", ["Zwei  Häuser,\n 漢字 and 🐘🐘.", "plain words"])
-@pytest.mark.parametrize("kind", ["bpe_tokenizer", "sentencepiece_tokenizer"])
+@pytest.mark.parametrize("kind", ["bpe_tokenizer", "legacy_tokenizer"])
 def test_text_comes_in_whole_characters_and_is_that_of_the_tokens_together(text, kind, request):
     tokenizer = request.getfixturevalue(kind)
     ids, stream = tokenizer(text, add_special_tokens=False)["input_ids"], TextStream(tokenizer)
