@@ -119,14 +119,6 @@ def test_what_is_wrong_is_said_ahead_of_the_conversation(world, flags, message, 
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("bits", ["--load-4bit", "--load-8bit"])
-def test_a_quantised_model_talks(world, bits):
-    pytest.importorskip("bitsandbytes")
-    image = ["--image-file", f"{world}/a.png"]
-    (answer, _), _ = talk(world, bits, *image, "--max-new-tokens", "4", lines=["what is it?"])
-    assert answer.startswith("ASSISTANT: ")
-
-
 @pytest.mark.parametrize(
     ("command", "replacement"),
     [

@@ -13,7 +13,7 @@ from llava.conversation import conv_templates
 from llava.decoding import Decoding, Stopping, TextStream
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
-from llava.serve.chat import Chat, check_device, token_budgets
+from llava.serve.chat import Chat, check_device, open_chat, token_budgets
 
 RED, BLUE = Image.new("RGB", (60, 40), "red"), Image.new("RGB", (40, 90), "blue")
 GREEDY = Decoding(max_new_tokens=24)
@@ -176,6 +176,21 @@ def test_a_text_only_model_talks_and_takes_no_picture(loaded, tmp_path):
     with pytest.raises(ValueError, match="text-only"):
         chat.add_image(RED)
     list(chat.ask("why?", GREEDY))
+    assert chat.timing.new_tokens > 0
+
+
+@pytest.mark.parametrize("bits", ["load_4bit", "load_8bit"])
+def test_a_quantised_model_talks_and_keeps_its_eyes_as_they_are(tmp_path, bits):
+    bnb = pytest.importorskip("bitsandbytes")
+    # bitsandbytes multiplies blocks of 64 on a CPU
+    folder = tiny.save_llava(tmp_path, hidden_size=64, intermediate_size=128)
+    chat = open_chat(str(folder), device="cpu", **{bits: True})
+    kinds = (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)
+    quantised = {name for name, module in chat.model.named_modules() if isinstance(module, kinds)}
+    assert len(quantised) == 3 * 7  # all linear maps of the three decoder layers
+    assert all(name.startswith("model.layers.") for name in quantised)
+    chat.add_image(RED)
+    list(chat.ask("what is it?", GREEDY))
     assert chat.timing.new_tokens > 0
 
 
