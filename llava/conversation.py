@@ -252,10 +252,13 @@ def template_named(name: str, flag: str = "--conv-mode") -> Conversation:
     return conv_templates[name].copy()
 
 
-def question_prompt(
-    text: str, num_images: int, template: Conversation, use_im_start_end: bool = False
-) -> str:
-    """The prompt of one question, up to the place where the answer begins.
+def template_of(model_config, name: str | None = None, flag: str = "--conv-mode") -> Conversation:
+    """A copy of the named template; by default of the one that a checkpoint was trained with."""
+    return template_named(name or getattr(model_config, "conv_version", None) or DEFAULT_TEMPLATE, flag)
+
+
+def place_images(text: str, num_images: int, template: Conversation, use_im_start_end: bool = False) -> str:
+    """A user's words with what the template puts for each image.
 
     The images come first, a line each, unless the text says itself where they go.
 
@@ -269,8 +272,19 @@ def question_prompt(
         raise ValueError(
             f"the text holds {marks} {DEFAULT_IMAGE_TOKEN} for {num_images} image(s); they must agree."
         )
+    return text.replace(DEFAULT_IMAGE_TOKEN, template.image_text(use_im_start_end))
+
+
+def question_prompt(
+    text: str, num_images: int, template: Conversation, use_im_start_end: bool = False
+) -> str:
+    """The prompt of one question, up to the place where the answer begins.
+
+    Raises:
+        ValueError: as place_images.
+    """
     conversation = template.copy()
-    text = text.replace(DEFAULT_IMAGE_TOKEN, conversation.image_text(use_im_start_end))
+    text = place_images(text, num_images, template, use_im_start_end)
     conversation.append_message(conversation.roles[0], text)
     conversation.append_message(conversation.roles[1], None)
     return conversation.get_prompt()

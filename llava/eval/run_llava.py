@@ -1,13 +1,12 @@
 """Ask a model one question about one or more images, and print the answer."""
 
 import argparse
-import urllib.request
 from pathlib import Path
 
 from llava.eval.command import exit_code
+from llava.fetch import ADDRESSES, fetch
 
 IMAGE_PLACEHOLDER = "<image-placeholder>"  # in a query, where an image goes
-TIMEOUT = 60  # seconds to fetch an image
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,14 +32,11 @@ def read_images(image_file: str, sep: str) -> list[str | bytes]:
     """Paths, and what is at http addresses. Raises ValueError for an address that gives nothing."""
     images = []
     for source in (part.strip() for part in image_file.split(sep)):
-        if source.startswith(("http://", "https://")):
-            # some hosts refuse urllib's own name
-            request = urllib.request.Request(source, headers={"User-Agent": "llava"})
+        if source.startswith(ADDRESSES):
             try:
-                with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-                    images.append(response.read())
-            except OSError as error:
-                raise ValueError(f"--image-file {source}: cannot be fetched ({error}).") from error
+                images.append(fetch(source))
+            except ValueError as error:
+                raise ValueError(f"--image-file {error}") from error
         else:
             images.append(source)
     return images
@@ -55,8 +51,9 @@ def answer(args: argparse.Namespace) -> str:
         ValueError: for what the user can mend; says how.
     """
     from llava.constants import DEFAULT_IMAGE_TOKEN
-    from llava.conversation import DEFAULT_TEMPLATE, template_named
-    from llava.eval.generation import Decoding, answer_batches, make_prompt
+    from llava.conversation import template_of
+    from llava.decoding import Decoding
+    from llava.eval.generation import answer_batches, make_prompt
     from llava.eval.session import override_settings
     from llava.mm_utils import get_model_name_from_path
     from llava.model.builder import load_pretrained_model
@@ -70,8 +67,7 @@ def answer(args: argparse.Namespace) -> str:
     name = get_model_name_from_path(args.model_path)
     tokenizer, model, image_processor, _ = load_pretrained_model(args.model_path, args.model_base, name)
     override_settings(model, None, getattr(args, "scale_factor", None))
-    conv_mode = args.conv_mode or getattr(model.config, "conv_version", None) or DEFAULT_TEMPLATE
-    template = template_named(conv_mode)
+    template = template_of(model.config, args.conv_mode)
 
     def refuse(question: dict, error: ValueError) -> None:
         raise error

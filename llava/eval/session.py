@@ -172,7 +172,7 @@ class Session:
         """
         from accelerate.utils import gather_object
 
-        from llava.eval.generation import Decoding
+        from llava.decoding import Decoding
 
         args, state = self.args, self.processes
         decoding = Decoding(args.temperature, args.top_p, args.num_beams, max_new_tokens)

@@ -208,7 +208,8 @@ def quantization(
             bnb_4bit_compute_dtype=dtype if isinstance(dtype, torch.dtype) else torch.float16,
             bnb_4bit_quant_type=quant_type,
             bnb_4bit_use_double_quant=double_quant,
-            llm_int8_skip_modules=["vision_tower", "mm_projector", "lm_head"],
+            # patterns from a module's name's start on: their parts are linear maps, too
+            llm_int8_skip_modules=[r"[^.]+\.vision_tower", r"[^.]+\.mm_projector", "lm_head"],
         )
     }
 

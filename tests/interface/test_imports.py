@@ -26,6 +26,8 @@ ALLOWED = {
     "llava/__init__.py": (),
     "llava/conversation.py": ("llava.constants",),
     "llava/tiling.py": (),
+    "llava/fetch.py": (),
+    "llava/decoding.py": ("llava.conversation",),
     "llava/mm_utils.py": ("llava.constants", "llava.tiling"),
     "llava/data": ("llava.constants", "llava.conversation", "llava.mm_utils", "llava.tiling", "llava.data"),
     "llava/model": ("llava.constants", "llava.tiling", "llava.model"),
@@ -40,6 +42,8 @@ ALLOWED = {
     "llava/eval": (
         "llava.constants",
         "llava.conversation",
+        "llava.decoding",
+        "llava.fetch",
         "llava.mm_utils",
         "llava.tiling",
         "llava.model.builder",
@@ -57,6 +61,8 @@ ALLOWED = {
     "llava/serve": (
         "llava.constants",
         "llava.conversation",
+        "llava.decoding",
+        "llava.fetch",
         "llava.mm_utils",
         "llava.model.builder",
         "llava.serve",

@@ -10,10 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates, question_prompt, template_named
+from llava.decoding import Decoding, Stopping
 from llava.eval.generation import (
-    Decoding,
     Prompt,
-    Stopping,
     left_pad,
     make_prompt,
     open_image,

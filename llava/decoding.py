@@ -1,0 +1,115 @@
+"""How an answer is chosen, token by token, and where it ends: what evaluation and chat share."""
+
+from dataclasses import dataclass
+
+from llava.conversation import Conversation
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are chosen.
+
+    Args:
+        temperature: 0 takes the likeliest token; above 0 samples, and answers differ from run to run.
+        top_p: sample from the likeliest tokens of this total probability, 0..1; None: from all.
+        num_beams: beams of a beam search; 1: none.
+        max_new_tokens: longest answer, tokens.
+    """
+
+    temperature: float = 0.0
+    top_p: float | None = None
+    num_beams: int = 1
+    max_new_tokens: int = 128
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise ValueError(f"--temperature must be 0 (greedy) or more, got {self.temperature}.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"--top_p must be above 0 and at most 1, got {self.top_p}.")
+        if self.num_beams < 1 or self.max_new_tokens < 1:
+            raise ValueError(
+                "--num_beams and --max_new_tokens must be at least 1, got "
+                f"{self.num_beams} and {self.max_new_tokens}."
+            )
+
+    def kwargs(self) -> dict:
+        """As `generate` takes it; the model folder's own sampling defaults are switched off."""
+        kwargs = {"num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens}
+        if self.temperature == 0:
+            return {**kwargs, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        return {
+            **kwargs,
+            "do_sample": True,
+            "temperature": self.temperature,
+            "top_p": self.top_p or 1.0,
+            "top_k": 0,
+        }
+
+
+class Stopping:
+    """Where an answer ends: at an end-of-sequence id of the model, or at the template's own closing text."""
+
+    def __init__(self, model, tokenizer, template: Conversation):
+        self.tokenizer = tokenizer
+        self.text = template.stop_str
+        own = model.generation_config.eos_token_id
+        ids = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id}
+        # an added token is never spelt otherwise; ordinary text may be cut into tokens in several ways
+        closing = tokenizer.get_added_vocab().get(self.text)
+        self.eos_token_ids = sorted({*ids, closing} - {None})
+        self._by_text = bool(self.text) and closing is None and self.text != tokenizer.eos_token
+
+    def kwargs(self) -> dict:
+        """As `generate` takes it."""
+        pad = self.tokenizer.pad_token_id
+        kwargs = {
+            "eos_token_id": self.eos_token_ids,
+            "pad_token_id": self.eos_token_ids[0] if pad is None else pad,
+        }
+        if self._by_text:
+            kwargs |= {"stop_strings": [self.text], "tokenizer": self.tokenizer}
+        return kwargs
+
+    def trim(self, new_ids: list[int]) -> list[int]:
+        """The answer's own ids: those before the first end-of-sequence id."""
+        end = next((i for i, token in enumerate(new_ids) if token in self.eos_token_ids), len(new_ids))
+        return new_ids[:end]
+
+    def decode(self, new_ids: list[int]) -> str:
+        """The answer's text, its end mark and outer white space removed."""
+        text = self.tokenizer.decode(self.trim(new_ids), skip_special_tokens=True)
+        return (text.split(self.text)[0] if self.text else text).strip()
+
+    def settled(self, text: str) -> str:
+        """Of a growing answer's text what no later token can take back: no white space at its end, nor what
+        may become the closing text."""
+        closing = self.text or ""
+        if closing and closing in text:
+            return text.split(closing)[0].strip()
+        start = next((n for n in range(len(closing) - 1, 0, -1) if text.endswith(closing[:n])), 0)
+        return text[: len(text) - start].strip()
+
+
+class TextStream:
+    """Text of tokens as they come, whole characters at a time.
+
+    A token's text may depend on the one before it (SentencePiece's spaces) or be a part of a character, so
+    each is decoded together with those since the last break.
+    """
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.text = ""
+        self._start = self._read = 0  # ids that are decoded anew begin at one, those not in text at the other
+
+    def add(self, token: int) -> None:
+        self.ids.append(token)
+        known = self._decode(self.ids[self._start : self._read])
+        whole = self._decode(self.ids[self._start :])
+        if not whole.endswith("\ufffd"):  # the mark of an unfinished character
+            self.text += whole[len(known) :]
+            self._start, self._read = self._read, len(self.ids)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)

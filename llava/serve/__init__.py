@@ -1,0 +1,1 @@
+"""The serving room: chat in a terminal, a web page, an API."""

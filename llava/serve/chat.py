@@ -1,0 +1,313 @@
+"""A conversation with a loaded model: its history, its pictures, answers that arrive piece by piece.
+
+s is the side of the squares of patches that a visual token stands for.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Event, Thread
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import Conversation, place_images, template_of
+from llava.decoding import Decoding, Stopping, TextStream
+from llava.mm_utils import process_images, tokenizer_image_token
+from llava.model.builder import load_pretrained_model
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question with its pictures, and the answer, or None while there is none."""
+
+    text: str
+    images: tuple[Image.Image, ...]
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What an answer cost.
+
+    Attributes:
+        prompt_tokens: positions of the prompt, visual tokens included.
+        visual_tokens: positions that pictures took, separators of tiles included.
+        new_tokens: the answer's.
+        first_token: seconds until the first of them; pictures are encoded in that time.
+        seconds: in all.
+    """
+
+    prompt_tokens: int
+    visual_tokens: int
+    new_tokens: int
+    first_token: float
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Of the tokens after the first; None if there is no other."""
+        later = self.new_tokens - 1
+        return later / (self.seconds - self.first_token) if later > 0 else None
+
+    def __str__(self) -> str:
+        speed = self.tokens_per_second
+        return (
+            f"{self.visual_tokens} visual of {self.prompt_tokens} prompt tokens, "
+            f"first token after {self.first_token:.2f} s, {self.new_tokens} tokens"
+            + (f" at {speed:.1f} tokens/s" if speed else "")
+        )
+
+
+class Chat:
+    """One conversation.
+
+    Args:
+        tokenizer, model, image_processor, context_length: as load_pretrained_model gives them.
+        template: what the prompt is made by.
+    Attributes:
+        turns: answered questions, oldest first.
+        waiting: pictures that go with the next question.
+        scale_factor: s of the next answers; None is the checkpoint's own.
+        timing: of the last answer; None before there is one.
+    """
+
+    def __init__(self, tokenizer, model, image_processor, context_length: int, template: Conversation):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.context_length = context_length
+        self.template = template
+        self.stopping = Stopping(model, tokenizer, template)
+        self.scale_factor: int | None = None
+        self._stopped = Event()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all that was said and shown."""
+        self.turns: list[Turn] = []
+        self.waiting: list[Image.Image] = []
+        self.timing: Timing | None = None
+
+    def fresh(self) -> "Chat":
+        """Another conversation with the same model."""
+        return Chat(self.tokenizer, self.model, self.image_processor, self.context_length, self.template)
+
+    def add_image(self, image: Image.Image) -> None:
+        """Show an RGB picture with the next question. Raises ValueError if the model is text-only."""
+        if self.model.get_vision_tower() is None:
+            raise ValueError("the model is text-only and takes no image; pass a multimodal --model-path.")
+        self.waiting.append(image)
+
+    def set_visual_tokens(self, num_tokens: int) -> None:
+        """Spend that many tokens on each view of a picture from now on, earlier pictures included.
+
+        Raises:
+            ValueError: if the model cannot; names the choices.
+        """
+        budgets = token_budgets(self.model)
+        if num_tokens not in budgets:
+            can = f"choose from {', '.join(map(str, budgets))}" if budgets else "its number is fixed"
+            raise ValueError(f"the model cannot give {num_tokens} visual tokens: {can}.")
+        self.scale_factor = budgets[num_tokens]
+
+    def stop(self) -> None:
+        """End the answer that is on its way, from another thread, at the model's next token."""
+        self._stopped.set()
+
+    def withdraw(self) -> str:
+        """Take back the last question and its answer; its pictures wait for the next question again.
+
+        Returns:
+            the question's text.
+        Raises:
+            ValueError: if nothing was asked.
+        """
+        if not self.turns:
+            raise ValueError("nothing was asked yet.")
+        turn = self.turns.pop()
+        self.waiting[:0] = turn.images
+        return turn.text
+
+    def prompt(self, turns: list[Turn]) -> str:
+        """The text that the model reads, up to where the last turn's answer begins, or through its end."""
+        conversation = self.template.copy()
+        wrap = getattr(self.model.config, "mm_use_im_start_end", False)
+        for turn in turns:
+            text = place_images(turn.text, len(turn.images), self.template, wrap)
+            conversation.append_message(conversation.roles[0], text)
+            conversation.append_message(conversation.roles[1], turn.answer)
+        return conversation.get_prompt()
+
+    def ask(self, text: str, decoding: Decoding) -> Iterator[str]:
+        """Ask a question about the waiting pictures and all before; gives the answer piece by piece.
+
+        Closing the iterator, or an exception in its thread (KeyboardInterrupt), stops the model at its next
+        token; what was said by then is the answer. Without a word said, the question counts as not asked.
+
+        Args:
+            text: may say by <image> where the pictures go; by default they come first.
+        Raises:
+            ValueError: if the text and the pictures disagree, or the conversation is too long for the model
+                or for the device's memory.
+        """
+        turn = Turn(text, tuple(self.waiting))
+        inputs, positions, visual = self._inputs([*self.turns, turn])
+        room = self.context_length - positions
+        if room < 1:
+            raise ValueError(
+                f"the conversation has {positions} tokens, {visual} of them visual, and the model reads "
+                f"{self.context_length}; start a new one, or spend fewer visual tokens on a picture."
+            )
+        generation = {**decoding.kwargs(), **self.stopping.kwargs()}
+        generation["max_new_tokens"] = min(decoding.max_new_tokens, room)
+        stream, shown = TextStream(self.tokenizer), ""
+        self._stopped = Event()
+        start = time.perf_counter()
+        first = None
+        try:
+            with closing(stream_tokens(self.model, self._stopped, **inputs, **generation)) as tokens:
+                for token in tokens:
+                    first = first or time.perf_counter()
+                    if token in self.stopping.eos_token_ids:
+                        break
+                    stream.add(token)
+                    settled = self.stopping.settled(stream.text)
+                    piece, shown = settled[len(shown) :], settled
+                    if piece:
+                        yield piece
+            whole = self.stopping.decode(stream.ids)
+            piece, shown = whole[len(shown) :], whole
+            if piece:
+                yield piece
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"a prompt of {positions} tokens does not fit into the device's memory; start a new "
+                "conversation, spend fewer visual tokens on a picture, or load the model in 4 bits."
+            ) from error
+        finally:
+            if first is not None:
+                now, count = time.perf_counter(), len(stream.ids)
+                self.timing = Timing(positions, visual, count, first - start, now - start)
+            if shown:
+                # An answer that spells the mark of a picture has none to show
+                self.turns.append(Turn(text, turn.images, shown.replace(DEFAULT_IMAGE_TOKEN, "")))
+                self.waiting = self.waiting[len(turn.images) :]
+
+    def _inputs(self, turns: list[Turn]) -> tuple[dict, int, int]:
+        """What `generate` takes, the positions of the prompt, and those of its pictures."""
+        input_ids = tokenizer_image_token(self.prompt(turns), self.tokenizer, return_tensors="pt")[None]
+        images = [image for turn in turns for image in turn.images]
+        inputs: dict = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids).bool()}
+        visual = 0
+        if images:
+            pixels = process_images(images, self.image_processor, self.model.config)
+            sizes = [image.size for image in images]
+            inputs |= {"images": [views.to(self.model.device) for views in pixels], "image_sizes": sizes}
+            inputs["scale_factor"] = self.scale_factor
+            visual = sum(self.model.visual_positions_of(size, self.scale_factor) for size in sizes)
+        return inputs, input_ids.shape[1] - len(images) + visual, visual
+
+
+def open_chat(
+    model_path: str,
+    model_base: str | None = None,
+    *,
+    device: str | None = None,
+    conv_mode: str | None = None,
+    load_8bit: bool = False,
+    load_4bit: bool = False,
+) -> Chat:
+    """Load a model for a conversation.
+
+    Args:
+        device: "cuda", "cuda:N", "mps" or "cpu"; by default the first of these there is.
+        conv_mode: template name; None: the config's conv_version, else vicuna_v1.
+    Raises:
+        ValueError: for what the user can mend; says how.
+    """
+    if device is not None:
+        check_device(device)
+    loaded = load_pretrained_model(
+        model_path, model_base, device=device, load_8bit=load_8bit, load_4bit=load_4bit
+    )
+    return Chat(*loaded, template_of(loaded[1].config, conv_mode))
+
+
+def check_device(device: str) -> None:
+    """Raises ValueError if torch has no such device here."""
+    try:
+        torch.empty(0, device=device)
+    # a build without CUDA says so by an assertion
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"--device {device} is not here ({str(error).splitlines()[0]}); choose cpu, cuda, cuda:N or mps."
+        ) from error
+
+
+def token_budgets(model) -> dict[int, int]:
+    """Visual tokens of a view that a call may ask for, to s: most tokens first; none if they are fixed."""
+    if model.get_vision_tower() is None or not model.get_projector().compresses:
+        return {}
+    budgets, grid = {}, model.get_vision_tower().grid_side
+    for scale_factor in range(1, grid + 1):
+        try:
+            budgets[model.tokens_per_image(scale_factor)] = scale_factor
+        except ValueError:  # it does not divide the grid, or the weights fit another alone
+            continue
+    return budgets
+
+
+def stream_tokens(model, stopped: Event, **inputs) -> Iterator[int]:
+    """The ids that model.generate(**inputs) chooses for one sequence, as they come, made in a thread.
+
+    Args:
+        stopped: once set, the model ends at its next token. Closing the iterator sets it, and waits for that.
+    """
+    queue: SimpleQueue = SimpleQueue()
+
+    def generate():
+        end = None
+        try:
+            model.generate(**inputs, streamer=_ToQueue(queue), stopping_criteria=[_Stopped(stopped)])
+        except BaseException as error:  # raised again where the tokens are read
+            end = error
+        queue.put(end)
+
+    thread = Thread(target=generate, name="generate", daemon=True)
+    thread.start()
+    try:
+        while isinstance(token := queue.get(), int):
+            yield token
+        if token is not None:
+            raise token
+    finally:
+        stopped.set()
+        thread.join()
+
+
+class _ToQueue(BaseStreamer):
+    def __init__(self, queue: SimpleQueue):
+        self.queue = queue
+
+    def put(self, value: Tensor) -> None:
+        # The first that comes is the prompt: empty, for it is given as embeddings
+        for token in value.flatten().tolist():
+            self.queue.put(token)
+
+    def end(self) -> None:
+        """Says nothing: the thread's own end does."""
+
+
+class _Stopped(StoppingCriteria):
+    def __init__(self, event: Event):
+        self.event = event
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs) -> Tensor:
+        return input_ids.new_full((len(input_ids),), self.event.is_set(), dtype=torch.bool)

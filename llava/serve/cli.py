@@ -1,0 +1,168 @@
+"""Talk with a model about pictures, in a terminal.
+
+Between the questions:
+  /image PATH   show a picture with the next question
+  /tokens N     spend N visual tokens on each view of a picture from now on (64, for instance)
+  /reset        forget the conversation and its pictures
+  /help         this list
+  /exit         leave; so does Ctrl-D
+Ctrl-C stops an answer.
+"""
+
+import argparse
+import sys
+from contextlib import closing
+from io import BytesIO
+from pathlib import Path
+
+from llava.fetch import ADDRESSES, fetch
+
+COMMANDS = __doc__.partition("\n\n")[2].strip()
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m llava.serve.cli",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_model_flags(parser)
+    add = parser.add_argument
+    add(
+        "--image-file",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="IMAGE",
+        help="paths or http addresses, shown with the first question",
+    )
+    add("--temperature", type=float, default=0.2, help="0: greedy (default 0.2)")
+    add("--top_p", type=float, help="nucleus of this probability; only with a temperature")
+    add("--max-new-tokens", type=int, default=512, help="longest answer, tokens (default 512)")
+    add("--debug", action="store_true", help="print each prompt, and what its answer took")
+    return parser.parse_args(argv)
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which model is talked with."""
+    add = parser.add_argument
+    add("--model-path", required=True, help="model folder (or a projector/LoRA folder beside --model-base)")
+    add("--model-base", help="language model folder that --model-path completes")
+    add("--device", help="cpu, cuda, cuda:N or mps; default: cuda or mps where there is one")
+    add("--conv-mode", help="template; default: config.json's conv_version, else vicuna_v1")
+    add("--load-8bit", action="store_true", help="language model in 8 bits, by bitsandbytes")
+    add("--load-4bit", action="store_true", help="language model in 4 bits, by bitsandbytes")
+
+
+def read_image(source: str):
+    """A picture by its path or address, PIL, RGB. Raises ValueError if there is none."""
+    from llava.mm_utils import load_image
+
+    if not source.startswith(ADDRESSES):
+        if not Path(source).is_file():
+            raise ValueError(f"{source}: there is no such picture.")
+        return load_image(source)
+    file = BytesIO(fetch(source))
+    file.name = source  # what an error calls it
+    return load_image(file)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Load the model, then talk until the input ends.
+
+    Raises:
+        ValueError: for what the user can mend ahead of the conversation; says how.
+    """
+    from llava.decoding import Decoding
+
+    decoding = Decoding(args.temperature, args.top_p, max_new_tokens=args.max_new_tokens)
+    images = [read_image(source) for source in args.image_file]
+
+    from llava.serve.chat import open_chat
+
+    chat = open_chat(
+        args.model_path,
+        args.model_base,
+        device=args.device,
+        conv_mode=args.conv_mode,
+        load_8bit=args.load_8bit,
+        load_4bit=args.load_4bit,
+    )
+    for image in images:
+        chat.add_image(image)
+    converse(chat, decoding, args.debug)
+
+
+def converse(chat, decoding, debug: bool) -> None:
+    """Read lines until the input ends: commands, and questions, which are answered."""
+    while True:
+        try:
+            line = input("USER: ").strip()
+        except KeyboardInterrupt:
+            print("\n(/exit or Ctrl-D leaves)")
+            continue
+        except EOFError:
+            print()
+            return
+        if line == "/exit":
+            return
+        try:
+            if line.startswith("/"):
+                obey(line, chat)
+            elif line:
+                answer(line, chat, decoding, debug)
+        except ValueError as error:
+            print(f"error: {error}", flush=True)
+
+
+def obey(line: str, chat) -> None:
+    """Do what a line of the user's that starts with a slash says. Raises ValueError if it makes no sense."""
+    command, _, argument = line.partition(" ")
+    argument = argument.strip()
+    if command == "/image" and argument:
+        if argument.startswith(ADDRESSES):
+            raise ValueError("/image takes a file; addresses are fetched from --image-file alone.")
+        chat.add_image(read_image(argument))
+        print(f"({len(chat.waiting)} picture(s) go with the next question)")
+    elif command == "/tokens" and argument.isdecimal():
+        chat.set_visual_tokens(int(argument))
+        print(f"({argument} visual tokens for each view of a picture)")
+    elif line == "/reset":
+        chat.reset()
+        print("(a new conversation)")
+    elif line == "/help":
+        print(COMMANDS)
+    else:
+        raise ValueError(f"{line} is no command:\n{COMMANDS}")
+
+
+def answer(question: str, chat, decoding, debug: bool) -> None:
+    """Print the answer as it comes; Ctrl-C keeps what was said so far."""
+    print("ASSISTANT: ", end="", flush=True)
+    try:
+        with closing(chat.ask(question, decoding)) as pieces:
+            for piece in pieces:
+                print(piece, end="", flush=True)
+        print(flush=True)
+    except KeyboardInterrupt:
+        print(" (stopped)", flush=True)
+    except ValueError:
+        print(flush=True)
+        raise
+    if debug:
+        print(f"prompt: {chat.prompt(chat.turns)!r}\n{chat.timing}", file=sys.stderr, flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        run(args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,6 @@
+"""Gone, as llava.serve.replaced says."""
+
+from llava.serve.replaced import refuse
+
+if __name__ == "__main__":
+    raise SystemExit(refuse("gradio_web_server"))

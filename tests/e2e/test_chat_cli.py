@@ -1,0 +1,147 @@
+"""The chat in a terminal, driven by its standard input; and the commands that it and others replace."""
+
+import signal
+import subprocess
+import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import tiny
+from PIL import Image
+
+from llava.serve import cli
+
+GREEDY = ["--temperature", "0", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with a model and two pictures."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny.save_llava(folder / "model")
+    Image.new("RGB", (60, 40), "red").save(folder / "a.png")
+    Image.new("RGB", (40, 90), "blue").save(folder / "b c.png")
+    return folder
+
+
+@pytest.fixture
+def address(world):
+    handler = partial(SimpleHTTPRequestHandler, directory=str(world))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def start(world, *argv: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "llava.serve.cli", "--model-path", str(world / "model"), *argv]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    # a shell's background job ignores Ctrl-C, and so would its children
+    restore = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, text=True, preexec_fn=restore, **pipes)
+
+
+def talk(world, *argv: str, lines: list[str]) -> tuple[list[str], str]:
+    """What was printed after each prompt for a line, and the standard error."""
+    done = start(world, *GREEDY, *argv)
+    out, err = done.communicate("".join(f"{line}\n" for line in lines), timeout=240)
+    assert done.returncode == 0, err
+    return [part.strip() for part in out.split("USER: ")[1:]], err
+
+
+def test_a_conversation_with_pictures_budgets_and_a_new_start(world, address):
+    short = ["--max-new-tokens", "12"]
+    lines = ["what is it?", "and now?", "/tokens 4", "and now?", "/tokens 64", "/reset", "what is it?"]
+    lines += [
+        "/reset",
+        f"/image {world}/b c.png",
+        f"/image {world}/a.png",
+        "what is it?",
+        "/nonsense",
+        "/help",
+    ]
+    lines += ["/image nowhere.png", f"/image {address}/a.png", "", "/exit", "never read"]
+    said, err = talk(world, "--image-file", f"{address}/a.png", *short, "--debug", lines=lines)
+    first, second, tokens, third, refused, reset, blind, _, one, two, both, wrong, listed, *rest = said
+    missing, not_fetched, empty, left = rest
+    assert all(answer.startswith("ASSISTANT: ") for answer in (first, second, third, blind, both))
+    assert len({first, blind, both}) == 3
+    assert tokens == "(4 visual tokens for each view of a picture)"
+    assert refused == "error: the model cannot give 64 visual tokens: choose from 36, 9, 4, 1."
+    assert reset == "(a new conversation)"
+    assert one == "(1 picture(s) go with the next question)"
+    assert two.startswith("(2 picture(s)")
+    assert wrong.startswith("error: /nonsense is no command")
+    assert "/tokens N" in listed
+    assert missing == "error: nowhere.png: there is no such picture."
+    assert not_fetched.startswith("error: /image takes a file")
+    assert (empty, left) == ("", "")
+    timings = [line for line in err.splitlines() if "visual of" in line]
+    assert [line.split(" visual")[0] for line in timings] == ["9", "9", "4", "0", "8"]
+
+
+def test_several_pictures_on_the_command_line_are_shown_with_the_first_question(world):
+    images = ["--image-file", f"{world}/a.png", f"{world}/b c.png"]
+    (_, _), err = talk(world, *images, "--max-new-tokens", "2", "--debug", lines=["why?"])
+    assert "<image>\\n<image>\\nwhy?" in err
+    assert "18 visual of" in err
+
+
+def test_ctrl_c_stops_the_answer_and_the_conversation_goes_on(world):
+    chat = start(world, *GREEDY, "--max-new-tokens", "900", "--debug")
+    chat.stdin.write("what is it?\n")
+    chat.stdin.flush()
+    prompt = "USER: ASSISTANT: "
+    assert chat.stdout.read(len(prompt) + 3).startswith(prompt)  # three letters of the answer came
+    chat.send_signal(signal.SIGINT)
+    out, err = chat.communicate("/help\n", timeout=120)
+    assert chat.returncode == 0, err
+    assert "(stopped)\nUSER: Between the questions:" in out
+    new_tokens = int(err.rpartition(" s, ")[2].split(" tokens")[0])
+    assert new_tokens < 900
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--image-file", "nowhere.png"], "nowhere.png: there is no such picture."),
+        (["--image-file", "http://127.0.0.1:9/a.png"], "http://127.0.0.1:9/a.png: cannot be fetched"),
+        (["--temperature", "-1"], "--temperature must be 0 (greedy) or more, got -1.0."),
+        (["--conv-mode", "esperanto"], "--conv-mode must be one of"),
+        (["--device", "typewriter"], "--device typewriter is not here"),
+    ],
+)
+def test_what_is_wrong_is_said_ahead_of_the_conversation(world, flags, message, capsys):
+    assert cli.main(["--model-path", str(world / "model"), *flags]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "replacement"),
+    [
+        ("controller", "llava.serve.api"),
+        ("model_worker", "llava.serve.api"),
+        ("sglang_worker", "llava.serve.api"),
+        ("gradio_web_server", "llava.serve.web"),
+    ],
+)
+def test_an_old_command_names_what_replaces_it(command, replacement):
+    old = [sys.executable, "-m", f"llava.serve.{command}", "--host", "0.0.0.0", "--port", "10000"]
+    done = subprocess.run(old, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert f"llava.serve.{command} is gone; " in done.stderr
+    assert f"python -m {replacement} --model-path" in done.stderr
+
+
+def test_the_command_line_is_parsed_without_heavy_imports(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    assert "/tokens N" in capsys.readouterr().out
+    code = "import sys, llava.serve.cli\n"
+    code += "print(sys.modules.keys() & {'torch', 'transformers', 'PIL', 'gradio'})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
