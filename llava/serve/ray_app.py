@@ -19,8 +19,8 @@ def replica_options(environment: dict[str, str]) -> dict:
     Raises:
         ValueError: for a value that is no number, or replicas out of order.
     """
-    least = _number(environment, "LLAVA_MIN_REPLICAS", 1)
-    most = _number(environment, "LLAVA_MAX_REPLICAS", 1)
+    least = int(_number(environment, "LLAVA_MIN_REPLICAS", 1))
+    most = int(_number(environment, "LLAVA_MAX_REPLICAS", 1))
     if not 0 <= least <= most or most < 1:
         raise ValueError(
             f"LLAVA_MIN_REPLICAS={least} and LLAVA_MAX_REPLICAS={most}: the first may not be above the "
@@ -29,8 +29,8 @@ def replica_options(environment: dict[str, str]) -> dict:
     max_requests = parse(environment).max_requests
     return {
         "autoscaling_config": {
-            "min_replicas": int(least),
-            "max_replicas": int(most),
+            "min_replicas": least,
+            "max_replicas": most,
             "target_ongoing_requests": _number(environment, "LLAVA_TARGET_REQUESTS", 8),
         },
         # one more than a replica admits: what is beyond is refused by the replica, with 429
@@ -64,13 +64,9 @@ def _number(environment: dict[str, str], name: str, default: float) -> float:
 def build(environment: dict[str, str]):
     """The application that Ray Serve runs."""
     args = parse(environment)
-    deployment = serve.deployment(name="llava", **replica_options(environment))
-
-    @serve.ingress(lambda: load_app(args))
-    class Llava:
-        """A replica; the model is loaded where it runs."""
-
-    return deployment(Llava).bind()
+    # each replica calls this where it runs: a loaded model does not travel
+    replica = serve.ingress(lambda: load_app(args))()
+    return serve.deployment(name="llava", **replica_options(environment))(replica).bind()
 
 
 app = build(os.environ)
