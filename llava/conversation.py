@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import NamedTuple
@@ -55,6 +56,17 @@ class Conversation:
     def copy(self) -> Conversation:
         """A conversation of its own, safe to append to."""
         return replace(self, messages=[list(turn) for turn in self.messages])
+
+    def with_system(self, text: str) -> Conversation:
+        """A copy whose system part says `text`, within the template's own marks.
+
+        Raises:
+            ValueError: if the template has no system part.
+        """
+        if self.sep_style is SeparatorStyle.PLAIN:
+            raise ValueError("A plain template has no system part; choose a chat template.")
+        marks = re.match(r"(<\|.*\n+)?", self.system)[0]  # <|im_start|>system, ... with its line ends
+        return replace(self.copy(), system=marks + text)
 
     @property
     def stop_str(self) -> str | None:

@@ -1,5 +1,6 @@
 """How an answer is chosen, token by token, and where it ends: what evaluation and chat share."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llava.conversation import Conversation
@@ -47,11 +48,16 @@ class Decoding:
 
 
 class Stopping:
-    """Where an answer ends: at an end-of-sequence id of the model, or at the template's own closing text."""
+    """Where an answer ends: at an end-of-sequence id of the model, or at the template's own closing text.
 
-    def __init__(self, model, tokenizer, template: Conversation):
+    Args:
+        more: further texts that end it.
+    """
+
+    def __init__(self, model, tokenizer, template: Conversation, more: Sequence[str] = ()):
         self.tokenizer = tokenizer
         self.text = template.stop_str
+        self._texts = [text for text in (self.text, *more) if text]
         own = model.generation_config.eos_token_id
         ids = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id}
         # an added token is never spelt otherwise; ordinary text may be cut into tokens in several ways
@@ -77,17 +83,23 @@ class Stopping:
 
     def decode(self, new_ids: list[int]) -> str:
         """The answer's text, its end mark and outer white space removed."""
-        text = self.tokenizer.decode(self.trim(new_ids), skip_special_tokens=True)
-        return (text.split(self.text)[0] if self.text else text).strip()
+        return self._cut(self.tokenizer.decode(self.trim(new_ids), skip_special_tokens=True)).strip()
+
+    def is_over(self, text: str) -> bool:
+        """Whether an answer's text holds one that ends it."""
+        return any(closing in text for closing in self._texts)
 
     def settled(self, text: str) -> str:
         """Of a growing answer's text what no later token can take back: no white space at its end, nor what
-        may become the closing text."""
-        closing = self.text or ""
-        if closing and closing in text:
-            return text.split(closing)[0].strip()
-        start = next((n for n in range(len(closing) - 1, 0, -1) if text.endswith(closing[:n])), 0)
-        return text[: len(text) - start].strip()
+        may become a closing text."""
+        if self.is_over(text):
+            return self._cut(text).strip()
+        starts = (closing[:n] for closing in self._texts for n in range(1, len(closing)))
+        held = max((len(start) for start in starts if text.endswith(start)), default=0)
+        return text[: len(text) - held].strip()
+
+    def _cut(self, text: str) -> str:
+        return text[: min((text.index(closing) for closing in self._texts if closing in text), default=None)]
 
 
 class TextStream:

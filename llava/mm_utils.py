@@ -184,6 +184,17 @@ def tokenizer_image_token(
     return torch.tensor(ids, dtype=torch.long)
 
 
+def left_pad(rows: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Rows of ids to (input_ids long[B, T], attention_mask bool[B, T]), all ending at the same place."""
+    width = max(len(row) for row in rows)
+    input_ids = torch.full((len(rows), width), pad_token_id)
+    attention_mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        input_ids[i, width - len(row) :] = torch.tensor(row)
+        attention_mask[i, width - len(row) :] = True
+    return input_ids, attention_mask
+
+
 def get_model_name_from_path(model_path: str) -> str:
     """A label, by which nothing is decided: the last folder's name, checkpoint-N after its parent's."""
     *parents, name = str(model_path).strip("/").split("/")

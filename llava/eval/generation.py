@@ -18,7 +18,14 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, question_prompt
 from llava.decoding import Decoding, Stopping
 from llava.eval.records import images_of
-from llava.mm_utils import get_aspect_ratio, image_size, load_image, process_images, tokenizer_image_token
+from llava.mm_utils import (
+    get_aspect_ratio,
+    image_size,
+    left_pad,
+    load_image,
+    process_images,
+    tokenizer_image_token,
+)
 from llava.tiling import TILED
 
 READ_AHEAD = 4  # batches whose images are being read, a thread each, while the model works on another
@@ -123,17 +130,6 @@ def answer_batches(
             )
         for prompt, new_ids in zip(good, output.tolist(), strict=True):
             yield prompt.question, stopping.decode(new_ids)
-
-
-def left_pad(rows: list[list[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of ids to (input_ids long[B, T], attention_mask bool[B, T]), all ending at the same place."""
-    width = max(len(row) for row in rows)
-    input_ids = torch.full((len(rows), width), pad_token_id)
-    attention_mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        input_ids[i, width - len(row) :] = torch.tensor(row)
-        attention_mask[i, width - len(row) :] = True
-    return input_ids, attention_mask
 
 
 def read_batch(batch: list[Prompt], image_folder: Path, image_processor, model_config) -> tuple:

@@ -10,15 +10,28 @@ HEAVY_OR_OPTIONAL = {
     "bitsandbytes",
     "cv2",
     "deepspeed",
+    "fastapi",
     "gradio",
     "matplotlib",
     "openpyxl",
     "peft",
+    "prometheus_client",
     "pyarrow",
+    "ray",
     "tensorboard",
     "torchvision",
+    "uvicorn",
     "webdataset",
 }
+
+# What optional packages are all that a file is for
+MAY_NEED_THEM = (
+    "llava/visualization/plots",
+    "llava/benchmark",
+    "llava/serve/app",
+    "llava/serve/protocol",
+    "llava/serve/ray_app",
+)
 
 # A room to what it may import of the package, by prefix
 ALLOWED = {
@@ -110,8 +123,8 @@ def test_metrics_need_the_standard_library_numpy_and_rapidfuzz_alone(file):
 
 @pytest.mark.parametrize("file", FILES)
 def test_optional_packages_are_imported_where_they_are_used(file):
-    if file.startswith(("llava/visualization/plots", "llava/benchmark")):
-        return  # pictures are all they are for
+    if file.startswith(MAY_NEED_THEM):
+        return
     assert not {module.split(".")[0] for module in imports(file, top_level_only=True)} & HEAVY_OR_OPTIONAL
 
 
@@ -130,14 +143,14 @@ def test_published_class_names_are_in_llava_model_and_cost_nothing_until_asked_f
     assert done.returncode == 0, done.stderr
 
 
-def test_every_module_but_those_for_pictures_imports_without_the_optional_packages():
+def test_every_module_but_those_that_are_for_them_imports_without_the_optional_packages():
     import subprocess
     import sys
 
     modules = [
         file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         for file in FILES
-        if not file.startswith(("llava/visualization/plots", "llava/benchmark"))
+        if not file.startswith(MAY_NEED_THEM)
     ]
     optional = sorted(HEAVY_OR_OPTIONAL - {"pyarrow"})  # datasets, which transformers imports, needs it
     code = f"""

@@ -11,13 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates, question_prompt, template_named
 from llava.decoding import Decoding, Stopping
-from llava.eval.generation import (
-    Prompt,
-    left_pad,
-    make_prompt,
-    open_image,
-    split_batches,
-)
+from llava.eval.generation import Prompt, make_prompt, open_image, split_batches
+from llava.mm_utils import left_pad
 
 VOCAB = ["<unk>", "<s>", "</s>", "<|im_end|>", "a", "b", "###", "<pad>"]
 

@@ -1,0 +1,198 @@
+"""Pictures that strangers send, as data URLs or at public addresses; limited before they are read."""
+
+import base64
+import binascii
+import http.client
+import ipaddress
+import re
+import socket
+import ssl
+import time
+from dataclasses import dataclass
+from io import BytesIO
+from urllib.parse import unquote_to_bytes, urljoin, urlsplit
+
+from PIL import Image, UnidentifiedImageError
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # Pillow's others call programs, or are seldom read
+MAX_ASPECT = 100  # longer to shorter side; the image processor enlarges the shorter to the tower's
+MAX_REDIRECTS = 3
+DATA_URL = re.compile(r"data:(?:image/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*(;base64)?,", re.IGNORECASE)
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What one picture may be.
+
+    Args:
+        max_bytes: of the encoded file.
+        max_pixels: of the square around it, which `pad` makes.
+        allow_urls: whether https URLs are fetched.
+        seconds: that a fetch may take.
+    """
+
+    max_bytes: int = 10 * 2**20
+    max_pixels: int = 64 * 10**6
+    allow_urls: bool = False
+    seconds: float = 10.0
+
+
+def read_image(url: str, limits: ImageLimits) -> Image.Image:
+    """An `image_url` as an RGB image.
+
+    Raises:
+        ValueError: if it is no picture, beyond a limit, or may not be fetched.
+    """
+    if url[:5].lower() == "data:":
+        return decode_image(data_of(url, limits.max_bytes), limits.max_pixels)
+    if not limits.allow_urls:
+        raise ValueError(
+            "image_url must be a data URL (data:image/png;base64,...): this server fetches none."
+        )
+    return decode_image(fetch(url, limits), limits.max_pixels)
+
+
+def data_of(url: str, max_bytes: int) -> bytes:
+    """The bytes within a data URL."""
+    head = DATA_URL.match(url[:200])
+    if head is None:
+        raise ValueError("image_url must start like data:image/png;base64, to be a picture's data URL.")
+    if len(url) - head.end() > max_bytes * (4 / 3 if head[1] else 3) + 4:
+        raise ValueError(
+            f"an image is larger than {max_bytes} bytes, this server's limit; send a smaller one."
+        )
+    try:
+        payload = url[head.end() :]
+        data = base64.b64decode(payload, validate=True) if head[1] else unquote_to_bytes(payload)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"an image_url's base64 is broken ({error}).") from error
+    return within(data, max_bytes)
+
+
+def within(data: bytes, max_bytes: int) -> bytes:
+    if len(data) > max_bytes:
+        raise ValueError(
+            f"an image is larger than {max_bytes} bytes, this server's limit; send a smaller one."
+        )
+    return data
+
+
+def decode_image(data: bytes, max_pixels: int) -> Image.Image:
+    """An encoded picture as RGB, its size checked by the header before a pixel is made."""
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            check_size(*image.size, max_pixels)
+            return image.convert("RGB")
+    except TooLarge:
+        raise
+    except UnidentifiedImageError as error:
+        raise ValueError(f"an image is none of {', '.join(FORMATS)}, or broken.") from error
+    # Pillow reports a broken PNG chunk as SyntaxError, bad values in a header as ValueError and others
+    except (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError) as error:
+        raise ValueError(f"an image cannot be read ({error}).") from error
+    except Image.DecompressionBombError as error:
+        raise TooLarge(str(error)) from error
+
+
+class TooLarge(ValueError):
+    """A picture of more pixels than the server takes."""
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    side = max(width, height)
+    if side * side > max_pixels:
+        raise TooLarge(
+            f"an image is {width}x{height} px; this server takes up to {int(max_pixels**0.5)} px a side: "
+            "scale it down."
+        )
+    if side > MAX_ASPECT * min(width, height):
+        raise TooLarge(
+            f"an image is {width}x{height} px; one side may be {MAX_ASPECT} times the other: cut it."
+        )
+
+
+def fetch(url: str, limits: ImageLimits) -> bytes:
+    """What an https URL answers, every hop at a public address."""
+    deadline = time.monotonic() + limits.seconds
+    for _ in range(MAX_REDIRECTS + 1):
+        try:
+            status, location, data = _get(url, limits.max_bytes, deadline)
+        except (OSError, http.client.HTTPException) as error:
+            # not the error's own words: they tell what stands at an address
+            raise ValueError(f"image_url of {urlsplit(url).hostname} could not be fetched.") from error
+        if status == 200:
+            return data
+        if status not in (301, 302, 303, 307, 308) or not location:
+            raise ValueError(f"image_url of {urlsplit(url).hostname} answered with status {status}.")
+        url = urljoin(url, location)
+    raise ValueError(f"image_url leads through more than {MAX_REDIRECTS} redirects.")
+
+
+def _get(url: str, max_bytes: int, deadline: float) -> tuple[int, str | None, bytes]:
+    """Status, Location and body of one hop; no body but of a 200."""
+    host, target = split_url(url)
+    connection = _Pinned(host, public_address(host), max(0.1, deadline - time.monotonic()))
+    try:
+        connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "llava"})
+        response = connection.getresponse()
+        data = bytearray()
+        while response.status == 200 and (chunk := response.read1(65536)):
+            data += chunk
+            within(data, max_bytes)
+            if time.monotonic() > deadline:
+                raise TimeoutError
+        return response.status, response.headers.get("Location"), bytes(data)
+    finally:
+        connection.close()
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """Host and request target of an https URL at its standard port."""
+    try:
+        parts = urlsplit(url)
+        is_plain = parts.scheme == "https" and parts.hostname and parts.port in (None, 443)
+        host = parts.hostname.encode("idna").decode() if is_plain else ""
+    except ValueError:  # a port or a bracket that is none, a name too long
+        host = ""
+    if not host or parts.username is not None:
+        raise ValueError("image_url must be a data URL or https://host/..., without a port or a user's name.")
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return host, re.sub(r"[^!-~]", lambda match: "".join(f"%{b:02X}" for b in match[0].encode()), target)
+
+
+def public_address(host: str) -> str:
+    """The address to connect to; a host with any address that is not public is refused.
+
+    Raises:
+        ValueError: if it has one.
+        OSError: if the name cannot be resolved.
+    """
+    addresses = [entry[4][0] for entry in socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)]
+    if not addresses or not all(map(is_public, addresses)):
+        raise ValueError(f"image_url of {host} is not at a public address; this server fetches no other.")
+    return addresses[0]
+
+
+def is_public(address: str) -> bool:
+    """Whether an address is one of the open internet; IPv4 addresses within IPv6 ones count as themselves."""
+    ip = ipaddress.ip_address(address.split("%")[0])
+    if ip.version == 6:
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if ip in NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        ip = inner or ip
+    return ip.is_global and not ip.is_multicast
+
+
+class _Pinned(http.client.HTTPSConnection):
+    """Connects to the address that was checked: a second look-up of the name might give another."""
+
+    def __init__(self, host: str, address: str, seconds: float):
+        self._tls = ssl.create_default_context()
+        super().__init__(host, timeout=seconds, context=self._tls)
+        self._address = address
+
+    def connect(self) -> None:
+        plain = socket.create_connection((self._address, 443), self.timeout)
+        self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)

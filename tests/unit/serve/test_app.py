@@ -1,0 +1,248 @@
+"""The application without a socket: limits, errors in OpenAI's shape, and bodies nobody expects."""
+
+import asyncio
+import json
+
+import pytest
+import tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pictures import data_url, encoded, header_only_png
+
+from llava.conversation import template_named
+from llava.model.builder import load_pretrained_model
+from llava.serve.engine import Engine
+from llava.serve.images import ImageLimits
+
+pytest.importorskip("fastapi", reason="the API's packages are not installed (extra serve)")
+httpx = pytest.importorskip("httpx", reason="httpx is not installed (extra dev)")
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    folder = tiny.save_llava(tmp_path_factory.mktemp("llava"))
+    engine = Engine(*load_pretrained_model(str(folder), device="cpu"), template_named("vicuna_v1"))
+    yield engine
+    engine.close()
+
+
+def make_app(engine, **options):
+    from llava.serve.app import Limits, create_app
+
+    limits = Limits(
+        max_body_bytes=20_000,
+        max_images=2,
+        max_prompt_tokens=400,
+        max_new_tokens=8,
+        default_new_tokens=4,
+        image=ImageLimits(max_bytes=5_000, max_pixels=200**2),
+    )
+    return create_app(engine, "tiny", limits, **options)
+
+
+@pytest.fixture(scope="module")
+def app(engine):
+    return make_app(engine)
+
+
+def ask(app, method="POST", path="/v1/chat/completions", headers=None, **body):
+    async def send():
+        # an exception that the application does not handle is a 500, not this test's end
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+            return await client.request(method, path, headers=headers, **body)
+
+    return asyncio.run(send())
+
+
+def body(content="what colour is it?", **fields):
+    return {"model": "tiny", "messages": [{"role": "user", "content": content}], **fields}
+
+
+def picture(url):
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+PICTURE = picture(data_url(encoded()))
+
+
+def test_an_answer_has_openais_shape_and_counts_visual_tokens(app):
+    plain = ask(app, json=body()).json()
+    seen = ask(app, json=body([{"type": "text", "text": "what colour is it?"}, PICTURE])).json()
+    assert plain["choices"][0]["message"]["role"] == "assistant"
+    assert plain["choices"][0]["finish_reason"] in ("stop", "length")
+    assert (
+        plain["usage"]["total_tokens"]
+        == plain["usage"]["prompt_tokens"] + plain["usage"]["completion_tokens"]
+    )
+    difference = seen["usage"]["prompt_tokens"] - plain["usage"]["prompt_tokens"]
+    fewer = ask(
+        app, json=body([{"type": "text", "text": "what colour is it?"}, PICTURE], scale_factor=3)
+    ).json()
+    assert difference >= 9
+    assert seen["usage"]["prompt_tokens"] - fewer["usage"]["prompt_tokens"] == 9 - 4
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "says"),
+    [
+        ({"model": "gpt-4"}, 404, "'tiny' is"),
+        ({"messages": []}, 400, "messages"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, 400, "alternate"),
+        ({"messages": [{"role": "user", "content": ""}]}, 400, "empty"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, 400, "role"),
+        ({"messages": [{"role": "user", "content": "<image> here"}]}, 400, "must agree"),
+        ({"messages": [{"role": "user", "content": [PICTURE] * 3}]}, 400, "2 images"),
+        ({"messages": [{"role": "user", "content": "blue " * 900}]}, 400, "tokens"),
+        ({"max_tokens": 9}, 400, "up to 8"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"temperature": 3}, 400, "temperature"),
+        ({"top_p": 0}, 400, "top_p"),
+        ({"n": 2}, 400, "n is not supported"),
+        ({"tools": [{"type": "function"}]}, 400, "tools is not supported"),
+        ({"stop": ["a"] * 5}, 400, "stop"),
+        ({"scale_factor": 5}, 400, "scale_factor"),
+        ({"messages": [{"role": "user", "content": [picture("http://a.org/")]}]}, 400, "fetches none"),
+        (
+            {"messages": [{"role": "user", "content": [picture(data_url(header_only_png(9999, 9999)))]}]},
+            400,
+            "9999x9999",
+        ),
+        ({"messages": [{"role": "user", "content": "x" * 30_000}]}, 413, "larger than 20000 bytes"),
+    ],
+)
+def test_a_refusal_has_openais_shape_and_says_why(app, change, status, says):
+    response = ask(app, json=body() | change)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert says in error["message"]
+
+
+def test_a_body_without_a_declared_length_is_read_no_further_than_the_limit(app):
+    read = []
+
+    async def chunks():
+        for _ in range(100):
+            read.append(1)
+            yield b" " * 1000
+
+    assert ask(app, content=chunks()).status_code == 413
+    assert len(read) <= 22
+
+
+def test_paths_and_methods_that_are_not_there_have_openais_shape_too(app):
+    assert ask(app, "GET", "/v1/nothing").json()["error"]["message"] == "GET /v1/nothing: Not Found."
+    assert ask(app, "GET").status_code == 405
+
+
+def test_a_system_message_and_earlier_turns_reach_the_prompt(app):
+    def tokens(*messages):
+        return ask(app, json=body() | {"messages": list(messages)}).json()["usage"]["prompt_tokens"]
+
+    system, user = {"role": "system", "content": "red"}, {"role": "user", "content": "blue"}
+    answer = {"role": "assistant", "content": "a triangle"}
+    assert tokens(system, user) < tokens(user)  # in place of the template's long one
+    assert tokens(user, answer, user) > tokens(user)
+
+
+def test_a_key_is_asked_for_below_v1_alone(engine):
+    app = make_app(engine, api_key="secret")
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer"}):
+        response = ask(app, "GET", "/v1/models", headers)
+        assert response.status_code == 401
+        assert response.json()["error"]["type"] == "authentication_error"
+    models = ask(app, "GET", "/v1/models", {"Authorization": "Bearer secret"}).json()
+    assert [model["id"] for model in models["data"]] == ["tiny"]
+    assert ask(app, "GET", "/health").json() == {"status": "ok"}
+
+
+def test_a_full_server_answers_429_and_when_to_come_again(engine, app):
+    tickets = [engine.admit() for _ in range(engine.max_requests)]
+    try:
+        response = ask(app, json=body())
+    finally:
+        for ticket in tickets:
+            ticket.close()
+    assert response.status_code == 429
+    assert int(response.headers["Retry-After"]) > 0
+    assert response.json()["error"]["code"] == "queue_full"
+    assert ask(app, json=body()).status_code == 200
+
+
+def test_every_end_frees_the_requests_place(engine, app):
+    for content in (b"{", json.dumps(body()).encode(), json.dumps(body(stream=True)).encode(), b" " * 30_000):
+        ask(app, content=content)
+    assert engine.num_open == 0
+
+
+def test_a_failure_of_the_model_is_a_500_without_its_words(engine, app, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("secret path")
+
+    monkeypatch.setattr(engine.model, "generate", fail)
+    response = ask(app, json=body())
+    assert response.status_code == 500
+    assert "secret" not in response.text
+    assert response.json()["error"]["type"] == "server_error"
+
+
+def test_metrics_count_what_happened(app):
+    ask(app, json=body())
+    text = ask(app, "GET", "/metrics").text
+    assert 'llava_requests_total{status="200"}' in text
+    assert "llava_requests_open 0.0" in text
+    for name in ("batch_size_count", "first_token_seconds_count", "new_tokens_total", "prompt_tokens_total"):
+        value = next(line for line in text.splitlines() if line.startswith(f"llava_{name} "))
+        assert float(value.split()[1]) > 0
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+URLS = st.one_of(
+    st.text(max_size=30),
+    st.just(data_url(encoded())),
+    st.binary(max_size=60).map(data_url),
+    st.integers(1, 70).map(lambda n: data_url(encoded()[:n])),
+    st.sampled_from(["https://localhost/", "data:,", "data:image/png;base64,=", "http://[", "file:///x"]),
+)
+PARTS = st.one_of(
+    st.builds(lambda text: {"type": "text", "text": text}, st.text(max_size=20)),
+    st.builds(picture, URLS),
+    JSON,
+)
+CONTENTS = st.text(max_size=20) | st.lists(PARTS, max_size=3) | JSON
+ROLES = st.sampled_from(["user", "assistant", "system", "developer", "tool"])
+MESSAGES = st.lists(st.fixed_dictionaries({"role": ROLES, "content": CONTENTS}), max_size=4) | st.builds(
+    lambda content: [{"role": "user", "content": content}], CONTENTS
+)
+FIELDS = {
+    "max_tokens": st.integers(-1, 9) | JSON,
+    "temperature": st.floats(0, 2) | JSON,
+    "top_p": st.floats(0, 1) | JSON,
+    "seed": st.integers() | JSON,
+    "stop": st.text(max_size=3) | st.lists(st.text(max_size=3), max_size=4) | JSON,
+    "stream": st.booleans() | JSON,
+    "stream_options": JSON,
+    "scale_factor": st.integers(-1, 7) | JSON,
+    "n": st.integers(0, 2),
+    "tools": JSON,
+    "response_format": JSON,
+}
+BODIES = st.fixed_dictionaries({"model": st.just("tiny"), "messages": MESSAGES}, optional=FIELDS)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(BODIES.map(lambda value: json.dumps(value).encode()) | JSON.map(json.dumps) | st.binary(max_size=50))
+def test_no_body_makes_the_server_fail(app, engine, content):
+    response = ask(app, content=content)
+    assert response.status_code in (200, 400, 404), response.text
+    if response.headers["content-type"] == "application/json":
+        assert ("error" in response.json()) == (response.status_code != 200)
+    else:
+        assert response.text.endswith("data: [DONE]\n\n")
+        assert '"error"' not in response.text
+    assert engine.num_open == 0

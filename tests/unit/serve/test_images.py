@@ -1,0 +1,200 @@
+"""Pictures from strangers: what is refused, and before what work."""
+
+from io import BytesIO
+
+import pytest
+from pictures import data_url, encoded, header_only_png
+from PIL import Image
+
+from llava.serve import images
+from llava.serve.images import ImageLimits, data_of, decode_image, fetch, is_public, read_image, split_url
+
+LIMITS = ImageLimits(max_bytes=10_000, max_pixels=100 * 100)
+
+
+@pytest.mark.parametrize("kind", images.FORMATS)
+def test_a_data_url_is_read(kind):
+    image = read_image(data_url(encoded(kind=kind), f"image/{kind.lower()}"), LIMITS)
+    assert (image.mode, image.size) == ("RGB", (20, 10))
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("data:image/png;base64,@@@", "base64 is broken"),
+        ("data:image/png;base64,aGVsbG8=", "is none of BMP"),
+        ("data:text/html;base64,aGVsbG8=", "must start like"),
+        ("data:", "must start like"),
+        (data_url(encoded()[:40]), "broken|cannot be read"),
+        (data_url(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "is none of"),
+        (data_url(bytes(10_001)), "larger than 10000 bytes"),
+        (data_url(encoded(101, 10)), "up to 100 px a side"),
+        (data_url(header_only_png(12_000, 12_000)), "up to 100 px a side"),
+        ("https://example.org/a.png", "fetches none"),
+        ("file:///etc/passwd", "fetches none"),
+        ("", "fetches none"),
+    ],
+)
+def test_what_is_no_picture_within_the_limits_is_refused_in_words(url, says):
+    with pytest.raises(ValueError, match=says):
+        read_image(url, LIMITS)
+
+
+def test_a_bombs_size_is_checked_before_its_pixels_are_made(monkeypatch):
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match="12000x12000"):
+        decode_image(header_only_png(12_000, 12_000), LIMITS.max_pixels)
+
+
+def test_a_strip_that_the_processor_would_blow_up_is_refused():
+    with pytest.raises(ValueError, match="one side may be 100 times the other"):
+        decode_image(encoded(2000, 10), 10**8)
+
+
+def test_base64_is_measured_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(images.base64, "b64decode", lambda *args, **kwargs: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match="larger"):
+        data_of("data:image/png;base64," + "A" * 20_000, 10_000)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "255.255.255.255",
+        "::1",
+        "::",
+        "fe80::1%eth0",
+        "fd00::1",
+        "ff02::1",
+        "::ffff:127.0.0.1",
+        "::ffff:169.254.169.254",
+        "64:ff9b::7f00:1",
+        "2002:7f00:1::",
+    ],
+)
+def test_addresses_that_are_not_of_the_open_internet(address):
+    assert not is_public(address)
+
+
+@pytest.mark.parametrize("address", ["93.184.216.34", "2606:4700:4700::1111", "::ffff:8.8.8.8"])
+def test_addresses_that_are(address):
+    assert is_public(address)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.org/a.png",
+        "https://example.org:8443/a.png",
+        "https://user@example.org/a.png",
+        "https:///a.png",
+        "https://[::1/a.png",
+        "https://example.org:99999/",
+        "ftp://example.org/a",
+        "https://" + "a" * 300 + ".org/",
+        "\ud800",
+    ],
+)
+def test_addresses_of_other_kinds_are_refused(url):
+    with pytest.raises(ValueError, match="image_url must be"):
+        split_url(url)
+
+
+def test_a_target_holds_nothing_that_ends_a_request_line():
+    assert split_url("https://example.org/a b\u00e9?q=1#f") == ("example.org", "/a%20b%C3%A9?q=1")
+
+
+class Answer:
+    """An HTTP answer, as http.client gives one."""
+
+    def __init__(self, status, body=b"", **headers):
+        self.status, self.headers, self._file = status, headers, BytesIO(body)
+
+    def read1(self, size):
+        return self._file.read(size)
+
+
+@pytest.fixture
+def internet(monkeypatch):
+    """Hosts to addresses and answers, and the addresses that were connected to."""
+    hosts, asked = {}, []
+
+    class Connection:
+        def __init__(self, host, address, seconds):
+            self.host = host
+            asked.append(address)
+
+        def request(self, method, target, headers):
+            pass
+
+        def getresponse(self):
+            return hosts[self.host][1]
+
+        def close(self):
+            pass
+
+    def resolve(host, port, type):
+        if host not in hosts:
+            raise OSError("unknown")
+        return [(None, None, None, "", (address, port)) for address in hosts[host][0]]
+
+    monkeypatch.setattr(images, "_Pinned", Connection)
+    monkeypatch.setattr(images.socket, "getaddrinfo", resolve)
+    return hosts, asked
+
+
+URLS = ImageLimits(max_bytes=1000, allow_urls=True)
+
+
+def test_a_public_picture_is_fetched_from_the_address_that_was_checked(internet):
+    hosts, asked = internet
+    hosts["a.org"] = ["8.8.8.8"], Answer(200, encoded())
+    assert read_image("https://a.org/x.png", URLS).size == (20, 10)
+    assert asked == ["8.8.8.8"]
+
+
+@pytest.mark.parametrize("addresses", [["10.0.0.1"], ["8.8.8.8", "127.0.0.1"], ["::1"]])
+def test_a_name_that_leads_to_a_private_address_is_never_asked(internet, addresses):
+    hosts, asked = internet
+    hosts["a.org"] = addresses, Answer(200, encoded())
+    with pytest.raises(ValueError, match="not at a public address"):
+        fetch("https://a.org/x.png", URLS)
+    assert asked == []
+
+
+@pytest.mark.parametrize("location", ["https://inside.org/", "http://a.org/", "file:///etc/passwd"])
+def test_a_redirect_to_what_is_not_allowed_is_not_followed(internet, location):
+    hosts, asked = internet
+    hosts["a.org"] = ["8.8.8.8"], Answer(302, Location=location)
+    hosts["inside.org"] = ["192.168.0.1"], Answer(200, encoded())
+    with pytest.raises(ValueError, match="public address|must be a data URL"):
+        fetch("https://a.org/x.png", URLS)
+    assert asked == ["8.8.8.8"]
+
+
+def test_redirects_end(internet):
+    hosts, asked = internet
+    hosts["a.org"] = ["8.8.8.8"], Answer(302, Location="/again")
+    with pytest.raises(ValueError, match="more than 3 redirects"):
+        fetch("https://a.org/x.png", URLS)
+    assert len(asked) == 4
+
+
+def test_a_body_beyond_the_limit_and_a_status_other_than_200_are_refused(internet):
+    hosts, _ = internet
+    hosts["big.org"] = ["8.8.8.8"], Answer(200, bytes(1001))
+    hosts["gone.org"] = ["8.8.8.8"], Answer(404)
+    with pytest.raises(ValueError, match="larger than 1000 bytes"):
+        fetch("https://big.org/", URLS)
+    with pytest.raises(ValueError, match="status 404"):
+        fetch("https://gone.org/", URLS)
+    with pytest.raises(ValueError, match="could not be fetched"):
+        fetch("https://nowhere.org/", URLS)
