@@ -78,7 +78,6 @@ def test_a_client_that_leaves_a_replica_frees_its_place(url):
             model="tiny",
             messages=[{"role": "user", "content": "what colour?"}],
             max_tokens=800,
-            temperature=2.0,
             stream=True,
         )
         next(iter(answer))
