@@ -19,6 +19,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     generate_latest,
 )
 from pydantic import ValidationError
@@ -65,6 +66,7 @@ class Metrics:
 
     def __init__(self, engine: Engine):
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # memory, CPU time, open files
         options = {"namespace": "llava", "registry": self.registry}
         self.requests = Counter("requests", "Chat requests by HTTP status.", ["status"], **options)
         self.cancelled = Counter("cancelled", "Requests whose client left.", **options)

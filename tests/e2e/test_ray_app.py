@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 
 import pytest
 import tiny
@@ -68,6 +70,26 @@ def test_a_replica_answers_streams_and_refuses_like_the_api(url):
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole
         with pytest.raises(openai.BadRequestError, match="up to 800"):
             client.chat.completions.create(**request, max_tokens=801)
+
+
+def test_a_client_that_leaves_a_replica_frees_its_place(url):
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        answer = client.chat.completions.create(
+            model="tiny",
+            messages=[{"role": "user", "content": "what colour?"}],
+            max_tokens=800,
+            stream=True,
+        )
+        next(iter(answer))
+        answer.close()
+    give_up = time.monotonic() + 60
+    while True:
+        with urllib.request.urlopen(f"{url}/metrics") as page:
+            text = page.read().decode()
+        if "llava_requests_open 0.0" in text and "llava_cancelled_total 1.0" in text:
+            return
+        assert time.monotonic() < give_up, text
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(

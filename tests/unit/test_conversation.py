@@ -131,3 +131,22 @@ def test_llama_2_needs_first_words():
 )
 def test_stop_text(template, stop):
     assert conv_templates[template].stop_str == stop
+
+
+@pytest.mark.parametrize("name", sorted(conv_templates))
+def test_a_system_text_takes_the_place_of_the_templates_own_within_its_marks(name):
+    template = conv_templates[name]
+    if template.sep_style is SeparatorStyle.PLAIN:
+        with pytest.raises(ValueError, match="no system part"):
+            template.with_system("Be short.")
+        return
+    before = template.system
+    conversation = template.with_system("Be short.")
+    conversation.append_message(conversation.roles[0], "Hello")
+    conversation.append_message(conversation.roles[1], None)
+    prompt = conversation.get_prompt()
+    marks = before[: before.index("\n")] if before.startswith("<|") else ""
+    assert prompt.startswith(marks)
+    assert prompt.count("Be short.") == 1
+    assert template.system == before
+    assert not before.startswith("<|") or before.split("\n")[-1] not in prompt

@@ -149,7 +149,7 @@ def test_a_seed_repeats_a_sampled_answer(make_engine):
 
 def test_a_closed_ticket_ends_its_answer_and_frees_its_place(make_engine):
     engine = make_engine(max_requests=1)
-    endless = {"max_new_tokens": 800, "temperature": 2.0}
+    endless = {"max_new_tokens": 800}
     ticket, events = start(engine, WORDS[0], **endless)
     events.get(timeout=60)
     with pytest.raises(QueueFull):
@@ -197,7 +197,7 @@ def test_a_batch_that_fails_does_not_end_the_engine(make_engine, monkeypatch):
 
 def test_closing_ends_what_runs_and_waits_with_an_error(loaded):
     engine = Engine(*loaded, TEMPLATE)
-    running = start(engine, WORDS[0], max_new_tokens=800, temperature=2.0)
+    running = start(engine, WORDS[0], max_new_tokens=800)
     running[1].get(timeout=60)
     waiting = start(engine, WORDS[1])
     engine.close()
