@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from llava.eval.command import exit_code
+from llava.command import exit_code
 from llava.eval.records import read_jsonl, write_text
 from llava.eval.tasks import gqa
 from llava.eval.tasks.shared import answers_by_id

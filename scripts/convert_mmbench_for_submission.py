@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from llava.eval.command import exit_code
+from llava.command import exit_code
 from llava.eval.records import read_jsonl, texts_by_id
 from llava.eval.tasks import mmbench
 

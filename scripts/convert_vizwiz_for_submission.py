@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from llava.eval.command import exit_code
+from llava.command import exit_code
 from llava.eval.records import load_questions, read_jsonl, texts_by_id, write_text
 from llava.eval.tasks import vizwiz
 

@@ -8,7 +8,7 @@ reads DIR/answers/SPLIT/NAME/merge.jsonl and writes DIR/answers_upload/SPLIT/NAM
 import argparse
 from pathlib import Path
 
-from llava.eval.command import exit_code
+from llava.command import exit_code
 from llava.eval.records import load_questions, read_jsonl, texts_by_id, write_text
 from llava.eval.tasks import vqav2
 

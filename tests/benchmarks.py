@@ -367,3 +367,13 @@ BUILDERS = {
     "mmbench_cn": mmbench_cn,
     "seed": seed,
 }
+
+
+def values(scores) -> dict:
+    """{part: {measure: value}} of a task's Scores."""
+    return {part: {name: s.value for name, s in row.items()} for part, row in scores.table.items()}
+
+
+def answered(rows: list[dict], *texts: str) -> dict:
+    """Answers to a task's rows, in their order."""
+    return dict(zip((row["question_id"] for row in rows), texts, strict=True))

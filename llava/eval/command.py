@@ -1,23 +1,13 @@
-"""What the published commands share: those that answer a file of questions, and how a command fails."""
+"""What the published commands share: those that answer a file of questions."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava.command import exit_code
 from llava.eval.records import get_chunk, write_jsonl
 from llava.eval.session import Answered, Session, add_flags, positive
-
-
-def exit_code(action: Callable[[], None]) -> int:
-    """0, or 1 after printing what the user can mend."""
-    try:
-        action()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
+from llava.command import exit_code
 from llava.eval.records import read_jsonl, write_text
 from llava.eval.tasks.easy_vqa import score
 
@@ -32,20 +32,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--train-question-file", required=True, help="train questions: the baselines' source")
     parser.add_argument("--output", help="write the scores here as JSON")
     args = parser.parse_args(argv)
-    try:
-        scores = score(
-            read_jsonl(args.question_file),
-            read_jsonl(args.answers_file),
-            read_jsonl(args.train_question_file),
-        )
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(table(scores))
-    if args.output:
-        write_text(Path(args.output), json.dumps(scores, indent=2) + "\n")
-        print(f"scores: {args.output}")
-    return 0
+
+    def score_all() -> None:
+        files = args.question_file, args.answers_file, args.train_question_file
+        scores = score(*map(read_jsonl, files))
+        print(table(scores))
+        if args.output:
+            write_text(Path(args.output), json.dumps(scores, indent=2) + "\n")
+            print(f"scores: {args.output}")
+
+    return exit_code(score_all)
 
 
 if __name__ == "__main__":

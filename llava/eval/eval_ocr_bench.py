@@ -7,7 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
-from llava.eval.command import exit_code, print_skipped
+from llava.command import exit_code
+from llava.eval.command import print_skipped
 from llava.eval.records import check_questions, write_text
 from llava.eval.session import Session, add_flags, positive
 from llava.eval.tasks import ocr_bench

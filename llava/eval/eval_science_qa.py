@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.eval.command import exit_code
+from llava.command import exit_code
 from llava.eval.metrics import parse_option_letter
 from llava.eval.records import read_jsonl, texts_by_id, write_text
 from llava.eval.tasks import science_qa

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from llava.eval.command import exit_code
+from llava.command import exit_code
 from llava.eval.metrics import mean_score, vqa_soft_accuracy
 from llava.eval.records import read_jsonl
 from llava.eval.tasks import textvqa

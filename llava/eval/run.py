@@ -8,9 +8,9 @@ the report of the same --output-dir.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
+from llava.command import exit_code
 from llava.eval import report
 from llava.eval.judge import Judge
 from llava.eval.records import check_questions, texts_by_id
@@ -181,12 +181,7 @@ def settle(
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        evaluate(args)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: evaluate(args))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from llava.eval.command import exit_code
+from llava.command import exit_code
 from llava.fetch import ADDRESSES, fetch
 
 IMAGE_PLACEHOLDER = "<image-placeholder>"  # in a query, where an image goes

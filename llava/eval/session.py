@@ -276,8 +276,7 @@ def override_settings(model, image_aspect_ratio: str | None, scale_factor: int |
     if image_aspect_ratio is not None:
         model.config.image_aspect_ratio = image_aspect_ratio
     if scale_factor is not None:
-        model.tokens_per_image(scale_factor)  # refuses what the projector or the grid cannot give
-        model.config.scale_factor = scale_factor
+        model.set_scale_factor(scale_factor)
 
 
 def _positions_per_image(prompts: list) -> float | None:

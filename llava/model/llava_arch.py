@@ -129,6 +129,15 @@ class LlavaMetaForCausalLM:
             )
         return projector.num_tokens(tower.num_patches, scale_factor or self.config.scale_factor)
 
+    def set_scale_factor(self, scale_factor: int) -> None:
+        """Make s the one of every call that does not say.
+
+        Raises:
+            ValueError: as tokens_per_image, which checks it.
+        """
+        self.tokens_per_image(scale_factor)
+        self.config.scale_factor = scale_factor
+
     def view_grid(self, scale_factor: int | None = None) -> int:
         """g: the M tokens of a view are g x g equal squares of it, row-major.
 

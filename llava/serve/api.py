@@ -2,7 +2,8 @@
 
 import argparse
 import os
-import sys
+
+from llava.command import exit_code
 
 
 def build_parser(prog: str = "python -m llava.serve.api") -> argparse.ArgumentParser:
@@ -89,21 +90,25 @@ def load_app(args: argparse.Namespace):
     return create_app(engine, name, limits, api_key)
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+def serve(args: argparse.Namespace) -> None:
+    """Load, then answer until the process is stopped.
+
+    Raises:
+        ValueError: for what the user can mend; says how.
+    """
     try:
         import uvicorn
 
         app = load_app(args)
     except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed; pip install 'llava[serve]'", file=sys.stderr)
-        return 1
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        raise ValueError(f"{error.name} is not installed; pip install 'llava[serve]'") from error
     uvicorn.run(app, host=args.host, port=args.port, timeout_graceful_shutdown=5)
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    return exit_code(lambda: serve(args))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

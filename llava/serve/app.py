@@ -13,15 +13,7 @@ from dataclasses import dataclass, field
 from fastapi import Depends, FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    generate_latest,
-)
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -29,6 +21,7 @@ from starlette.requests import ClientDisconnect
 from llava.decoding import Decoding
 from llava.serve.engine import Engine, Event, QueueFull, Request, Ticket
 from llava.serve.images import ImageLimits, read_image
+from llava.serve.metrics import Metrics
 from llava.serve.protocol import ApiError, ChatRequest, Completion, usage
 
 logger = logging.getLogger(__name__)
@@ -59,28 +52,6 @@ class Limits:
     default_new_tokens: int = 512
     seconds: float = 120.0
     image: ImageLimits = field(default_factory=ImageLimits)
-
-
-class Metrics:
-    """What /metrics shows."""
-
-    def __init__(self, engine: Engine):
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)  # memory, CPU time, open files
-        options = {"namespace": "llava", "registry": self.registry}
-        self.requests = Counter("requests", "Chat requests by HTTP status.", ["status"], **options)
-        self.cancelled = Counter("cancelled", "Requests whose client left.", **options)
-        self.prompt_tokens = Counter("prompt_tokens", "Prompt tokens, visual ones included.", **options)
-        self.new_tokens = Counter("new_tokens", "Tokens generated.", **options)
-        self.batch_size = Histogram(
-            "batch_size", "Requests answered together.", buckets=[2**n for n in range(8)], **options
-        )
-        self.first_token = Histogram("first_token_seconds", "From a request to its first text.", **options)
-        self.duration = Histogram("request_seconds", "From a request to its answer's end.", **options)
-        for name in ("open", "waiting", "running"):
-            gauge = Gauge(f"requests_{name}", f"Requests that are {name} now.", **options)
-            gauge.set_function(lambda name=name: getattr(engine, f"num_{name}"))
-        engine.on_batch = self.batch_size.observe
 
 
 class Chat:

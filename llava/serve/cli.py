@@ -15,6 +15,7 @@ from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 
+from llava.command import exit_code
 from llava.fetch import ADDRESSES, fetch
 
 COMMANDS = __doc__.partition("\n\n")[2].strip()
@@ -156,12 +157,7 @@ def answer(question: str, chat, decoding, debug: bool) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        run(args)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: run(args))
 
 
 if __name__ == "__main__":

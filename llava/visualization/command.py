@@ -1,9 +1,10 @@
 """What the commands that draw pictures share: flags, loading, and how they end."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from llava.command import exit_code
 
 
 def parse_integers(text: str) -> list[int]:
@@ -52,18 +53,15 @@ def load(args: argparse.Namespace) -> tuple:
     )
     scale_factor = getattr(args, "scale_factor", None)
     if scale_factor is not None:
-        model.tokens_per_image(scale_factor)  # refuses what the projector or the grid cannot give
-        model.config.scale_factor = scale_factor
+        model.set_scale_factor(scale_factor)
     return model, tokenizer, image_processor, image
+
+
+def question_options(args: argparse.Namespace) -> dict:
+    """The flags of how a question is answered and where attention is read, as the calls take them."""
+    return {name: getattr(args, name) for name in ("layers", "head", "max_new_tokens", "conv_mode")}
 
 
 def run(make: Callable[[argparse.Namespace], list[Path]], args: argparse.Namespace) -> int:
     """Make the files and print their paths, or the user's mistake; the exit code."""
-    try:
-        written = make(args)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for path in written:
-        print(path)
-    return 0
+    return exit_code(lambda: print(*make(args), sep="\n"))

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from llava.visualization.command import load, parse_integers, picture_parser, run
+from llava.visualization.command import load, parse_integers, picture_parser, question_options, run
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -57,17 +57,8 @@ def make_distribution(args: argparse.Namespace) -> list[Path]:
     from llava.visualization.sequence import SPANS, sequence_attention
 
     model, tokenizer, image_processor, image = load(args)
-    result = sequence_attention(
-        model,
-        tokenizer,
-        image_processor,
-        image,
-        args.text,
-        layers=args.layers,
-        head=args.head,
-        max_new_tokens=args.max_new_tokens,
-        conv_mode=args.conv_mode,
-    )
+    options = question_options(args)
+    result = sequence_attention(model, tokenizer, image_processor, image, args.text, **options)
     shares = zip(SPANS, result.shares().mean(axis=(0, 1)), strict=True)
     print(f"question: {args.text}\nanswer: {result.answer}")
     print("attention: " + ", ".join(f"{name} {share:.1%}" for name, share in shares))

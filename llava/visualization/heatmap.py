@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from llava.visualization.command import load, parse_integers, picture_parser, run
+from llava.visualization.command import load, parse_integers, picture_parser, question_options, run
 
 PICTURE_SIDE = 448  # longest side of a panel's picture, pixels
 
@@ -73,17 +73,8 @@ def make_heatmaps(args: argparse.Namespace) -> list[Path]:
     from llava.visualization.answer import image_attention
 
     model, tokenizer, image_processor, image = load(args)
-    result = image_attention(
-        model,
-        tokenizer,
-        image_processor,
-        image,
-        args.text,
-        layers=args.layers,
-        head=args.head,
-        max_new_tokens=args.max_new_tokens,
-        conv_mode=args.conv_mode,
-    )
+    options = question_options(args)
+    result = image_attention(model, tokenizer, image_processor, image, args.text, **options)
     print(f"question: {args.text}\nanswer: {result.answer}")
     return write_heatmaps(result, image, args.text, args.output_dir, args.smooth)
 

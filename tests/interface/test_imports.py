@@ -29,6 +29,7 @@ MAY_NEED_THEM = (
     "llava/visualization/plots",
     "llava/benchmark",
     "llava/serve/app",
+    "llava/serve/metrics",
     "llava/serve/protocol",
     "llava/serve/ray_app",
 )
@@ -38,6 +39,7 @@ ALLOWED = {
     "llava/constants.py": (),
     "llava/__init__.py": (),
     "llava/conversation.py": ("llava.constants",),
+    "llava/command.py": (),
     "llava/tiling.py": (),
     "llava/fetch.py": (),
     "llava/decoding.py": ("llava.conversation",),
@@ -53,6 +55,7 @@ ALLOWED = {
         "llava.train",
     ),
     "llava/eval": (
+        "llava.command",
         "llava.constants",
         "llava.conversation",
         "llava.decoding",
@@ -64,6 +67,7 @@ ALLOWED = {
     ),
     "llava/eval/metrics": ("llava.eval.metrics",),
     "llava/visualization": (
+        "llava.command",
         "llava.constants",
         "llava.conversation",
         "llava.tiling",
@@ -72,6 +76,7 @@ ALLOWED = {
         "llava.visualization",
     ),
     "llava/serve": (
+        "llava.command",
         "llava.constants",
         "llava.conversation",
         "llava.decoding",

@@ -5,48 +5,11 @@ import sys
 
 import benchmarks
 import pytest
-from benchmarks import LETTER, WORD, read_jsonl, write_json, write_jsonl
+from benchmarks import LETTER, WORD, answered, read_jsonl, values, write_json, write_jsonl
 from openpyxl import load_workbook
 
-from llava.eval.records import check_questions
 from llava.eval.run import limited
 from llava.eval.tasks import TASKS
-
-
-@pytest.fixture
-def load(tmp_path):
-    """From a task's name to its rows, its files made first."""
-
-    def build_and_load(name: str) -> list[dict]:
-        folder = benchmarks.BUILDERS[name](tmp_path)
-        assert TASKS[name].missing(tmp_path) == []
-        return check_questions(TASKS[name].load(folder), name)
-
-    return build_and_load
-
-
-def values(scores) -> dict:
-    """{part: {measure: value}}."""
-    return {part: {name: s.value for name, s in row.items()} for part, row in scores.table.items()}
-
-
-def answered(rows: list[dict], *texts: str) -> dict:
-    return dict(zip((row["question_id"] for row in rows), texts, strict=True))
-
-
-@pytest.mark.parametrize("name", benchmarks.BUILDERS)
-def test_every_image_is_at_its_place(load, tmp_path, name):
-    for row in load(name):
-        image = row.get("image", b"")
-        assert isinstance(image, bytes) or (tmp_path / TASKS[name].folder / image).is_file()
-
-
-@pytest.mark.parametrize("name", benchmarks.BUILDERS)
-def test_missing_files_are_named_with_their_source(tmp_path, name):
-    lines = TASKS[name].missing(tmp_path)
-    assert len(lines) == len(TASKS[name].needs)
-    assert all(line.startswith(f"{name}: {tmp_path}") and "http" in line for line in lines)
-
 
 # ---- VQAv2, VizWiz, TextVQA ----
 

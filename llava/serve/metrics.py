@@ -1,0 +1,33 @@
+"""What /metrics shows, as Prometheus reads it."""
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+)
+
+from llava.serve.engine import Engine
+
+
+class Metrics:
+    """What /metrics shows."""
+
+    def __init__(self, engine: Engine):
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # memory, CPU time, open files
+        options = {"namespace": "llava", "registry": self.registry}
+        self.requests = Counter("requests", "Chat requests by HTTP status.", ["status"], **options)
+        self.cancelled = Counter("cancelled", "Requests whose client left.", **options)
+        self.prompt_tokens = Counter("prompt_tokens", "Prompt tokens, visual ones included.", **options)
+        self.new_tokens = Counter("new_tokens", "Tokens generated.", **options)
+        self.batch_size = Histogram(
+            "batch_size", "Requests answered together.", buckets=[2**n for n in range(8)], **options
+        )
+        self.first_token = Histogram("first_token_seconds", "From a request to its first text.", **options)
+        self.duration = Histogram("request_seconds", "From a request to its answer's end.", **options)
+        for name in ("open", "waiting", "running"):
+            gauge = Gauge(f"requests_{name}", f"Requests that are {name} now.", **options)
+            gauge.set_function(lambda name=name: getattr(engine, f"num_{name}"))
+        engine.on_batch = self.batch_size.observe

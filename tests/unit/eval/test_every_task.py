@@ -1,0 +1,29 @@
+"""What holds of every benchmark."""
+
+import benchmarks
+import open_benchmarks
+import pytest
+
+from llava.eval.records import images_of
+from llava.eval.tasks import TASKS
+
+NAMES = [*benchmarks.BUILDERS, *open_benchmarks.BUILDERS]
+
+
+def test_every_task_but_easy_vqa_has_a_miniature():
+    assert TASKS.keys() - set(NAMES) == {"easy_vqa"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_image_is_at_its_place(load, tmp_path, name):
+    images = [image for row in load(name) for image in images_of(row)]
+    assert images
+    for image in images:
+        assert isinstance(image, bytes) or (tmp_path / TASKS[name].folder / image).is_file()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_missing_files_are_named_with_their_source(tmp_path, name):
+    lines = TASKS[name].missing(tmp_path)
+    assert len(lines) == len(TASKS[name].needs)
+    assert all(line.startswith(f"{name}: {tmp_path}") and "http" in line for line in lines)
