@@ -3,6 +3,7 @@
 #
 #   bash scripts/test.sh                        every test
 #   bash scripts/test.sh tests/unit -k merge    arguments go to pytest
+#   bash scripts/test.sh -n 0                   in one process; two share the files out otherwise
 #
 #   PYTHON                interpreter that makes .venv when no environment is active (python3)
 #   CUDA_VISIBLE_DEVICES  GPUs the tests may see (none)
@@ -20,4 +21,4 @@ python -c "import importlib.metadata as m; assert m.version('lmms-eval') == '$LM
   python -m pip install --no-deps "lmms-eval==$LMMS_EVAL" || echo "its tests will be skipped" >&2
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the models are tiny: threads cost more than they give
 export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
-exec python -m pytest "$@"
+exec python -m pytest --numprocesses 2 --dist loadfile "$@"
