@@ -31,7 +31,11 @@ WEIGHT_FILES = (
 )
 
 # A weight that one type of projector alone has; VisualPrism without HKVE shares TokenPacker's.
-SIGNATURES = {"q_fusion_weights": "visualprism", "k_proj_1.0.weight": "tokenpacker"}
+SIGNATURES = {
+    "kv_mix.0.weight": "visualprism_v2",
+    "q_fusion_weights": "visualprism",
+    "k_proj_1.0.weight": "tokenpacker",
+}
 # Constants that older versions of transformers saved; today they are computed.
 SAVED_CONSTANTS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 

@@ -48,6 +48,8 @@ class VisionFields:
     visualprism_hkve: bool = True
     visualprism_wavelet: str = "haar"
     visualprism_norm: str = "batch"
+    visualprism_positions: bool = True
+    visualprism_shortcut: bool = True
     patch_num: int | str = 9
     image_aspect_ratio: str = "square"
     image_grid_pinpoints: list | str | None = None

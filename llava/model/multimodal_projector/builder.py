@@ -11,12 +11,14 @@ from llava.model.multimodal_projector.pruning import PruMerge, VisionZip
 from llava.model.multimodal_projector.resampler import Resampler
 from llava.model.multimodal_projector.tokenpacker import TokenPacker
 from llava.model.multimodal_projector.visualprism import VisualPrism
+from llava.model.multimodal_projector.visualprism_v2 import VisualPrismV2
 from llava.model.vision_config import VisionFields
 
 PROJECTORS: dict[str, type[Projector]] = {
     "linear": LinearProjector,
     "identity": IdentityProjector,
     "visualprism": VisualPrism,
+    "visualprism_v2": VisualPrismV2,
     "tokenpacker": TokenPacker,
     "avgpool": AveragePool,
     "pixel_shuffle": PixelShuffle,

@@ -6,27 +6,20 @@ each query attends within its own region. Attribute names are those of published
 
 # Legend: multimodal_projector/base.py
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from transformers import initialization as init
 
-from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_projector.base import downsample, to_maps, to_tokens
-from llava.model.multimodal_projector.compressor import RegionCompressor
 from llava.model.multimodal_projector.norms import NORMS
+from llava.model.multimodal_projector.triple_path import GlobalGate, TriplePathCompressor, depthwise
 from llava.model.multimodal_projector.visualprism_folded import FoldedVisualPrism, fingerprint
 from llava.model.multimodal_projector.wavelet import WaveletPath
 from llava.model.vision_config import VISUALPRISM_PATHS, VisionFields, parse_paths
 
 KEY_GLOBAL_GAIN = 0.6
 VALUE_GLOBAL_GAIN = 0.4
-
-
-def depthwise(width: int, kernel: int) -> nn.Conv2d:
-    return nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width, bias=False)
 
 
 class MultiScaleConv(nn.Module):
@@ -45,40 +38,7 @@ class MultiScaleConv(nn.Module):
         return self.fusion(torch.cat([conv(maps) for conv in self.convs], dim=1))
 
 
-class GlobalGate(nn.Module):
-    """y * sigmoid(W2 GELU(W1 mean(y))): channels weighed by the whole image (squeeze and excitation)."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.excite = nn.Sequential(
-            nn.Conv2d(width, width // 4, 1), nn.GELU(), nn.Conv2d(width // 4, width, 1)
-        )
-
-    def gain(self, maps: Tensor) -> Tensor:
-        """float[B, E, G, G] to float[B, E, 1, 1]."""
-        return self.excite(maps.mean(dim=(2, 3), keepdim=True)).sigmoid()
-
-
-class PrismParts(NamedTuple):
-    """What a VisualPrism makes of B images on its way; P paths, H = ceil(G/2).
-
-    Attributes:
-        paths: of the queries.
-        fusion: float32[P], the learnt weights; sums to 1.
-        path_norms: float32[B, P, G, G], the length of each path's output before it is weighed and sampled.
-        subband_energy: float32[B, 4, H, H], the squares of LL, LH, HL, HH of the input, summed over channels;
-            None without the wavelet path.
-        region_attention: {s: float32[B, g, g, h, s, s]}, what each token took of each of its patches.
-    """
-
-    paths: tuple[str, ...]
-    fusion: Tensor
-    path_norms: Tensor
-    subband_energy: Tensor | None
-    region_attention: dict[int, Tensor]
-
-
-class VisualPrism(RegionCompressor):
+class VisualPrism(TriplePathCompressor):
     """Guide, then compress: G*G patches to (G/s)**2 tokens.
 
     The grid side is read at run time and no parameter depends on s, so one module serves every resolution
@@ -114,8 +74,7 @@ class VisualPrism(RegionCompressor):
         )
         width = width or vision_width
         norm_class = NORMS[norm]
-        # The published order, which is that of q_fusion_weights
-        self.paths = tuple(path for path in VISUALPRISM_PATHS if path in paths)
+        self.make_fusion(paths, width)
         self.hkve = hkve
         self.folds = norm != "layer"
         self._folded: tuple[tuple, FoldedVisualPrism] | None = None
@@ -128,8 +87,6 @@ class VisualPrism(RegionCompressor):
             self.q_freq = nn.Sequential(
                 WaveletPath(vision_width, norm_class, wavelet), nn.Conv2d(vision_width, width, 1)
             )
-        self.q_fusion_weights = nn.Parameter(torch.full((len(self.paths),), 1 / len(self.paths)))
-        self.q_proj_1 = nn.Linear(width, width, bias=False)
         # Hierarchical key-value encoding
         if hkve:
             self.kv_down_proj = nn.Linear(num_levels * vision_width, width)
@@ -152,9 +109,8 @@ class VisualPrism(RegionCompressor):
             norm=fields.visualprism_norm,
         )
 
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        init.constant_(self.q_fusion_weights, 1 / len(self.paths))
+    def wavelet_path(self) -> WaveletPath:
+        return self.q_freq[0]
 
     def train(self, mode: bool = True) -> "VisualPrism":
         self._folded = None  # weights may be replaced, in ways that leave no trace, while the mode changes
@@ -174,13 +130,6 @@ class VisualPrism(RegionCompressor):
             "wavelet": lambda: to_tokens(self.q_freq[1](downsample(self.q_freq[0](maps), scale_factor))),
         }
         return (paths[path]() for path in self.paths)
-
-    def queries(self, x: Tensor, scale_factor: int) -> Tensor:
-        """float[B, N, C] to float[B, M, E]."""
-        share = self.q_fusion_weights.softmax(dim=0)
-        outputs = self.path_queries(x, scale_factor)
-        fused = sum(weight * output for weight, output in zip(share, outputs, strict=True))
-        return self.ln_q_1(self.q_proj_1(fused))
 
     def keys_and_values(self, x_multi: Tensor) -> tuple[Tensor, Tensor]:
         """float[B, N, L*C] to two of float[B, N, E]."""
@@ -203,27 +152,6 @@ class VisualPrism(RegionCompressor):
         if self.folded_form_serves():
             return self.folded()(x, x_multi, scale_factor)
         return super().compress(x, x_multi, scale_factor)
-
-    @torch.no_grad()
-    def inspect(self, features: VisionFeatures, scale_factors: Sequence[int]) -> PrismParts:
-        """What happens inside, for pictures of it; in evaluation mode.
-
-        Raises:
-            ValueError: if N is not a square or an s does not divide its side.
-        """
-        assert not self.training, "batch norms would learn from what is only looked at"
-        x, x_multi = features.to(self.q_proj_1.weight.dtype)[:2]
-        maps, energy = to_maps(x), None
-        if "wavelet" in self.paths:
-            energy = self.q_freq[0].bands(maps).float().square().sum(dim=1)
-        norms = [to_maps(output).float().norm(dim=1) for output in self.path_queries(x, 1)]
-        key, attention = self.keys_and_values(x_multi)[0], {}
-        for s in scale_factors:
-            side = self.output_grid(maps.shape[-1], s)
-            weights = self.clip_attn.weights(self.queries(x, s), key, s)
-            attention[s] = weights.float().view(len(x), side, side, -1, s, s)
-        fusion = self.q_fusion_weights.float().softmax(dim=0)
-        return PrismParts(self.paths, fusion, torch.stack(norms, dim=1), energy, attention)
 
     def folded_form_serves(self) -> bool:
         """In evaluation, unless gradients of the weights themselves are wanted: folding would hide them."""

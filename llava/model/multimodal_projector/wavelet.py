@@ -104,12 +104,22 @@ class Wavelet(nn.Module):
 class WaveletPath(nn.Module):
     """Filter each sub-band by one shared depthwise block, weigh them, transform back (TPQP path 3)."""
 
-    def __init__(self, width: int, norm: type[nn.Module] = nn.BatchNorm2d, wavelet: str = "haar"):
+    def __init__(
+        self,
+        width: int,
+        norm: type[nn.Module] = nn.BatchNorm2d,
+        wavelet: str = "haar",
+        learnt_gains: bool = False,
+    ):
         super().__init__()
         self.wavelet = Wavelet(wavelet)
         self.subband_conv = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
         self.subband_bn = norm(width)
-        self.register_buffer("subband_scale", torch.tensor(SUBBAND_SCALE))
+        gains = torch.tensor(SUBBAND_SCALE)
+        if learnt_gains:
+            self.subband_scale = nn.Parameter(gains)
+        else:
+            self.register_buffer("subband_scale", gains)  # as published
 
     def reset_parameters(self) -> None:
         init.copy_(self.subband_scale, torch.tensor(SUBBAND_SCALE))

@@ -53,10 +53,13 @@ def features(grid, batch=2):
 def test_a_step_reaches_every_parameter_and_evaluation_repeats_itself(name, grid, s):
     module, inputs = make(name, grid, s), features(grid)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    output = module.train()(inputs)
+    for _ in range(2):  # a gain that starts at zero lets no gradient through before its first step
+        optimizer.step()
+        optimizer.zero_grad()
+        output = module.train()(inputs)
+        (output * torch.randn_like(output)).sum().backward()
     assert output.shape == (2, (grid // s) ** 2, LLM_WIDTH)
     assert module.num_tokens(grid * grid) == output.shape[1] == module.output_grid(grid) ** 2
-    (output * torch.randn_like(output)).sum().backward()
     for parameter_name, parameter in module.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.isfinite().all(), parameter_name
@@ -380,7 +383,7 @@ def test_a_checkpoint_without_a_projector_leaves_none_of_it_uninitialised(tmp_pa
     projector = type(built).from_pretrained(tmp_path / "language_model", config=config).get_projector()
     for key, parameter in projector.named_parameters():
         expected = built.get_projector().get_parameter(key)
-        if parameter.ndim > 1:
+        if parameter.ndim > 1 and expected.any():
             assert 0.05 < parameter.std() / expected.std() < 20, key  # 0.02 here, torch's own there
         else:
             assert torch.equal(parameter, expected) or parameter.abs().max() == 0, key

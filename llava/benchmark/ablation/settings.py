@@ -1,0 +1,257 @@
+"""What a study trains: one YAML, checked before anything is run.
+
+G grid side of the tower, s scale_factor.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from llava.model.vision_config import VisionFields
+
+QUESTION_ONLY = "none"  # a row's projector: the reader gets no image
+
+
+@dataclass(frozen=True)
+class Data:
+    """Of PrismVQA, and which of it is scored.
+
+    Args:
+        folder: where it is made.
+        num_train, num_test: scenes.
+        image_size: side in pixels, of the drawing and of the tower's input.
+        seed: of the scenes.
+        num_validation: so many of the last training scenes are left out of training.
+        score_on: "test", or "validation" for what is still being chosen.
+    """
+
+    folder: Path
+    num_train: int
+    num_test: int
+    image_size: int
+    seed: int = 0
+    num_validation: int = 0
+    score_on: str = "test"
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The language model: a folder to start from, or the shape of one that starts at random.
+
+    Args:
+        path: folder of a causal language model and its tokenizer; the rest is then unused.
+        vocabulary: pieces of the tokenizer that is learnt from the training questions.
+    """
+
+    path: Path | None = None
+    hidden_size: int = 192
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 6
+    vocabulary: int = 600
+
+
+@dataclass(frozen=True)
+class Training:
+    """The recipe that all rows share.
+
+    Args:
+        epochs: passes over the training scenes.
+        batch_size: scenes a step, each with all of its questions.
+        learning_rate: peak, of the reader; AdamW with cosine decay to 0.
+        projector_learning_rate: peak; None: the reader's.
+        warmup: share of the steps.
+        weight_decay: of matrices.
+    """
+
+    epochs: int
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    projector_learning_rate: float | None = None
+    warmup: float = 0.05
+    weight_decay: float = 0.05
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the tables.
+
+    Args:
+        name: of the line; names are unique.
+        projector: a --mm_projector_type, or "none" for the question alone.
+        elastic: train one module on all scale factors, drawn step by step, and score it at each.
+        scale_factors, seeds: of this row; None: the study's.
+        switches: other keys of VisionFields, such as visualprism_hkve.
+        marks: what tables print in columns of their own, such as {TPQP: "yes"}.
+    """
+
+    name: str
+    projector: str
+    elastic: bool = False
+    scale_factors: tuple[int, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    switches: dict[str, Any] = field(default_factory=dict)
+    marks: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """All of it.
+
+    Args:
+        tower: folder of the vision tower.
+        seeds: of initial weights and data order; each row is trained once with each.
+        scale_factors: s of compressing projectors.
+        tables: title to names of rows, in order.
+        reference: the row that others are compared with, seed by seed; None: no comparison.
+    """
+
+    data: Data
+    tower: Path
+    reader: Reader
+    training: Training
+    seeds: tuple[int, ...]
+    scale_factors: tuple[int, ...]
+    rows: tuple[Row, ...]
+    tables: dict[str, tuple[str, ...]]
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training; scored at each of its scale factors (none: the projector does not compress)."""
+
+    row: Row
+    scale_factors: tuple[int, ...]
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """A file's name for it."""
+        name = re.sub(r"[^a-z0-9]+", "-", self.row.name.lower()).strip("-")
+        factors = "".join(f"-s{s}" for s in self.scale_factors)
+        return f"{name}{factors}-seed{self.seed}"
+
+
+def read_study(path: Path) -> Study:
+    """The study that a YAML file describes.
+
+    Raises:
+        ValueError: for a file that is not there, an unknown key, a missing one, a value of the wrong kind, a
+            projector or switch that does not exist, a table of unknown rows.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"--config {path} cannot be read as YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"--config {path}: expected keys and values, got {type(content).__name__}.")
+    rows = tuple(_row(path, number, given) for number, given in enumerate(content.get("rows") or ()))
+    tables = {title: tuple(names) for title, names in (content.get("tables") or {}).items()}
+    parts = {
+        name: _fill(kind, content.get(name), f"{path}: {name}")
+        for name, kind in (("data", Data), ("reader", Reader), ("training", Training))
+    }
+    study = _fill(Study, {**content, **parts, "rows": rows, "tables": tables}, str(path))
+    _check(study, path)
+    return study
+
+
+def runs_of(study: Study) -> list[Run]:
+    """Every training of a study: seed by seed, so that a study cut short compares all rows."""
+    runs = []
+    for row in study.rows:
+        factors = row.scale_factors or study.scale_factors
+        if row.projector == QUESTION_ONLY or not _compresses(row.projector):
+            groups = [()]
+        elif row.elastic:
+            groups = [tuple(factors)]
+        else:
+            groups = [(s,) for s in factors]
+        seeds = study.seeds if row.seeds is None else row.seeds
+        runs += [Run(row, group, seed) for seed in seeds for group in groups]
+    return sorted(runs, key=lambda run: run.seed)
+
+
+def _compresses(projector: str) -> bool:
+    from llava.model.multimodal_projector.builder import projector_class
+
+    return projector_class(projector).compresses
+
+
+Kind = TypeVar("Kind")
+
+
+def _fill(kind: type[Kind], given: dict | None, place: str) -> Kind:
+    """A dataclass from keys and values. Raises ValueError, naming the place."""
+    if not isinstance(given, dict):
+        raise ValueError(f"{place}: expected keys and values, got {given!r}.")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(given) - set(fields)):
+        raise ValueError(f"{place}: unknown {', '.join(unknown)}; known are {', '.join(fields)}.")
+    needed = [
+        name
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if missing := [name for name in needed if given.get(name) is None]:
+        raise ValueError(f"{place}: {', '.join(missing)} must be given.")
+    values = {}
+    for name, value in given.items():
+        try:
+            values[name] = _cast(fields[name].type, value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{place}: {name} cannot be {value!r} ({error}).") from error
+    return kind(**values)
+
+
+def _cast(kind: Any, value: Any) -> Any:
+    """A YAML value as a field's type: paths, numbers (1e-3 is text to YAML 1.1) and tuples."""
+    if value is None:
+        return None
+    kind = {Path | None: Path, float | None: float, tuple[int, ...] | None: tuple[int, ...]}.get(kind, kind)
+    if kind == tuple[int, ...]:
+        if isinstance(value, list | tuple) and all(type(item) is int for item in value):
+            return tuple(value)
+        raise TypeError("a list of whole numbers is expected")
+    if kind is int and type(value) is not int:
+        raise TypeError("a whole number is expected")
+    return kind(value) if kind in (Path, float) else value
+
+
+def _row(path: Path, number: int, given: Any) -> Row:
+    """Keys of Row as they are, all others as its switches."""
+    place = f"{path}: row {number + 1}"
+    if not isinstance(given, dict):
+        raise ValueError(f"{place}: expected keys and values, got {given!r}.")
+    own = {field.name for field in dataclasses.fields(Row)} - {"switches"}
+    switches = {key: value for key, value in given.items() if key not in own}
+    known = {field.name for field in dataclasses.fields(VisionFields)}
+    if unknown := sorted(set(switches) - known):
+        raise ValueError(
+            f"{place}: unknown {', '.join(unknown)}; a row takes {', '.join(sorted(own))} and the keys of "
+            "llava.model.vision_config.VisionFields."
+        )
+    return _fill(Row, {**{key: given[key] for key in own & set(given)}, "switches": switches}, place)
+
+
+def _check(study: Study, path: Path) -> None:
+    """What the parts must agree on."""
+    from llava.model.multimodal_projector.builder import projector_class
+
+    for row in study.rows:
+        if row.projector != QUESTION_ONLY and projector_class(row.projector).needs_attention:
+            raise ValueError(f"{path}: {row.name}: {row.projector} ranks by attention, which is not cached.")
+    names = [row.name for row in study.rows]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path}: rows need names of their own; {', '.join(twice)} stands twice.")
+    wanted = [*(name for rows in study.tables.values() for name in rows), study.reference]
+    if strange := [name for name in wanted if name is not None and name not in names]:
+        raise ValueError(f"{path}: tables name rows that are not there: {', '.join(strange)}.")
+    if study.data.score_on not in ("test", "validation"):
+        raise ValueError(f"{path}: data.score_on must be test or validation, got {study.data.score_on!r}.")
+    if study.data.score_on == "validation" and not study.data.num_validation:
+        raise ValueError(f"{path}: data.score_on: validation needs data.num_validation.")

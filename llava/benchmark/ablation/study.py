@@ -1,0 +1,178 @@
+"""Every run of a study, over the devices there are; what is done is not done again."""
+
+import json
+import logging
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from llava.benchmark.ablation.features import HiddenStates, hidden_states
+from llava.benchmark.ablation.settings import QUESTION_ONLY, Run, Study, runs_of
+from llava.benchmark.ablation.text import encode_scene, learn_tokenizer
+from llava.benchmark.ablation.training import Split, fields_of, make_reader, run_once
+
+logger = logging.getLogger(__name__)
+
+
+class Workplace:
+    """What all runs of a study share on one device: pictures' states, text, the reader's start."""
+
+    def __init__(self, study: Study, output_dir: Path, device: str):
+        from llava.benchmark.prismvqa.dataset import load_split
+        from llava.model.tokenizer import load_tokenizer
+
+        self.study, self.device = study, device
+        data = study.data
+        train, test = (load_split(data.folder, split) for split in ("train", "test"))
+        self.states = shared_states(study, output_dir, device).to(device)
+        if study.reader.path is not None:
+            self.tokenizer = load_tokenizer(str(study.reader.path))
+        else:
+            said = (text for example in train for q in example.questions for text in (q.text, q.answer))
+            self.tokenizer = learn_tokenizer(said, study.reader.vocabulary)
+        scenes = [encode_scene(example.questions, self.tokenizer) for example in [*train, *test]]
+        num_train = len(train) - data.num_validation
+        learnt, held_out, tested = (
+            Split(scenes[first:last], range(first, last))
+            for first, last in ((0, num_train), (num_train, len(train)), (len(train), len(scenes)))
+        )
+        self.splits = learnt, (held_out if data.score_on == "validation" else tested)
+
+    def do(self, run: Run) -> dict:
+        from tqdm import tqdm
+
+        reader = make_reader(
+            self.study.reader, len(self.tokenizer), self.tokenizer.eos_token_id, seed=run.seed
+        )
+        return run_once(
+            run,
+            self.study.training,
+            reader,
+            self.splits,
+            self.states,
+            self.device,
+            lambda batches: tqdm(batches, desc=run.key, mininterval=10),
+        )
+
+
+def shared_states(study: Study, output_dir: Path, device: str) -> HiddenStates:
+    """The tower's states of all pictures, training's first; made on `device` where they are not there yet."""
+    from llava.benchmark.prismvqa.dataset import load_split
+
+    pictures = [
+        example.image for split in ("train", "test") for example in load_split(study.data.folder, split)
+    ]
+    fields = [fields_of(row) for row in study.rows if row.projector != QUESTION_ONLY]
+    size = study.data.image_size
+    return hidden_states(pictures, study.tower, fields, size, output_dir / "states", device)
+
+
+def prepare(study: Study, output_dir: Path, device: str) -> None:
+    """Draw the scenes and look at them, unless that was done."""
+    from llava.benchmark.prismvqa.dataset import write_dataset
+
+    data = study.data
+    write_dataset(
+        data.folder, num_train=data.num_train, num_test=data.num_test, size=data.image_size, seed=data.seed
+    )
+    shared_states(study, output_dir, device)
+
+
+def conduct(study: Study, output_dir: Path, devices: Sequence[str]) -> list[dict]:
+    """Do all runs that are not done, one at a time on each device; gives all results, in the study's order.
+
+    Each result is a file of `output_dir`/runs, which a later call with the same settings reads instead.
+
+    Raises:
+        ValueError: if runs failed, once all others are done; names them.
+    """
+    prepare(study, output_dir, devices[0])
+    paths = {run.key: result_path(output_dir, run) for run in runs_of(study)}
+    waiting = [run for run in runs_of(study) if read_result(paths[run.key], study, run) is None]
+    logger.info("%d of %d runs are done", len(paths) - len(waiting), len(paths))
+    failed = {}
+    if waiting and len(devices) == 1:
+        workplace = Workplace(study, output_dir, devices[0])
+        for run in waiting:
+            failed |= _attempt(workplace, run, paths[run.key])
+    elif waiting:
+        failed = _share_out(study, output_dir, devices, waiting)
+    if failed:
+        reasons = "; ".join(f"{key}: {reason}" for key, reason in failed.items())
+        raise ValueError(f"{len(failed)} of {len(paths)} runs failed: {reasons}")
+    return [read_result(paths[run.key], study, run) for run in runs_of(study)]
+
+
+def results_so_far(study: Study, output_dir: Path) -> list[dict]:
+    """The results that are there."""
+    found = (read_result(result_path(output_dir, run), study, run) for run in runs_of(study))
+    return [result for result in found if result is not None]
+
+
+def result_path(output_dir: Path, run: Run) -> Path:
+    return output_dir / "runs" / f"{run.key}.json"
+
+
+def settings_of(study: Study, run: Run) -> dict:
+    """All that a result depends on, as JSON has it."""
+    parts = {"data": asdict(study.data), "reader": asdict(study.reader), "training": asdict(study.training)}
+    row = {key: value for key, value in asdict(run.row).items() if key not in ("marks", "seeds")}
+    content = {**parts, "tower": study.tower, "row": row, "factors": run.scale_factors, "seed": run.seed}
+    return json.loads(json.dumps(content, default=str))
+
+
+def read_result(path: Path, study: Study, run: Run) -> dict | None:
+    """A run's result, if it was made with these settings."""
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text())
+    return content["result"] if content["settings"] == settings_of(study, run) else None
+
+
+def _attempt(workplace: Workplace, run: Run, path: Path) -> dict[str, str]:
+    """Do one run and leave its result; {key: reason} if it failed."""
+    try:
+        result = workplace.do(run)
+    except (ValueError, RuntimeError) as error:  # memory, shapes: the other runs can still be done
+        logger.exception("%s failed", run.key)
+        return {run.key: str(error).splitlines()[0]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".tmp")
+    partial.write_text(
+        json.dumps({"settings": settings_of(workplace.study, run), "result": result}, indent=1)
+    )
+    os.replace(partial, path)
+    return {}
+
+
+_workplace: Workplace | None = None  # of a worker process, made once in it
+
+
+def _open_workplace(study: Study, output_dir: Path, free) -> None:
+    global _workplace
+    device = free.get()
+    torch.cuda.set_device(device)
+    _workplace = Workplace(study, output_dir, device)
+
+
+def _attempt_here(run: Run, path: Path) -> dict[str, str]:
+    return _attempt(_workplace, run, path)
+
+
+def _share_out(study: Study, output_dir: Path, devices: Sequence[str], waiting: list[Run]) -> dict[str, str]:
+    """A process for each device takes the next run whenever it is free."""
+    context = multiprocessing.get_context("spawn")
+    free = context.Queue()
+    for device in devices:
+        free.put(device)
+    failed: dict[str, str] = {}
+    with ProcessPoolExecutor(len(devices), context, _open_workplace, (study, output_dir, free)) as pool:
+        jobs = [pool.submit(_attempt_here, run, result_path(output_dir, run)) for run in waiting]
+        for job in as_completed(jobs):
+            failed |= job.result()
+    return failed

@@ -1,0 +1,125 @@
+"""A study's tables: accuracy by family with intervals over seeds, tokens, work and time."""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from llava.benchmark.ablation.settings import Row, Study
+
+
+@dataclass(frozen=True)
+class Line:
+    """All seeds of a row at one s.
+
+    Attributes:
+        row: the study's.
+        scale_factor: s; None: the projector does not compress.
+        tokens: visual tokens of a picture.
+        gflop: the projector's, for one picture.
+        seconds: of training, mean of the seeds.
+        families: family to its accuracies, one a seed, 0..1.
+        means: mean over the families, one a seed.
+        seeds: in the same order.
+    """
+
+    row: Row
+    scale_factor: int | None
+    tokens: int
+    gflop: float
+    seconds: float
+    families: dict[str, list[float]]
+    means: list[float]
+    seeds: list[int]
+
+
+def lines_of(study: Study, results: Iterable[dict]) -> list[Line]:
+    """One for each row and s that has results, in the study's order, most tokens first."""
+    gathered: dict[tuple, list[tuple[dict, dict]]] = {}
+    for result in sorted(results, key=lambda result: result["seed"]):
+        for scored in result["scores"]:
+            gathered.setdefault((result["name"], scored["scale_factor"]), []).append((result, scored))
+    lines = []
+    for row in study.rows:
+        found = [key for key in gathered if key[0] == row.name]
+        for key in sorted(found, key=lambda key: -gathered[key][0][1]["tokens"]):
+            lines.append(_line(row, key[1], gathered[key]))
+    return lines
+
+
+def _line(row: Row, scale_factor: int | None, results: list[tuple[dict, dict]]) -> Line:
+    families = {
+        family: [scored["families"][family][0] / scored["families"][family][1] for _, scored in results]
+        for family in results[0][1]["families"]
+    }
+    return Line(
+        row,
+        scale_factor,
+        results[0][1]["tokens"],
+        results[0][1]["gflop"],
+        statistics.mean(result["seconds"] for result, _ in results),
+        families,
+        [statistics.mean(values) for values in zip(*families.values(), strict=True)],
+        [result["seed"] for result, _ in results],
+    )
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Half of the 95% interval of a mean over seeds, by Student's t; None for one value alone."""
+    if len(values) < 2:
+        return None
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def mean_text(values: Sequence[float], signed: bool = False) -> str:
+    """Such as "61.3 ± 0.8", in per cent."""
+    half = half_width(values)
+    mean = f"{100 * statistics.mean(values):{'+' if signed else ''}.1f}"
+    return mean if half is None else f"{mean} ± {100 * half:.1f}"
+
+
+def as_markdown(study: Study, results: Iterable[dict]) -> str:
+    """Every table of the study; lines without results are left out and counted below."""
+    lines = lines_of(study, results)
+    parts = [_table(study, title, names, lines) for title, names in study.tables.items()]
+    missing = [row.name for row in study.rows if row.name not in {line.row.name for line in lines}]
+    if missing:
+        parts.append(f"Not run yet: {', '.join(missing)}.\n")
+    return "\n".join(parts)
+
+
+def _table(study: Study, title: str, names: Sequence[str], lines: list[Line]) -> str:
+    shown = [line for name in names for line in lines if line.row.name == name]
+    marks = list(dict.fromkeys(mark for line in shown for mark in line.row.marks))
+    families = list(dict.fromkeys(family for line in shown for family in line.families))
+    head = [*(marks or ["row"]), "tokens", "mean"]
+    if study.reference:
+        head.append(f"against {study.reference}")
+    head += [*families, "GFLOP", "minutes", "seeds"]
+    body = []
+    for line in shown:
+        cells = [line.row.marks.get(mark, "") for mark in marks] or [line.row.name]
+        cells += [str(line.tokens), mean_text(line.means)]
+        if study.reference:
+            cells.append(_difference(study.reference, line, lines))
+        cells += [f"{100 * statistics.mean(line.families[family]):.1f}" for family in families]
+        cells += [f"{line.gflop:.2f}", f"{line.seconds / 60:.1f}", str(len(line.seeds))]
+        body.append(cells)
+    rows = [head, ["---"] * len(head), *body]
+    return f"**{title}**\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+def _difference(reference: str, line: Line, lines: list[Line]) -> str:
+    """Mean difference to the reference at the same s, seed by seed, in points, with its interval."""
+    if line.row.name == reference:
+        return "–"
+    other = [
+        other for other in lines if (other.row.name, other.scale_factor) == (reference, line.scale_factor)
+    ]
+    if not other:
+        return ""
+    theirs = dict(zip(other[0].seeds, other[0].means, strict=True))
+    pairs = [mean - theirs[seed] for seed, mean in zip(line.seeds, line.means, strict=True) if seed in theirs]
+    return mean_text(pairs, signed=True) if pairs else ""

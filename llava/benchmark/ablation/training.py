@@ -1,0 +1,270 @@
+"""One run: a projector and a reader learn to answer, and are scored."""
+
+# B scenes, T ids of a row, M visual tokens, D reader width
+
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llava.benchmark.ablation.features import HiddenStates
+from llava.benchmark.ablation.settings import QUESTION_ONLY, Reader, Row, Run, Training
+from llava.benchmark.ablation.text import Scene, TextBatch, attention_mask, collate
+from llava.model.vision_config import VisionFields
+
+
+@dataclass(frozen=True)
+class Split:
+    """Scenes, and which of the hidden states is each one's picture."""
+
+    scenes: Sequence[Scene]
+    pictures: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def batch(self, chosen: Sequence[int], device: str) -> tuple[TextBatch, Tensor]:
+        text = collate([self.scenes[index] for index in chosen]).to(device)
+        return text, torch.tensor([self.pictures[index] for index in chosen])
+
+
+def make_reader(settings: Reader, vocabulary: int, end: int, seed: int) -> nn.Module:
+    """A causal language model of transformers, the same for every run of a seed, in float32."""
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    if settings.path is not None:
+        return AutoModelForCausalLM.from_pretrained(settings.path, dtype=torch.float32)
+    width = settings.hidden_size
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=8 * width // 3,
+        num_hidden_layers=settings.num_hidden_layers,
+        num_attention_heads=settings.num_attention_heads,
+        tie_word_embeddings=True,
+        eos_token_id=end,
+    )
+    return LlamaForCausalLM(config)
+
+
+class VisualReader(nn.Module):
+    """A reader that sees through a projector, or does not see."""
+
+    def __init__(self, reader: nn.Module, projector: nn.Module | None, fields: VisionFields | None):
+        super().__init__()
+        self.reader, self.projector, self.fields = reader, projector, fields
+
+    def visual_tokens(self, states: HiddenStates, pictures: Tensor, scale_factor: int | None) -> Tensor:
+        """float[B, M, D]."""
+        features = states.features(pictures.to(states.values.device), self.fields)
+        options = {"scale_factor": scale_factor} if self.projector.compresses else {}
+        return self.projector(features, **options)
+
+    def forward(self, text: TextBatch, tokens: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Predict every answer id from what its question has said so far.
+
+        Returns:
+            float32[n, vocabulary], the n logits ahead of answer ids, row by row; long[n], those ids; and
+            long[n, 2], each one's row and question.
+        """
+        embeds = self.reader.get_input_embeddings()(text.ids)
+        num_visual = 0 if tokens is None else tokens.shape[1]
+        if tokens is not None:
+            embeds = torch.cat([tokens.to(embeds.dtype), embeds], dim=1)
+        visual_places = torch.arange(num_visual, device=embeds.device).expand(len(embeds), -1)
+        hidden = self.reader.get_decoder()(
+            inputs_embeds=embeds,
+            attention_mask=attention_mask(text.question, num_visual),
+            position_ids=torch.cat([visual_places, text.place + num_visual], dim=1),
+            use_cache=False,
+        ).last_hidden_state[:, num_visual:]
+        rows, columns = text.is_answer.nonzero(as_tuple=True)
+        logits = self.reader.lm_head(hidden[rows, columns - 1])
+        return (
+            logits.float(),
+            text.ids[rows, columns],
+            torch.stack([rows, text.question[rows, columns]], dim=1),
+        )
+
+
+def fields_of(row: Row, states: HiddenStates | None = None, scale_factor: int | None = None) -> VisionFields:
+    """The keys of a row's projector."""
+    fields = VisionFields(mm_projector_type=row.projector, scale_factor=scale_factor or 1, **row.switches)
+    if states is not None:
+        from llava.model.vision_config import resolve_levels
+
+        side = math.isqrt(states.values.shape[1])
+        fields.mm_hidden_size = states.width
+        fields.mm_vision_config = {"image_size": side, "patch_size": 1}
+        fields.mm_vision_levels = resolve_levels(
+            fields.mm_vision_levels, states.depth, fields.mm_vision_select_layer
+        )
+    return fields
+
+
+def make_projector(run: Run, states: HiddenStates, width: int) -> tuple[nn.Module, VisionFields]:
+    from llava.model.multimodal_projector.builder import build_projector
+
+    fields = fields_of(run.row, states, run.scale_factors[0] if run.scale_factors else None)
+    torch.manual_seed(run.seed)
+    return build_projector(fields, width), fields
+
+
+def train(
+    run: Run,
+    settings: Training,
+    reader: nn.Module,
+    split: Split,
+    states: HiddenStates,
+    device: str,
+    progress=lambda batches: batches,
+) -> VisualReader:
+    """Train a fresh projector and a reader.
+
+    The order of scenes depends on the seed alone, so all rows see the same batches.
+
+    Raises:
+        ValueError: if the loss is no longer finite.
+    """
+    projector = fields = None
+    if run.row.projector != QUESTION_ONLY:
+        projector, fields = make_projector(run, states, reader.config.hidden_size)
+    model = VisualReader(reader, projector, fields).to(device).train()
+    order = torch.Generator().manual_seed(run.seed)
+    batches = [
+        chosen
+        for _ in range(settings.epochs)
+        for chosen in torch.randperm(len(split), generator=order).split(settings.batch_size)
+        if len(chosen) == settings.batch_size or len(split) < settings.batch_size
+    ]
+    optimizer, schedule = make_optimizer(model, settings, len(batches))
+    losses = []
+    for step, chosen in enumerate(progress(batches)):
+        text, pictures = split.batch(chosen.tolist(), device)
+        # each s as often as any other, in an order that every row shares
+        factor = run.scale_factors[step % len(run.scale_factors)] if run.scale_factors else None
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            tokens = None if projector is None else model.visual_tokens(states, pictures, factor)
+            logits, labels, _ = model(text, tokens)
+        loss = F.cross_entropy(logits, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.detach())
+    if losses and not torch.isfinite(torch.stack(losses)).all():
+        raise ValueError(f"{run.key}: the loss is not finite; lower training.learning_rate.")
+    return model
+
+
+def make_optimizer(model: VisualReader, settings: Training, steps: int):
+    """AdamW: matrices decay, the projector may have a rate of its own; linear warm-up, then a cosine to 0."""
+    groups = []
+    for part, rate in (
+        (model.reader, settings.learning_rate),
+        (model.projector, settings.projector_learning_rate or settings.learning_rate),
+    ):
+        if part is None:
+            continue
+        parameters = list(part.parameters())
+        for decay, wanted in ((settings.weight_decay, True), (0.0, False)):
+            chosen = [p for p in parameters if (p.ndim > 1) is wanted]
+            groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
+    warmup = max(1, round(settings.warmup * steps))
+
+    def share(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+
+
+@torch.inference_mode()
+def score(
+    model: VisualReader,
+    split: Split,
+    states: HiddenStates,
+    scale_factor: int | None,
+    batch_size: int,
+    device: str,
+) -> dict[str, list[int]]:
+    """Family to [right, asked]: an answer is right where greedy decoding would give it to the letter.
+
+    Greedy decoding gives it just where each of its ids, the end included, is the likeliest after those
+    before it, so that one pass tells.
+    """
+    model.eval()
+    right, asked = Counter(), Counter()
+    for start in range(0, len(split), batch_size):
+        text, pictures = split.batch(range(start, min(start + batch_size, len(split))), device)
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            tokens = None if model.projector is None else model.visual_tokens(states, pictures, scale_factor)
+            logits, labels, owners = model(text, tokens)
+        wrong = set(map(tuple, owners[logits.argmax(dim=-1) != labels].tolist()))
+        for row, families in enumerate(text.families):
+            for question, family in enumerate(families, start=1):
+                asked[family] += 1
+                right[family] += (row, question) not in wrong
+    return {family: [right[family], asked[family]] for family in sorted(asked)}
+
+
+def run_once(
+    run: Run,
+    settings: Training,
+    reader: nn.Module,
+    splits: tuple[Split, Split],
+    states: HiddenStates,
+    device: str,
+    progress=lambda batches: batches,
+) -> dict:
+    """Train and score.
+
+    Args:
+        splits: to learn from, and to be scored on.
+    Returns:
+        name, seed, seconds of training, parameters of the projector, and for each scale factor its tokens,
+        the projector's GFLOP for one picture, and [right, asked] of each family.
+    """
+    began = time.perf_counter()
+    model = train(run, settings, reader, splits[0], states, device, progress)
+    seconds = time.perf_counter() - began
+    scores = []
+    for factor in run.scale_factors or (None,):
+        families = score(model, splits[1], states, factor, settings.batch_size, device)
+        tokens, work = cost(model, states, factor, device)
+        scores.append({"scale_factor": factor, "tokens": tokens, "gflop": work, "families": families})
+    weights = 0 if model.projector is None else sum(p.numel() for p in model.projector.parameters())
+    return {
+        "name": run.row.name,
+        "seed": run.seed,
+        "seconds": seconds,
+        "parameters": weights,
+        "scores": scores,
+    }
+
+
+@torch.no_grad()  # the count does not see through autocast in inference mode
+def cost(
+    model: VisualReader, states: HiddenStates, scale_factor: int | None, device: str
+) -> tuple[int, float]:
+    """Visual tokens of a picture, and GFLOP of the projector that makes them, in evaluation."""
+    if model.projector is None:
+        return 0, 0.0
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model.eval()
+    picture = torch.zeros(1, dtype=torch.long)
+    with torch.autocast(torch.device(device).type, torch.bfloat16):
+        tokens = model.visual_tokens(states, picture, scale_factor)  # folded weights are made here
+        with FlopCounterMode(display=False) as count:
+            model.visual_tokens(states, picture, scale_factor)
+    return tokens.shape[1], count.get_total_flops() / 1e9

@@ -1,0 +1,111 @@
+"""What the forms of VisualPrism share: queries fused from three paths (TPQP, SPEC 1), and a look inside."""
+
+# Legend: multimodal_projector/base.py; P paths, H = ceil(G/2)
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from llava.model.multimodal_encoder.tower import VisionFeatures
+from llava.model.multimodal_projector.base import to_maps
+from llava.model.multimodal_projector.compressor import RegionCompressor
+from llava.model.vision_config import VISUALPRISM_PATHS
+
+
+def depthwise(width: int, kernel: int) -> nn.Conv2d:
+    return nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width, bias=False)
+
+
+class GlobalGate(nn.Module):
+    """y * sigmoid(W2 GELU(W1 mean(y))): channels weighed by the whole image (squeeze and excitation)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.excite = nn.Sequential(
+            nn.Conv2d(width, width // 4, 1), nn.GELU(), nn.Conv2d(width // 4, width, 1)
+        )
+
+    def gain(self, maps: Tensor) -> Tensor:
+        """float[B, E, G, G] to float[B, E, 1, 1]."""
+        return self.excite(maps.mean(dim=(2, 3), keepdim=True)).sigmoid()
+
+
+class PrismParts(NamedTuple):
+    """What a VisualPrism makes of B images on its way.
+
+    Attributes:
+        paths: of the queries.
+        fusion: float32[P], the learnt weights; sums to 1.
+        path_norms: float32[B, P, G, G], the length of each path's output before it is weighed and sampled.
+        subband_energy: float32[B, 4, H, H], the squares of LL, LH, HL, HH of the input, summed over channels;
+            None without the wavelet path.
+        region_attention: {s: float32[B, g, g, h, s, s]}, what each token took of each of its patches.
+    """
+
+    paths: tuple[str, ...]
+    fusion: Tensor
+    path_norms: Tensor
+    subband_energy: Tensor | None
+    region_attention: dict[int, Tensor]
+
+
+class TriplePathCompressor(RegionCompressor):
+    """A RegionCompressor whose queries are a learnt mixture of paths over the selected layer.
+
+    A subclass makes the paths' parts, `wavelet_path` among them, and says in `path_queries` what they give.
+    """
+
+    def make_fusion(self, paths: Sequence[str], width: int) -> None:
+        """The mixture's weights, and the map of the mixture.
+
+        Args:
+            paths: of VISUALPRISM_PATHS, in any order.
+            width: E.
+        """
+        # The published order, which is that of q_fusion_weights
+        self.paths = tuple(path for path in VISUALPRISM_PATHS if path in paths)
+        self.q_fusion_weights = nn.Parameter(torch.full((len(self.paths),), 1 / len(self.paths)))
+        self.q_proj_1 = nn.Linear(width, width, bias=False)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        init.constant_(self.q_fusion_weights, 1 / len(self.paths))
+
+    def wavelet_path(self) -> nn.Module:
+        """The WaveletPath, where there is one."""
+        raise NotImplementedError
+
+    def path_queries(self, x: Tensor, scale_factor: int) -> Iterator[Tensor]:
+        """float[B, N, C] to each path's float[B, M, E], in the order of `paths`."""
+        raise NotImplementedError
+
+    def queries(self, x: Tensor, scale_factor: int) -> Tensor:
+        """float[B, N, C] to float[B, M, E]."""
+        share = self.q_fusion_weights.softmax(dim=0)
+        outputs = self.path_queries(x, scale_factor)
+        fused = sum(weight * output for weight, output in zip(share, outputs, strict=True))
+        return self.ln_q_1(self.q_proj_1(fused))
+
+    @torch.no_grad()
+    def inspect(self, features: VisionFeatures, scale_factors: Sequence[int]) -> PrismParts:
+        """What happens inside, for pictures of it; in evaluation mode.
+
+        Raises:
+            ValueError: if N is not a square or an s does not divide its side.
+        """
+        assert not self.training, "batch norms would learn from what is only looked at"
+        x, x_multi = features.to(self.q_proj_1.weight.dtype)[:2]
+        maps, energy = to_maps(x), None
+        if "wavelet" in self.paths:
+            energy = self.wavelet_path().bands(maps).float().square().sum(dim=1)
+        norms = [to_maps(output).float().norm(dim=1) for output in self.path_queries(x, 1)]
+        key, attention = self.keys_and_values(x_multi)[0], {}
+        for s in scale_factors:
+            side = self.output_grid(maps.shape[-1], s)
+            weights = self.clip_attn.weights(self.queries(x, s), key, s)
+            attention[s] = weights.float().view(len(x), side, side, -1, s, s)
+        fusion = self.q_fusion_weights.float().softmax(dim=0)
+        return PrismParts(self.paths, fusion, torch.stack(norms, dim=1), energy, attention)
