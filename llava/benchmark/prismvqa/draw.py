@@ -138,7 +138,7 @@ def _surface(item: Item, patch: tuple[int, int], centre: tuple[float, float], sc
     rgb = np.array(item.rgb, dtype=np.float64)
     if item.pattern == "plain":
         return Image.new("RGB", patch, item.rgb)
-    shades = np.stack((rgb * 0.5, rgb + (255 - rgb) * 0.45)).round().astype(np.uint8)
+    shades = np.stack((rgb * 0.6, rgb + (255 - rgb) * 0.45)).round().astype(np.uint8)
     # in periods from the centre, image axes: a pattern does not turn with its shape
     x = (np.arange(patch[0]) + 0.5 - centre[0])[None] / (item.period * scale) + item.phase[0]
     y = (np.arange(patch[1]) + 0.5 - centre[1])[:, None] / (item.period * scale) + item.phase[1]
@@ -146,7 +146,7 @@ def _surface(item: Item, patch: tuple[int, int], centre: tuple[float, float], sc
 
 
 def _is_light(item: Item, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Where a pattern, repeating with period 1, is light: bool[H, W]; x float[1, W], y float[H, 1], periods."""
+    """Where a pattern is light, bool[H, W], at x float[1, W] and y float[H, 1] in periods."""
     if item.pattern == "stripes":
         across = {
             "horizontal": y + 0 * x,
@@ -156,8 +156,8 @@ def _is_light(item: Item, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         }[item.direction]
         return across % 1 < 0.5
     if item.pattern == "dots":
-        return (x % 1 - 0.5) ** 2 + (y % 1 - 0.5) ** 2 > 0.36**2
-    if item.pattern == "checks":  # the diagonals are what repeats with period 1
+        return (x % 1 - 0.5) ** 2 + (y % 1 - 0.5) ** 2 > 0.4**2
+    if item.pattern == "checks":  # along the diagonals they, too, repeat with period 1
         return (np.floor(math.sqrt(2) * x) + np.floor(math.sqrt(2) * y)) % 2 < 0.5
     assert item.pattern == "rings"
     return (np.hypot(x - item.phase[0], y - item.phase[1]) + item.phase[0]) % 1 < 0.5

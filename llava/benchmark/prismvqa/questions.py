@@ -144,7 +144,7 @@ def _exist(scene, rng):
         swapped = [pair for pair in absent if pair[0] in colors and pair[1] in shapes]
         half = [pair for pair in absent if (pair[0] in colors) != (pair[1] in shapes)]
         pair, answer = _pick(rng, swapped if swapped and rng.random() < 0.5 else half), "no"
-    return f"Is there a {pair[0]} {pair[1]}?", answer
+    return f"Is there {'an' if pair[0] == 'orange' else 'a'} {pair[0]} {pair[1]}?", answer
 
 
 def side_of(item: Item, other: Item) -> str:
@@ -301,7 +301,7 @@ def _direction(scene, rng):
 
 def _fineness(scene, rng):
     found = _named(scene, rng, [item for item in scene.items if item.fineness], NAMING)
-    return found and (f"How fine is the pattern on the {found[1]}?", found[0].fineness)
+    return found and (f"Is the pattern on the {found[1]} fine, medium or coarse?", found[0].fineness)
 
 
 def quadrant_of(item: Item) -> str:
