@@ -353,6 +353,31 @@ def seed(root: Path) -> Path:
     return folder
 
 
+def prismvqa(root: Path) -> Path:
+    folder = root / "prismvqa"
+    asked = (
+        ("count", "How many circles are there?", "3", 1 / 6),
+        ("exist", "Is there a red star?", "no", 1 / 2),
+        ("locate", "In which quarter of the picture is the star?", "top left", 1 / 4),
+        ("locate", "What color is the object in the top left quarter?", "blue", 1 / 8),
+    )
+    rows = [
+        {
+            "question_id": i,
+            "image": f"test/images/{i // 2:06d}.webp",
+            "family": family,
+            "text": text,
+            "answer": answer,
+            "form": family,
+            "chance": chance,
+        }
+        for i, (family, text, answer, chance) in enumerate(asked)
+    ]
+    write_jsonl(folder / "test.jsonl", rows)
+    save_images(folder, *(f"test/images/{i:06d}.webp" for i in range(2)))
+    return folder
+
+
 BUILDERS = {
     "vqav2": vqav2,
     "vqav2_val": vqav2_val,
@@ -362,6 +387,7 @@ BUILDERS = {
     "scienceqa": scienceqa,
     "textvqa": textvqa,
     "pope": pope,
+    "prismvqa": prismvqa,
     "mme": mme,
     "mmbench": mmbench,
     "mmbench_cn": mmbench_cn,

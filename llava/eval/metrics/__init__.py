@@ -19,6 +19,7 @@ from llava.eval.metrics.mmvet import MMVetAnswer, mmvet_table, parse_correctness
 from llava.eval.metrics.ocrbench import OCRBenchAnswer, ocrbench_correct, ocrbench_table
 from llava.eval.metrics.options import parse_option_letter
 from llava.eval.metrics.pope import PopeAnswer, parse_yes_no, pope_table
+from llava.eval.metrics.prismvqa import PrismVQAAnswer, prismvqa_table
 from llava.eval.metrics.proportion import bootstrap_interval, wilson_interval
 from llava.eval.metrics.science_qa import ScienceQAAnswer, science_qa_table
 from llava.eval.metrics.seed import SeedAnswer, seed_table
@@ -35,6 +36,7 @@ __all__ = [
     "MMVetAnswer",
     "OCRBenchAnswer",
     "PopeAnswer",
+    "PrismVQAAnswer",
     "ScienceQAAnswer",
     "Score",
     "SeedAnswer",
@@ -64,6 +66,7 @@ __all__ = [
     "parse_score_pair",
     "parse_yes_no",
     "pope_table",
+    "prismvqa_table",
     "science_qa_table",
     "seed_table",
     "vqa_accuracy",

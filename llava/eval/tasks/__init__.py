@@ -12,6 +12,7 @@ from llava.eval.tasks import (
     mmvet,
     ocr_bench,
     pope,
+    prismvqa,
     qbench,
     science_qa,
     seed,
@@ -24,6 +25,7 @@ TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         easy_vqa.TASK,
+        prismvqa.TASK,
         vqav2.TASK,
         vqav2.VAL,
         gqa.TASK,

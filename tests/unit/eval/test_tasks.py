@@ -76,6 +76,38 @@ def test_textvqa_refuses_a_cut_or_doubled_question_file(load, tmp_path, change):
         TASKS["textvqa"].load(path.parent)
 
 
+# ---- PrismVQA ----
+
+
+def test_prismvqa_weighs_families_alike_and_shows_chance(load):
+    rows = load("prismvqa")
+    assert rows[0]["text"] == f"How many circles are there?\n{WORD}"
+    scores = TASKS["prismvqa"].score(rows, answered(rows, "3.", "yes", "Top left", "red"))
+    assert values(scores) == {
+        "mean": {
+            "accuracy": pytest.approx((1 + 0 + 0.5) / 3),
+            "chance": pytest.approx((1 / 6 + 1 / 2 + 3 / 16) / 3),
+        },
+        "count": {"accuracy": 1, "chance": pytest.approx(1 / 6)},
+        "exist": {"accuracy": 0, "chance": 0.5},
+        "locate": {"accuracy": 0.5, "chance": 3 / 16},
+    }
+    assert scores.headline == ("mean", "accuracy")
+    mean, locate = (scores.table[part]["accuracy"] for part in ("mean", "locate"))
+    # families of one question do not spread; a third of what the two of locate do is left
+    assert (locate.low, locate.high, locate.total) == (0, 1, 2)
+    assert (mean.low, mean.high, mean.total) == (pytest.approx(1 / 3), pytest.approx(2 / 3), 4)
+
+
+@pytest.mark.parametrize("key", ["answer", "family", "chance"])
+def test_prismvqa_refuses_rows_of_another_kind(load, tmp_path, key):
+    load("prismvqa")
+    path = tmp_path / "prismvqa" / "test.jsonl"
+    write_jsonl(path, [{k: v for k, v in row.items() if k != key} for row in read_jsonl(path)])
+    with pytest.raises(ValueError, match=f"question 0: no {key}; make the files anew"):
+        TASKS["prismvqa"].load(path.parent)
+
+
 # ---- GQA ----
 
 

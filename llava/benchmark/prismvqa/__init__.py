@@ -1,0 +1,1 @@
+"""PrismVQA: rendered scenes with questions whose answers are known, balanced and blind to guessing."""

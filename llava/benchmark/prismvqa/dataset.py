@@ -1,0 +1,298 @@
+"""PrismVQA as files: pictures, LLaVA's training records, test questions, scenes; written whole or not at all.
+
+Below the folder: meta.json, train.json, test.jsonl, {train,test}/images/*.webp and {train,test}/scenes.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
+
+from llava.benchmark.prismvqa.draw import draw_scene
+from llava.benchmark.prismvqa.questions import FAMILIES, FORMS, Question, ask_all
+from llava.benchmark.prismvqa.scene import SPLITS, Scene, as_json, generator, sample_scene
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.eval.tasks.shared import SINGLE_WORD
+
+VERSION = 1  # goes up when a picture or a question changes
+NUM_TRAIN, NUM_TEST, SIZE = 50_000, 5_000, 336
+MIN_SIZE = 112  # pixels, below which nothing printed could be read
+META, TRAIN, TEST, SCENES = "meta.json", "train.json", "test.jsonl", "scenes.jsonl"
+# Lossless, for a pattern's pixels are what is asked about; a quarter smaller than PNG, and faster both ways
+SAVE = {"format": "WEBP", "lossless": True, "quality": 0, "method": 0}
+SUFFIX = ".webp"
+CHUNK = 32  # scenes given to a process at once
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture's file and what is asked of it."""
+
+    image: Path
+    questions: list[Question]
+
+
+def write_dataset(
+    output_dir: str | Path,
+    *,
+    num_train: int = NUM_TRAIN,
+    num_test: int = NUM_TEST,
+    size: int = SIZE,
+    seed: int = 0,
+    workers: int | None = None,
+) -> bool:
+    """Make the data set, in a folder beside `output_dir` that is renamed when it is whole.
+
+    Pictures of an interrupted run of the same settings are kept. The files do not depend on `workers`.
+
+    Args:
+        num_train, num_test: scenes of each split.
+        size: side of the pictures, pixels.
+        seed: of everything, 0 or more.
+        workers: processes; None is one for each core.
+    Returns:
+        Whether anything was written: False where the same data set is already there.
+    Raises:
+        ValueError: for numbers out of range, or a folder that holds something else.
+    """
+    output_dir = Path(output_dir)
+    workers = _checked_workers(workers)
+    recipe = _recipe(num_train, num_test, size, seed)
+    if _is_there(output_dir, recipe):
+        return False
+    unfinished = output_dir.with_name(output_dir.name + ".partial")
+    _keep_only(unfinished, recipe)
+    counts = {}
+    for split, number in (("train", num_train), ("test", num_test)):
+        (unfinished / split / "images").mkdir(parents=True, exist_ok=True)
+        made = make_rows(split, number, seed, workers, folder=unfinished, size=size)
+        counts[split] = _write_split(unfinished, split, made)
+    meta = recipe | {"format": "lossless WebP, RGB", "families": _families(counts)}
+    (unfinished / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    (unfinished / "recipe.json").unlink()
+    unfinished.rename(output_dir)
+    return True
+
+
+def load_split(output_dir: str | Path, split: str) -> list[Example]:
+    """A split's pictures and questions, in the order of its scenes.
+
+    Raises:
+        ValueError: for a split that is neither "train" nor "test", or a folder without a data set.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+    output_dir = Path(output_dir)
+    if not (output_dir / META).is_file():
+        raise ValueError(
+            f"{output_dir} holds no PrismVQA; python -m llava.benchmark.prismvqa --output_dir {output_dir} "
+            "makes it."
+        )
+    with (output_dir / split / SCENES).open(encoding="utf-8") as lines:
+        return [
+            Example(output_dir / row["image"], [Question(**question) for question in row["questions"]])
+            for row in map(json.loads, lines)
+        ]
+
+
+def make_rows(
+    split: str,
+    number: int,
+    seed: int,
+    workers: int | None,
+    *,
+    folder: Path | None = None,
+    size: int = SIZE,
+) -> Iterator[dict]:
+    """Rows of a split's scene file: {"index", "image", "scene", "questions"}, in order.
+
+    Args:
+        folder: where to draw the pictures that are not there yet; None draws none.
+    """
+    workers = min(_checked_workers(workers), -(-number // CHUNK))
+    make = partial(_make_row, split=split, seed=seed, folder=folder, size=size)
+    progress = {"desc": f"PrismVQA {split}", "total": number, "unit": "scene"}
+    if workers == 1:
+        yield from tqdm(map(make, range(number)), **progress)
+        return
+    # spawned, not forked: the caller may hold threads or a GPU
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield from tqdm(pool.map(make, range(number), chunksize=CHUNK), **progress)
+
+
+def ask_split(split: str, number: int, seed: int, workers: int | None = None) -> list[Question]:
+    """The questions of a split's first scenes, nothing drawn."""
+    return [
+        Question(**question)
+        for row in make_rows(split, number, seed, workers)
+        for question in row["questions"]
+    ]
+
+
+def _make_row(index: int, split: str, seed: int, folder: Path | None, size: int) -> dict:
+    scene = sample_scene(seed, split, index)
+    image = f"{split}/images/{index:06d}{SUFFIX}"
+    if folder and not (folder / image).exists():
+        _draw_file(scene, folder / image, size)
+    questions = ask_all(scene, generator(seed, split, index, 1))
+    return {
+        "index": index,
+        "image": image,
+        "scene": as_json(scene),
+        "questions": [asdict(question) for question in questions],
+    }
+
+
+def _draw_file(scene: Scene, path: Path, size: int) -> None:
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    draw_scene(scene, size).save(unfinished, **SAVE)
+    os.replace(unfinished, path)
+
+
+def _checked_workers(workers: int | None) -> int:
+    if workers is None:
+        return os.cpu_count() or 1
+    if workers < 1:
+        raise ValueError(f"--workers must be 1 or more, got {workers}.")
+    return workers
+
+
+def _recipe(num_train: int, num_test: int, size: int, seed: int) -> dict:
+    """What decides the files' content."""
+    for flag, value, least in (
+        ("--num_train", num_train, 1),
+        ("--num_test", num_test, 1),
+        ("--size", size, MIN_SIZE),
+        ("--seed", seed, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{flag} must be {least} or more, got {value}.")
+    return {
+        "name": "PrismVQA",
+        "version": VERSION,
+        "seed": seed,
+        "size": size,
+        "num_train": num_train,
+        "num_test": num_test,
+    }
+
+
+def _read_recipe(path: Path) -> dict | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _is_there(folder: Path, recipe: dict) -> bool:
+    """Whether the folder is this data set. Raises ValueError if it is anything else, and not empty."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    meta = _read_recipe(folder / META) or {}
+    if differences := {key: meta.get(key) for key in recipe if meta.get(key) != recipe[key]}:
+        wanted = {key: recipe[key] for key in differences}
+        raise ValueError(
+            f"{folder} holds something else ({differences}, wanted {wanted}); remove it or choose another "
+            "--output_dir."
+        )
+    return True
+
+
+def _keep_only(folder: Path, recipe: dict) -> None:
+    """Make the unfinished folder, or leave what a run of the same recipe has put there."""
+    if _read_recipe(folder / "recipe.json") != recipe:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
+
+
+def _write_split(folder: Path, split: str, rows: Iterable[dict]) -> Counter:
+    """The scene file and the questions' file of a split; counts (form, questions)."""
+    counts = Counter()
+    open_questions = _json_list if split == "train" else _json_lines
+    name = TRAIN if split == "train" else TEST
+    with (
+        (folder / split / SCENES).open("w", encoding="utf-8") as scenes,
+        open_questions(folder / name) as write,
+    ):
+        for row in rows:
+            scenes.write(json.dumps(row) + "\n")
+            counts.update(question["form"] for question in row["questions"])
+            for record in [record_of(row)] if split == "train" else test_rows(row):
+                write(json.dumps(record))
+    return counts
+
+
+@contextmanager
+def _json_lines(path: Path):
+    with path.open("w", encoding="utf-8") as file:
+        yield lambda text: file.write(text + "\n")
+
+
+@contextmanager
+def _json_list(path: Path):
+    """A list, an item a line, that is never in memory as a whole."""
+    with path.open("w", encoding="utf-8") as file:
+        yield partial(_add_item, file)
+        file.write("\n]\n")
+
+
+def _add_item(file: TextIO, text: str) -> None:
+    file.write((",\n" if file.tell() else "[\n") + text)
+
+
+def record_of(row: dict) -> dict:
+    """A scene's questions as one conversation in LLaVA's form; the instruction is in the first turn alone."""
+    turns = []
+    for number, question in enumerate(row["questions"]):
+        text = question["text"]
+        if number == 0:
+            text = f"{DEFAULT_IMAGE_TOKEN}\n{text}\n{SINGLE_WORD}"
+        turns += [{"from": "human", "value": text}, {"from": "gpt", "value": question["answer"]}]
+    return {"id": f"prismvqa_train_{row['index']:06d}", "image": row["image"], "conversations": turns}
+
+
+def test_rows(row: dict) -> Iterator[dict]:
+    """A scene's questions as rows of a question file."""
+    for question in row["questions"]:
+        yield {
+            "question_id": row["index"] * len(FAMILIES) + FAMILIES.index(question["family"]),
+            "image": row["image"],
+            **question,
+            "chance": FORMS[question["form"]].chance,
+        }
+
+
+def _families(counts: dict[str, Counter]) -> dict:
+    """For meta.json: each family's chance (the mean over its questions) and numbers, and its forms'."""
+    total = counts["train"] + counts["test"]
+    families = {}
+    for family in FAMILIES:
+        forms = {name: form for name, form in FORMS.items() if form.family == family and total[name]}
+        asked = sum(total[name] for name in forms)
+        families[family] = {
+            "chance": sum(form.chance * total[name] for name, form in forms.items()) / max(1, asked),
+            **{split: sum(counts[split][name] for name in forms) for split in SPLITS},
+            "forms": {
+                name: {
+                    "chance": form.chance,
+                    **{split: counts[split][name] for split in SPLITS},
+                    "answers": list(form.answers) or "either of the two that the question names",
+                }
+                for name, form in forms.items()
+            },
+        }
+    return families

@@ -1,0 +1,381 @@
+"""Questions about a scene, in eight families; each answer follows from the scene alone.
+
+What keeps words from telling answers: an item is named by attributes other than the one asked for, whether a
+question can be asked does not depend on its answer's value, and of what may be asked the choice is even.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import permutations, product
+
+import numpy as np
+
+from llava.benchmark.prismvqa.scene import (
+    COLORS,
+    DIRECTIONS,
+    FINENESS,
+    MAX_ITEMS,
+    PATTERNS,
+    SHAPES,
+    SIZES,
+    TEXTS,
+    Item,
+    Scene,
+)
+
+SIDES = ("left", "right", "above", "below")
+QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
+EXTREMES = {"leftmost": ("x", 1), "rightmost": ("x", -1), "topmost": ("y", 1), "bottommost": ("y", -1)}
+CLEAR = 0.05  # difference in place, of the picture's side, below which none is asked about
+CLEARLY_NEARER = 1.25  # ratio of distances
+PHRASES = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """Asked of one picture; `form` says which of the family's questions it is."""
+
+    family: str
+    text: str
+    answer: str
+    form: str = ""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A kind of question.
+
+    Args:
+        answers: all that occur, evenly; for one that names its two answers, none.
+        ask: (scene, random numbers) to (text, answer), None where the scene allows no such question.
+    """
+
+    family: str
+    answers: tuple[str, ...]
+    ask: Callable[[Scene, np.random.Generator], tuple[str, str] | None]
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of the best answer that looks at no picture."""
+        return 1 / (len(self.answers) or 2)
+
+
+def _pick(rng: np.random.Generator, choices: Sequence):
+    return choices[int(rng.integers(len(choices)))]
+
+
+def name_of(item: Item, attributes: Sequence[str]) -> str:
+    """ "small red object", "circle": the attributes' values, in English order."""
+    words = [getattr(item, attribute) for attribute in ("size", "color", "shape") if attribute in attributes]
+    return " ".join(words if "shape" in attributes else [*words, "object"])
+
+
+def _names(scene: Scene, item: Item, attributes: Sequence[str]) -> list[str]:
+    """The shortest of the names by these attributes that no other item answers to."""
+    subsets = [
+        [attribute for attribute, kept in zip(attributes, mask, strict=True) if kept]
+        for mask in product((False, True), repeat=len(attributes))
+    ]
+    for length in range(1, len(attributes) + 1):
+        found = [
+            name_of(item, subset)
+            for subset in subsets
+            if len(subset) == length and _matches(scene, item, subset) == 1
+        ]
+        if found:
+            return found
+    return []
+
+
+def _matches(scene: Scene, item: Item, attributes: Sequence[str]) -> int:
+    return sum(all(getattr(other, a) == getattr(item, a) for a in attributes) for other in scene.items)
+
+
+NAMING = ("size", "color", "shape")
+
+
+def _named(
+    scene: Scene,
+    rng: np.random.Generator,
+    candidates: Sequence[Item],
+    attributes: Sequence[str],
+) -> tuple[Item, str] | None:
+    """One of the candidates that has a name, and one of its names."""
+    named = [(item, names) for item in candidates if (names := _names(scene, item, attributes))]
+    if not named:
+        return None
+    item, names = _pick(rng, named)
+    return item, _pick(rng, names)
+
+
+def _others(attribute: str) -> list[str]:
+    return [other for other in NAMING if other != attribute]
+
+
+def _attribute(attribute: str):
+    def ask(scene, rng):
+        found = _named(scene, rng, scene.items, _others(attribute))
+        return found and (f"What {attribute} is the {found[1]}?", getattr(found[0], attribute))
+
+    return ask
+
+
+def _count(scene, rng):
+    attribute, value = scene.counted
+    if not attribute:
+        return "How many objects are there?", str(len(scene.items))
+    number = sum(getattr(item, attribute) == value for item in scene.items)
+    noun = f"{value} objects" if attribute != "shape" else f"{value}es" if value == "cross" else f"{value}s"
+    return f"How many {noun} are there?", str(number)
+
+
+def _exist(scene, rng):
+    """Yes or no by a coin; where no, half of the time both color and shape are there, on different items."""
+    present = {(item.color, item.shape) for item in scene.items}
+    if rng.random() < 0.5:
+        pair, answer = _pick(rng, sorted(present)), "yes"
+    else:
+        colors, shapes = ({pair[i] for pair in present} for i in (0, 1))
+        absent = [pair for pair in product(COLORS, SHAPES) if pair not in present]
+        swapped = [pair for pair in absent if pair[0] in colors and pair[1] in shapes]
+        half = [pair for pair in absent if (pair[0] in colors) != (pair[1] in shapes)]
+        pair, answer = _pick(rng, swapped if swapped and rng.random() < 0.5 else half), "no"
+    return f"Is there {'an' if pair[0] == 'orange' else 'a'} {pair[0]} {pair[1]}?", answer
+
+
+def side_of(item: Item, other: Item) -> str:
+    """Where an item is, seen from another: one of SIDES; "" where it is on none clearly."""
+    dx, dy = item.x - other.x, item.y - other.y
+    if abs(dx) >= 2 * abs(dy):
+        return "left" if dx < 0 else "right"
+    if abs(dy) >= 2 * abs(dx):
+        return "above" if dy < 0 else "below"
+    return ""
+
+
+def _side(scene, rng):
+    pairs = [
+        (side, names)
+        for item, other in permutations(scene.items, 2)
+        if (side := side_of(item, other))
+        and (names := (_names(scene, item, NAMING), _names(scene, other, NAMING)))
+        and all(names)
+    ]
+    if not pairs:
+        return None
+    side, (names, other_names) = _pick(rng, pairs)
+    first, second = _pick(rng, names), _pick(rng, other_names)
+    return f"Where is the {first}, seen from the {second}: left, right, above or below?", side
+
+
+def _beyond(item: Item, other: Item, side: str) -> float:
+    """How far an item is to a side of another, of the picture's side; negative if on the opposite one."""
+    axis = "x" if side in ("left", "right") else "y"
+    difference = getattr(item, axis) - getattr(other, axis)
+    return -difference if side in ("left", "above") else difference
+
+
+def _only_one_beyond(scene: Scene) -> Iterator[tuple[Item, str, Item]]:
+    """(item, side, the one item that is on that side of it), where no item is near the border."""
+    for item, side in product(scene.items, SIDES):
+        ways = [(_beyond(other, item, side), other) for other in scene.items if other is not item]
+        there = [other for way, other in ways if way > 0]
+        if len(there) == 1 and all(abs(way) >= CLEAR for way, _ in ways):
+            yield item, side, there[0]
+
+
+def _beside(attribute: str):
+    def ask(scene, rng):
+        found = [
+            (side, other, names)
+            for item, side, other in _only_one_beyond(scene)
+            if (names := _names(scene, item, _others(attribute)))
+        ]
+        if not found:
+            return None
+        side, other, names = _pick(rng, found)
+        return (
+            f"What {attribute} is the object {PHRASES[side]} the {_pick(rng, names)}?",
+            getattr(other, attribute),
+        )
+
+    return ask
+
+
+def _nearest(attribute: str):
+    def ask(scene, rng):
+        found = []
+        for item in scene.items:
+            far = sorted(
+                (math.hypot(item.x - other.x, item.y - other.y), i)
+                for i, other in enumerate(scene.items)
+                if other is not item
+            )
+            names = _names(scene, item, _others(attribute))
+            if len(far) > 1 and far[1][0] >= CLEARLY_NEARER * far[0][0] and names:
+                found.append((scene.items[far[0][1]], names))
+        if not found:
+            return None
+        other, names = _pick(rng, found)
+        return (
+            f"What {attribute} is the object nearest to the {_pick(rng, names)}?",
+            getattr(other, attribute),
+        )
+
+    return ask
+
+
+def _extreme(attribute: str):
+    def ask(scene, rng):
+        found = []
+        for word, (axis, sign) in EXTREMES.items():
+            ordered = sorted(scene.items, key=lambda item: sign * getattr(item, axis))
+            if len(ordered) > 1 and abs(getattr(ordered[1], axis) - getattr(ordered[0], axis)) >= CLEAR:
+                found.append((word, ordered[0]))
+        if not found:
+            return None
+        word, item = _pick(rng, found)
+        return f"What {attribute} is the {word} object?", getattr(item, attribute)
+
+    return ask
+
+
+def _larger(scene, rng):
+    attribute = _pick(rng, ("color", "shape"))
+    pairs = [
+        (item, other)
+        for item, other in permutations(scene.items, 2)
+        if item.size != other.size
+        and _matches(scene, item, [attribute]) == _matches(scene, other, [attribute]) == 1
+    ]
+    if not pairs:
+        return None
+    first, second = _pick(rng, pairs)
+    larger = max(first, second, key=lambda item: item.radius)
+    text = f"Which is larger, the {name_of(first, [attribute])} or the {name_of(second, [attribute])}?"
+    return text, getattr(larger, attribute)
+
+
+def _by_size(word: str, attribute: str):
+    def ask(scene, rng):
+        order = sorted(scene.items, key=lambda item: item.radius, reverse=word == "largest")
+        if len(order) < 2 or order[0].size == order[1].size:
+            return None
+        return f"What {attribute} is the {word} object?", getattr(order[0], attribute)
+
+    return ask
+
+
+def _most(attribute: str):
+    def ask(scene, rng):
+        counts = Counter(getattr(item, attribute) for item in scene.items).most_common(2)
+        if len(scene.items) < 2 or (len(counts) > 1 and counts[0][1] == counts[1][1]):
+            return None
+        return f"Which {attribute} is the most frequent?", counts[0][0]
+
+    return ask
+
+
+def _read(scene, rng):
+    found = _named(scene, rng, [item for item in scene.items if item.text], NAMING)
+    return found and (f"What is written on the {found[1]}?", found[0].text)
+
+
+def _without_text(scene: Scene) -> list[Item]:
+    return [item for item in scene.items if not item.text]
+
+
+def _pattern(scene, rng):
+    found = _named(scene, rng, _without_text(scene), NAMING)
+    return found and (f"What pattern is on the {found[1]}?", found[0].pattern)
+
+
+def _direction(scene, rng):
+    found = _named(scene, rng, [item for item in scene.items if item.direction], NAMING)
+    return found and (f"In which direction do the stripes on the {found[1]} run?", found[0].direction)
+
+
+def _fineness(scene, rng):
+    found = _named(scene, rng, [item for item in scene.items if item.fineness], NAMING)
+    return found and (f"Is the pattern on the {found[1]} fine, medium or coarse?", found[0].fineness)
+
+
+def quadrant_of(item: Item) -> str:
+    """The quarter of the picture that an item's centre is in; "" if it is near the border of two."""
+    if min(abs(item.x - 0.5), abs(item.y - 0.5)) < CLEAR:
+        return ""
+    return ("top" if item.y < 0.5 else "bottom") + (" left" if item.x < 0.5 else " right")
+
+
+def _quadrant(scene, rng):
+    found = _named(scene, rng, [item for item in scene.items if quadrant_of(item)], NAMING)
+    return found and (f"In which quarter of the picture is the {found[1]}?", quadrant_of(found[0]))
+
+
+def _in_quadrant(attribute: str):
+    def ask(scene, rng):
+        places = [quadrant_of(item) for item in scene.items]
+        alone = [i for i, place in enumerate(places) if place and places.count(place) == 1]
+        if not alone or "" in places:
+            return None
+        i = _pick(rng, alone)
+        text = f"What {attribute} is the object in the {places[i]} quarter?"
+        return text, getattr(scene.items[i], attribute)
+
+    return ask
+
+
+_COLORS, _SIZES, _FINENESS = tuple(COLORS), tuple(SIZES), tuple(FINENESS)
+FORMS: dict[str, Form] = {
+    "color": Form("attribute", _COLORS, _attribute("color")),
+    "shape": Form("attribute", SHAPES, _attribute("shape")),
+    "size": Form("attribute", _SIZES, _attribute("size")),
+    "count_some": Form("count", tuple(map(str, range(MAX_ITEMS))), _count),
+    "count_all": Form("count", tuple(map(str, range(1, MAX_ITEMS + 1))), _count),
+    "side": Form("relation", SIDES, _side),
+    "beside_color": Form("relation", _COLORS, _beside("color")),
+    "beside_shape": Form("relation", SHAPES, _beside("shape")),
+    "nearest_color": Form("relation", _COLORS, _nearest("color")),
+    "nearest_shape": Form("relation", SHAPES, _nearest("shape")),
+    "extreme_color": Form("relation", _COLORS, _extreme("color")),
+    "extreme_shape": Form("relation", SHAPES, _extreme("shape")),
+    "larger": Form("compare", (), _larger),
+    "largest_color": Form("compare", _COLORS, _by_size("largest", "color")),
+    "largest_shape": Form("compare", SHAPES, _by_size("largest", "shape")),
+    "smallest_color": Form("compare", _COLORS, _by_size("smallest", "color")),
+    "smallest_shape": Form("compare", SHAPES, _by_size("smallest", "shape")),
+    "most_color": Form("compare", _COLORS, _most("color")),
+    "most_shape": Form("compare", SHAPES, _most("shape")),
+    "text": Form("read", TEXTS, _read),
+    "pattern": Form("texture", PATTERNS, _pattern),
+    "direction": Form("texture", DIRECTIONS, _direction),
+    "fineness": Form("texture", _FINENESS, _fineness),
+    "quadrant": Form("locate", QUADRANTS, _quadrant),
+    "quadrant_color": Form("locate", _COLORS, _in_quadrant("color")),
+    "quadrant_shape": Form("locate", SHAPES, _in_quadrant("shape")),
+    "exist": Form("exist", ("yes", "no"), _exist),
+}
+FAMILIES: tuple[str, ...] = tuple(dict.fromkeys(form.family for form in FORMS.values()))
+
+
+def ask_all(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """One question of each family that the scene allows, in random order."""
+    questions = []
+    for family in FAMILIES:
+        forms = [name for name, form in FORMS.items() if form.family == family and _fits(name, scene)]
+        first, *rest = rng.permutation(forms).tolist()
+        # Where the others cannot be asked all is plain, so that the answer to this one would be known
+        for name in (first, *(name for name in rest if name != "pattern")):
+            if asked := FORMS[name].ask(scene, rng):
+                questions.append(Question(family, *asked, name))
+                break
+    return [questions[i] for i in rng.permutation(len(questions))]
+
+
+def _fits(form: str, scene: Scene) -> bool:
+    """Of the two ways to count, the one that the scene was made for."""
+    return form != ("count_some" if not scene.counted[0] else "count_all")

@@ -1,0 +1,266 @@
+"""Scenes of PrismVQA, sampled from a seed: what is where, in fractions of the picture's side.
+
+Nothing here knows pixels. Every attribute is drawn independently and evenly, and places do not depend on
+attributes, so that exchanging two colors (shapes, sizes, ...) in all scenes gives the same distribution:
+what a question does not say, its words cannot tell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+
+import numpy as np
+
+SPLITS = ("train", "test")
+MAX_ITEMS = 6
+SHAPES = ("circle", "square", "triangle", "diamond", "hexagon", "star", "cross", "heart")
+COLORS = {
+    "red": (214, 40, 40),
+    "orange": (245, 130, 20),
+    "yellow": (245, 215, 40),
+    "green": (40, 155, 60),
+    "cyan": (60, 200, 215),
+    "blue": (40, 75, 215),
+    "purple": (130, 50, 175),
+    "gray": (140, 140, 140),
+}
+# Radii, each half as large again as the one before
+SIZES = {"small": 0.048, "medium": 0.072, "large": 0.103}
+PATTERNS = ("plain", "stripes", "dots", "checks", "rings")
+DIRECTIONS = ("horizontal", "vertical", "rising", "falling")  # rising: from bottom left to top right
+# Periods in 1/336 of the side, so pixels at 336; at 224 they are 1.9 to 4.3 pixels
+FINENESS = {"fine": (2.8, 3.1), "medium": (4.0, 4.5), "coarse": (5.6, 6.4)}
+PERIOD_UNIT = 336
+# Files of matplotlib: five families, of which each letter is known at 8 pixels
+FONTS = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSerif-Bold",
+    "DejaVuSansMono-Bold",
+    "STIXGeneralBol",
+    "cmb10",
+    "cmss10",
+)
+# Pictures of scikit-image that its package holds, without writing on them
+PHOTOS = (
+    "astronaut",
+    "brick",
+    "camera",
+    "chelsea",
+    "coffee",
+    "coins",
+    "grass",
+    "gravel",
+    "hubble_deep_field",
+    "immunohistochemistry",
+    "moon",
+    "rocket",
+)
+COUNTABLE = ("color", "shape", "size")
+
+REACH = 0.138  # no item's outline goes further from its centre: a large triangle's or star's corner, with rim
+SPACING = 2 * REACH  # between centres, whatever the sizes: places say nothing about them
+TEXT_SHARE = 0.4  # of items; the others have each pattern equally often
+PHOTO_SHARE = 0.5
+TEST_SHARE = 8  # every eighth layout is for the test split alone
+LAYOUT_CELLS = 16  # a side, of the grid on which two layouts count as the same
+
+
+def _texts() -> tuple[str, ...]:
+    """256 strings: 64 numbers of two digits, 128 syllables of three letters, 64 words of four.
+
+    Neighbours in the list differ by one letter or two, so that every letter has to be read. The steps are
+    coprime to the lengths, which spreads the choice over all first, middle and last letters.
+    """
+    numbers = [str(number) for number in range(10, 100)]
+    syllables = ["".join(letters) for letters in product("BDHKLMNPRSTVZ", "AEIOU", "BDLMNPRSTZ")]
+    words = ["".join(letters) for letters in product("BDKLMNRSTV", "AEIO", "BDKLMNRSTV", "AEOU")]
+    return (
+        *(numbers[7 * i % len(numbers)] for i in range(64)),
+        *(syllables[311 * i % len(syllables)] for i in range(128)),
+        *(words[617 * i % len(words)] for i in range(64)),
+    )
+
+
+TEXTS = _texts()
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing of a scene; lengths in fractions of the picture's side, y downwards, angle in degrees.
+
+    `direction` is "" but for stripes, `fineness` and `period` "" and 0 for plain ones, `text` and `font` ""
+    where nothing is printed; what has a text is plain.
+    """
+
+    color: str
+    shape: str
+    size: str
+    x: float
+    y: float
+    radius: float
+    angle: float
+    rgb: tuple[int, int, int]
+    pattern: str = "plain"
+    direction: str = ""
+    fineness: str = ""
+    period: float = 0.0
+    phase: tuple[float, float] = (0.0, 0.0)
+    text: str = ""
+    font: str = ""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Behind the items: a square cut-out of a photograph (`photo`), or a fade from one color to another.
+
+    Args:
+        rgb: both ends' colors, and `angle` the fade's direction, degrees.
+        crop: left and top in fractions of what the cut-out leaves free, its side in fractions of the
+            photograph's shorter one.
+    """
+
+    photo: str
+    rgb: tuple[tuple[int, int, int], tuple[int, int, int]]
+    angle: float
+    crop: tuple[float, float, float]
+    mirrored: bool
+
+
+@dataclass(frozen=True)
+class Scene:
+    """`counted`: the (attribute, value) that the scene was made to be counted by, ("", "") for all items."""
+
+    ground: Ground
+    items: tuple[Item, ...]
+    counted: tuple[str, str]
+
+
+def as_json(scene: Scene) -> dict:
+    """The scene as JSON values."""
+    return asdict(scene)
+
+
+def from_json(values: dict) -> Scene:
+    """What `as_json` gave, read back."""
+    ground = values["ground"]
+    return Scene(
+        Ground(**ground | {"rgb": tuple(map(tuple, ground["rgb"])), "crop": tuple(ground["crop"])}),
+        tuple(
+            Item(**item | {"rgb": tuple(item["rgb"]), "phase": tuple(item["phase"])})
+            for item in values["items"]
+        ),
+        tuple(values["counted"]),
+    )
+
+
+def generator(seed: int, split: str, index: int, stream: int) -> np.random.Generator:
+    """The random numbers of one scene's part: the same whoever asks, in whatever order."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split), index, stream)))
+
+
+def split_of(scene: Scene) -> str:
+    """The one split in which the scene's layout may be: shapes, colors, and places on a grid of 16 by 16."""
+    cells = sorted(
+        (int(item.x * LAYOUT_CELLS), int(item.y * LAYOUT_CELLS), item.shape, item.color)
+        for item in scene.items
+    )
+    digest = hashlib.blake2b(repr(cells).encode(), digest_size=8).digest()
+    return "test" if int.from_bytes(digest, "big") % TEST_SHARE == 0 else "train"
+
+
+def sample_scene(seed: int, split: str, index: int) -> Scene:
+    """Scene number `index` of a split; drawn anew until its layout belongs to the split.
+
+    Args:
+        seed: of the data set, 0 or more.
+        split: "train" or "test".
+        index: from 0.
+    """
+    rng = generator(seed, split, index, 0)
+    while True:
+        scene = _draw(rng)
+        if split_of(scene) == split:
+            return scene
+
+
+def _pick(rng: np.random.Generator, choices):
+    return tuple(choices)[int(rng.integers(len(choices)))]
+
+
+def _draw(rng: np.random.Generator) -> Scene:
+    attribute = _pick(rng, ("", *COUNTABLE))
+    if attribute:
+        number = int(rng.integers(MAX_ITEMS))  # of the items counted, 0 to 5
+        num_items = int(rng.integers(max(1, number), MAX_ITEMS + 1))
+    else:
+        number = num_items = int(rng.integers(1, MAX_ITEMS + 1))
+    items = [_item(rng, place) for place in _places(rng, num_items)]
+    value = ""
+    if attribute:
+        values = tuple({"color": COLORS, "shape": SHAPES, "size": SIZES}[attribute])
+        value = _pick(rng, values)
+        others = [other for other in values if other != value]
+        items = [
+            _with(rng, item, attribute, value if i < number else _pick(rng, others))
+            for i, item in enumerate(items)
+        ]
+    # those counted came first: in places and in drawing order they are nothing special
+    return Scene(_ground(rng), tuple(items), (attribute, value))
+
+
+def _places(rng: np.random.Generator, num_items: int) -> list[tuple[float, float]]:
+    """Centres at least SPACING apart and REACH from the edge."""
+    while True:
+        places: list[tuple[float, float]] = []
+        for _ in range(30 * num_items):
+            x, y = (REACH + (1 - 2 * REACH) * rng.random(2)).round(4).tolist()
+            if all((x - a) ** 2 + (y - b) ** 2 >= SPACING**2 for a, b in places):
+                places.append((x, y))
+            if len(places) == num_items:
+                return places
+
+
+def _item(rng: np.random.Generator, place: tuple[float, float]) -> Item:
+    item = Item("", _pick(rng, SHAPES), "", *place, 0.0, round(float(rng.uniform(-12, 12)), 1), (0, 0, 0))
+    item = _with(rng, _with(rng, item, "color", _pick(rng, COLORS)), "size", _pick(rng, SIZES))
+    if rng.random() < TEXT_SHARE:
+        return replace(item, text=_pick(rng, TEXTS), font=_pick(rng, FONTS))
+    pattern = _pick(rng, PATTERNS)
+    if pattern == "plain":
+        return item
+    fineness = _pick(rng, FINENESS)
+    return replace(
+        item,
+        pattern=pattern,
+        direction=_pick(rng, DIRECTIONS) if pattern == "stripes" else "",
+        fineness=fineness,
+        period=round(float(rng.uniform(*FINENESS[fineness])) / PERIOD_UNIT, 6),
+        phase=tuple(rng.random(2).round(3).tolist()),
+    )
+
+
+def _with(rng: np.random.Generator, item: Item, attribute: str, value: str) -> Item:
+    """The item with another color, shape or size, its shade or radius drawn anew."""
+    if attribute == "shape":
+        return replace(item, shape=value)
+    if attribute == "size":
+        return replace(item, size=value, radius=round(SIZES[value] * float(rng.uniform(0.96, 1.04)), 4))
+    # brighter or darker as a whole more than in hue: a tinted gray would have another name
+    shade = np.clip(np.array(COLORS[value]) + rng.integers(-12, 13) + rng.integers(-4, 5, 3), 0, 255)
+    return replace(item, color=value, rgb=tuple(shade.tolist()))
+
+
+def _ground(rng: np.random.Generator) -> Ground:
+    photo = _pick(rng, PHOTOS) if rng.random() < PHOTO_SHARE else ""
+    light = rng.uniform(60, 240)
+    ends = np.clip(light + rng.uniform(-25, 25, (2, 1)) + rng.uniform(-18, 18, (2, 3)), 0, 255).astype(int)
+    return Ground(
+        photo,
+        tuple(map(tuple, ends.tolist())),
+        round(float(rng.uniform(0, 360)), 1),
+        tuple(np.append(rng.random(2), rng.uniform(0.5, 1)).round(4).tolist()),
+        bool(rng.random() < 0.5),
+    )
