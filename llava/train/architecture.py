@@ -38,14 +38,18 @@ def fixed_by_weights(fields: VisionFields, depth: int) -> dict:
         fixed["mm_vision_levels"] = resolve_levels(fields.mm_vision_levels, depth, layer)
     if issubclass(kind, FixedScaleProjector):
         fixed["scale_factor"] = fields.scale_factor
-    if fields.mm_projector_type == "visualprism":
+    if fields.mm_projector_type in ("visualprism", "visualprism_v2"):
         fixed |= {
             "visualprism_tpqp": fields.visualprism_tpqp,
             "visualprism_paths": sorted(parse_paths(fields.visualprism_paths)),
             "visualprism_hkve": fields.visualprism_hkve,
             "visualprism_wavelet": fields.visualprism_wavelet,
-            "visualprism_norm": fields.visualprism_norm.removeprefix("sync_"),  # the same weights
         }
+    if fields.mm_projector_type == "visualprism":
+        fixed["visualprism_norm"] = fields.visualprism_norm.removeprefix("sync_")  # the same weights
+    if fields.mm_projector_type == "visualprism_v2":
+        fixed["visualprism_positions"] = fields.visualprism_positions
+        fixed["visualprism_shortcut"] = fields.visualprism_shortcut
     return fixed
 
 

@@ -45,8 +45,8 @@ class ModelArguments:
     mm_vision_image_size: int = flag(None, "Side of the tower's input in pixels; default the tower's own.")
     mm_projector_type: str = flag(
         None,
-        "linear (default), identity, mlpNx_gelu, visualprism, tokenpacker, avgpool, pixel_shuffle, "
-        "resampler, cabstractor, ldpv2, visionzip or prumerge.",
+        "linear (default), identity, mlpNx_gelu, visualprism, visualprism_v2, tokenpacker, avgpool, "
+        "pixel_shuffle, resampler, cabstractor, ldpv2, visionzip or prumerge.",
     )
     scale_factor: int = flag(None, "s: a compressing projector gives N / s**2 tokens; default 2.")
     num_visual_tokens: int = flag(None, "Tokens an image keeps under visionzip and prumerge.")
@@ -61,13 +61,21 @@ class ModelArguments:
         None, "Triple-path queries (default True); False is the identity path alone."
     )
     visualprism_hkve: bool = flag(
-        None, "Hierarchical keys and values (default True); False is TokenPacker's two-layer maps."
+        None,
+        "Hierarchical keys and values (default True); False is TokenPacker's two-layer maps, in "
+        "visualprism_v2 no branches.",
     )
     visualprism_wavelet: str = flag(
         None, "A discrete wavelet of PyWavelets: haar (default), db2, bior2.2, ..."
     )
     visualprism_norm: str = flag(
-        None, "batch (default), sync_batch (what several ranks get for batch) or layer."
+        None, "batch (default), sync_batch (what several ranks get for batch) or layer; of visualprism alone."
+    )
+    visualprism_positions: bool = flag(
+        None, "Values carry their place in the region (default True); of visualprism_v2 alone."
+    )
+    visualprism_shortcut: bool = flag(
+        None, "The query is added to what it gathered (default True); of visualprism_v2 alone."
     )
     pretrain_mm_mlp_adapter: str = flag(None, "Stage 1's mm_projector.bin to start from.")
     tune_mm_mlp_adapter: bool = flag(False, "Stage 1: the projector alone learns.")

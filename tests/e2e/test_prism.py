@@ -112,8 +112,9 @@ def test_of_tiles_the_whole_image_is_shown(tmp_path, settings, size):
         {"visualprism_paths": "identity,local"},
         {"visualprism_tpqp": False},
         {"visualprism_wavelet": "db2"},
+        {"mm_projector_type": "visualprism_v2"},
     ],
-    ids=["published", "no wavelet", "no TPQP", "db2"],
+    ids=["published", "no wavelet", "no TPQP", "db2", "v2"],
 )
 def test_every_form_of_visualprism_is_drawn(tmp_path, settings):
     folder = tiny.save_llava(tmp_path / "model", **settings)

@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SHELLS = [ROOT / ".ci" / "run", *sorted((ROOT / "scripts").rglob("*.sh"))]
-SOURCED = {f"scripts/{name}.sh" for name in ("common", "environment", "launch", "v1_5/eval/evaluate")}
+SOURCED = {
+    f"scripts/{name}.sh" for name in ("common", "environment", "launch", "parts", "v1_5/eval/evaluate")
+}
 STRICT = "set -euo pipefail"
 MACHINE_PATH = re.compile(
     r"(?<![\w.}$*/])/(home|Users|root|data|mnt|opt|tmp|srv|var|usr|work\w*|scratch|etc)\b"

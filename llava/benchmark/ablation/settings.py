@@ -98,6 +98,21 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Table:
+    """One of the tables.
+
+    Args:
+        rows: names, in order.
+        marks: those of the rows' marks that are columns, in place of the names.
+        scale_factors: s that are shown; None: all, and the rows that do not compress.
+    """
+
+    rows: tuple[str, ...]
+    marks: tuple[str, ...] = ()
+    scale_factors: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Study:
     """All of it.
 
@@ -105,7 +120,7 @@ class Study:
         tower: folder of the vision tower.
         seeds: of initial weights and data order; each row is trained once with each.
         scale_factors: s of compressing projectors.
-        tables: title to names of rows, in order.
+        tables: by title, in order.
         reference: the row that others are compared with, seed by seed; None: no comparison.
     """
 
@@ -116,7 +131,7 @@ class Study:
     seeds: tuple[int, ...]
     scale_factors: tuple[int, ...]
     rows: tuple[Row, ...]
-    tables: dict[str, tuple[str, ...]]
+    tables: dict[str, Table]
     reference: str | None = None
 
 
@@ -150,7 +165,10 @@ def read_study(path: Path) -> Study:
     if not isinstance(content, dict):
         raise ValueError(f"--config {path}: expected keys and values, got {type(content).__name__}.")
     rows = tuple(_row(path, number, given) for number, given in enumerate(content.get("rows") or ()))
-    tables = {title: tuple(names) for title, names in (content.get("tables") or {}).items()}
+    tables = {
+        title: _fill(Table, given, f"{path}: table {title!r}")
+        for title, given in (content.get("tables") or {}).items()
+    }
     parts = {
         name: _fill(kind, content.get(name), f"{path}: {name}")
         for name, kind in (("data", Data), ("reader", Reader), ("training", Training))
@@ -213,10 +231,11 @@ def _cast(kind: Any, value: Any) -> Any:
     if value is None:
         return None
     kind = {Path | None: Path, float | None: float, tuple[int, ...] | None: tuple[int, ...]}.get(kind, kind)
-    if kind == tuple[int, ...]:
-        if isinstance(value, list | tuple) and all(type(item) is int for item in value):
-            return tuple(value)
-        raise TypeError("a list of whole numbers is expected")
+    for item_kind, expected in ((int, "whole numbers"), (str, "names")):
+        if kind == tuple[item_kind, ...]:
+            if isinstance(value, list | tuple) and all(type(item) is item_kind for item in value):
+                return tuple(value)
+            raise TypeError(f"a list of {expected} is expected")
     if kind is int and type(value) is not int:
         raise TypeError("a whole number is expected")
     return kind(value) if kind in (Path, float) else value
@@ -248,7 +267,7 @@ def _check(study: Study, path: Path) -> None:
     names = [row.name for row in study.rows]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path}: rows need names of their own; {', '.join(twice)} stands twice.")
-    wanted = [*(name for rows in study.tables.values() for name in rows), study.reference]
+    wanted = [*(name for table in study.tables.values() for name in table.rows), study.reference]
     if strange := [name for name in wanted if name is not None and name not in names]:
         raise ValueError(f"{path}: tables name rows that are not there: {', '.join(strange)}.")
     if study.data.score_on not in ("test", "validation"):

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from llava.benchmark.ablation.settings import Row, Study
+from llava.benchmark.ablation.settings import Row, Study, Table
 
 
 @dataclass(frozen=True)
@@ -83,24 +83,25 @@ def mean_text(values: Sequence[float], signed: bool = False) -> str:
 def as_markdown(study: Study, results: Iterable[dict]) -> str:
     """Every table of the study; lines without results are left out and counted below."""
     lines = lines_of(study, results)
-    parts = [_table(study, title, names, lines) for title, names in study.tables.items()]
+    parts = [f"**{title}**\n\n{_table(study, table, lines)}" for title, table in study.tables.items()]
     missing = [row.name for row in study.rows if row.name not in {line.row.name for line in lines}]
     if missing:
         parts.append(f"Not run yet: {', '.join(missing)}.\n")
     return "\n".join(parts)
 
 
-def _table(study: Study, title: str, names: Sequence[str], lines: list[Line]) -> str:
-    shown = [line for name in names for line in lines if line.row.name == name]
-    marks = list(dict.fromkeys(mark for line in shown for mark in line.row.marks))
+def _table(study: Study, table: Table, lines: list[Line]) -> str:
+    shown = [line for name in table.rows for line in lines if line.row.name == name]
+    if table.scale_factors is not None:
+        shown = [line for line in shown if line.scale_factor in table.scale_factors]
     families = list(dict.fromkeys(family for line in shown for family in line.families))
-    head = [*(marks or ["row"]), "tokens", "mean"]
+    head = [*(table.marks or ["row"]), "tokens", "mean"]
     if study.reference:
         head.append(f"against {study.reference}")
     head += [*families, "GFLOP", "minutes", "seeds"]
     body = []
     for line in shown:
-        cells = [line.row.marks.get(mark, "") for mark in marks] or [line.row.name]
+        cells = [line.row.marks.get(mark, "") for mark in table.marks] or [line.row.name]
         cells += [str(line.tokens), mean_text(line.means)]
         if study.reference:
             cells.append(_difference(study.reference, line, lines))
@@ -108,7 +109,7 @@ def _table(study: Study, title: str, names: Sequence[str], lines: list[Line]) ->
         cells += [f"{line.gflop:.2f}", f"{line.seconds / 60:.1f}", str(len(line.seeds))]
         body.append(cells)
     rows = [head, ["---"] * len(head), *body]
-    return f"**{title}**\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 
 def _difference(reference: str, line: Line, lines: list[Line]) -> str:

@@ -25,17 +25,21 @@ class Scene:
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Scenes padded to one length, long[B, T] and bool[B, T]; padding belongs to question 0."""
+    """Scenes padded to one length, long[B, T]; padding belongs to question 0.
+
+    `rows` and `columns`, long[n], are where the n ids to be learnt stand.
+    """
 
     ids: Tensor
     question: Tensor
     place: Tensor
-    is_answer: Tensor
+    rows: Tensor
+    columns: Tensor
     families: tuple[tuple[str, ...], ...]
 
     def to(self, device: str) -> "TextBatch":
-        moved = (getattr(self, name).to(device) for name in ("ids", "question", "place", "is_answer"))
-        return TextBatch(*moved, self.families)
+        names = ("ids", "question", "place", "rows", "columns")
+        return TextBatch(*(getattr(self, name).to(device) for name in names), self.families)
 
 
 def learn_tokenizer(texts: Iterable[str], vocabulary: int):
@@ -85,23 +89,28 @@ def encode_scene(questions: Sequence, tokenizer) -> Scene:
 
 
 def collate(scenes: Sequence[Scene]) -> TextBatch:
-    parts = (
+    ids, question, place, is_answer = (
         torch.nn.utils.rnn.pad_sequence([getattr(scene, name) for scene in scenes], batch_first=True)
         for name in ("ids", "question", "place", "is_answer")
     )
-    return TextBatch(*parts, tuple(scene.families for scene in scenes))
+    # here, on the host: a device would have to be waited for
+    rows, columns = is_answer.nonzero(as_tuple=True)
+    return TextBatch(ids, question, place, rows, columns, tuple(scene.families for scene in scenes))
 
 
-def attention_mask(question: Tensor, num_visual: int) -> Tensor:
+def attention_mask(question: Tensor, num_visual: int, dtype: torch.dtype) -> Tensor:
     """Who may look at whom: an id at the image and at what its own question has said so far.
 
     Args:
         question: long[B, T], 0 where there is padding (which looks at its like, so that no row is empty).
         num_visual: M, ahead of the text.
     Returns:
-        bool[B, 1, M + T, M + T].
+        dtype[B, 1, M + T, M + T], what is added to scores: 0, or the least number there is.
     """
     owner = torch.nn.functional.pad(question, (num_visual, 0), value=-1)  # -1: the image
     same = (owner[:, :, None] == owner[:, None, :]) | (owner == -1)[:, None, :]
     positions = torch.arange(owner.shape[1], device=owner.device)
-    return (same & (positions[:, None] >= positions))[:, None]
+    hidden = ~(same & (positions[:, None] >= positions))[:, None]
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(
+        hidden, torch.finfo(dtype).min
+    )

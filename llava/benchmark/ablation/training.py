@@ -33,13 +33,19 @@ class Split:
         return text, torch.tensor([self.pictures[index] for index in chosen])
 
 
-def make_reader(settings: Reader, vocabulary: int, end: int, seed: int) -> nn.Module:
-    """A causal language model of transformers, the same for every run of a seed, in float32."""
+def make_reader(settings: Reader, vocabulary: int, end: int, seed: int, attention: str = "sdpa") -> nn.Module:
+    """A causal language model of transformers, the same for every run of a seed, in float32.
+
+    Args:
+        attention: transformers' attn_implementation.
+    """
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     if settings.path is not None:
-        return AutoModelForCausalLM.from_pretrained(settings.path, dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(
+            settings.path, dtype=torch.float32, attn_implementation=attention
+        )
     width = settings.hidden_size
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -49,8 +55,15 @@ def make_reader(settings: Reader, vocabulary: int, end: int, seed: int) -> nn.Mo
         num_attention_heads=settings.num_attention_heads,
         tie_word_embeddings=True,
         eos_token_id=end,
+        attn_implementation=attention,
     )
     return LlamaForCausalLM(config)
+
+
+def compute_dtype(like: Tensor) -> torch.dtype:
+    """What matrix products of such tensors come in: autocast's, where it is on."""
+    kind = like.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
 
 
 class VisualReader(nn.Module):
@@ -80,11 +93,11 @@ class VisualReader(nn.Module):
         visual_places = torch.arange(num_visual, device=embeds.device).expand(len(embeds), -1)
         hidden = self.reader.get_decoder()(
             inputs_embeds=embeds,
-            attention_mask=attention_mask(text.question, num_visual),
+            attention_mask=attention_mask(text.question, num_visual, compute_dtype(embeds)),
             position_ids=torch.cat([visual_places, text.place + num_visual], dim=1),
             use_cache=False,
         ).last_hidden_state[:, num_visual:]
-        rows, columns = text.is_answer.nonzero(as_tuple=True)
+        rows, columns = text.rows, text.columns
         logits = self.reader.lm_head(hidden[rows, columns - 1])
         return (
             logits.float(),

@@ -1,6 +1,8 @@
 """VisualPrism v2: the three query paths over keys and values whose channels mix.
 
 What differs from the published form, and why (docs/prism_v2.md has the measurements):
+- The wavelet path hands on the sub-bands themselves: transformed back and sampled, all but LL would be lost at
+  s = 2.
 - Keys and values are maps of a shared two-layer mixture of all levels. HKVE's single linear map, then
   depthwise convolutions, never mixes channels again.
 - HKVE's local and global branches enter as residuals whose gains start at zero.
@@ -21,7 +23,7 @@ from transformers import initialization as init
 from llava.model.multimodal_projector.base import NORM_EPS, downsample, to_maps, to_tokens
 from llava.model.multimodal_projector.norms import ChannelNorm
 from llava.model.multimodal_projector.triple_path import GlobalGate, TriplePathCompressor, depthwise
-from llava.model.multimodal_projector.wavelet import WaveletPath
+from llava.model.multimodal_projector.wavelet import SubbandPath
 from llava.model.vision_config import VISUALPRISM_PATHS, VisionFields, parse_paths
 
 COSINES = 4  # of the basis along a side: complete for regions of up to 4x4 patches
@@ -123,8 +125,8 @@ class VisualPrismV2(TriplePathCompressor):
             )
             self.q_local_proj = nn.Linear(2 * vision_width, width)
         if "wavelet" in self.paths:
-            self.q_wavelet = WaveletPath(vision_width, ChannelNorm, wavelet, learnt_gains=True)
-            self.q_wavelet_proj = nn.Linear(vision_width, width)
+            self.q_wavelet = SubbandPath(vision_width, ChannelNorm, wavelet)
+            self.q_wavelet_proj = nn.Linear(4 * vision_width, width)
         self.kv_mix = nn.Sequential(nn.Linear(num_levels * vision_width, width), nn.GELU())
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
@@ -148,7 +150,7 @@ class VisualPrismV2(TriplePathCompressor):
             wavelet=fields.visualprism_wavelet,
         )
 
-    def wavelet_path(self) -> WaveletPath:
+    def wavelet_path(self) -> SubbandPath:
         return self.q_wavelet
 
     def path_queries(self, x: Tensor, scale_factor: int) -> Iterator[Tensor]:
@@ -161,7 +163,9 @@ class VisualPrismV2(TriplePathCompressor):
         paths = {
             "identity": lambda: self.q_identity(sampled(maps)),
             "local": lambda: self.q_local_proj(torch.cat([sampled(conv(maps)) for conv in self.q_local], -1)),
-            "wavelet": lambda: self.q_wavelet_proj(sampled(self.q_wavelet(maps))),
+            "wavelet": lambda: self.q_wavelet_proj(
+                to_tokens(self.q_wavelet(maps, maps.shape[-1] // scale_factor))
+            ),
         }
         return (paths[path]() for path in self.paths)
 

@@ -104,22 +104,12 @@ class Wavelet(nn.Module):
 class WaveletPath(nn.Module):
     """Filter each sub-band by one shared depthwise block, weigh them, transform back (TPQP path 3)."""
 
-    def __init__(
-        self,
-        width: int,
-        norm: type[nn.Module] = nn.BatchNorm2d,
-        wavelet: str = "haar",
-        learnt_gains: bool = False,
-    ):
+    def __init__(self, width: int, norm: type[nn.Module] = nn.BatchNorm2d, wavelet: str = "haar"):
         super().__init__()
         self.wavelet = Wavelet(wavelet)
         self.subband_conv = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
         self.subband_bn = norm(width)
-        gains = torch.tensor(SUBBAND_SCALE)
-        if learnt_gains:
-            self.subband_scale = nn.Parameter(gains)
-        else:
-            self.register_buffer("subband_scale", gains)  # as published
+        self.register_buffer("subband_scale", torch.tensor(SUBBAND_SCALE))
 
     def reset_parameters(self) -> None:
         init.copy_(self.subband_scale, torch.tensor(SUBBAND_SCALE))
@@ -155,3 +145,21 @@ class WaveletPath(nn.Module):
         analysis, synthesis = self.wavelet.dec_filter[0], self.wavelet.rec_filter
         low = downsample(maps, 2) * (4 * analysis.mean()).to(maps.dtype)
         return filter_band(low) * (self.subband_scale[0] * synthesis[0].mean()).to(maps.dtype)
+
+
+class SubbandPath(WaveletPath):
+    """The filtered sub-bands side by side, not transformed back, with gains that learn (VisualPrism v2).
+
+    After Haar's inverse the mean of a 2x2 block is a multiple of LL: sampling at s = 2 would lose the rest.
+    """
+
+    def __init__(self, width: int, norm: type[nn.Module], wavelet: str = "haar"):
+        super().__init__(width, norm, wavelet)
+        self.subband_scale = nn.Parameter(torch.tensor(SUBBAND_SCALE))
+
+    def forward(self, maps: Tensor, side: int) -> Tensor:
+        """float[B, C, G, G] to float[B, 4*C, side, side], each position the mean of what it stands for."""
+        bands = self.bands(maps).movedim(2, 1)  # [B, 4, C, H, H]
+        filtered = nn.functional.gelu(self.subband_bn(self.subband_conv(bands.flatten(0, 1))))
+        sampled = nn.functional.adaptive_avg_pool2d(filtered, side).unflatten(0, bands.shape[:2])
+        return (sampled * self.subband_scale.to(maps.dtype).view(4, 1, 1, 1)).flatten(1, 2)

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Rank the projectors: train and score each on PrismVQA by one recipe, and print the tables (docs/ablation.md).
+#
+#   bash scripts/ablation.sh                       scripts/ablation/cpu.yaml, or gpu.yaml where there is a GPU
+#   CONFIG=my.yaml bash scripts/ablation.sh        another study
+#   bash scripts/ablation.sh --report_only         the tables of what is done so far; other flags go there too
+#
+# Stopped anywhere, the same command goes on. All GPUs share the runs; CUDA_VISIBLE_DEVICES chooses some.
+# PYTHON is the interpreter that makes .venv when no environment is active (python3).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [[ ${1:-} == --help ]]; then
+  sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p;}' scripts/ablation.sh
+  exit
+fi
+
+source scripts/parts.sh
+if [[ -z ${CONFIG:-} ]]; then
+  if have_gpu; then CONFIG=scripts/ablation/gpu.yaml; else CONFIG=scripts/ablation/cpu.yaml; fi
+fi
+source scripts/environment.sh quickstart
+export TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+fetch_vision_tower
+fetch_language_model
+"${CONVERT_VISION_TOWER[@]}"
+"${CONVERT_LANGUAGE_MODEL[@]}"
+exec python -m llava.benchmark ablation --config "$CONFIG" "$@"
