@@ -26,8 +26,8 @@ COLORS = {
     "purple": (130, 50, 175),
     "gray": (140, 140, 140),
 }
-# Radii, each half as large again as the one before
-SIZES = {"small": 0.048, "medium": 0.072, "large": 0.103}
+# Radii, each nearly half as large again as the one before
+SIZES = {"small": 0.048, "medium": 0.0705, "large": 0.103}
 PATTERNS = ("plain", "stripes", "dots", "checks", "rings")
 DIRECTIONS = ("horizontal", "vertical", "rising", "falling")  # rising: from bottom left to top right
 # Periods in 1/336 of the side, so pixels at 336; at 224 they are 1.9 to 4.3 pixels
