@@ -30,7 +30,7 @@ VERSION = 1  # goes up when a picture or a question changes
 NUM_TRAIN, NUM_TEST, SIZE = 50_000, 5_000, 336
 MIN_SIZE = 112  # pixels, below which nothing printed could be read
 META, TRAIN, TEST, SCENES = "meta.json", "train.json", "test.jsonl", "scenes.jsonl"
-# Lossless, for a pattern's pixels are what is asked about; a quarter smaller than PNG, and faster both ways
+# Lossless, for a pattern's pixels are what is asked about; smaller than PNG at the like speed
 SAVE = {"format": "WEBP", "lossless": True, "quality": 0, "method": 0}
 SUFFIX = ".webp"
 CHUNK = 32  # scenes given to a process at once

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from functools import cache, lru_cache
 from pathlib import Path
@@ -60,10 +61,17 @@ def draw_ground(ground: Ground, size: int) -> Image.Image:
     return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if ground.mirrored else picture
 
 
+def _optional(module: str):
+    """A module of the extra `benchmark`. Raises ValueError where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"PrismVQA needs {error.name}; pip install 'llava[benchmark]'.") from None
+
+
 @cache
 def _photo(name: str) -> Image.Image:
-    from skimage import data
-
+    data = _optional("skimage.data")
     return Image.fromarray(getattr(data, name)()).convert("RGB")
 
 
@@ -193,6 +201,4 @@ def _font(name: str, points: int) -> ImageFont.FreeTypeFont:
 
 def font_file(name: str) -> str:
     """Where matplotlib keeps a font."""
-    import matplotlib
-
-    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf")
+    return str(Path(_optional("matplotlib").get_data_path()) / "fonts" / "ttf" / f"{name}.ttf")

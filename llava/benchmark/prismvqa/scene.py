@@ -1,8 +1,8 @@
 """Scenes of PrismVQA, sampled from a seed: what is where, in fractions of the picture's side.
 
-Nothing here knows pixels. Every attribute is drawn independently and evenly, and places do not depend on
-attributes, so that exchanging two colors (shapes, sizes, ...) in all scenes gives the same distribution:
-what a question does not say, its words cannot tell.
+Nothing here knows pixels. Attributes are drawn evenly and apart from one another, but for the one that a
+scene is made to be counted by, and places do not depend on them. So exchanging two colors (shapes, sizes,
+...) in all scenes gives the same distribution: what a question does not say, its words cannot tell.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ COLORS = {
     "purple": (130, 50, 175),
     "gray": (140, 140, 140),
 }
-# Radii, each half as large again as the one before
-SIZES = {"small": 0.048, "medium": 0.072, "large": 0.103}
+# Radii, each nearly half as large again as the one before
+SIZES = {"small": 0.048, "medium": 0.0705, "large": 0.103}
 PATTERNS = ("plain", "stripes", "dots", "checks", "rings")
 DIRECTIONS = ("horizontal", "vertical", "rising", "falling")  # rising: from bottom left to top right
 # Periods in 1/336 of the side, so pixels at 336; at 224 they are 1.9 to 4.3 pixels
 FINENESS = {"fine": (2.8, 3.1), "medium": (4.0, 4.5), "coarse": (5.6, 6.4)}
 PERIOD_UNIT = 336
-# Files of matplotlib: five families, of which each letter is known at 8 pixels
+# Files that matplotlib ships: DejaVu, STIX and Computer Modern
 FONTS = (
     "DejaVuSans",
     "DejaVuSans-Bold",
@@ -71,7 +71,7 @@ LAYOUT_CELLS = 16  # a side, of the grid on which two layouts count as the same
 def _texts() -> tuple[str, ...]:
     """256 strings: 64 numbers of two digits, 128 syllables of three letters, 64 words of four.
 
-    Neighbours in the list differ by one letter or two, so that every letter has to be read. The steps are
+    Most have a neighbour that differs in a single character, so that every one has to be read. The steps are
     coprime to the lengths, which spreads the choice over all first, middle and last letters.
     """
     numbers = [str(number) for number in range(10, 100)]

@@ -1,5 +1,6 @@
 """PrismVQA's pictures: what the scene says is what the pixels show."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -163,6 +164,12 @@ def test_photographs_come_with_scikit_image_and_are_cut_square(photo):
     assert picture.mode == "RGB"
     assert picture.size == (96, 96)
     assert np.asarray(picture).std() > 5
+
+
+def test_what_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ValueError, match="PrismVQA needs matplotlib; pip install"):
+        font_file("DejaVuSans")
 
 
 def test_a_ground_fades_from_one_color_to_the_other():

@@ -59,11 +59,9 @@ def test_most_scenes_have_all_families(train):
     assert min(counts.values()) > 0.7 * NUM_TRAIN
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [name for name, form in FORMS.items() if form.answers])
 def test_answers_of_a_form_are_even(form, train, test):
     counts = Counter(question.answer for question in (*train, *test) if question.form == form)
-    if not FORMS[form].answers:
-        pytest.skip("its answers are the two that it names; the next test is on these")
     number, kinds = sum(counts.values()), len(FORMS[form].answers)
     expected = number / kinds
     assert expected > 5
