@@ -25,6 +25,7 @@ class Data:
         num_train, num_test: scenes.
         image_size: side in pixels, of the drawing and of the tower's input.
         seed: of the scenes.
+        rounds: questions of each family that a training scene is asked.
         num_validation: so many of the last training scenes are left out of training.
         score_on: "test", or "validation" for what is still being chosen.
     """
@@ -34,6 +35,7 @@ class Data:
     num_test: int
     image_size: int
     seed: int = 0
+    rounds: int = 1
     num_validation: int = 0
     score_on: str = "test"
 

@@ -13,7 +13,7 @@ import torch
 
 from llava.benchmark.ablation.features import HiddenStates, hidden_states
 from llava.benchmark.ablation.settings import QUESTION_ONLY, Run, Study, runs_of
-from llava.benchmark.ablation.text import encode_scene, learn_tokenizer
+from llava.benchmark.ablation.text import encode, learn_tokenizer
 from llava.benchmark.ablation.training import Split, fields_of, make_reader, run_once
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,10 @@ class Workplace:
         else:
             said = (text for example in train for q in example.questions for text in (q.text, q.answer))
             self.tokenizer = learn_tokenizer(said, study.reader.vocabulary)
-        scenes = [encode_scene(example.questions, self.tokenizer) for example in [*train, *test]]
+        scenes = [
+            [encode(q.text, q.answer, q.family, self.tokenizer) for q in example.questions]
+            for example in [*train, *test]
+        ]
         num_train = len(train) - data.num_validation
         learnt, held_out, tested = (
             Split(scenes[first:last], range(first, last))
@@ -46,10 +49,8 @@ class Workplace:
     def do(self, run: Run) -> dict:
         from tqdm import tqdm
 
-        # with a mask and rows this short, the plain form of attention is the faster one on a CPU
-        attention = "eager" if self.device == "cpu" else "sdpa"
         tokenizer = self.tokenizer
-        reader = make_reader(self.study.reader, len(tokenizer), tokenizer.eos_token_id, run.seed, attention)
+        reader = make_reader(self.study.reader, len(tokenizer), tokenizer.eos_token_id, run.seed)
         return run_once(
             run,
             self.study.training,
@@ -79,7 +80,12 @@ def prepare(study: Study, output_dir: Path, device: str) -> None:
 
     data = study.data
     write_dataset(
-        data.folder, num_train=data.num_train, num_test=data.num_test, size=data.image_size, seed=data.seed
+        data.folder,
+        num_train=data.num_train,
+        num_test=data.num_test,
+        size=data.image_size,
+        seed=data.seed,
+        rounds=data.rounds,
     )
     shared_states(study, output_dir, device)
 

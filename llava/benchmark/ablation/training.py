@@ -1,6 +1,6 @@
 """One run: a projector and a reader learn to answer, and are scored."""
 
-# B scenes, T ids of a row, M visual tokens, D reader width
+# B scenes, M visual tokens, D reader width, k ids of answers
 
 import math
 import time
@@ -14,15 +14,15 @@ from torch.nn import functional as F
 
 from llava.benchmark.ablation.features import HiddenStates
 from llava.benchmark.ablation.settings import QUESTION_ONLY, Reader, Row, Run, Training
-from llava.benchmark.ablation.text import Scene, TextBatch, attention_mask, collate
+from llava.benchmark.ablation.text import Asked, TextBatch, collate
 from llava.model.vision_config import VisionFields
 
 
 @dataclass(frozen=True)
 class Split:
-    """Scenes, and which of the hidden states is each one's picture."""
+    """Scenes' questions, and which of the hidden states is each one's picture."""
 
-    scenes: Sequence[Scene]
+    scenes: Sequence[Sequence[Asked]]
     pictures: Sequence[int]
 
     def __len__(self) -> int:
@@ -33,19 +33,13 @@ class Split:
         return text, torch.tensor([self.pictures[index] for index in chosen])
 
 
-def make_reader(settings: Reader, vocabulary: int, end: int, seed: int, attention: str = "sdpa") -> nn.Module:
-    """A causal language model of transformers, the same for every run of a seed, in float32.
-
-    Args:
-        attention: transformers' attn_implementation.
-    """
+def make_reader(settings: Reader, vocabulary: int, end: int, seed: int) -> nn.Module:
+    """A causal language model of transformers, the same for every run of a seed, in float32."""
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     if settings.path is not None:
-        return AutoModelForCausalLM.from_pretrained(
-            settings.path, dtype=torch.float32, attn_implementation=attention
-        )
+        return AutoModelForCausalLM.from_pretrained(settings.path, dtype=torch.float32)
     width = settings.hidden_size
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -55,15 +49,8 @@ def make_reader(settings: Reader, vocabulary: int, end: int, seed: int, attentio
         num_attention_heads=settings.num_attention_heads,
         tie_word_embeddings=True,
         eos_token_id=end,
-        attn_implementation=attention,
     )
     return LlamaForCausalLM(config)
-
-
-def compute_dtype(like: Tensor) -> torch.dtype:
-    """What matrix products of such tensors come in: autocast's, where it is on."""
-    kind = like.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
 
 
 class VisualReader(nn.Module):
@@ -79,31 +66,24 @@ class VisualReader(nn.Module):
         options = {"scale_factor": scale_factor} if self.projector.compresses else {}
         return self.projector(features, **options)
 
-    def forward(self, text: TextBatch, tokens: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Predict every answer id from what its question has said so far.
+    def forward(self, text: TextBatch, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Predict every answer id from the image and what its own question has said so far.
 
+        The image is read once a scene; all of its questions go on from there.
+
+        Args:
+            tokens: float[B, M, D]; None: no image.
         Returns:
-            float32[n, vocabulary], the n logits ahead of answer ids, row by row; long[n], those ids; and
-            long[n, 2], each one's row and question.
+            float32[k, vocabulary], the logits ahead of the answers' ids, and long[k], those ids.
         """
-        embeds = self.reader.get_input_embeddings()(text.ids)
-        num_visual = 0 if tokens is None else tokens.shape[1]
+        decoder, cache = self.reader.get_decoder(), None
         if tokens is not None:
-            embeds = torch.cat([tokens.to(embeds.dtype), embeds], dim=1)
-        visual_places = torch.arange(num_visual, device=embeds.device).expand(len(embeds), -1)
-        hidden = self.reader.get_decoder()(
-            inputs_embeds=embeds,
-            attention_mask=attention_mask(text.question, num_visual, compute_dtype(embeds)),
-            position_ids=torch.cat([visual_places, text.place + num_visual], dim=1),
-            use_cache=False,
-        ).last_hidden_state[:, num_visual:]
-        rows, columns = text.rows, text.columns
-        logits = self.reader.lm_head(hidden[rows, columns - 1])
-        return (
-            logits.float(),
-            text.ids[rows, columns],
-            torch.stack([rows, text.question[rows, columns]], dim=1),
-        )
+            cache = decoder(inputs_embeds=tokens, use_cache=True).past_key_values
+            cache.batch_select_indices(text.scene)
+        embeds = self.reader.get_input_embeddings()(text.ids)
+        hidden = decoder(inputs_embeds=embeds, past_key_values=cache, use_cache=cache is not None)
+        logits = self.reader.lm_head(hidden.last_hidden_state[text.rows, text.columns - 1])
+        return logits.float(), text.ids[text.rows, text.columns]
 
 
 def fields_of(row: Row, states: HiddenStates | None = None, scale_factor: int | None = None) -> VisionFields:
@@ -164,7 +144,7 @@ def train(
         factor = run.scale_factors[step % len(run.scale_factors)] if run.scale_factors else None
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             tokens = None if projector is None else model.visual_tokens(states, pictures, factor)
-            logits, labels, _ = model(text, tokens)
+            logits, labels = model(text, tokens)
         loss = F.cross_entropy(logits, labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -221,12 +201,11 @@ def score(
         text, pictures = split.batch(range(start, min(start + batch_size, len(split))), device)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             tokens = None if model.projector is None else model.visual_tokens(states, pictures, scale_factor)
-            logits, labels, owners = model(text, tokens)
-        wrong = set(map(tuple, owners[logits.argmax(dim=-1) != labels].tolist()))
-        for row, families in enumerate(text.families):
-            for question, family in enumerate(families, start=1):
-                asked[family] += 1
-                right[family] += (row, question) not in wrong
+            logits, labels = model(text, tokens)
+        wrong = set(text.rows[logits.argmax(dim=-1) != labels].tolist())
+        for question, family in enumerate(text.families):
+            asked[family] += 1
+            right[family] += question not in wrong
     return {family: [right[family], asked[family]] for family in sorted(asked)}
 
 

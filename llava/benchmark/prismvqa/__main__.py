@@ -19,6 +19,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_test", type=int, default=5_000, help="scenes to test on")
     add("--size", type=int, default=336, help="side of the pictures, pixels")
     add("--seed", type=int, default=0, help="of everything")
+    add("--rounds", type=int, default=1, help="questions of each family that a training scene is asked")
     add("--workers", type=int, help="processes; as many as cores if not given")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> None:
         num_test=args.num_test,
         size=args.size,
         seed=args.seed,
+        rounds=args.rounds,
         workers=args.workers,
     )
     print(f"{args.output_dir}: {'written' if written else 'already complete'}")

@@ -51,6 +51,7 @@ def write_dataset(
     num_test: int = NUM_TEST,
     size: int = SIZE,
     seed: int = 0,
+    rounds: int = 1,
     workers: int | None = None,
 ) -> bool:
     """Make the data set, in a folder beside `output_dir` that is renamed when it is whole.
@@ -61,6 +62,7 @@ def write_dataset(
         num_train, num_test: scenes of each split.
         size: side of the pictures, pixels.
         seed: of everything, 0 or more.
+        rounds: how often a training scene is asked of each family; test scenes once.
         workers: processes; None is one for each core.
     Returns:
         Whether anything was written: False where the same data set is already there.
@@ -69,15 +71,15 @@ def write_dataset(
     """
     output_dir = Path(output_dir)
     workers = _checked_workers(workers)
-    recipe = _recipe(num_train, num_test, size, seed)
+    recipe = _recipe(num_train, num_test, size, seed, rounds)
     if _is_there(output_dir, recipe):
         return False
     unfinished = output_dir.with_name(output_dir.name + ".partial")
     _keep_only(unfinished, recipe)
     counts = {}
-    for split, number in (("train", num_train), ("test", num_test)):
+    for split, number, asked in (("train", num_train, rounds), ("test", num_test, 1)):
         (unfinished / split / "images").mkdir(parents=True, exist_ok=True)
-        made = make_rows(split, number, seed, workers, folder=unfinished, size=size)
+        made = make_rows(split, number, seed, workers, folder=unfinished, size=size, rounds=asked)
         counts[split] = _write_split(unfinished, split, made)
     meta = recipe | {"format": "lossless WebP, RGB", "families": _families(counts)}
     (unfinished / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
@@ -115,14 +117,16 @@ def make_rows(
     *,
     folder: Path | None = None,
     size: int = SIZE,
+    rounds: int = 1,
 ) -> Iterator[dict]:
     """Rows of a split's scene file: {"index", "image", "scene", "questions"}, in order.
 
     Args:
         folder: where to draw the pictures that are not there yet; None draws none.
+        rounds: how often a scene is asked of each family; what was asked before is left out.
     """
     workers = min(_checked_workers(workers), -(-number // CHUNK))
-    make = partial(_make_row, split=split, seed=seed, folder=folder, size=size)
+    make = partial(_make_row, split=split, seed=seed, folder=folder, size=size, rounds=rounds)
     progress = {"desc": f"PrismVQA {split}", "total": number, "unit": "scene"}
     if workers == 1:
         yield from tqdm(map(make, range(number)), **progress)
@@ -141,17 +145,20 @@ def ask_split(split: str, number: int, seed: int, workers: int | None = None) ->
     ]
 
 
-def _make_row(index: int, split: str, seed: int, folder: Path | None, size: int) -> dict:
+def _make_row(index: int, split: str, seed: int, folder: Path | None, size: int, rounds: int) -> dict:
     scene = sample_scene(seed, split, index)
     image = f"{split}/images/{index:06d}{SUFFIX}"
     if folder and not (folder / image).exists():
         _draw_file(scene, folder / image, size)
-    questions = ask_all(scene, generator(seed, split, index, 1))
+    questions: dict[str, Question] = {}
+    for number in range(rounds):
+        for question in ask_all(scene, generator(seed, split, index, 1 + number)):
+            questions.setdefault(question.text, question)
     return {
         "index": index,
         "image": image,
         "scene": as_json(scene),
-        "questions": [asdict(question) for question in questions],
+        "questions": [asdict(question) for question in questions.values()],
     }
 
 
@@ -169,13 +176,14 @@ def _checked_workers(workers: int | None) -> int:
     return workers
 
 
-def _recipe(num_train: int, num_test: int, size: int, seed: int) -> dict:
+def _recipe(num_train: int, num_test: int, size: int, seed: int, rounds: int) -> dict:
     """What decides the files' content."""
     for flag, value, least in (
         ("--num_train", num_train, 1),
         ("--num_test", num_test, 1),
         ("--size", size, MIN_SIZE),
         ("--seed", seed, 0),
+        ("--rounds", rounds, 1),
     ):
         if value < least:
             raise ValueError(f"{flag} must be {least} or more, got {value}.")
@@ -186,6 +194,7 @@ def _recipe(num_train: int, num_test: int, size: int, seed: int) -> dict:
         "size": size,
         "num_train": num_train,
         "num_test": num_test,
+        "rounds": rounds,
     }
 
 

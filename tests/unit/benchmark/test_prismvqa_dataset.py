@@ -49,7 +49,21 @@ def test_the_same_again_does_nothing(made, monkeypatch):
     assert contents(made) == before
 
 
-@pytest.mark.parametrize("change", [{"seed": 6}, {"size": 113}, {"num_train": 41}, {"num_test": 7}])
+def test_more_rounds_ask_training_scenes_more_and_test_scenes_the_same(made, tmp_path):
+    write_dataset(tmp_path / "more", **SETTINGS, rounds=3, workers=1)
+    for once, thrice in zip(
+        *(load_split(folder, "train") for folder in (made, tmp_path / "more")), strict=True
+    ):
+        assert thrice.questions[: len(once.questions)] == once.questions
+        texts = [question.text for question in thrice.questions]
+        assert len(set(texts)) == len(texts) > len(once.questions)
+    once, thrice = (load_split(folder, "test") for folder in (made, tmp_path / "more"))
+    assert [example.questions for example in once] == [example.questions for example in thrice]
+
+
+@pytest.mark.parametrize(
+    "change", [{"rounds": 2}, {"seed": 6}, {"size": 113}, {"num_train": 41}, {"num_test": 7}]
+)
 def test_a_folder_of_another_data_set_is_refused_and_left(made, change):
     (name,) = change
     before = contents(made)
