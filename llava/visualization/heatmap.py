@@ -9,7 +9,7 @@ PICTURE_SIDE = 448  # longest side of a panel's picture, pixels
 SCALES = {
     "attention": "attention to a visual token (%)",
     "rollout": "rollout to a visual token (%)",
-    "relevance": "a visual token's share of the image's relevance (%)",
+    "relevance": "share of the image's relevance (%)",
 }
 
 
@@ -29,7 +29,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def write_heatmaps(result, image, text: str, output_dir: str | Path, smooth: bool = False) -> list[Path]:
-    """Draw sheets for each layer: the image, the mean over the answer, each word; and keep the raw arrays.
+    """Draw sheets for each layer: the image, the mean over several words, each word; and keep the raw arrays.
 
     Relevance is drawn as shares within each panel, for its size depends on the logit's.
 
@@ -56,8 +56,9 @@ def write_heatmaps(result, image, text: str, output_dir: str | Path, smooth: boo
     mapping = result.mapping.resized(*shown.size)
     written = []
     for layer in result.layers:
-        rows = [("mean of the answer", result.mean_weights(layer))]
-        rows += zip(result.words, result.word_weights(layer), strict=True)
+        rows = list(zip(result.words, result.word_weights(layer), strict=True))
+        if len(rows) > 1:
+            rows.insert(0, ("mean of the answer", result.mean_weights(layer)))
         if result.method == "relevance":
             rows = [(name, row / max(row.sum(), np.finfo(row.dtype).tiny)) for name, row in rows]
         else:
