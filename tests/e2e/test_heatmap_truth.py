@@ -27,11 +27,12 @@ LAYOUTS = {
 }
 WITHOUT_GRID = {"visionzip", "prumerge"}
 SINGLE = ["identity", "linear", "mlp2x_gelu"]
-COMPRESSING = ["visualprism", "tokenpacker", "avgpool", "pixel_shuffle", "ldpv2", "cabstractor", "resampler"]
+COMPRESSING = ["tokenpacker", "avgpool", "pixel_shuffle", "ldpv2", "cabstractor", "resampler"]
 CASES = [
-    *((kind, 1, layout) for kind in SINGLE for layout in LAYOUTS),
-    *((kind, s, layout) for kind in COMPRESSING for s in (2, 3, 4) for layout in LAYOUTS),
-    *(("visualprism", 1, layout) for layout in ("square", "slice")),
+    *((kind, 1, layout) for kind in SINGLE for layout in ("square", "slice", "anyres")),
+    *((kind, s, layout) for kind in COMPRESSING for s in (2, 3, 4) for layout in ("pad", "slice", "anyres")),
+    *(("visualprism", s, layout) for s in (2, 3, 4) for layout in LAYOUTS),
+    ("visualprism", 1, "pad"),
 ]
 
 
