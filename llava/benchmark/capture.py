@@ -1,9 +1,10 @@
 """What capturing attention costs: generation without and with it, in turns.
 
 A question about an image is answered greedily with exactly --new_tokens tokens: plainly; keeping for each the
-mean head's attention to the visual tokens, as the heatmap does; keeping all positions and the entropy's
-material, as the distribution does; and by transformers' own output_attentions, which needs eager attention.
-Times are of `generate` after the vision tower, whose work would only hide a difference.
+mean head's attention to the visual tokens, as the heatmap does; keeping all positions and the entropy, as
+the distribution does; and by transformers' own output_attentions, which needs eager attention.
+Times are of `generate` after the vision tower, whose work would only hide a difference; without a GPU they are
+this process's own, over all its threads, so that what else runs on the machine does not count.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
+import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 
@@ -36,6 +38,8 @@ def ways(model, tokenizer, question, num_new: int) -> dict[str, Callable[[], obj
         model, tokenizer: as load_pretrained_model gives them.
         question: llava.visualization.answer.ask's.
     """
+    import torch
+
     from llava.visualization.attention import over_heads, visual_columns
     from llava.visualization.capture import attention_implementation, capture_attention
 
@@ -67,7 +71,9 @@ def ways(model, tokenizer, question, num_new: int) -> dict[str, Callable[[], obj
     return {
         PLAIN: generate,
         HEATMAP: lambda: capture(lambda weights: mean(weights[..., columns])),
-        DISTRIBUTION: lambda: capture(lambda weights: (mean(weights), mean(weights.log().mul(weights)))),
+        DISTRIBUTION: lambda: capture(
+            lambda weights: (mean(weights), mean(torch.special.entr(weights).sum(dim=-1)))
+        ),
         REPORTED: report,
     }
 
@@ -91,7 +97,8 @@ def run(args: argparse.Namespace) -> None:
     plain = calls[PLAIN]()
     for name in (HEATMAP, DISTRIBUTION):
         assert torch.equal(calls[name](), plain), "capturing changes no answer"
-    seconds = medians(calls, args.repeats, device)
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    seconds = medians(calls, args.repeats, device, clock)
     machine = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     print(
         f"`{' '.join(['python -m llava.benchmark', *sys.argv[1:]])}`, "

@@ -34,16 +34,17 @@ def row_weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float 
         float32[B, heads, R, K]; a row sums to 1.
     """
     num_rows, length = query.shape[2], key.shape[2]
-    shared = query.unflatten(1, (key.shape[1], -1))  # [B, key heads, heads of each, R, d]
-    scores = shared.flatten(2, 3) @ key.transpose(2, 3)
-    scores = scores.float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = scores.unflatten(2, (-1, num_rows)).flatten(1, 2)
-    if mask is None:
-        seen = torch.ones(num_rows, length, dtype=torch.bool, device=key.device).tril(length - num_rows)
-    else:
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    # Heads that share a key as further rows of it: the keys are read once, not repeated
+    rows = query.reshape(query.shape[0], key.shape[1], -1, query.shape[-1]) * scaling
+    scores = (rows @ key.transpose(2, 3)).view(query.shape[0], -1, num_rows, length)
+    if mask is not None:
         assert mask.dtype == torch.bool, "sdpa_mask gives truth values"
-        seen = mask[:, :, -num_rows:]
-    return scores.masked_fill(~seen, -torch.inf).softmax(dim=-1)
+        scores = scores.masked_fill(~mask[:, :, -num_rows:], -torch.inf)
+    elif num_rows > 1:
+        hidden = torch.ones(num_rows, length, dtype=torch.bool, device=key.device)
+        scores = scores.masked_fill(hidden.triu(length - num_rows + 1), -torch.inf)
+    return scores.softmax(dim=-1, dtype=torch.float32)
 
 
 def sdpa_with_rows(
@@ -142,12 +143,12 @@ def capture_attention(
                 f"attention is captured of one sequence at a time, {num_sequences} came; "
                 "generate one answer, with num_beams=1."
             )
-        weights = output[1][0, :, -num_rows:].float()
+        weights = output[1][0, :, -num_rows:].float()  # all rows of MPT's
         begins = weights.shape[-1] == length  # nothing comes from a cache
         num_seen[layer] = length if begins else num_seen[layer] + length
         gone = num_seen[layer] - weights.shape[-1]
         assert gone >= 0, "a cache holds no more positions than came"
-        captured[layer].append(reduce(F.pad(weights, (gone, 0))))
+        captured[layer].append(reduce(F.pad(weights, (gone, 0)) if gone else weights))
 
     with ExitStack() as stack:
         stack.enter_context(attention_implementation(decoder, SDPA_WITH_ROWS))
