@@ -3,8 +3,8 @@
 A question about an image is answered greedily with exactly --new_tokens tokens: plainly; keeping for each the
 mean head's attention to the visual tokens, as the heatmap does; keeping all positions and the entropy, as
 the distribution does; and by transformers' own output_attentions, which needs eager attention.
-Times are of `generate` after the vision tower, whose work would only hide a difference; without a GPU they are
-this process's own, over all its threads, so that what else runs on the machine does not count.
+Times are of `generate` after the vision tower, whose work would only hide a difference; without a GPU they
+are processor time of all threads, so that what else runs on the machine does not count.
 """
 
 from __future__ import annotations
