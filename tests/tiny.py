@@ -210,24 +210,27 @@ def look_at_white(model, tokenizer) -> None:
 
     Text embeds as (0, c, 0, ...), a white token has to come as (c, 0, ...), a black one as (0, 0, c, ...), as
     colour_tokens makes them. Queries read the second channel and keys the first, in the channel that the
-    rotation turns least.
+    rotation turns least. What white holds comes a little into the fourth channel, which speaks for "a" too.
     """
     decoder = model.get_decoder()
     head_width = decoder.layers[0].self_attn.head_dim
     slowest = head_width // 2 - 1
     with torch.no_grad():
         for layer in decoder.layers:
-            for weight in (layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight):
-                weight.zero_()
-            layer.self_attn.q_proj.weight[slowest::head_width, 1] = 3
-            layer.self_attn.k_proj.weight[slowest::head_width, 0] = 3
-            layer.self_attn.o_proj.weight.zero_()
+            attention = layer.self_attn
+            for part in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj):
+                part.weight.zero_()
+            attention.q_proj.weight[slowest::head_width, 1] = 3
+            attention.k_proj.weight[slowest::head_width, 0] = 3
+            attention.v_proj.weight[::head_width, 0] = 1
+            attention.o_proj.weight[3, ::head_width] = 0.01
             layer.mlp.down_proj.weight.zero_()
             layer.input_layernorm.weight.fill_(1)
         decoder.embed_tokens.weight.zero_()
         decoder.embed_tokens.weight[:, 1] = 1
         model.lm_head.weight.zero_()
         model.lm_head.weight[tokenizer.convert_tokens_to_ids("a"), 1] = 1
+        model.lm_head.weight[tokenizer.convert_tokens_to_ids("a"), 3] = 1
 
 
 def colour_tokens(is_white: torch.Tensor) -> torch.Tensor:

@@ -158,7 +158,7 @@ def step(module, features) -> Callable[[], None]:
     return call
 
 
-def medians(calls: dict, repeats: int, device: str) -> dict:
+def medians(calls: dict, repeats: int, device: str, clock: Callable[[], float] = time.perf_counter) -> dict:
     """Median seconds of each call over rounds in which they take turns; a round of warm-up is not counted."""
     import torch
     from tqdm import tqdm
@@ -166,11 +166,11 @@ def medians(calls: dict, repeats: int, device: str) -> dict:
     seconds = {key: [] for key in calls}
     for _ in tqdm(range(repeats + 1), desc="rounds"):
         for key, call in calls.items():
-            start = time.perf_counter()
+            start = clock()
             call()
             if device == "cuda":
                 torch.cuda.synchronize()
-            seconds[key].append(time.perf_counter() - start)
+            seconds[key].append(clock() - start)
     return {key: statistics.median(samples[1:]) for key, samples in seconds.items()}
 
 

@@ -14,29 +14,51 @@ from PIL import Image
 
 from llava.conversation import DEFAULT_TEMPLATE, question_prompt, template_named
 from llava.mm_utils import process_images, tokenizer_image_token
-from llava.visualization.attention import attention_to_image, resolve_layers
+from llava.visualization.attention import (
+    INFLUENCES,
+    check_method,
+    over_heads,
+    resolve_layers,
+    visual_columns,
+)
+from llava.visualization.capture import Kept, Reduce, capture_attention
 from llava.visualization.token_map import TokenMap, token_map
 
 
 @dataclass(frozen=True)
+class Question:
+    """A question about an image as a model takes it.
+
+    Attributes:
+        input_ids: long[1, T], the prompt with its IMAGE_TOKEN_INDEX.
+        images, image_sizes: as merge_inputs takes them.
+        merged: its result for them.
+        stop_str: the template's closing text, "" or None without one.
+    """
+
+    input_ids: torch.Tensor
+    images: list[torch.Tensor]
+    image_sizes: list[tuple[int, int]]
+    merged: object
+    stop_str: str | None
+
+
+@dataclass(frozen=True)
 class Answer:
-    """What a model answered, and what it was given.
+    """What a model answered.
 
     Attributes:
         text: the whole answer.
         tokens: its tokens as text; a piece of a character is "".
         words: split at white space; `word_tokens` holds each word's indices into `tokens`.
-        sequence: long[1, T + A], the prompt with its IMAGE_TOKEN_INDEX, and the answer.
-        images, image_sizes: as the model takes them.
+        ids: long[A].
     """
 
     text: str
     tokens: list[str]
     words: list[str]
     word_tokens: list[list[int]]
-    sequence: torch.Tensor
-    images: list[torch.Tensor]
-    image_sizes: list[tuple[int, int]]
+    ids: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -44,10 +66,11 @@ class AnswerAttention:
     """What a model answered, and where it looked meanwhile.
 
     Attributes:
-        answer, tokens, words, word_tokens: as in Answer.
+        answer, tokens, words, word_tokens: as in Answer, whose text is `answer`.
         layers: indices of decoder layers.
-        weights: float32[layers, A, M'], the share of attention that each visual token got.
+        weights: float32[layers, A, M'], what each visual token got, as attention_to_image gives it.
         mapping: visual tokens to image pixels.
+        method: one of attention.METHODS.
     """
 
     answer: str
@@ -57,6 +80,7 @@ class AnswerAttention:
     layers: list[int]
     weights: np.ndarray
     mapping: TokenMap
+    method: str = "attention"
 
     def word_weights(self, layer: int) -> np.ndarray:
         """float32[words, M'] of one of `layers`: the mean over each word's tokens."""
@@ -77,28 +101,40 @@ def image_attention(
     *,
     layers: Sequence[int],
     head: int | None = None,
+    method: str = "attention",
     max_new_tokens: int = 32,
     conv_mode: str | None = None,
 ) -> AnswerAttention:
-    """Answer greedily, then run prompt and answer once more to read the attention.
+    """Answer greedily and read where each token looked: attention meanwhile, other methods afterwards.
 
     Args:
-        model, tokenizer, image_processor, image, text, max_new_tokens, conv_mode: as in answer_question.
+        model, tokenizer, image_processor, image, text, conv_mode: as in ask.
         layers: decoder layers, negative ones counted from the end.
-        head: one head, from 0; None: the mean over heads.
+        head: one head, from 0, for method attention; None: the mean over heads.
+        method: one of attention.METHODS.
+        max_new_tokens: longest answer, tokens.
     Raises:
-        ValueError: for a layer, head, template or image_aspect_ratio that is not there, a text-only model,
-            visual tokens that are no grid of the image, or an empty answer.
+        ValueError: for a layer, head, method, template or image_aspect_ratio that is not there, a text-only
+            model, visual tokens that are no grid of the image, or an empty answer.
     """
     layers = resolve_layers(layers, model.config.num_hidden_layers)
+    check_method(method, head)
+    choose = over_heads(model, head)
     check_sees(model)
     mapping = token_map(model, image.size, image_processor)
-    said = answer_question(model, tokenizer, image_processor, image, text, max_new_tokens, conv_mode)
-    weights = attention_to_image(
-        model, said.sequence, len(said.tokens), said.images, said.image_sizes, layers, head
-    )
+    question = ask(model, tokenizer, image_processor, image, text, conv_mode)
+    columns = visual_columns(question.merged)
+    if method == "attention":
+        said, rows = answer_watched(
+            model, tokenizer, question, max_new_tokens, layers, lambda weights: choose(weights[..., columns])
+        )
+        weights = torch.stack([torch.cat(of_layer) for of_layer in rows])
+    else:
+        said = answer(model, tokenizer, question, max_new_tokens)
+        merged = merged_with(model, question, said)
+        weights = INFLUENCES[method](model, merged, said.ids, layers, columns)
     return AnswerAttention(
-        said.text, said.tokens, said.words, said.word_tokens, layers, weights.numpy(), mapping
+        said.text, said.tokens, said.words, said.word_tokens, layers, weights.cpu().numpy(), mapping, method
     )
 
 
@@ -108,25 +144,19 @@ def check_sees(model) -> None:
         raise ValueError("the model is text-only and looks at no image; pass a multimodal --model_path.")
 
 
-def answer_question(
-    model,
-    tokenizer,
-    image_processor,
-    image: Image.Image,
-    text: str,
-    max_new_tokens: int = 32,
-    conv_mode: str | None = None,
-) -> Answer:
-    """Answer greedily.
+@torch.no_grad()
+def ask(
+    model, tokenizer, image_processor, image: Image.Image, text: str, conv_mode: str | None = None
+) -> Question:
+    """Prepare a question.
 
     Args:
         model, tokenizer, image_processor: as load_pretrained_model gives them.
         image: RGB.
         text: the question, without `<image>`.
-        max_new_tokens: longest answer, tokens.
         conv_mode: template name; None: the config's conv_version, else vicuna_v1.
     Raises:
-        ValueError: for a template that is not there, or an empty answer.
+        ValueError: for a template that is not there.
     """
     template = template_named(
         conv_mode or getattr(model.config, "conv_version", None) or DEFAULT_TEMPLATE, "--conv_mode"
@@ -135,12 +165,24 @@ def answer_question(
     input_ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")[None].to(model.device)
     images = process_images([image], image_processor, model.config)
     images = [pixels.to(model.device) for pixels in images]
-    stop = {"stop_strings": [template.stop_str], "tokenizer": tokenizer} if template.stop_str else {}
+    merged = model.merge_inputs(input_ids, images=images, image_sizes=[image.size])
+    return Question(input_ids, images, [image.size], merged, template.stop_str)
+
+
+def answer(model, tokenizer, question: Question, max_new_tokens: int = 32) -> Answer:
+    """Answer greedily.
+
+    Args:
+        max_new_tokens: longest answer, tokens.
+    Raises:
+        ValueError: for an empty answer.
+    """
+    stop = {"stop_strings": [question.stop_str], "tokenizer": tokenizer} if question.stop_str else {}
     new_ids = model.generate(
-        input_ids,
-        images=images,
-        image_sizes=[image.size],
+        inputs_embeds=question.merged.inputs_embeds,
+        attention_mask=question.merged.attention_mask.long(),
         max_new_tokens=max_new_tokens,
+        num_beams=1,
         do_sample=False,
         temperature=None,
         top_p=None,
@@ -148,15 +190,33 @@ def answer_question(
         pad_token_id=tokenizer.pad_token_id,
         **stop,
     )
-    answer, spans = token_spans(new_ids[0].tolist(), tokenizer, template.stop_str)
-    if not answer.strip():
-        raise ValueError(
-            f"the model answered nothing to {text!r}, so no word looked anywhere; ask otherwise."
-        )
-    words, word_tokens = group_words(answer, spans)
-    sequence = torch.cat([input_ids, new_ids[:, : len(spans)]], dim=1)
-    tokens = [answer[start:end] for start, end in spans]
-    return Answer(answer.strip(), tokens, words, word_tokens, sequence, images, [image.size])
+    text, spans = token_spans(new_ids[0].tolist(), tokenizer, question.stop_str)
+    if not text.strip():
+        raise ValueError("the model answered nothing, so no word looked anywhere; ask otherwise.")
+    words, word_tokens = group_words(text, spans)
+    tokens = [text[start:end] for start, end in spans]
+    return Answer(text.strip(), tokens, words, word_tokens, new_ids[0, : len(spans)])
+
+
+def answer_watched(
+    model,
+    tokenizer,
+    question: Question,
+    max_new_tokens: int,
+    layers: Sequence[int],
+    reduce: Reduce[Kept],
+) -> tuple[Answer, list[list[Kept]]]:
+    """As answer, and of each layer what `reduce` gave for each token of the answer when it was chosen."""
+    with capture_attention(model, layers, reduce) as captured:
+        said = answer(model, tokenizer, question, max_new_tokens)
+    return said, [captured[layer][: len(said.tokens)] for layer in layers]
+
+
+@torch.no_grad()
+def merged_with(model, question: Question, said: Answer):
+    """merge_inputs' result for a question and its answer."""
+    sequence = torch.cat([question.input_ids, said.ids[None]], dim=1)
+    return model.merge_inputs(sequence, images=question.images, image_sizes=question.image_sizes)
 
 
 def token_spans(ids: Sequence[int], tokenizer, stop_str: str | None) -> tuple[str, list[tuple[int, int]]]:

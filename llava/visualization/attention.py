@@ -1,15 +1,16 @@
-"""Capture attention weights of a few rows and columns, and leave the model as it was.
+"""How much an answer's words owe to each visual token, read from a whole conversation.
 
-R rows (positions that look), C columns (positions looked at), T sequence length.
+A answer tokens, C columns (positions looked at), M' visual tokens, T prompt ids.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TypeVar
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
+
+from llava.visualization.capture import Kept, Reduce, capture_attention
+from llava.visualization.influence import before_last, relevance, rollout
 
 
 def resolve_layers(layers: Sequence[int], num_layers: int) -> list[int]:
@@ -27,27 +28,6 @@ def resolve_layers(layers: Sequence[int], num_layers: int) -> list[int]:
     return list(dict.fromkeys(layer % num_layers for layer in layers))
 
 
-Kept = TypeVar("Kept")
-Reduce = Callable[[Tensor], Kept]  # float32[heads, R, C] of one layer to what is kept of it
-# How a decoder names its list of layers, and a layer its attention, whose second output is the weights
-NAMES = {"layers": "self_attn", "blocks": "attn"}
-
-
-def attention_modules(decoder: nn.Module) -> list[nn.Module]:
-    """Of every layer, in order.
-
-    Raises:
-        ValueError: for a decoder that names them in no way known here.
-    """
-    for layers, attention in NAMES.items():
-        if hasattr(decoder, layers):
-            return [getattr(layer, attention) for layer in getattr(decoder, layers)]
-    raise ValueError(
-        f"where {type(decoder).__name__} has its attention is unknown; add its names to "
-        "llava.visualization.attention.NAMES."
-    )
-
-
 def over_heads(model: PreTrainedModel, head: int | None) -> Reduce[Tensor]:
     """float[heads, ...] to float[...]: one head, from 0, or with None the mean.
 
@@ -62,84 +42,49 @@ def over_heads(model: PreTrainedModel, head: int | None) -> Reduce[Tensor]:
     return lambda weights: weights[head]
 
 
-@contextmanager
-def capture_attention(
-    model: PreTrainedModel, layers: Sequence[int], rows: Tensor, columns: Tensor, reduce: Reduce[Kept]
-) -> Iterator[dict[int, Kept]]:
-    """Inside, each forward pass of the decoder on one sequence fills the dict that is given.
-
-    Attention runs in its eager form meanwhile, since no other gives weights; afterwards, exceptions included,
-    every part runs as before. Whole weights, [heads, T, T], exist for one layer at a time.
-
-    Args:
-        model: a causal language model of transformers.
-        layers: indices, resolve_layers' result.
-        rows, columns: long[R], long[C], positions of the sequence.
-        reduce: called on each layer's float32[heads, R, C], on the CPU, as it comes.
-    Yields:
-        {layer: what `reduce` gave}.
-    Raises:
-        ValueError: as attention_modules.
-    """
-    decoder = model.get_decoder()
-    modules = attention_modules(decoder)
-    captured: dict[int, Kept] = {}
-
-    def keep(layer: int):
-        def hook(module, inputs, output):
-            weights = output[1]
-            assert weights is not None, "eager attention gives weights"
-            part = weights[0][:, rows.to(weights.device)]  # [heads, R, T]
-            captured[layer] = reduce(part[:, :, columns.to(weights.device)].float().cpu())
-
-        return hook
-
-    # Parents come ahead of children: a config hands its value down, and the children's own then overrides it
-    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
-    before = [(config, config._attn_implementation) for config in configs]
-    hooks = []
-    try:
-        hooks = [modules[layer].register_forward_hook(keep(layer)) for layer in layers]
-        decoder.set_attn_implementation("eager")
-        yield captured
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for config, implementation in before:
-            config._attn_implementation = implementation
+def visual_columns(merged) -> Tensor:
+    """long[M']: where a merged sequence has its visual tokens, separators of tiles left out."""
+    return torch.nonzero(merged.visual_index[0] >= 0).flatten()
 
 
+@torch.no_grad()
 def read_answer(
-    model: PreTrainedModel,
-    merged,
-    num_new: int,
-    layers: Sequence[int],
-    columns: Tensor,
-    reduce: Reduce[Kept],
+    model: PreTrainedModel, merged, num_new: int, layers: Sequence[int], reduce: Reduce[Kept]
 ) -> list[Kept]:
     """Attention of an answer's tokens when each was chosen, of each layer as `reduce` gives it.
 
-    The row of an answer token is the position just before it: the one whose output predicted it.
+    The row of an answer token is the position just before it: the one whose output predicted it. Rows of no
+    other position are computed.
 
     Args:
         model: a LLaVA model.
         merged: its merge_inputs' result for a prompt and `num_new` answer tokens.
         num_new: answer tokens, at least 1.
-        layers, columns, reduce: as in capture_attention.
+        layers, reduce: as in capture_attention.
     """
-    length = merged.inputs_embeds.shape[1]
-    rows = torch.arange(length - num_new - 1, length - 1)
-    with torch.inference_mode(), capture_attention(model, layers, rows, columns, reduce) as captured:
-        model.get_decoder()(
-            inputs_embeds=merged.inputs_embeds,
-            attention_mask=merged.attention_mask,
-            position_ids=merged.position_ids,
-            use_cache=False,
+    with capture_attention(model, layers, reduce, num_new) as captured:
+        model.get_decoder()(**before_last(merged), use_cache=False)
+    return [captured[layer][0] for layer in layers]
+
+
+# (model, merge_inputs' result, long[A] at its end, layers, long[C]) to float32[layers, A, C]
+Influence = Callable[[PreTrainedModel, object, Tensor, Sequence[int], Tensor], Tensor]
+INFLUENCES: dict[str, Influence] = {"rollout": rollout, "relevance": relevance}
+METHODS = ("attention", *INFLUENCES)
+
+
+def check_method(method: str, head: int | None) -> None:
+    """Raises ValueError for a method that is not there, or that cannot take one head."""
+    if method not in METHODS:
+        raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {method!r}.")
+    if head is not None and method != "attention":
+        raise ValueError(
+            f"--head {head} came with --method {method}, which is defined over all heads; leave --head out, "
+            "or choose --method attention."
         )
-    return [captured[layer] for layer in layers]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def attention_to_image(
     model: PreTrainedModel,
     input_ids: Tensor,
@@ -148,22 +93,37 @@ def attention_to_image(
     image_sizes: list[tuple[int, int]],
     layers: Sequence[int],
     head: int | None = None,
+    *,
+    method: str = "attention",
+    scale_factor: int | None = None,
 ) -> Tensor:
-    """How much each answer token looked at each visual token when it was chosen.
+    """How much each token of an answer owed to each visual token when it was chosen.
+
+    For an answer in the middle of a conversation pass the conversation up to that answer's end.
 
     Args:
         model: a LLaVA model.
-        input_ids: long[1, T], the prompt with one IMAGE_TOKEN_INDEX, then `num_new` answer tokens.
+        input_ids: long[1, T], the prompt with an IMAGE_TOKEN_INDEX for each image, then the answer.
         num_new: answer tokens, at least 1.
-        images: of one image, float[1, 3, H, W] or [float[T, 3, H, W]].
-        image_sizes: its (width, height).
+        images: as merge_inputs takes them, in the order of their placeholders.
+        image_sizes: (width, height) of each.
         layers: as in capture_attention.
-        head: as in over_heads.
+        head: as in over_heads, for method attention.
+        method: one of METHODS: attention, a layer's own; rollout and relevance, all layers' up to each of
+            `layers`, as llava.visualization.influence says.
+        scale_factor: s the answer was given at, by default model.config.scale_factor.
     Returns:
-        float32[layers, num_new, M']: shares of attention (a whole row of the model's own sums to 1), visual
-        tokens in the prompt's order, separators of tiles left out.
+        float32[layers, num_new, M'] on the CPU, visual tokens in the prompt's order, image after image, each
+        with `len(token_map(...).order)` of them. Shares where the method is attention or rollout: a row of
+        all positions sums to 1.
+    Raises:
+        ValueError: for a head or method that is not there, or as merge_inputs.
     """
-    reduce = over_heads(model, head)
-    merged = model.merge_inputs(input_ids, images=images, image_sizes=image_sizes)
-    columns = torch.nonzero(merged.visual_index[0] >= 0).flatten()
-    return torch.stack(read_answer(model, merged, num_new, layers, columns, reduce))
+    check_method(method, head)
+    choose = over_heads(model, head)
+    merged = model.merge_inputs(input_ids, images=images, image_sizes=image_sizes, scale_factor=scale_factor)
+    columns = visual_columns(merged)
+    if method == "attention":
+        rows = read_answer(model, merged, num_new, layers, lambda weights: choose(weights[..., columns]))
+        return torch.stack(rows).cpu()
+    return INFLUENCES[method](model, merged, input_ids[0, -num_new:], layers, columns).cpu()

@@ -3,6 +3,7 @@
 H, W pixels of the shown image, M' visual tokens of it in the prompt.
 """
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 COLORMAP = cv2.COLORMAP_TURBO
 OPACITY = 0.55  # of the heat over the photograph, which is made grey: colour means heat alone
 UNSEEN_BRIGHTNESS = 0.3  # of pixels that no token sees
-PANEL_INCHES = 2.1
+PANEL_INCHES, NARROWEST_INCHES = 2.1, 1.3  # longer side of a panel; width that a caption needs
+COLUMNS, ROWS = 6, 5  # panels of a page, at most
+BAR_INCHES = 2.0  # a colour bar's height, at least: its label's length
 DOTS_PER_INCH = 150
 
 
@@ -66,48 +69,65 @@ def overlay(image: np.ndarray, heat: np.ndarray, limit: float) -> np.ndarray:
     return np.where(unseen[..., None], (grey * UNSEEN_BRIGHTNESS).astype(np.uint8), mixed)
 
 
-def contact_sheet(
-    image: np.ndarray,
-    panels: Sequence[tuple[str, np.ndarray]],
-    title: str,
-    columns: int = 6,
-) -> "Figure":
-    """The image, then a panel for each heat, all on one colour scale from 0 to the 99.5th percentile.
+def contact_sheets(
+    image: np.ndarray, panels: Sequence[tuple[str, np.ndarray]], title: str, scale: str
+) -> list["Figure"]:
+    """The image, then a panel for each heat, on as many pages as they fill.
+
+    All pages have one colour scale, from 0 to the 99.5th percentile.
 
     Args:
         image: uint8[H, W, 3], RGB.
-        panels: (caption, float[H, W]) as paint_tokens gives them.
+        panels: (caption, float[H, W]) as paint_tokens gives them, in shares of 1.
         title: of the sheet.
-        columns: panels in a row, at most.
+        scale: what the colour bar measures, in percent.
     """
+    values = np.concatenate([heat[~np.isnan(heat)] for _, heat in panels])
+    limit = float(np.percentile(values, 99.5))
+    shown = [("image", image), *((caption, overlay(image, heat, limit)) for caption, heat in panels)]
+    pages = [shown[start : start + COLUMNS * ROWS] for start in range(0, len(shown), COLUMNS * ROWS)]
+    numbers = [
+        f", page {page} of {len(pages)}" if len(pages) > 1 else "" for page in range(1, len(pages) + 1)
+    ]
+    return [_sheet(page, title + number, scale, limit) for page, number in zip(pages, numbers, strict=True)]
+
+
+def _sheet(shown: Sequence[tuple[str, np.ndarray]], title: str, scale: str, limit: float) -> "Figure":
+    """Captioned pictures, uint8[H, W, 3] of one size, in rows, with the colour bar of 0 to `limit`."""
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colorbar import Colorbar
     from matplotlib.colors import ListedColormap, Normalize
     from matplotlib.figure import Figure
 
-    values = np.concatenate([heat[~np.isnan(heat)] for _, heat in panels])
-    limit = float(np.percentile(values, 99.5))
-    columns = min(columns, len(panels) + 1)
-    rows = -(-(len(panels) + 1) // columns)
-    height, width = image.shape[:2]
-    panel_height = PANEL_INCHES * height / width
-    figure = Figure(
-        figsize=(columns * PANEL_INCHES + 0.9, rows * (panel_height + 0.24) + 0.4), layout="constrained"
-    )
-    figure.suptitle(plain(title), fontsize=10)
+    height, width = shown[0][1].shape[:2]
+    panel_width = max(PANEL_INCHES * min(1, width / height), NARROWEST_INCHES)
+    panel_height = PANEL_INCHES * min(1, height / width)
+    columns = min(COLUMNS, len(shown))
+    rows = -(-len(shown) // columns)
+    size = (columns * panel_width + 0.9, max(rows * (panel_height + 0.24), BAR_INCHES) + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
+    lines = textwrap.wrap(plain(title), int(size[0] * 12))  # 12 letters an inch
+    figure.suptitle("\n".join(lines), fontsize=10)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    shown = [("image", image), *((caption, overlay(image, heat, limit)) for caption, heat in panels)]
     for axis, (caption, picture) in zip(axes.flat, shown, strict=False):
         axis.imshow(picture, interpolation="antialiased")
-        axis.set_title(plain(caption), fontsize=9)
+        axis.set_title(plain(_shortened(caption, int(panel_width * 13))), fontsize=9)
     lookup = cv2.applyColorMap(np.arange(256, dtype=np.uint8), COLORMAP).reshape(-1, 3)[:, ::-1] / 255
-    scale = ScalarMappable(Normalize(0, 100 * limit), ListedColormap(lookup))
-    bar: Colorbar = figure.colorbar(scale, ax=axes, fraction=0.05, pad=0.01, extend="max")
-    bar.set_label("attention to a visual token (%)", fontsize=8)
+    colours = ScalarMappable(Normalize(0, 100 * limit), ListedColormap(lookup))
+    bar = figure.colorbar(colours, ax=axes, fraction=0.05, pad=0.01, extend="max", aspect=30)
+    bar.set_label(scale, fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return figure
+
+
+def _shortened(caption: str, length: int) -> str:
+    """A caption of at most so many letters, its end, a figure in brackets, kept."""
+    if len(caption) <= length:
+        return caption
+    word, bracket, figure = caption.rpartition(" (")
+    kept = length - len(bracket + figure) - 1
+    return f"{word[:kept]}…{bracket}{figure}" if word else f"{caption[: length - 1]}…"
 
 
 def save_figure(figure: "Figure", path: Path) -> list[Path]:
@@ -120,5 +140,5 @@ def save_figure(figure: "Figure", path: Path) -> list[Path]:
 
 
 def plain(text: str) -> str:
-    """Text that matplotlib does not read as mathematics."""
-    return text.replace("$", r"\$")
+    """Text that matplotlib does not read as mathematics, with a dot for what cannot be printed."""
+    return "".join(letter if letter.isprintable() else "·" for letter in text).replace("$", r"\$")

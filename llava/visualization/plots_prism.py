@@ -1,6 +1,6 @@
 """One figure of a PrismView: sub-bands, query paths, region attention."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,15 +16,23 @@ if TYPE_CHECKING:
 
     from llava.visualization.prism import PrismView
 
-Panel = tuple[str, np.ndarray]  # caption, picture uint8[S, S, 3]
 PANEL_INCHES = 2.0
 PANELS = 5  # in a row
 TITLE_SIZE = 8
 SCALES = "numbers: from the darkest to the brightest colour, 1 is the panel's mean (below: an equal part)"
 
 
+class Panel(NamedTuple):
+    """A picture uint8[S, S, 3], ruled into regions x regions squares where that is more than 1."""
+
+    caption: str
+    picture: np.ndarray
+    regions: int = 1
+
+
 def prism_figure(result: "PrismView") -> Figure:
-    """Three rows: the view and its sub-bands, the query paths, the patches that tokens took at each s.
+    """Three rows: the view and its sub-bands, the query paths, the patches that tokens took at each s,
+    each token's region within white lines.
 
     Colours run from the 1st to the 99th percentile of a panel; its caption says what these are.
     """
@@ -37,7 +45,7 @@ def prism_figure(result: "PrismView") -> Figure:
         _heat(result.view, energy / energy.mean(), f"{name}: {energy.sum() / total:.1%} of the energy", grid)
         for name, energy in zip(BANDS[: len(result.subband_energy)], result.subband_energy, strict=True)
     ]
-    _show(figure, rows[0], [("what the tower sees", result.view), *bands])
+    _show(figure, rows[0], [Panel("what the tower sees", result.view), *bands])
     lengths = [
         _heat(result.view, norm / norm.mean(), f"{path} query, length", grid)
         for path, norm in zip(result.paths, result.path_norms, strict=True)
@@ -48,9 +56,8 @@ def prism_figure(result: "PrismView") -> Figure:
     taken = []
     for s, weights in result.region_attention.items():
         used = f"each from {_patches_used(weights):.2f} of {s * s} patches (effective)"
-        taken.append(
-            _heat(result.view, result.taken(s), f"s = {s}: {(grid // s) ** 2} tokens,\n{used}", grid)
-        )
+        panel = _heat(result.view, result.taken(s), f"s = {s}: {(grid // s) ** 2} tokens,\n{used}", grid)
+        taken.append(panel._replace(regions=grid // s))
     _show(figure, rows[2], taken)
     return figure
 
@@ -69,14 +76,17 @@ def _heat(view: np.ndarray, values: np.ndarray, name: str, grid: int) -> Panel:
     low, high = np.percentile(values, (1, 99))
     heat = cv2.resize(values.astype(np.float32), view.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     picture = overlay(view, np.maximum(heat - low, 0), high - low)
-    return f"{name}\n{low:.2f} to {high:.2f}", picture
+    return Panel(f"{name}\n{low:.2f} to {high:.2f}", picture)
 
 
 def _show(figure: Figure, cell: "SubplotSpec", panels: list[Panel]) -> None:
-    for place, (caption, picture) in zip(cell.subgridspec(1, len(panels)), panels, strict=True):
+    for place, panel in zip(cell.subgridspec(1, len(panels)), panels, strict=True):
         axis = figure.add_subplot(place)
-        axis.imshow(picture, interpolation="antialiased")
-        axis.set_title(caption, fontsize=TITLE_SIZE)
+        axis.imshow(panel.picture, interpolation="antialiased")
+        for line in np.arange(1, panel.regions) * len(panel.picture) / panel.regions - 0.5:
+            axis.axhline(line, color="white", linewidth=0.7)
+            axis.axvline(line, color="white", linewidth=0.7)
+        axis.set_title(panel.caption, fontsize=TITLE_SIZE)
         axis.set_axis_off()
 
 

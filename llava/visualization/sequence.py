@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.visualization.answer import answer_question, check_sees
-from llava.visualization.attention import over_heads, read_answer, resolve_layers
+from llava.visualization.answer import answer_watched, ask, check_sees
+from llava.visualization.attention import over_heads, resolve_layers
 
 SPANS = ("system", "image", "question", "answer")
 
@@ -45,7 +46,6 @@ class SequenceAttention:
         return np.stack([self.weights[..., start:end].sum(axis=-1) for start, end in self.bounds], axis=-1)
 
 
-@torch.inference_mode()
 def sequence_attention(
     model,
     tokenizer,
@@ -58,12 +58,13 @@ def sequence_attention(
     max_new_tokens: int = 32,
     conv_mode: str | None = None,
 ) -> SequenceAttention:
-    """Answer greedily, then run prompt and answer once more to read the attention.
+    """Answer greedily and keep each token's row of attention meanwhile.
 
     Args:
-        model, tokenizer, image_processor, image, text, max_new_tokens, conv_mode: as in answer_question.
+        model, tokenizer, image_processor, image, text, conv_mode: as in answer.ask.
         layers: decoder layers, negative ones counted from the end; None: all.
         head: one head, from 0; None: the mean over heads.
+        max_new_tokens: longest answer, tokens.
     Raises:
         ValueError: for a layer, head or template that is not there, a text-only model, or an empty answer.
     """
@@ -71,18 +72,27 @@ def sequence_attention(
     layers = resolve_layers(range(num_layers) if layers is None else layers, num_layers)
     choose = over_heads(model, head)
     check_sees(model)
-    said = answer_question(model, tokenizer, image_processor, image, text, max_new_tokens, conv_mode)
-    merged = model.merge_inputs(said.sequence, images=said.images, image_sizes=said.image_sizes)
-    length, num_new = merged.inputs_embeds.shape[1], len(said.tokens)
+    question = ask(model, tokenizer, image_processor, image, text, conv_mode)
 
     def spread(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         bits = torch.special.entr(weights).sum(dim=-1) / math.log(2)
-        return choose(weights), choose(bits)
+        return choose(weights)[0].cpu(), choose(bits)
 
-    kept = read_answer(model, merged, num_new, layers, torch.arange(length - 1), spread)
-    weights, entropy = (torch.stack(parts).numpy() for parts in zip(*kept, strict=True))
-    bounds = span_bounds(said.sequence[0].tolist(), length, num_new)
-    return SequenceAttention(said.text, said.tokens, layers, weights, entropy, bounds)
+    said, kept = answer_watched(model, tokenizer, question, max_new_tokens, layers, spread)
+    # A row ends where its token was chosen; those after it were not there to look at
+    weights = [pad_sequence([row for row, _ in of_layer], batch_first=True) for of_layer in kept]
+    entropy = [torch.cat([bits for _, bits in of_layer]) for of_layer in kept]
+    num_new = len(said.tokens)
+    length = question.merged.inputs_embeds.shape[1] + num_new
+    ids = [*question.input_ids[0].tolist(), *said.ids.tolist()]
+    return SequenceAttention(
+        said.text,
+        said.tokens,
+        layers,
+        torch.stack(weights).numpy(),
+        torch.stack(entropy).cpu().numpy(),
+        span_bounds(ids, length, num_new),
+    )
 
 
 def span_bounds(ids: Sequence[int], length: int, num_new: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model
-from llava.visualization.answer import answer_question
+from llava.visualization.answer import answer, ask, merged_with
 from llava.visualization.distribution import main
 from llava.visualization.sequence import sequence_attention, span_bounds
 
@@ -49,9 +49,11 @@ def test_weights_entropy_and_shares_are_those_of_transformers_own_attention(tmp_
 
     # The prompt and the answer once more, by transformers' own report
     model.set_attn_implementation("eager")
-    said = answer_question(model, tokenizer, image_processor, image, "what colour?", max_new_tokens=5)
+    question = ask(model, tokenizer, image_processor, image, "what colour?")
+    said = answer(model, tokenizer, question, max_new_tokens=5)
+    assert said.text == result.answer
+    merged = merged_with(model, question, said)
     with torch.no_grad():
-        merged = model.merge_inputs(said.sequence, images=said.images, image_sizes=said.image_sizes)
         decoder = model.get_decoder()
         attentions = decoder(inputs_embeds=merged.inputs_embeds, output_attentions=True).attentions
     for row, layer in enumerate([0, 2]):

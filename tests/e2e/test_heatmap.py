@@ -135,6 +135,24 @@ def test_files_hold_the_picture_and_the_numbers(folder, tmp_path):
     assert arrays["boxes"].shape == (9, 4)
 
 
+@pytest.mark.parametrize("method", ["rollout", "relevance"])
+def test_other_methods_are_drawn_and_kept_as_they_are(folder, tmp_path, method):
+    photograph().save(tmp_path / "photo.png")
+    argv = ["--model_path", str(folder), "--image_path", str(tmp_path / "photo.png"), "--text", "what?"]
+    argv += ["--output_dir", str(tmp_path / "out"), "--max_new_tokens", "4", "--layers", "-1"]
+    assert main([*argv, "--method", method]) == 0
+    arrays = np.load(tmp_path / "out" / "heatmap.npz")
+    assert arrays["method"] == method
+    tokenizer, model, image_processor = load(folder)
+    ask = (model, tokenizer, image_processor, photograph(), "what?")
+    result = image_attention(*ask, layers=[-1], max_new_tokens=4, method=method)
+    np.testing.assert_allclose(arrays["weights"], result.weights, rtol=1e-4)
+    plain = image_attention(*ask, layers=[-1], max_new_tokens=4)
+    assert plain.answer == result.answer
+    assert np.abs(plain.weights - result.weights).max() > 1e-3
+    assert (tmp_path / "out" / "heatmap_layer2.png").is_file()
+
+
 def test_the_shell_passes_its_variables_and_flags_on(folder, tmp_path):
     photograph().save(tmp_path / "photo.png")
     variables = {
@@ -156,6 +174,7 @@ def test_the_shell_passes_its_variables_and_flags_on(folder, tmp_path):
     [
         ("--layers", "0,3", "layer 3 is outside the model's 3; choose from 0 to 2"),
         ("--head", "4", "choose from 0 to 3"),
+        ("--method", "saliency", "--method must be one of attention, rollout, relevance, got 'saliency'"),
         ("--conv_mode", "none", "--conv_mode must be one of"),
         ("--image_path", "nowhere.png", "nowhere.png does not exist"),
     ],

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ COMMANDS = {
     for block in re.findall(r"^```bash\n(.*?)^```", PAGE, flags=re.M | re.S)
     for words in [shlex.split(block.replace("\\\n", " "))]
 }
+COST = COMMANDS.pop("llava.benchmark")
 
 
 def test_the_page_shows_every_picture():
@@ -45,8 +47,17 @@ assert not {{"torch", "transformers", "matplotlib", "cv2"}} & set(sys.modules)
     assert "--output_dir" in done.stdout
 
 
+def test_the_command_of_what_capturing_costs_parses():
+    from llava.benchmark import capture
+
+    parser = ArgumentParser()
+    capture.add_arguments(parser)
+    assert COST[0] == "capture"
+    assert parser.parse_args(COST[1:]).image_file == "photo.png"
+
+
 def test_named_calls_exist():
     lines = re.findall(r"^from llava\S+ import .*$", PAGE, flags=re.M)
-    assert len(lines) == 5
+    assert len(lines) == 8
     for line in lines:
         exec(line, {})

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llava.visualization.plots import contact_sheet, overlay, paint_tokens, save_figure
+from llava.visualization.plots import contact_sheets, overlay, paint_tokens, save_figure
 from llava.visualization.token_map import ImageMapping, TokenMap
 
 # 60x40 shown whole in height: its middle 40 columns are a 40-pixel square of 4x4 tokens
@@ -49,11 +49,44 @@ def test_overlay_of_no_heat_at_all_is_cold():
     assert np.array_equal(cold, overlay(IMAGE, np.zeros((40, 60), np.float32), limit=1.0))
 
 
+def titles(figure):
+    return [axis.get_title() for axis in figure.axes if axis.get_title()]
+
+
 def test_a_sheet_shows_the_image_and_every_panel_and_is_saved_twice(tmp_path):
     panels = [(f"word$ {i}", paint_tokens(np.full(16, i / 16), MAPPING)) for i in range(7)]
-    figure = contact_sheet(IMAGE, panels, "costs $5 or $6?", columns=3)
-    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
-    assert titles == ["image", *(rf"word\$ {i}" for i in range(7))]
+    (figure,) = contact_sheets(IMAGE, panels, "costs $5 or $6?", "attention (%)")
+    assert titles(figure) == ["image", *(rf"word\$ {i}" for i in range(7))]
+    assert figure.axes[-1].get_ylabel() == "attention (%)"
     paths = save_figure(figure, tmp_path / "heatmap_layer3")
     assert [path.name for path in paths] == ["heatmap_layer3.png", "heatmap_layer3.svg"]
     assert all(path.stat().st_size > 1000 for path in paths)
+
+
+def test_a_long_answer_fills_pages_of_bounded_size_on_one_colour_scale():
+    panels = [(f"word{i} ({i}%)", paint_tokens(np.full(16, i / 60), MAPPING)) for i in range(62)]
+    figures = contact_sheets(IMAGE, panels, "why?", "attention (%)")
+    assert [title for figure in figures for title in titles(figure)] == [
+        "image",
+        *(caption for caption, _ in panels),
+    ]
+    assert [figure.get_suptitle() for figure in figures] == [f"why?, page {n} of 3" for n in (1, 2, 3)]
+    assert len({figure.axes[-1].get_ylim() for figure in figures}) == 1
+    assert max(side for figure in figures for side in figure.get_size_inches()) < 15
+
+
+def test_a_narrow_picture_leaves_room_for_captions_and_a_long_word_is_cut_but_not_its_figure():
+    narrow = TokenMap((ImageMapping(20, 80, 80, (4.0, 1.0), (0.0, 0.0)),), 4, np.arange(16))
+    panels = [("donaudampfschifffahrtsgesellschaft (12%)", paint_tokens(np.ones(16), narrow))] * 9
+    (figure,) = contact_sheets(np.zeros((80, 20, 3), np.uint8), panels, "why?", "attention (%)")
+    caption = titles(figure)[1]
+    assert caption.startswith("donau")
+    assert caption.endswith("… (12%)")
+    assert figure.get_size_inches()[0] > 6 * 1.3
+
+
+def test_letters_that_cannot_be_printed_are_dots():
+    (figure,) = contact_sheets(
+        IMAGE, [("a\x1bb", paint_tokens(np.ones(16), MAPPING))], "why?", "attention (%)"
+    )
+    assert titles(figure)[1] == "a·b"

@@ -1,0 +1,114 @@
+"""What capturing attention costs: generation without and with it, in turns.
+
+A question about an image is answered greedily with exactly --new_tokens tokens: plainly; keeping for each the
+mean head's attention to the visual tokens, as the heatmap does; keeping all positions and the entropy, as
+the distribution does; and by transformers' own output_attentions, which needs eager attention.
+Times are of `generate` after the vision tower, whose work would only hide a difference; without a GPU they
+are processor time of all threads, so that what else runs on the machine does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+
+from llava.benchmark.projectors import medians, peak_mib
+
+PLAIN, HEATMAP, DISTRIBUTION, REPORTED = "plain", "heatmap", "distribution", "output_attentions"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model-path", required=True, help="model folder")
+    parser.add_argument("--image-file", help="picture; default: a grey one")
+    parser.add_argument("--text", default="What is in the picture?", help="question")
+    parser.add_argument("--new_tokens", type=int, default=32, help="length of the answer, tokens")
+    parser.add_argument("--repeats", type=int, default=5, help="timed rounds, after one of warm-up")
+    parser.add_argument("--device", help="cuda or cpu; default: cuda where there is one")
+    parser.set_defaults(run=run)
+
+
+def ways(model, tokenizer, question, num_new: int) -> dict[str, Callable[[], object]]:
+    """Each way to generate an answer of `num_new` tokens, as a call that returns long[1, num_new].
+
+    Args:
+        model, tokenizer: as load_pretrained_model gives them.
+        question: llava.visualization.answer.ask's.
+    """
+    import torch
+
+    from llava.visualization.attention import over_heads, visual_columns
+    from llava.visualization.capture import attention_implementation, capture_attention
+
+    layers = range(model.config.num_hidden_layers)
+    columns, mean = visual_columns(question.merged), over_heads(model, None)
+
+    def generate(**options):
+        return model.generate(
+            inputs_embeds=question.merged.inputs_embeds,
+            attention_mask=question.merged.attention_mask.long(),
+            max_new_tokens=num_new,
+            min_new_tokens=num_new,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=tokenizer.pad_token_id,
+            **options,
+        )
+
+    def capture(reduce):
+        with capture_attention(model, layers, reduce):
+            return generate()
+
+    def report():
+        with attention_implementation(model.get_decoder(), "eager"):
+            return generate(output_attentions=True, return_dict_in_generate=True).sequences
+
+    return {
+        PLAIN: generate,
+        HEATMAP: lambda: capture(lambda weights: mean(weights[..., columns])),
+        DISTRIBUTION: lambda: capture(
+            lambda weights: (mean(weights), mean(torch.special.entr(weights).sum(dim=-1)))
+        ),
+        REPORTED: report,
+    }
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print a table with a row for each way."""
+    import torch
+    from PIL import Image
+
+    from llava.mm_utils import get_model_name_from_path, load_image
+    from llava.model.builder import load_pretrained_model
+    from llava.visualization.answer import ask
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer, model, image_processor, _ = load_pretrained_model(
+        args.model_path, None, get_model_name_from_path(args.model_path), device=device
+    )
+    image = load_image(args.image_file) if args.image_file else Image.new("RGB", (336, 336), "grey")
+    question = ask(model, tokenizer, image_processor, image, args.text)
+    calls = ways(model, tokenizer, question, args.new_tokens)
+    plain = calls[PLAIN]()
+    for name in (HEATMAP, DISTRIBUTION):
+        assert torch.equal(calls[name](), plain), "capturing changes no answer"
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    seconds = medians(calls, args.repeats, device, clock)
+    machine = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    print(
+        f"`{' '.join(['python -m llava.benchmark', *sys.argv[1:]])}`, "
+        f"{datetime.now(timezone.utc).date().isoformat()}: {machine}, {platform.machine()}, torch "
+        f"{torch.__version__}, {str(model.dtype).removeprefix('torch.')}; "
+        f"{model.config.num_hidden_layers} layers of {model.config.num_attention_heads} heads, "
+        f"{question.merged.inputs_embeds.shape[1]} positions and {args.new_tokens} new tokens.\n\n"
+        "| generation | seconds, median | against plain | most memory at a time, MiB |\n"
+        "| --- | --- | --- | --- |"
+    )
+    for name, call in calls.items():
+        ratio = seconds[name] / seconds[PLAIN]
+        print(f"| {name} | {seconds[name]:.2f} | {ratio:.2f}x | {peak_mib(call, device):.1f} |")
