@@ -6,7 +6,7 @@ s is the side of the squares of patches that a visual token stands for.
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from threading import Event, Thread
 
@@ -25,11 +25,18 @@ from llava.model.builder import load_pretrained_model
 
 @dataclass(frozen=True)
 class Turn:
-    """A question with its pictures, and the answer, or None while there is none."""
+    """A question with its pictures, and the answer, or None while there is none.
+
+    Attributes:
+        ids: of the answer, its end mark left out.
+        scale_factor: s that it was given at; None is the checkpoint's own.
+    """
 
     text: str
     images: tuple[Image.Image, ...]
     answer: str | None = None
+    ids: tuple[int, ...] = ()
+    scale_factor: int | None = None
 
 
 @dataclass(frozen=True)
@@ -148,8 +155,9 @@ class Chat:
     def ask(self, text: str, decoding: Decoding) -> Iterator[str]:
         """Ask a question about the waiting pictures and all before; gives the answer piece by piece.
 
-        Closing the iterator, or an exception in its thread (KeyboardInterrupt), stops the model at its next
-        token; what was said by then is the answer. Without a word said, the question counts as not asked.
+        What is wrong with the question is said at once, and `stop` counts from then on. Closing the iterator,
+        or an exception in its thread (KeyboardInterrupt), stops the model at its next token; what was said by
+        then is the answer. Without a word said, the question counts as not asked.
 
         Args:
             text: may say by <image> where the pictures go; by default they come first.
@@ -157,22 +165,26 @@ class Chat:
             ValueError: if the text and the pictures disagree, or the conversation is too long for the model
                 or for the device's memory.
         """
-        turn = Turn(text, tuple(self.waiting))
-        inputs, positions, visual = self._inputs([*self.turns, turn])
+        turn = Turn(text, tuple(self.waiting), scale_factor=self.scale_factor)
+        inputs, positions, visual = self.inputs([*self.turns, turn])
         room = self.context_length - positions
         if room < 1:
             raise ValueError(
                 f"the conversation has {positions} tokens, {visual} of them visual, and the model reads "
                 f"{self.context_length}; start a new one, or spend fewer visual tokens on a picture."
             )
-        generation = {**decoding.kwargs(), **self.stopping.kwargs()}
-        generation["max_new_tokens"] = min(decoding.max_new_tokens, room)
-        stream, shown = TextStream(self.tokenizer), ""
+        inputs |= {**decoding.kwargs(), **self.stopping.kwargs()}
+        inputs["max_new_tokens"] = min(decoding.max_new_tokens, room)
         self._stopped = Event()
+        return self._answer(turn, inputs, positions, visual)
+
+    def _answer(self, turn: Turn, inputs: dict, positions: int, visual: int) -> Iterator[str]:
+        """What the model says to a turn that was checked; keeps the turn and its timing."""
+        stream, shown = TextStream(self.tokenizer), ""
         start = time.perf_counter()
         first = None
         try:
-            with closing(stream_tokens(self.model, self._stopped, **inputs, **generation)) as tokens:
+            with closing(stream_tokens(self.model, self._stopped, **inputs)) as tokens:
                 for token in tokens:
                     first = first or time.perf_counter()
                     if token in self.stopping.eos_token_ids:
@@ -197,21 +209,23 @@ class Chat:
                 self.timing = Timing(positions, visual, count, first - start, now - start)
             if shown:
                 # An answer that spells the mark of a picture has none to show
-                self.turns.append(Turn(text, turn.images, shown.replace(DEFAULT_IMAGE_TOKEN, "")))
+                answer = shown.replace(DEFAULT_IMAGE_TOKEN, "")
+                self.turns.append(replace(turn, answer=answer, ids=tuple(stream.ids)))
                 self.waiting = self.waiting[len(turn.images) :]
 
-    def _inputs(self, turns: list[Turn]) -> tuple[dict, int, int]:
-        """What `generate` takes, the positions of the prompt, and those of its pictures."""
+    def inputs(self, turns: list[Turn]) -> tuple[dict, int, int]:
+        """What `generate` takes so that the last turn is answered, at that turn's s; the positions of the
+        prompt, and those of its pictures."""
         input_ids = tokenizer_image_token(self.prompt(turns), self.tokenizer, return_tensors="pt")[None]
         images = [image for turn in turns for image in turn.images]
         inputs: dict = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids).bool()}
-        visual = 0
+        visual, scale_factor = 0, turns[-1].scale_factor
         if images:
             pixels = process_images(images, self.image_processor, self.model.config)
             sizes = [image.size for image in images]
             inputs |= {"images": [views.to(self.model.device) for views in pixels], "image_sizes": sizes}
-            inputs["scale_factor"] = self.scale_factor
-            visual = sum(self.model.visual_positions_of(size, self.scale_factor) for size in sizes)
+            inputs["scale_factor"] = scale_factor
+            visual = sum(self.model.visual_positions_of(size, scale_factor) for size in sizes)
         return inputs, input_ids.shape[1] - len(images) + visual, visual
 
 

@@ -148,22 +148,24 @@ def attention_to_image(
     image_sizes: list[tuple[int, int]],
     layers: Sequence[int],
     head: int | None = None,
+    scale_factor: int | None = None,
 ) -> Tensor:
     """How much each answer token looked at each visual token when it was chosen.
 
     Args:
         model: a LLaVA model.
-        input_ids: long[1, T], the prompt with one IMAGE_TOKEN_INDEX, then `num_new` answer tokens.
+        input_ids: long[1, T], the prompt with an IMAGE_TOKEN_INDEX for each image, then `num_new` answer
+            tokens.
         num_new: answer tokens, at least 1.
-        images: of one image, float[1, 3, H, W] or [float[T, 3, H, W]].
-        image_sizes: its (width, height).
+        images, image_sizes: as the model takes them.
         layers: as in capture_attention.
         head: as in over_heads.
+        scale_factor: s, by default model.config.scale_factor.
     Returns:
         float32[layers, num_new, M']: shares of attention (a whole row of the model's own sums to 1), visual
         tokens in the prompt's order, separators of tiles left out.
     """
     reduce = over_heads(model, head)
-    merged = model.merge_inputs(input_ids, images=images, image_sizes=image_sizes)
+    merged = model.merge_inputs(input_ids, images=images, image_sizes=image_sizes, scale_factor=scale_factor)
     columns = torch.nonzero(merged.visual_index[0] >= 0).flatten()
     return torch.stack(read_answer(model, merged, num_new, layers, columns, reduce))

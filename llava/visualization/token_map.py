@@ -119,13 +119,15 @@ class TokenMap:
         return tables
 
 
-def token_map(model, size: tuple[int, int], image_processor) -> TokenMap:
+def token_map(model, size: tuple[int, int], image_processor, scale_factor: int | None = None) -> TokenMap:
     """Where the tokens of an image of (width, height) come to lie as `model.config` has it prepared.
 
+    Args:
+        scale_factor: s, by default model.config.scale_factor.
     Raises:
         ValueError: as image_mapping; or if a view's tokens are no grid of it.
     """
-    grid, tiling, aspect_ratio = model.view_grid(), model.tiling, model.config.image_aspect_ratio
+    grid, tiling, aspect_ratio = model.view_grid(scale_factor), model.tiling, model.config.image_aspect_ratio
     if aspect_ratio in TILED:
         mappings = tuple(
             ImageMapping(*size, tiling.side, canvas.scale, canvas.offset, canvas.rows, canvas.cols)

@@ -1,0 +1,222 @@
+"""What the web page's buttons do: questions, answers that stream, and where the words of an answer looked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from pathlib import Path
+
+import gradio as gr
+
+from llava.decoding import Decoding
+from llava.mm_utils import load_image
+from llava.serve.chat import Chat, Turn
+from llava.visualization.words import WordAttention, answer_words, draw_word, word_attention
+
+CLICK = "Click a word to see where the model looked when it said it."
+
+
+class _Said(gr.Error):
+    """What the visitor can mend: shown on the page, and not in the server's log."""
+
+    def __init__(self, message: str):
+        super().__init__(message, print_exception=False)
+
+
+@dataclass
+class Visit:
+    """A visitor's conversation, the messages of it on the page, and the answer whose words are shown.
+
+    Attributes:
+        turn: number of that answer in the conversation; None: there is none.
+        attention: of the answer last looked into, beside its Turn.
+        word: the one looked at, or None: the whole answer.
+    """
+
+    chat: Chat
+    shown: list = field(default_factory=list)
+    turn: int | None = None
+    attention: tuple[Turn, WordAttention] | None = None
+    word: int | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """The page's events.
+
+    `ask` and `retry` give (message box, messages shown, visit, timing) as they are next; `words`, `choose`,
+    `look`, `look_at_all` and `at_layer` give (words, pictures under heat, a line about them).
+
+    Args:
+        chat: a conversation with the model; each visit gets a fresh one.
+    """
+
+    chat: Chat
+
+    def ask(
+        self, message: dict, visit: Visit | None, num_tokens, temperature, top_p, max_new_tokens
+    ) -> Iterator[tuple]:
+        """Ask what was typed, about the pictures beside it.
+
+        Args:
+            message: {"text", "files": [path]}.
+            visit: None at first.
+            num_tokens: visual tokens of a view; None: the model's own.
+            temperature, top_p, max_new_tokens: as Decoding takes them.
+        """
+        text = (message["text"] or "").strip()
+        if not text:
+            raise _Said("Ask something about the picture.")
+        visit = visit or Visit(self.chat.fresh())
+        asked = [{"role": "user", "content": {"path": path}} for path in message["files"]]
+        asked.append({"role": "user", "content": text})
+        with _untouched_by_errors(visit):
+            for path in message["files"]:
+                visit.chat.add_image(_picture(path))
+            visit.shown = visit.shown + asked
+            for _ in _answer(visit, text, num_tokens, temperature, top_p, max_new_tokens):
+                yield None, visit.shown, visit, _timing(visit)
+
+    def retry(
+        self, message: dict, visit: Visit | None, num_tokens, temperature, top_p, max_new_tokens
+    ) -> Iterator[tuple]:
+        """Answer the last question anew; as ask, but what is being typed stays."""
+        if visit is None or not visit.chat.turns:
+            raise _Said("Nothing was asked yet.")
+        with _untouched_by_errors(visit):
+            text = visit.chat.withdraw()
+            visit.shown = visit.shown[:-1]
+            for _ in _answer(visit, text, num_tokens, temperature, top_p, max_new_tokens):
+                yield message, visit.shown, visit, _timing(visit)
+
+    def stop(self, visit: Visit | None) -> None:
+        if visit is not None:
+            visit.chat.stop()
+
+    def reset(self, visit: Visit | None) -> tuple:
+        self.stop(visit)
+        return None, [], None, ""
+
+    def words(self, visit: Visit | None) -> tuple:
+        """Offer the last answer's words."""
+        return self._offer(visit, len(visit.chat.turns) - 1 if visit else -1)
+
+    def choose(self, visit: Visit | None, event: gr.SelectData) -> tuple:
+        """Offer the words of the answer that was clicked in the conversation, or whose question was."""
+        index = event.index if isinstance(event.index, int) else event.index[0]
+        before = visit.shown[:index] if visit else []
+        return self._offer(visit, sum(message["role"] == "assistant" for message in before))
+
+    def look(self, visit: Visit | None, layer: int, event: gr.SelectData) -> tuple:
+        """Where the clicked word looked."""
+        return self._look(visit, layer, event.index)
+
+    def look_at_all(self, visit: Visit | None, layer: int) -> tuple:
+        """Where the whole answer looked, the mean over its tokens."""
+        return self._look(visit, layer, None)
+
+    def at_layer(self, visit: Visit | None, layer: int) -> tuple:
+        """The same word in another layer; nothing is run anew."""
+        if visit is None or visit.attention is None or visit.turn is None:
+            return gr.skip(), gr.skip(), gr.skip()
+        return self._look(visit, layer, visit.word)
+
+    def _offer(self, visit: Visit | None, turn: int) -> tuple:
+        if visit is None or not 0 <= turn < len(visit.chat.turns):
+            return [], [], ""
+        visit.turn, visit.attention, visit.word = turn, None, None
+        words, _ = answer_words(
+            visit.chat.tokenizer, visit.chat.turns[turn].ids, visit.chat.template.stop_str
+        )
+        return [(word, None) for word in words], [], CLICK
+
+    def _look(self, visit: Visit | None, layer: int, word: int | None) -> tuple:
+        if visit is None or visit.turn is None or visit.turn >= len(visit.chat.turns):
+            raise _Said("Ask first: there is no answer to look into.")
+        turn = visit.chat.turns[visit.turn]
+        try:
+            if visit.attention is None or visit.attention[0] is not turn:
+                visit.attention = turn, turn_attention(visit.chat, visit.turn)
+        except ValueError as error:
+            raise _Said(str(error)) from error
+        attention, visit.word = visit.attention[1], word
+        images = [image for asked in visit.chat.turns[: visit.turn + 1] for image in asked.images]
+        shares = attention.weights[layer].sum(axis=1)
+        most = max(shares.max(), 1e-12)
+        words = [(text, float(share / most)) for text, share in zip(attention.words, shares, strict=True)]
+        name = "The whole answer" if word is None else f"“{attention.words[word]}”"
+        share = float(attention.row(layer, word).sum())
+        line = (
+            f"{name}, layer {layer}: {share:.1%} of its attention on the visual tokens; red is "
+            f"{attention.brightest(layer):.2%} or more on one of them."
+        )
+        return words, draw_word(attention, images, layer, word), line
+
+
+def turn_attention(chat: Chat, number: int) -> WordAttention:
+    """Where the words of an answer of a conversation looked, in all pictures shown until then.
+
+    Args:
+        number: of the turn, from 0.
+    Raises:
+        ValueError: as llava.visualization.words.word_attention.
+    """
+    turn = chat.turns[number]
+    inputs, _, _ = chat.inputs([*chat.turns[:number], replace(turn, answer=None)])
+    return word_attention(
+        chat.model,
+        chat.tokenizer,
+        chat.image_processor,
+        inputs["input_ids"],
+        turn.ids,
+        inputs.get("images", []),
+        inputs.get("image_sizes", []),
+        stop_str=chat.template.stop_str,
+        scale_factor=turn.scale_factor,
+    )
+
+
+def _picture(path: str):
+    """An uploaded picture; an error calls it by its own name, not by its place on the server."""
+    file = BytesIO(Path(path).read_bytes())
+    file.name = Path(path).name
+    return load_image(file)
+
+
+def _answer(visit: Visit, text: str, num_tokens, temperature, top_p, max_new_tokens) -> Iterator[None]:
+    """Answer on the page; gives nothing, each time that there is more to see, and at the end."""
+    if num_tokens is not None:
+        visit.chat.set_visual_tokens(int(num_tokens))
+    decoding = Decoding(temperature, top_p, max_new_tokens=int(max_new_tokens))
+    num_turns, said = len(visit.chat.turns), ""
+    visit.chat.timing = visit.turn = visit.attention = None
+    with closing(visit.chat.ask(text, decoding)) as pieces:
+        visit.shown = [*visit.shown, {"role": "assistant", "content": said}]
+        yield  # the question, and a visit that Stop can reach, ahead of the first word
+        for piece in pieces:
+            said += piece
+            visit.shown[-1] = {"role": "assistant", "content": said}
+            yield
+    if len(visit.chat.turns) == num_turns:
+        raise ValueError("Nothing was said; the question counts as not asked.")
+    yield
+
+
+def _timing(visit: Visit) -> str:
+    return str(visit.chat.timing or "")
+
+
+@contextmanager
+def _untouched_by_errors(visit: Visit) -> Iterator[None]:
+    """After an error the conversation is as it was before; what the visitor can mend is said on the page."""
+    chat, shown = visit.chat, visit.shown
+    turns, waiting = list(chat.turns), list(chat.waiting)
+    try:
+        yield
+    except Exception as error:
+        chat.turns, chat.waiting, visit.shown = turns, waiting, shown
+        if isinstance(error, ValueError):
+            raise _Said(str(error)) from error
+        raise
