@@ -91,12 +91,8 @@ class Page:
             for _ in _answer(visit, text, num_tokens, temperature, top_p, max_new_tokens):
                 yield message, visit.shown, visit, _timing(visit)
 
-    def stop(self, visit: Visit | None) -> None:
-        if visit is not None:
-            visit.chat.stop()
-
     def reset(self, visit: Visit | None) -> tuple:
-        self.stop(visit)
+        stop(visit)
         return None, [], None, ""
 
     def words(self, visit: Visit | None) -> tuple:
@@ -153,6 +149,15 @@ class Page:
             f"{attention.brightest(layer):.2%} or more on one of them."
         )
         return words, draw_word(attention, images, layer, word), line
+
+
+def stop(visit: Visit | None) -> None:
+    """End the answer that is on its way.
+
+    No method of Page: gradio copies a state's callback with all that it holds, the model too, for each visitor.
+    """
+    if visit is not None:
+        visit.chat.stop()
 
 
 def turn_attention(chat: Chat, number: int) -> WordAttention:

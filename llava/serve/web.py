@@ -43,15 +43,15 @@ def build(chat):
     """
     import gradio as gr
 
+    from llava.serve import visit
     from llava.serve.chat import token_budgets
-    from llava.serve.visit import Page
 
-    page, model = Page(chat), chat.model
+    page, model = visit.Page(chat), chat.model
     sees = model.get_vision_tower() is not None
     with gr.Blocks(
         title="LLaVA", analytics_enabled=False, fill_width=True, delete_cache=KEEP_FILES
     ) as blocks:
-        state = gr.State(None, time_to_live=3600, delete_callback=page.stop)
+        state = gr.State(None, time_to_live=3600, delete_callback=visit.stop)
         with gr.Row():
             with gr.Column(scale=3, min_width=420):
                 shown = gr.Chatbot(label="Conversation", height=440, buttons=["copy"])
@@ -117,6 +117,8 @@ def _settings(budgets: dict[int, int], own: int | None) -> list:
 
 def _connect(page, state, message, shown, timing, buttons, looked, settings) -> None:
     """What each control does. Whatever runs the model waits for its turn at it."""
+    from llava.serve import visit
+
     stop, retry, reset = buttons
     words, whole, layer, pictures, line = looked
     talk, heat = [message, shown, state, timing], [words, pictures, line]
@@ -128,7 +130,7 @@ def _connect(page, state, message, shown, timing, buttons, looked, settings) -> 
         answer = trigger(action, [message, state, *settings], talk, api_name=action.__name__, **model)
         answer.then(page.words, [state], heat, api_name=False)
         answers.append(answer)
-    stop.click(page.stop, [state], api_name="stop", queue=False)
+    stop.click(visit.stop, [state], api_name="stop", queue=False)
     reset.click(page.reset, [state], talk, api_name="reset", queue=False, cancels=answers)
     reset.click(lambda: ([], [], ""), None, heat, **quick)
     shown.select(page.choose, [state], heat, api_name=False)
