@@ -67,7 +67,8 @@ class Timing:
         speed = self.tokens_per_second
         return (
             f"{self.visual_tokens} visual of {self.prompt_tokens} prompt tokens, "
-            f"first token after {self.first_token:.2f} s, {self.new_tokens} tokens"
+            f"first token after {self.first_token:.2f} s, "
+            f"{self.new_tokens} token{'s' * (self.new_tokens != 1)}"
             + (f" at {speed:.1f} tokens/s" if speed else "")
         )
 

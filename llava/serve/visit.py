@@ -33,6 +33,7 @@ class Visit:
         turn: number of that answer in the conversation; None: there is none.
         attention: of the answer last looked into, beside its Turn.
         word: the one looked at, or None: the whole answer.
+        is_over: the visitor began a new one; an answer that is still on its way is shown no more.
     """
 
     chat: Chat
@@ -40,6 +41,7 @@ class Visit:
     turn: int | None = None
     attention: tuple[Turn, WordAttention] | None = None
     word: int | None = None
+    is_over: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ class Page:
                 yield message, visit.shown, visit, _timing(visit)
 
     def reset(self, visit: Visit | None) -> tuple:
-        stop(visit)
+        if visit is not None:
+            visit.is_over = True
+            visit.chat.stop()
         return None, [], None, ""
 
     def words(self, visit: Visit | None) -> tuple:
@@ -148,13 +152,14 @@ class Page:
             f"{name}, layer {layer}: {share:.1%} of its attention on the visual tokens; red is "
             f"{attention.brightest(layer):.2%} or more on one of them."
         )
-        return words, draw_word(attention, images, layer, word), line
+        pictures = [(picture, None) for picture in draw_word(attention, images, layer, word)]
+        return words, gr.Gallery(pictures, selected_index=0), line
 
 
 def stop(visit: Visit | None) -> None:
     """End the answer that is on its way.
 
-    No method of Page: gradio copies a state's callback with all that it holds, the model too, for each visitor.
+    No method of Page: for each visitor gradio copies a state's callback with what it holds, the model too.
     """
     if visit is not None:
         visit.chat.stop()
@@ -201,9 +206,13 @@ def _answer(visit: Visit, text: str, num_tokens, temperature, top_p, max_new_tok
         visit.shown = [*visit.shown, {"role": "assistant", "content": said}]
         yield  # the question, and a visit that Stop can reach, ahead of the first word
         for piece in pieces:
+            if visit.is_over:
+                return
             said += piece
             visit.shown[-1] = {"role": "assistant", "content": said}
             yield
+    if visit.is_over:
+        return
     if len(visit.chat.turns) == num_turns:
         raise ValueError("Nothing was said; the question counts as not asked.")
     yield

@@ -19,6 +19,7 @@ CSS = """
 #words .empty { min-height: 2.5em; }
 #words .textfield { max-height: 11em; overflow-y: auto; }
 #timing, #line { min-height: 1.6em; }
+#chat img { max-height: 200px; width: auto; }
 #examples img { max-height: 72px; }
 """
 
@@ -54,7 +55,7 @@ def build(chat):
         state = gr.State(None, time_to_live=3600, delete_callback=visit.stop)
         with gr.Row():
             with gr.Column(scale=3, min_width=420):
-                shown = gr.Chatbot(label="Conversation", height=440, buttons=["copy"])
+                shown = gr.Chatbot(label="Conversation", height=440, buttons=["copy"], elem_id="chat")
                 timing = gr.Markdown(elem_id="timing")
                 message = gr.MultimodalTextbox(
                     file_types=["image"],
@@ -136,7 +137,7 @@ def _connect(page, state, message, shown, timing, buttons, looked, settings) -> 
     shown.select(page.choose, [state], heat, api_name=False)
     words.select(page.look, [state, layer], heat, api_name=False, **model)
     whole.click(page.look_at_all, [state, layer], heat, api_name="look_at_all", **model)
-    layer.release(page.at_layer, [state, layer], heat, api_name="at_layer")
+    layer.input(page.at_layer, [state, layer], heat, api_name="at_layer", trigger_mode="always_last")
 
 
 def launch_options() -> dict:

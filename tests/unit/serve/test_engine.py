@@ -161,6 +161,20 @@ def test_a_closed_ticket_ends_its_answer_and_frees_its_place(make_engine):
     assert events.empty() or not any(event.finish for event in list(events.queue))
 
 
+def test_a_client_that_leaves_between_two_tokens_stays_gone(make_engine):
+    engine = make_engine()
+    ticket, answer = engine.admit(), None
+
+    def leave(event):  # as if from another thread, while the token's text is being sent
+        ticket.close()
+
+    ticket.start(request(engine, WORDS[0], max_new_tokens=800), leave)
+    answer = ticket._answer
+    assert finished(start(engine, WORDS[1])[1])[1].error is None  # the next batch: the first one ended
+    assert answer.is_done
+    assert len(answer.stream.ids) < 800
+
+
 def test_a_request_that_leaves_while_it_waits_is_never_run(make_engine):
     held = Held()
     engine = make_engine(on_batch=held)
