@@ -154,6 +154,8 @@ def _get(url: str, max_bytes: int, deadline: float) -> tuple[int, str | None, by
         while response.status == 200 and (chunk := response.read1(65536)):
             data += chunk
             within(data, max_bytes)
+        if time.monotonic() >= deadline:  # what came may be a part
+            raise TimeoutError
         return response.status, response.headers.get("Location"), bytes(data)
     finally:
         connection.close()

@@ -218,22 +218,32 @@ def test_a_server_that_sends_a_byte_now_and_then_is_left_at_the_deadline(monkeyp
         client, _ = listener.accept()
         with client:
             try:
-                client.sendall(b"\x16\x03\x03\x40\x00")  # a long TLS record begins
+                client.sendall(b"HTTP/1.1 200 OK\r\nX-Endless: ")
                 while not given_up.wait(0.05):
-                    client.sendall(b"\x00")
+                    client.sendall(b"a")
             except OSError:  # the client left
                 pass
 
+    class Plain(images._Pinned):
+        """Without TLS, at the port of the server above."""
+
+        def __init__(self, host, address, deadline):
+            super().__init__(host, address, deadline, port=listener.getsockname()[1])
+            self._tls.wrap_socket = lambda plain, server_hostname: plain
+
     server = threading.Thread(target=drip)
     server.start()
-    pinned, port = images._Pinned, listener.getsockname()[1]
-    monkeypatch.setattr(images, "_Pinned", lambda *args: pinned(*args, port=port))
+    monkeypatch.setattr(images, "_Pinned", Plain)
     monkeypatch.setattr(images, "public_address", lambda host: "127.0.0.1")
+    end = threading.Timer(20, given_up.set)  # or the test might never end
+    end.start()
     try:
         with pytest.raises(ValueError, match="could not be fetched"):
             fetch("https://a.org/x.png", URLS, time.monotonic() + 0.5)
-        server.join(30)  # it saw the connection end
+        assert not given_up.is_set()
+        server.join(20)  # it saw the connection end
         assert not server.is_alive()
     finally:
+        end.cancel()
         given_up.set()
         listener.close()

@@ -1,28 +1,36 @@
 """Calls in threads whose callers may leave."""
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import pytest
 
 from llava.serve.threads import Threads
 
 
+class Body:
+    """What a request holds."""
+
+
 def test_a_call_whose_caller_left_keeps_its_place_and_those_that_waited_leave_nothing():
     async def main():
         threads, go, ran = Threads(1), threading.Event(), []
 
-        async def leave(function):
+        async def leave(function, argument):
             with pytest.raises(asyncio.TimeoutError):
-                await asyncio.wait_for(threads.run(function), 0.05)
+                await asyncio.wait_for(threads.run(function, argument), 0.05)
 
-        await leave(lambda: go.wait(20))
-        await leave(lambda: ran.append("waited"))  # the one thread is still taken
-        later = asyncio.ensure_future(threads.run(ran.append, "later"))
-        await asyncio.sleep(0.05)
-        assert ran == []
+        await leave(go.wait, 20)
+        body = Body()
+        held = weakref.ref(body)
+        await leave(ran.append, body)  # the one thread is still taken
+        del body
+        gc.collect()
+        assert held() is None
         go.set()
-        await later
+        await threads.run(ran.append, "later")
         assert ran == ["later"]
         threads.shutdown()
 
