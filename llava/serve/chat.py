@@ -21,6 +21,7 @@ from llava.conversation import Conversation, place_images, template_of
 from llava.decoding import Decoding, Stopping, TextStream
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
+from llava.visualization.words import WordAttention, word_attention
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,34 @@ class Chat:
                 answer = shown.replace(DEFAULT_IMAGE_TOKEN, "")
                 self.turns.append(replace(turn, answer=answer, ids=tuple(stream.ids)))
                 self.waiting = self.waiting[len(turn.images) :]
+
+    def attention(self, number: int) -> WordAttention:
+        """Where the words of an answer looked, in all pictures shown until then; runs the model once.
+
+        Args:
+            number: of the turn, from 0.
+        Raises:
+            ValueError: as word_attention; or if the device's memory is too small.
+        """
+        turn = self.turns[number]
+        inputs, positions, _ = self.inputs([*self.turns[:number], replace(turn, answer=None)])
+        try:
+            return word_attention(
+                self.model,
+                self.tokenizer,
+                self.image_processor,
+                inputs["input_ids"],
+                turn.ids,
+                inputs.get("images", []),
+                inputs.get("image_sizes", []),
+                stop_str=self.template.stop_str,
+                scale_factor=turn.scale_factor,
+            )
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"the attention of {positions + len(turn.ids)} tokens does not fit into the device's memory; "
+                "look into a shorter conversation, or spend fewer visual tokens on a picture."
+            ) from error
 
     def inputs(self, turns: list[Turn]) -> tuple[dict, int, int]:
         """What `generate` takes so that the last turn is answered, at that turn's s; the positions of the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import gradio as gr
 from llava.decoding import Decoding
 from llava.mm_utils import load_image
 from llava.serve.chat import Chat, Turn
-from llava.visualization.words import WordAttention, answer_words, draw_word, word_attention
+from llava.visualization.words import WordAttention, answer_words, draw_word
 
 CLICK = "Click a word to see where the model looked when it said it."
 
@@ -138,7 +138,7 @@ class Page:
         turn = visit.chat.turns[visit.turn]
         try:
             if visit.attention is None or visit.attention[0] is not turn:
-                visit.attention = turn, turn_attention(visit.chat, visit.turn)
+                visit.attention = turn, visit.chat.attention(visit.turn)
         except ValueError as error:
             raise _Said(str(error)) from error
         attention, visit.word = visit.attention[1], word
@@ -163,29 +163,6 @@ def stop(visit: Visit | None) -> None:
     """
     if visit is not None:
         visit.chat.stop()
-
-
-def turn_attention(chat: Chat, number: int) -> WordAttention:
-    """Where the words of an answer of a conversation looked, in all pictures shown until then.
-
-    Args:
-        number: of the turn, from 0.
-    Raises:
-        ValueError: as llava.visualization.words.word_attention.
-    """
-    turn = chat.turns[number]
-    inputs, _, _ = chat.inputs([*chat.turns[:number], replace(turn, answer=None)])
-    return word_attention(
-        chat.model,
-        chat.tokenizer,
-        chat.image_processor,
-        inputs["input_ids"],
-        turn.ids,
-        inputs.get("images", []),
-        inputs.get("image_sizes", []),
-        stop_str=chat.template.stop_str,
-        scale_factor=turn.scale_factor,
-    )
 
 
 def _picture(path: str):

@@ -100,7 +100,7 @@ def draw_word(
 
     Args:
         images: RGB, those of `attention.mappings`.
-        layer: from 0.
+        layer: from 0; negative ones count from the end.
         word: index into its words; None: the mean over the answer.
     Returns:
         uint8[H, W, 3] for each picture, its longest side at most PICTURE_SIDE.
