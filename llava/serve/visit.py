@@ -192,6 +192,7 @@ def _answer(visit: Visit, text: str, num_tokens, temperature, top_p, max_new_tok
         return
     if len(visit.chat.turns) == num_turns:
         raise ValueError("Nothing was said; the question counts as not asked.")
+    visit.turn = num_turns
     yield
 
 
