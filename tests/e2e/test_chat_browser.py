@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import threading
 
 import pytest
 import tiny
@@ -28,14 +29,33 @@ WAIT = 60_000  # milliseconds until something counts as missing
 LONG = 900  # tokens, seconds of the tiny model
 
 
+class Hold:
+    """Keeps the model ahead of a token until it is let go, once `at` is set to that token's number."""
+
+    def __init__(self):
+        self.at, self.go = 0, threading.Event()
+
+    def __call__(self, *forward) -> None:
+        self.at -= 1
+        if self.at == 0:
+            assert self.go.wait(WAIT / 1000)
+
+
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def hold():
+    return Hold()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, hold):
     """A folder with a picture, and the page's address."""
     from llava.serve.chat import open_chat
 
     folder = tmp_path_factory.mktemp("browser")
     Image.new("RGB", (60, 40), "red").save(folder / "a.png")
-    page = web.build(open_chat(str(tiny.save_llava(folder / "model")), device="cpu"))
+    chat = open_chat(str(tiny.save_llava(folder / "model")), device="cpu")
+    chat.model.lm_head.register_forward_hook(hold)
+    page = web.build(chat)
     options = {"prevent_thread_lock": True, "quiet": True, "server_name": "127.0.0.1"}
     _, address, _ = page.launch(**options, **web.launch_options())
     yield folder, address
@@ -93,13 +113,15 @@ def new_tokens(page) -> int:
     return int(re.search(r" s, (\d+) token", page.locator("#timing").inner_text())[1])
 
 
-def test_a_picture_is_uploaded_asked_about_answered_and_looked_into(world, page):
-    ask(page, "what is it?", world[0] / "a.png", longest=LONG)
-    seen = set()
-    while not words(page).count():  # they come with the answer's end
-        seen.update(answers(page).all_inner_texts())
-        page.wait_for_timeout(50)
-    assert len(seen) > 3  # it came piece by piece
+def test_a_picture_is_uploaded_asked_about_answered_and_looked_into(world, page, hold):
+    hold.at = 20
+    ask(page, "what is it?", world[0] / "a.png")
+    answers(page).first.wait_for()  # a part of the answer is there ahead of the rest
+    assert words(page).count() == 0
+    part = answers(page).first.inner_text()
+    hold.go.set()
+    words(page).first.wait_for()  # they come with the answer's end
+    assert len(answers(page).first.inner_text()) > len(part)
     assert re.match(r"9 visual of \d+ prompt tokens, first token after", page.locator("#timing").inner_text())
     assert page.locator("#chat .user img").count() == 1
 
