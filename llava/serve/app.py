@@ -6,7 +6,6 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -20,15 +19,18 @@ from starlette.requests import ClientDisconnect
 
 from llava.decoding import Decoding
 from llava.serve.engine import Engine, Event, QueueFull, Request, Ticket
-from llava.serve.images import ImageLimits, read_image
+from llava.serve.images import ImageLimits, is_data, read_images
 from llava.serve.metrics import Metrics
 from llava.serve.protocol import ApiError, ChatRequest, Completion, usage
+from llava.serve.threads import Threads
 
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER = 2  # seconds that a refused client is asked to wait
 GRACE = 5.0  # seconds past its time that an answer may take to notice it
-PREPARING_THREADS = 2  # that read pictures while the model works
+READING_THREADS = 2  # that read requests and their pictures while the model works
+FETCHING_THREADS = 8  # that also wait for pictures at addresses
+COLDEST = 1e-4  # temperature below which the likeliest token is certain, and its division overflows
 
 
 @dataclass(frozen=True)
@@ -71,19 +73,10 @@ class Chat:
         Raises:
             ApiError: if it is refused.
         """
-        chat = parse(body)
-        if chat.model != self.server.model_name:
-            raise ApiError(
-                404,
-                f"the model {chat.model!r} is not here; {self.server.model_name!r} is.",
-                "model_not_found",
-            )
         loop = asyncio.get_running_loop()
-        prepared = loop.run_in_executor(self.server.threads, self.server.prepare, chat)
+        prepared = self.server.prepared(body)
         try:
-            self.request = await asyncio.wait_for(prepared, max(0, self.deadline - time.monotonic()))
-        except ValueError as error:
-            raise ApiError(400, str(error)) from error
+            chat, self.request = await asyncio.wait_for(prepared, max(0, self.deadline - time.monotonic()))
         except asyncio.TimeoutError:
             raise too_late() from None
 
@@ -133,20 +126,6 @@ def too_late() -> ApiError:
     return ApiError(503, "the server had no time for this request; try again later.", "timeout", RETRY_AFTER)
 
 
-def parse(body: bytes) -> ChatRequest:
-    """A body that was checked. Raises ApiError."""
-    try:
-        chat = ChatRequest.model_validate_json(body)
-        chat.check()
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ApiError(400, f"{place}: {first['msg']}" if place else first["msg"]) from error
-    except ValueError as error:
-        raise ApiError(400, str(error)) from error
-    return chat
-
-
 class Server:
     """An engine, and the rules under which it is offered."""
 
@@ -154,17 +133,44 @@ class Server:
         self.engine, self.model_name, self.limits = engine, model_name, limits
         self._api_key = api_key
         self.metrics = Metrics(engine)
-        self.threads = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="prepare")
+        self.reading, self.fetching = Threads(READING_THREADS), Threads(FETCHING_THREADS)
 
     def check_key(self, request: HttpRequest) -> None:
         if self._api_key is None:
             return
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), self._api_key.encode()):
+        # a header's bytes come as latin-1
+        if not hmac.compare_digest(given.encode("latin-1"), self._api_key.encode()):
             raise ApiError(401, "the API key is missing or wrong.", "invalid_api_key")
 
+    async def prepared(self, body: bytes) -> tuple[ChatRequest, Request]:
+        """Read a body, in threads.
+
+        Raises:
+            ApiError: if it is refused.
+        """
+        try:
+            chat = await self.reading.run(self.parse, body)
+            threads = self.reading if all(map(is_data, chat.image_urls)) else self.fetching
+            return chat, await threads.run(self.prepare, chat)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise ApiError(400, f"{place}: {first['msg']}" if place else first["msg"]) from error
+        except ValueError as error:
+            raise ApiError(400, str(error)) from error
+
+    def parse(self, body: bytes) -> ChatRequest:
+        """Raises ValueError for what is no request, ApiError for another model's."""
+        chat = ChatRequest.model_validate_json(body)
+        chat.check()
+        if chat.model != self.model_name:
+            message = f"the model {chat.model!r} is not here; {self.model_name!r} is."
+            raise ApiError(404, message, "model_not_found")
+        return chat
+
     def prepare(self, chat: ChatRequest) -> Request:
-        """Read the images and tokenize, in a thread of its own.
+        """Read the images and tokenize.
 
         Raises:
             ValueError: if something is beyond a limit, or cannot be read.
@@ -176,12 +182,15 @@ class Server:
         urls = chat.image_urls
         if len(urls) > limits.max_images:
             raise ValueError(f"a request may hold {limits.max_images} images here, got {len(urls)}.")
+        temperature = chat.temperature or 0.0
+        if temperature < COLDEST:
+            temperature = 0.0
         wrap = getattr(engine.model.config, "mm_use_im_start_end", False)
         prompt = chat.prompt(engine.template, wrap)
         request = engine.prepare(
             prompt,
-            [read_image(url, limits.image) for url in urls],
-            Decoding(chat.temperature or 0.0, chat.top_p, max_new_tokens=longest),
+            read_images(urls, limits.image),
+            Decoding(temperature, chat.top_p, max_new_tokens=longest),
             stop=chat.stop_texts,
             scale_factor=chat.scale_factor,
             seed=chat.seed,
@@ -317,7 +326,8 @@ def create_app(
     async def lifespan(app: FastAPI):
         yield
         await asyncio.to_thread(engine.close)
-        server.threads.shutdown(wait=False)
+        server.reading.shutdown()
+        server.fetching.shutdown()
 
     app = FastAPI(title="LLaVA", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     created = int(time.time())

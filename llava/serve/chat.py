@@ -6,7 +6,7 @@ s is the side of the squares of patches that a visual token stands for.
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from threading import Event, Thread
 
@@ -21,15 +21,23 @@ from llava.conversation import Conversation, place_images, template_of
 from llava.decoding import Decoding, Stopping, TextStream
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
+from llava.visualization.words import WordAttention, word_attention
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question with its pictures, and the answer, or None while there is none."""
+    """A question with its pictures, and the answer, or None while there is none.
+
+    Attributes:
+        ids: of the answer, its end mark left out.
+        scale_factor: s that it was given at; None is the checkpoint's own.
+    """
 
     text: str
     images: tuple[Image.Image, ...]
     answer: str | None = None
+    ids: tuple[int, ...] = ()
+    scale_factor: int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,8 @@ class Timing:
         speed = self.tokens_per_second
         return (
             f"{self.visual_tokens} visual of {self.prompt_tokens} prompt tokens, "
-            f"first token after {self.first_token:.2f} s, {self.new_tokens} tokens"
+            f"first token after {self.first_token:.2f} s, "
+            f"{self.new_tokens} token{'s' * (self.new_tokens != 1)}"
             + (f" at {speed:.1f} tokens/s" if speed else "")
         )
 
@@ -148,8 +157,9 @@ class Chat:
     def ask(self, text: str, decoding: Decoding) -> Iterator[str]:
         """Ask a question about the waiting pictures and all before; gives the answer piece by piece.
 
-        Closing the iterator, or an exception in its thread (KeyboardInterrupt), stops the model at its next
-        token; what was said by then is the answer. Without a word said, the question counts as not asked.
+        What is wrong with the question is said at once, and `stop` counts from then on. Closing the iterator,
+        or an exception in its thread (KeyboardInterrupt), stops the model at its next token; what was said by
+        then is the answer. Without a word said, the question counts as not asked.
 
         Args:
             text: may say by <image> where the pictures go; by default they come first.
@@ -157,22 +167,26 @@ class Chat:
             ValueError: if the text and the pictures disagree, or the conversation is too long for the model
                 or for the device's memory.
         """
-        turn = Turn(text, tuple(self.waiting))
-        inputs, positions, visual = self._inputs([*self.turns, turn])
+        turn = Turn(text, tuple(self.waiting), scale_factor=self.scale_factor)
+        inputs, positions, visual = self.inputs([*self.turns, turn])
         room = self.context_length - positions
         if room < 1:
             raise ValueError(
                 f"the conversation has {positions} tokens, {visual} of them visual, and the model reads "
                 f"{self.context_length}; start a new one, or spend fewer visual tokens on a picture."
             )
-        generation = {**decoding.kwargs(), **self.stopping.kwargs()}
-        generation["max_new_tokens"] = min(decoding.max_new_tokens, room)
-        stream, shown = TextStream(self.tokenizer), ""
+        inputs |= {**decoding.kwargs(), **self.stopping.kwargs()}
+        inputs["max_new_tokens"] = min(decoding.max_new_tokens, room)
         self._stopped = Event()
+        return self._answer(turn, inputs, positions, visual)
+
+    def _answer(self, turn: Turn, inputs: dict, positions: int, visual: int) -> Iterator[str]:
+        """What the model says to a turn that was checked; keeps the turn and its timing."""
+        stream, shown = TextStream(self.tokenizer), ""
         start = time.perf_counter()
         first = None
         try:
-            with closing(stream_tokens(self.model, self._stopped, **inputs, **generation)) as tokens:
+            with closing(stream_tokens(self.model, self._stopped, **inputs)) as tokens:
                 for token in tokens:
                     first = first or time.perf_counter()
                     if token in self.stopping.eos_token_ids:
@@ -197,21 +211,51 @@ class Chat:
                 self.timing = Timing(positions, visual, count, first - start, now - start)
             if shown:
                 # An answer that spells the mark of a picture has none to show
-                self.turns.append(Turn(text, turn.images, shown.replace(DEFAULT_IMAGE_TOKEN, "")))
+                answer = shown.replace(DEFAULT_IMAGE_TOKEN, "")
+                self.turns.append(replace(turn, answer=answer, ids=tuple(stream.ids)))
                 self.waiting = self.waiting[len(turn.images) :]
 
-    def _inputs(self, turns: list[Turn]) -> tuple[dict, int, int]:
-        """What `generate` takes, the positions of the prompt, and those of its pictures."""
+    def attention(self, number: int) -> WordAttention:
+        """Where the words of an answer looked, in all pictures shown until then; runs the model once.
+
+        Args:
+            number: of the turn, from 0.
+        Raises:
+            ValueError: as word_attention; or if the device's memory is too small.
+        """
+        turn = self.turns[number]
+        inputs, positions, _ = self.inputs([*self.turns[:number], replace(turn, answer=None)])
+        try:
+            return word_attention(
+                self.model,
+                self.tokenizer,
+                self.image_processor,
+                inputs["input_ids"],
+                turn.ids,
+                inputs.get("images", []),
+                inputs.get("image_sizes", []),
+                stop_str=self.template.stop_str,
+                scale_factor=turn.scale_factor,
+            )
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"the attention of {positions + len(turn.ids)} tokens does not fit into the device's memory; "
+                "look into a shorter conversation, or spend fewer visual tokens on a picture."
+            ) from error
+
+    def inputs(self, turns: list[Turn]) -> tuple[dict, int, int]:
+        """What `generate` takes so that the last turn is answered, at that turn's s; the positions of the
+        prompt, and those of its pictures."""
         input_ids = tokenizer_image_token(self.prompt(turns), self.tokenizer, return_tensors="pt")[None]
         images = [image for turn in turns for image in turn.images]
         inputs: dict = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids).bool()}
-        visual = 0
+        visual, scale_factor = 0, turns[-1].scale_factor
         if images:
             pixels = process_images(images, self.image_processor, self.model.config)
             sizes = [image.size for image in images]
             inputs |= {"images": [views.to(self.model.device) for views in pixels], "image_sizes": sizes}
-            inputs["scale_factor"] = self.scale_factor
-            visual = sum(self.model.visual_positions_of(size, self.scale_factor) for size in sizes)
+            inputs["scale_factor"] = scale_factor
+            visual = sum(self.model.visual_positions_of(size, scale_factor) for size in sizes)
         return inputs, input_ids.shape[1] - len(images) + visual, visual
 
 

@@ -11,7 +11,7 @@ Ctrl-C stops an answer.
 
 import argparse
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -97,22 +97,23 @@ def run(args: argparse.Namespace) -> None:
 
 def converse(chat, decoding, debug: bool) -> None:
     """Read lines until the input ends: commands, and questions, which are answered."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  # input() then has a history and arrow keys
+
     while True:
         try:
             line = input("USER: ").strip()
-        except KeyboardInterrupt:
-            print("\n(/exit or Ctrl-D leaves)")
-            continue
-        except EOFError:
-            print()
-            return
-        if line == "/exit":
-            return
-        try:
+            if line == "/exit":
+                return
             if line.startswith("/"):
                 obey(line, chat)
             elif line:
                 answer(line, chat, decoding, debug)
+        except KeyboardInterrupt:
+            print("\n(/exit or Ctrl-D leaves)")
+        except EOFError:
+            print()
+            return
         except ValueError as error:
             print(f"error: {error}", flush=True)
 
@@ -121,12 +122,11 @@ def obey(line: str, chat) -> None:
     """Do what a line of the user's that starts with a slash says. Raises ValueError if it makes no sense."""
     command, _, argument = line.partition(" ")
     argument = argument.strip()
-    if command == "/image" and argument:
-        if argument.startswith(ADDRESSES):
-            raise ValueError("/image takes a file; addresses are fetched from --image-file alone.")
-        chat.add_image(read_image(argument))
-        print(f"({len(chat.waiting)} picture(s) go with the next question)")
-    elif command == "/tokens" and argument.isdecimal():
+    if command == "/image":
+        show(argument, chat)
+    elif command == "/tokens":
+        if not argument.isdecimal():
+            raise ValueError(f"/tokens takes a number of visual tokens, such as 64, got {argument!r}.")
         chat.set_visual_tokens(int(argument))
         print(f"({argument} visual tokens for each view of a picture)")
     elif line == "/reset":
@@ -136,6 +136,18 @@ def obey(line: str, chat) -> None:
         print(COMMANDS)
     else:
         raise ValueError(f"{line} is no command:\n{COMMANDS}")
+
+
+def show(path: str, chat) -> None:
+    """Have a picture go with the next question; a path may be quoted or start with ~."""
+    if len(path) > 1 and path[0] == path[-1] and path[0] in "'\"":
+        path = path[1:-1]
+    if not path:
+        raise ValueError("/image takes the path of a picture.")
+    if path.startswith(ADDRESSES):
+        raise ValueError("/image takes a file; addresses are fetched from --image-file alone.")
+    chat.add_image(read_image(str(Path(path).expanduser())))
+    print(f"({len(chat.waiting)} picture(s) go with the next question)")
 
 
 def answer(question: str, chat, decoding, debug: bool) -> None:
@@ -157,7 +169,10 @@ def answer(question: str, chat, decoding, debug: bool) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    return exit_code(lambda: run(args))
+    try:
+        return exit_code(lambda: run(args))
+    except KeyboardInterrupt:  # while the model loads
+        return 130
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ B requests of a batch, T prompt ids (one IMAGE_TOKEN_INDEX for each image).
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from threading import Condition, Thread
 
@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import StoppingCriteria
 
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation
 from llava.decoding import Decoding, Stopping, TextStream
 from llava.mm_utils import left_pad, process_images, tokenizer_image_token
@@ -126,7 +127,8 @@ class Answer:
             self._send(self.stopping.settled(self.stream.text), None)
 
     def _send(self, text: str, finish: str | None) -> None:
-        self.is_done = finish is not None
+        if finish is not None:  # never back to False: the client may have left meanwhile, in another thread
+            self.is_done = True
         new, self.sent = text[len(self.sent) :], text
         if new or finish:
             self.emit(Event(new, len(self.stream.ids), finish))
@@ -221,32 +223,43 @@ class Engine:
             self._num_open += 1
         return Ticket(self)
 
-    def prepare(self, prompt: str, images: Sequence[Image.Image], decoding: Decoding, **options) -> Request:
+    def prepare(self, prompt: str, images: Iterable[Image.Image], decoding: Decoding, **options) -> Request:
         """Tokenize a prompt and make its pixels, in the caller's thread.
 
         Args:
             prompt: with one <image> for each image.
+            images: taken one at a time, so that a generator holds a single one of them in memory; no more are
+                asked for once the prompt is too long.
             options: stop, scale_factor and seed of the Request.
         Raises:
             ValueError: if the model cannot take this, or it is longer than the model's context.
         """
         scale_factor = options.get("scale_factor")
-        if self.model.get_vision_tower() is None and (images or scale_factor is not None):
-            raise ValueError("this model is text-only: it takes no images and no scale_factor.")
-        if scale_factor is not None:
+        is_blind = self.model.get_vision_tower() is None
+        if not is_blind and scale_factor is not None:
             self.model.tokens_per_image(scale_factor)  # refuses one that does not divide the grid
         input_ids = list(tokenizer_image_token(prompt, self.tokenizer))
-        sizes = [image.size for image in images]
-        num_visual = sum(self.model.visual_positions_of(size, scale_factor) for size in sizes)
-        length = len(input_ids) - len(sizes) + num_visual
+        if is_blind and (IMAGE_TOKEN_INDEX in input_ids or scale_factor is not None):
+            raise ValueError("this model is text-only: it takes no images and no scale_factor.")
+        num_text = sum(token != IMAGE_TOKEN_INDEX for token in input_ids)
+        num_visual, pixels, sizes = 0, [], []
+        for image in images:
+            num_visual += self.model.visual_positions_of(image.size, scale_factor)
+            self._check_length(num_text + num_visual, num_visual, decoding)
+            pixels.append(process_images([image], self.image_processor, self.model.config)[0])
+            sizes.append(image.size)
+        length = num_text + num_visual
+        self._check_length(length, num_visual, decoding)
+        return Request(input_ids, length, pixels, sizes, decoding, **options)
+
+    def _check_length(self, length: int, num_visual: int, decoding: Decoding) -> None:
+        """Raises ValueError if the prompt and its answer are longer than the model's context."""
         if length + decoding.max_new_tokens > self.context_length:
             raise ValueError(
                 f"the prompt takes {length} tokens ({num_visual} of them visual) and the answer up to "
                 f"{decoding.max_new_tokens}, more than the model's context of {self.context_length}; shorten "
                 "the messages, send fewer images, or lower max_tokens."
             )
-        pixels = list(process_images(images, self.image_processor, self.model.config)) if images else []
-        return Request(input_ids, length, pixels, sizes, decoding, **options)
 
     def close(self) -> None:
         """End all answers with an error and stop the thread."""

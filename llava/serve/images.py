@@ -8,8 +8,11 @@ import re
 import socket
 import ssl
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
+from threading import Timer
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
 from PIL import Image, UnidentifiedImageError
@@ -19,6 +22,7 @@ MAX_ASPECT = 100  # longer to shorter side; the image processor enlarges the sho
 MAX_REDIRECTS = 3
 DATA_URL = re.compile(r"data:(?:image/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*(;base64)?,", re.IGNORECASE)
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # the only part of IPv6 that the open internet uses
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class ImageLimits:
         max_bytes: of the encoded file.
         max_pixels: of the square around it, which `pad` makes.
         allow_urls: whether https URLs are fetched.
-        seconds: that a fetch may take.
+        seconds: that the fetches of a request may take together.
     """
 
     max_bytes: int = 10 * 2**20
@@ -38,19 +42,30 @@ class ImageLimits:
     seconds: float = 10.0
 
 
-def read_image(url: str, limits: ImageLimits) -> Image.Image:
-    """An `image_url` as an RGB image.
+def read_images(urls: Iterable[str], limits: ImageLimits) -> Iterator[Image.Image]:
+    """A request's `image_url`s as RGB images, each when it is asked for.
 
     Raises:
-        ValueError: if it is no picture, beyond a limit, or may not be fetched.
+        ValueError: if one is no picture, beyond a limit, or may not be fetched.
     """
-    if url[:5].lower() == "data:":
+    deadline = time.monotonic() + limits.seconds
+    for url in urls:
+        yield read_image(url, limits, deadline)
+
+
+def is_data(url: str) -> bool:
+    return url[:5].lower() == "data:"
+
+
+def read_image(url: str, limits: ImageLimits, deadline: float) -> Image.Image:
+    """One of read_images, fetched by time.monotonic() == `deadline`."""
+    if is_data(url):
         return decode_image(data_of(url, limits.max_bytes), limits.max_pixels)
     if not limits.allow_urls:
         raise ValueError(
             "image_url must be a data URL (data:image/png;base64,...): this server fetches none."
         )
-    return decode_image(fetch(url, limits), limits.max_pixels)
+    return decode_image(fetch(url, limits, deadline), limits.max_pixels)
 
 
 def data_of(url: str, max_bytes: int) -> bytes:
@@ -112,9 +127,8 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def fetch(url: str, limits: ImageLimits) -> bytes:
-    """What an https URL answers, every hop at a public address."""
-    deadline = time.monotonic() + limits.seconds
+def fetch(url: str, limits: ImageLimits, deadline: float) -> bytes:
+    """What an https URL answers by time.monotonic() == `deadline`, every hop at a public address."""
     for _ in range(MAX_REDIRECTS + 1):
         try:
             status, location, data = _get(url, limits.max_bytes, deadline)
@@ -132,7 +146,7 @@ def fetch(url: str, limits: ImageLimits) -> bytes:
 def _get(url: str, max_bytes: int, deadline: float) -> tuple[int, str | None, bytes]:
     """Status, Location and body of one hop; no body but of a 200."""
     host, target = split_url(url)
-    connection = _Pinned(host, public_address(host), max(0.1, deadline - time.monotonic()))
+    connection = _Pinned(host, public_address(host), deadline)
     try:
         connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "llava"})
         response = connection.getresponse()
@@ -140,8 +154,8 @@ def _get(url: str, max_bytes: int, deadline: float) -> tuple[int, str | None, by
         while response.status == 200 and (chunk := response.read1(65536)):
             data += chunk
             within(data, max_bytes)
-            if time.monotonic() > deadline:
-                raise TimeoutError
+        if time.monotonic() >= deadline:  # what came may be a part
+            raise TimeoutError
         return response.status, response.headers.get("Location"), bytes(data)
     finally:
         connection.close()
@@ -182,17 +196,36 @@ def is_public(address: str) -> bool:
         if ip in NAT64:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         ip = inner or ip
-    return ip.is_global and not ip.is_multicast
+    return ip.is_global and not ip.is_multicast and (ip.version == 4 or ip in GLOBAL_UNICAST)
 
 
 class _Pinned(http.client.HTTPSConnection):
-    """Connects to the address that was checked: a second look-up of the name might give another."""
+    """Connects to the address that was checked: a second look-up of the name might give another.
 
-    def __init__(self, host: str, address: str, seconds: float):
+    At time.monotonic() == `deadline` the connection ends, whatever it is at: a socket's own timeout begins
+    anew with each byte, so that a server could hold it for hours by sending one now and then.
+    """
+
+    def __init__(self, host: str, address: str, deadline: float, port: int = 443):
         self._tls = ssl.create_default_context()
-        super().__init__(host, timeout=seconds, context=self._tls)
+        super().__init__(host, port, timeout=max(0.1, deadline - time.monotonic()), context=self._tls)
         self._address = address
+        self._plain: socket.socket | None = None
+        self._timer = Timer(self.timeout, self._end)
+        self._timer.daemon = True
 
     def connect(self) -> None:
-        plain = socket.create_connection((self._address, 443), self.timeout)
+        plain = socket.create_connection((self._address, self.port), self.timeout)
+        self._plain = plain.dup()  # the TLS socket takes the other's place
+        self._timer.start()
         self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
+
+    def close(self) -> None:
+        self._timer.cancel()
+        super().close()
+        if self._plain is not None:
+            self._plain.close()
+
+    def _end(self) -> None:
+        with suppress(OSError):  # the other side was faster
+            self._plain.shutdown(socket.SHUT_RDWR)

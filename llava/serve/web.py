@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from llava.command import exit_code
-from llava.decoding import Decoding
 from llava.serve.cli import add_model_flags
-
-if TYPE_CHECKING:
-    from llava.serve.chat import Chat
+from llava.serve.examples import questions
 
 MAX_WAITING = 32  # questions of all visitors that may wait for the model
 MAX_FILE_SIZE = "50mb"
+KEEP_FILES = (
+    3600,
+    86400,
+)  # seconds: how often to look for visitors' files to delete, and how old they must be
+FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
+CSS = """
+#words .empty { min-height: 2.5em; }
+#words .textfield { max-height: 11em; overflow-y: auto; }
+#timing, #line { min-height: 1.6em; }
+#chat img { max-height: 200px; width: auto; }
+#examples img { max-height: 72px; }
+"""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -31,110 +36,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-@dataclass
-class Visit:
-    """A visitor's conversation, and the messages of it on the page."""
-
-    chat: Chat
-    shown: list = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Page:
-    """What the page's buttons do: each gives (message box, messages shown, visit, timing) as they are next.
-
-    Args:
-        chat: a conversation with the model; each visit gets a fresh one.
-    """
-
-    chat: Chat
-
-    def ask(
-        self, message: dict, visit: Visit | None, num_tokens, temperature, top_p, max_new_tokens
-    ) -> Iterator[tuple]:
-        """Ask what was typed, about the pictures beside it.
-
-        Args:
-            message: {"text", "files": [path]}.
-            visit: None at first.
-            num_tokens: visual tokens of a view; None: the model's own.
-            temperature, top_p, max_new_tokens: as Decoding takes them.
-        """
-        import gradio as gr
-
-        from llava.mm_utils import load_image
-
-        text = (message["text"] or "").strip()
-        if not text:
-            raise gr.Error("Ask something about the picture.")
-        visit = visit or Visit(self.chat.fresh())
-        asked = [{"role": "user", "content": {"path": path}} for path in message["files"]]
-        asked.append({"role": "user", "content": text})
-        with _untouched_by_errors(visit):
-            for image in [load_image(path) for path in message["files"]]:
-                visit.chat.add_image(image)
-            visit.shown += asked
-            for _ in _answer(visit, text, num_tokens, temperature, top_p, max_new_tokens):
-                yield None, visit.shown, visit, _timing(visit)
-
-    def retry(
-        self, message: dict, visit: Visit | None, num_tokens, temperature, top_p, max_new_tokens
-    ) -> Iterator[tuple]:
-        """Answer the last question anew; as ask, but what is being typed stays."""
-        import gradio as gr
-
-        if visit is None or not visit.chat.turns:
-            raise gr.Error("Nothing was asked yet.")
-        with _untouched_by_errors(visit):
-            text = visit.chat.withdraw()
-            visit.shown.pop()
-            for _ in _answer(visit, text, num_tokens, temperature, top_p, max_new_tokens):
-                yield message, visit.shown, visit, _timing(visit)
-
-    def stop(self, visit: Visit | None) -> None:
-        if visit is not None:
-            visit.chat.stop()
-
-    def reset(self, visit: Visit | None) -> tuple:
-        self.stop(visit)
-        return None, [], None, ""
-
-
-def _answer(visit: Visit, text: str, num_tokens, temperature, top_p, max_new_tokens) -> Iterator[None]:
-    """Answer on the page; gives nothing, each time that there is more to see, and at the end."""
-    if num_tokens is not None:
-        visit.chat.set_visual_tokens(int(num_tokens))
-    decoding = Decoding(temperature, top_p, max_new_tokens=int(max_new_tokens))
-    num_turns, said = len(visit.chat.turns), ""
-    visit.chat.timing = None
-    visit.shown.append({"role": "assistant", "content": said})
-    with closing(visit.chat.ask(text, decoding)) as pieces:
-        for piece in pieces:
-            said += piece
-            visit.shown[-1] = {"role": "assistant", "content": said}
-            yield
-    if len(visit.chat.turns) == num_turns:
-        raise ValueError("The model said nothing; the question counts as not asked.")
-    yield
-
-
-def _timing(visit: Visit) -> str:
-    return str(visit.chat.timing or "")
-
-
-@contextmanager
-def _untouched_by_errors(visit: Visit) -> Iterator[None]:
-    """What the visitor can mend is said on the page, and the conversation is as it was before."""
-    import gradio as gr
-
-    turns, shown = list(visit.chat.turns), list(visit.shown)
-    try:
-        yield
-    except ValueError as error:
-        visit.chat.turns, visit.chat.waiting, visit.shown = turns, [], shown
-        raise gr.Error(str(error)) from error
-
-
 def build(chat):
     """The page as gradio Blocks.
 
@@ -143,47 +44,117 @@ def build(chat):
     """
     import gradio as gr
 
+    from llava.serve import visit
     from llava.serve.chat import token_budgets
 
-    page, budgets = Page(chat), token_budgets(chat.model)
-    own = chat.model.num_visual_tokens if budgets else None
-    with gr.Blocks(title="LLaVA", analytics_enabled=False) as blocks:
-        state = gr.State(None, time_to_live=3600, delete_callback=page.stop)
+    page, model = visit.Page(chat), chat.model
+    sees = model.get_vision_tower() is not None
+    with gr.Blocks(
+        title="LLaVA", analytics_enabled=False, fill_width=True, delete_cache=KEEP_FILES
+    ) as blocks:
+        state = gr.State(None, time_to_live=3600, delete_callback=visit.stop)
         with gr.Row():
-            with gr.Column(scale=3):
-                shown = gr.Chatbot(label="Conversation", height=560)
+            with gr.Column(scale=3, min_width=420):
+                shown = gr.Chatbot(label="Conversation", height=440, buttons=["copy"], elem_id="chat")
+                timing = gr.Markdown(elem_id="timing")
                 message = gr.MultimodalTextbox(
                     file_types=["image"],
                     file_count="multiple",
+                    sources=["upload"],
                     placeholder="Add pictures, and ask about them",
                     show_label=False,
                 )
                 with gr.Row():
                     stop, retry, reset = gr.Button("Stop"), gr.Button("Retry"), gr.Button("New conversation")
-            with gr.Column(scale=1):
-                num_tokens = gr.Radio(
-                    list(budgets), value=own, label="Visual tokens a view", visible=bool(budgets)
-                )
-                temperature = gr.Slider(0, 2, 0.2, step=0.05, label="Temperature (0: likeliest token)")
-                top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top p")
-                max_new_tokens = gr.Slider(1, 2048, 512, step=1, label="Longest answer, tokens")
-                timing = gr.Textbox(label="Timing", interactive=False)
-        outputs = [message, shown, state, timing]
-        inputs = [message, state, num_tokens, temperature, top_p, max_new_tokens]
-        model = {"concurrency_id": "model", "concurrency_limit": 1}
-        message.submit(page.ask, inputs, outputs, api_name="ask", **model)
-        retry.click(page.retry, inputs, outputs, api_name="retry", **model)
-        stop.click(page.stop, [state], api_name="stop", queue=False)
-        reset.click(page.reset, [state], outputs, api_name="reset", queue=False)
+                if sees:
+                    gr.Examples(questions(), message, label="Examples", elem_id="examples")
+            with gr.Column(scale=2, min_width=360):
+                looked = _looking(visible=sees, num_layers=model.config.num_hidden_layers)
+                settings = _settings(token_budgets(model), model.num_visual_tokens if sees else None)
+        _connect(page, state, message, shown, timing, (stop, retry, reset), looked, settings)
     return blocks.queue(max_size=MAX_WAITING)
+
+
+def _looking(visible: bool, num_layers: int) -> tuple:
+    """Where the model looked: (words, whole answer, layer, pictures, a line about them)."""
+    import gradio as gr
+
+    with gr.Column(visible=visible):
+        words = gr.HighlightedText(
+            label="Where did the model look? The answer's words", show_legend=False, elem_id="words"
+        )
+        pictures = gr.Gallery(
+            show_label=False,
+            height=320,
+            object_fit="contain",
+            preview=True,
+            elem_id="heat",
+            interactive=False,
+        )
+        line = gr.Markdown(elem_id="line")
+        with gr.Row():
+            layer = gr.Slider(0, num_layers - 1, num_layers - 1, step=1, label="Layer", scale=3)
+            whole = gr.Button("Whole answer", scale=1)
+    return words, whole, layer, pictures, line
+
+
+def _settings(budgets: dict[int, int], own: int | None) -> list:
+    """How the next answer is given: visual tokens of a view, temperature, top p, longest answer."""
+    import gradio as gr
+
+    with gr.Accordion("Settings"):
+        num_tokens = gr.Radio(
+            list(budgets),
+            value=own if budgets else None,
+            label="Visual tokens a view",
+            info=f"The model's own: {own}. Fewer make it faster.",
+            visible=bool(budgets),
+        )
+        temperature = gr.Slider(0, 2, 0.2, step=0.05, label="Temperature (0: likeliest token)")
+        top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top p")
+        max_new_tokens = gr.Slider(1, 2048, 512, step=1, label="Longest answer, tokens")
+    return [num_tokens, temperature, top_p, max_new_tokens]
+
+
+def _connect(page, state, message, shown, timing, buttons, looked, settings) -> None:
+    """What each control does. Whatever runs the model waits for its turn at it."""
+    from llava.serve import visit
+
+    stop, retry, reset = buttons
+    words, whole, layer, pictures, line = looked
+    talk, heat = [message, shown, state, timing], [words, pictures, line]
+    model = {"concurrency_id": "model", "concurrency_limit": 1}
+    quick = {"queue": False, "api_visibility": "private"}
+    answers = []
+    for trigger, action in ((message.submit, page.ask), (retry.click, page.retry)):
+        trigger(lambda: ([], [], ""), None, heat, **quick)
+        answer = trigger(action, [message, state, *settings], talk, api_name=action.__name__, **model)
+        answer.then(page.words, [state], heat, api_name=False)
+        answers.append(answer)
+    stop.click(visit.stop, [state], api_name="stop", queue=False)
+    reset.click(page.reset, [state], talk, api_name="reset", queue=False, cancels=answers)
+    reset.click(lambda: ([], [], ""), None, heat, **quick)
+    shown.select(page.choose, [state], heat, api_name=False)
+    words.select(page.look, [state, layer], heat, api_name=False, **model)
+    whole.click(page.look_at_all, [state, layer], heat, api_name="look_at_all", **model)
+    layer.input(page.at_layer, [state, layer], heat, api_name="at_layer", trigger_mode="always_last")
+
+
+def launch_options() -> dict:
+    """What gradio's launch takes beside the address."""
+    import gradio as gr
+
+    theme = gr.themes.Soft(primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", font=FONTS)
+    return {"theme": theme, "css": CSS, "max_file_size": MAX_FILE_SIZE, "footer_links": []}
 
 
 def run(args: argparse.Namespace) -> None:
     """Load the model and serve the page until interrupted. Raises ValueError for what the user can mend."""
     try:
+        import cv2  # noqa: F401
         import gradio  # noqa: F401
     except ImportError as error:
-        raise ValueError("the page needs gradio; pip install 'llava[serve]'.") from error
+        raise ValueError(f"the page needs {error.name}; pip install 'llava[serve]'.") from error
     from llava.serve.chat import open_chat
 
     chat = open_chat(
@@ -195,9 +166,7 @@ def run(args: argparse.Namespace) -> None:
         load_4bit=args.load_4bit,
     )
     try:
-        build(chat).launch(
-            server_name=args.host, server_port=args.port, share=args.share, max_file_size=MAX_FILE_SIZE
-        )
+        build(chat).launch(server_name=args.host, server_port=args.port, share=args.share, **launch_options())
     except OSError as error:  # the port is taken
         raise ValueError(f"--host {args.host} --port {args.port}: {error}") from error
 

@@ -63,10 +63,11 @@ def test_a_conversation_with_pictures_budgets_and_a_new_start(world, address):
         "/nonsense",
         "/help",
     ]
-    lines += ["/image nowhere.png", f"/image {address}/a.png", "", "/exit", "never read"]
+    lines += ["/image nowhere.png", f"/image {address}/a.png", "", "/tokens few", "/image"]
+    lines += [f"/image '{world}/b c.png'", "/exit", "never read"]
     said, err = talk(world, "--image-file", f"{address}/a.png", *short, "--debug", lines=lines)
     first, second, tokens, third, refused, reset, blind, _, one, two, both, wrong, listed, *rest = said
-    missing, not_fetched, empty, left = rest
+    missing, not_fetched, empty, few, which, quoted, left = rest
     assert all(answer.startswith("ASSISTANT: ") for answer in (first, second, third, blind, both))
     assert len({first, blind, both}) == 3
     assert tokens == "(4 visual tokens for each view of a picture)"
@@ -79,6 +80,9 @@ def test_a_conversation_with_pictures_budgets_and_a_new_start(world, address):
     assert missing == "error: nowhere.png: there is no such picture."
     assert not_fetched.startswith("error: /image takes a file")
     assert (empty, left) == ("", "")
+    assert few == "error: /tokens takes a number of visual tokens, such as 64, got 'few'."
+    assert which == "error: /image takes the path of a picture."
+    assert quoted == "(1 picture(s) go with the next question)"
     timings = [line for line in err.splitlines() if "visual of" in line]
     assert [line.split(" visual")[0] for line in timings] == ["9", "9", "4", "0", "8"]
 

@@ -3,12 +3,13 @@
 import subprocess
 import sys
 import time
+import urllib.request
 
 import pytest
 import tiny
 from PIL import Image
 
-from llava.serve import web
+from llava.serve import examples, web
 
 gradio = pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
@@ -129,3 +130,40 @@ def test_the_command_line_is_parsed_without_heavy_imports(capsys):
     code += "print(sys.modules.keys() & {'torch', 'transformers', 'PIL', 'gradio'})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_visitor_costs_no_copy_of_the_model(world, monkeypatch):
+    import torch
+
+    copies = []
+    monkeypatch.setattr(
+        torch.nn.Module, "__deepcopy__", lambda self, memo: copies.append(self), raising=False
+    )
+    with urllib.request.urlopen(world[1]) as page:
+        assert page.status == 200
+    assert copies == []
+
+
+def test_where_the_whole_answer_looked_at_any_layer(world, client):
+    ask(client, "what is it?", world[0] / "a.png", world[0] / "a.png")
+    words, pictures, line = client.predict(layer=0, api_name="/look_at_all")
+    assert len(pictures["value"] if isinstance(pictures, dict) else pictures) == 2
+    assert line.startswith("The whole answer, layer 0: ")
+    assert max(word["class_or_confidence"] for word in words) == 1
+    _, _, other = client.predict(layer=2, api_name="/at_layer")
+    assert other.startswith("The whole answer, layer 2: ")
+
+
+def test_a_look_ahead_of_any_answer_is_refused(client):
+    with pytest.raises(gradio_client.exceptions.AppError, match="Ask first"):
+        client.predict(layer=0, api_name="/look_at_all")
+
+
+def test_the_examples_are_pictures_with_questions():
+    (shape, *_), others = examples.questions()[0], examples.questions()[1:]
+    assert shape["text"] == "what shape is in the image?"
+    assert len(others) >= 2
+    for (message,) in [[shape], *others]:
+        with Image.open(message["files"][0]) as picture:
+            assert picture.size == (examples.SIDE, examples.SIDE)
+            assert len(picture.getcolors(examples.SIDE**2)) > 1

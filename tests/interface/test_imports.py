@@ -32,6 +32,7 @@ MAY_NEED_THEM = (
     "llava/serve/metrics",
     "llava/serve/protocol",
     "llava/serve/ray_app",
+    "llava/serve/visit",
 )
 
 # A room to what it may import of the package, by prefix
@@ -83,6 +84,7 @@ ALLOWED = {
         "llava.fetch",
         "llava.mm_utils",
         "llava.model.builder",
+        "llava.visualization",  # the page shows its pictures
         "llava.serve",
     ),
     "llava/benchmark": ("llava",),

@@ -133,7 +133,9 @@ def test_a_body_without_a_declared_length_is_read_no_further_than_the_limit(app)
 
 def test_paths_and_methods_that_are_not_there_have_openais_shape_too(app):
     assert ask(app, "GET", "/v1/nothing").json()["error"]["message"] == "GET /v1/nothing: Not Found."
-    assert ask(app, "GET").status_code == 405
+    response = ask(app, "GET")
+    assert response.status_code == 405
+    assert response.json()["error"]["type"] == "invalid_request_error"
 
 
 def test_a_system_message_and_earlier_turns_reach_the_prompt(app):
@@ -155,6 +157,20 @@ def test_a_key_is_asked_for_below_v1_alone(engine):
     models = ask(app, "GET", "/v1/models", {"Authorization": "Bearer secret"}).json()
     assert [model["id"] for model in models["data"]] == ["tiny"]
     assert ask(app, "GET", "/health").json() == {"status": "ok"}
+
+
+def test_a_key_of_any_letters_is_compared_byte_by_byte(engine):
+    app = make_app(engine, api_key="schlüssel")
+    assert ask(app, "GET", "/v1/models", {"Authorization": "Bearer schlüssel".encode()}).status_code == 200
+    assert ask(app, "GET", "/v1/models", {"Authorization": "Bearer schlussel"}).status_code == 401
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-30, 1e-3])
+def test_a_temperature_next_to_none_is_answered_as_if_it_were_none(app, temperature):
+    def answer(**fields):
+        return ask(app, json=body(**fields)).json()["choices"][0]["message"]["content"]
+
+    assert answer(temperature=temperature) == answer()
 
 
 def test_a_full_server_answers_429_and_when_to_come_again(engine, app):

@@ -227,3 +227,18 @@ def test_text_comes_in_whole_characters_and_is_that_of_the_tokens_together(text,
     assert stream.text == tokenizer.decode(ids, skip_special_tokens=True)
     assert not any("\ufffd" in part for part in seen)
     assert len(set(seen)) > 1
+
+
+def test_the_attention_of_an_earlier_answer_is_that_of_its_own_prompt_pictures_and_budget(chat):
+    chat.add_image(RED)
+    chat.set_visual_tokens(4)
+    list(chat.ask("what is it?", GREEDY))
+    chat.add_image(BLUE)
+    chat.set_visual_tokens(9)
+    before = chat.attention(0)
+    list(chat.ask("and now?", GREEDY))
+    first, second = chat.attention(0), chat.attention(1)
+    assert [first.weights.shape[2], second.weights.shape[2]] == [4, 18]
+    assert (first.weights == before.weights).all()
+    assert [len(first.mappings), len(second.mappings)] == [1, 2]
+    assert first.words == chat.turns[0].answer.split()

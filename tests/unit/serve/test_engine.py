@@ -8,7 +8,7 @@ import tiny
 from PIL import Image
 
 from llava.conversation import question_prompt, template_named
-from llava.decoding import Decoding
+from llava.decoding import Decoding, Stopping
 from llava.model.builder import load_pretrained_model
 from llava.serve.engine import Engine, QueueFull
 
@@ -159,6 +159,23 @@ def test_a_closed_ticket_ends_its_answer_and_frees_its_place(make_engine):
     assert engine.num_open == 0
     assert finished(start(engine, WORDS[1])[1])[1].num_tokens <= 12
     assert events.empty() or not any(event.finish for event in list(events.queue))
+
+
+def test_a_client_that_leaves_while_a_token_is_being_read_stays_gone(make_engine, monkeypatch):
+    engine = make_engine()
+    ticket, events = engine.admit(), Queue()
+    settled = Stopping.settled
+
+    def leave(stopping, text):  # as if from another thread
+        ticket.close()
+        return settled(stopping, text)
+
+    monkeypatch.setattr(Stopping, "settled", leave)
+    ticket.start(request(engine, WORDS[0], max_new_tokens=800), events.put)
+    answer = ticket._answer
+    assert finished(start(engine, WORDS[1], max_new_tokens=1)[1])[1].error is None  # of the next batch
+    assert answer.is_done
+    assert len(answer.stream.ids) == 1
 
 
 def test_a_request_that_leaves_while_it_waits_is_never_run(make_engine):

@@ -1,5 +1,8 @@
 """Pictures from strangers: what is refused, and before what work."""
 
+import socket
+import threading
+import time
 from io import BytesIO
 
 import pytest
@@ -7,14 +10,19 @@ from pictures import data_url, encoded, header_only_png
 from PIL import Image
 
 from llava.serve import images
-from llava.serve.images import ImageLimits, data_of, decode_image, fetch, is_public, read_image, split_url
+from llava.serve.images import ImageLimits, data_of, decode_image, fetch, is_public, read_images, split_url
 
 LIMITS = ImageLimits(max_bytes=10_000, max_pixels=100 * 100)
 
 
+def read(url, limits=LIMITS):
+    (image,) = read_images([url], limits)
+    return image
+
+
 @pytest.mark.parametrize("kind", images.FORMATS)
 def test_a_data_url_is_read(kind):
-    image = read_image(data_url(encoded(kind=kind), f"image/{kind.lower()}"), LIMITS)
+    image = read(data_url(encoded(kind=kind), f"image/{kind.lower()}"))
     assert (image.mode, image.size) == ("RGB", (20, 10))
 
 
@@ -37,7 +45,7 @@ def test_a_data_url_is_read(kind):
 )
 def test_what_is_no_picture_within_the_limits_is_refused_in_words(url, says):
     with pytest.raises(ValueError, match=says):
-        read_image(url, LIMITS)
+        read(url)
 
 
 def test_a_bombs_size_is_checked_before_its_pixels_are_made(monkeypatch):
@@ -78,6 +86,8 @@ def test_base64_is_measured_before_it_is_decoded(monkeypatch):
         "::ffff:169.254.169.254",
         "64:ff9b::7f00:1",
         "2002:7f00:1::",
+        "::127.0.0.1",
+        "fec0::1",
     ],
 )
 def test_addresses_that_are_not_of_the_open_internet(address):
@@ -128,7 +138,7 @@ def internet(monkeypatch):
     hosts, asked = {}, []
 
     class Connection:
-        def __init__(self, host, address, seconds):
+        def __init__(self, host, address, deadline):
             self.host = host
             asked.append(address)
 
@@ -157,7 +167,7 @@ URLS = ImageLimits(max_bytes=1000, allow_urls=True)
 def test_a_public_picture_is_fetched_from_the_address_that_was_checked(internet):
     hosts, asked = internet
     hosts["a.org"] = ["8.8.8.8"], Answer(200, encoded())
-    assert read_image("https://a.org/x.png", URLS).size == (20, 10)
+    assert read("https://a.org/x.png", URLS).size == (20, 10)
     assert asked == ["8.8.8.8"]
 
 
@@ -166,7 +176,7 @@ def test_a_name_that_leads_to_a_private_address_is_never_asked(internet, address
     hosts, asked = internet
     hosts["a.org"] = addresses, Answer(200, encoded())
     with pytest.raises(ValueError, match="not at a public address"):
-        fetch("https://a.org/x.png", URLS)
+        fetch("https://a.org/x.png", URLS, time.monotonic() + 10)
     assert asked == []
 
 
@@ -176,7 +186,7 @@ def test_a_redirect_to_what_is_not_allowed_is_not_followed(internet, location):
     hosts["a.org"] = ["8.8.8.8"], Answer(302, Location=location)
     hosts["inside.org"] = ["192.168.0.1"], Answer(200, encoded())
     with pytest.raises(ValueError, match="public address|must be a data URL"):
-        fetch("https://a.org/x.png", URLS)
+        fetch("https://a.org/x.png", URLS, time.monotonic() + 10)
     assert asked == ["8.8.8.8"]
 
 
@@ -184,7 +194,7 @@ def test_redirects_end(internet):
     hosts, asked = internet
     hosts["a.org"] = ["8.8.8.8"], Answer(302, Location="/again")
     with pytest.raises(ValueError, match="more than 3 redirects"):
-        fetch("https://a.org/x.png", URLS)
+        fetch("https://a.org/x.png", URLS, time.monotonic() + 10)
     assert len(asked) == 4
 
 
@@ -193,8 +203,47 @@ def test_a_body_beyond_the_limit_and_a_status_other_than_200_are_refused(interne
     hosts["big.org"] = ["8.8.8.8"], Answer(200, bytes(1001))
     hosts["gone.org"] = ["8.8.8.8"], Answer(404)
     with pytest.raises(ValueError, match="larger than 1000 bytes"):
-        fetch("https://big.org/", URLS)
+        fetch("https://big.org/", URLS, time.monotonic() + 10)
     with pytest.raises(ValueError, match="status 404"):
-        fetch("https://gone.org/", URLS)
+        fetch("https://gone.org/", URLS, time.monotonic() + 10)
     with pytest.raises(ValueError, match="could not be fetched"):
-        fetch("https://nowhere.org/", URLS)
+        fetch("https://nowhere.org/", URLS, time.monotonic() + 10)
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_left_at_the_deadline(monkeypatch):
+    listener = socket.create_server(("127.0.0.1", 0))
+    given_up = threading.Event()
+
+    def drip():
+        client, _ = listener.accept()
+        with client:
+            try:
+                client.sendall(b"HTTP/1.1 200 OK\r\nX-Endless: ")
+                while not given_up.wait(0.05):
+                    client.sendall(b"a")
+            except OSError:  # the client left
+                pass
+
+    class Plain(images._Pinned):
+        """Without TLS, at the port of the server above."""
+
+        def __init__(self, host, address, deadline):
+            super().__init__(host, address, deadline, port=listener.getsockname()[1])
+            self._tls.wrap_socket = lambda plain, server_hostname: plain
+
+    server = threading.Thread(target=drip)
+    server.start()
+    monkeypatch.setattr(images, "_Pinned", Plain)
+    monkeypatch.setattr(images, "public_address", lambda host: "127.0.0.1")
+    end = threading.Timer(20, given_up.set)  # or the test might never end
+    end.start()
+    try:
+        with pytest.raises(ValueError, match="could not be fetched"):
+            fetch("https://a.org/x.png", URLS, time.monotonic() + 0.5)
+        assert not given_up.is_set()
+        server.join(20)  # it saw the connection end
+        assert not server.is_alive()
+    finally:
+        end.cancel()
+        given_up.set()
+        listener.close()

@@ -1,0 +1,41 @@
+"""What docs/serving.md and docs/serving_api.md say of flags and calls is so."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from llava.serve import api, cli, web
+
+DOCS = Path(__file__).parents[2] / "docs"
+ELSEWHERE = {"--scale_factor", "--elastic_scale_factors"}  # of training, named beside its own
+
+
+@pytest.mark.parametrize(
+    ("page", "parsers"),
+    [("serving.md", [cli.parse_args, web.parse_args]), ("serving_api.md", [api.build_parser().parse_args])],
+)
+def test_every_flag_exists(page, parsers, capsys):
+    for parse in parsers:
+        with pytest.raises(SystemExit, match="0"):
+            parse(["--help"])
+    known = set(re.findall(r"--[a-zA-Z0-9][\w-]*", capsys.readouterr().out))
+    named = set(re.findall(r"(?<![\w-])--[a-zA-Z0-9][\w-]*", (DOCS / page).read_text()))
+    assert named - ELSEWHERE <= known
+    assert len(named) > 8
+
+
+@pytest.mark.parametrize("page", ["serving.md", "serving_api.md"])
+def test_examples_compile_and_their_imports_exist(page):
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.S)
+    assert blocks
+    for block in blocks:
+        compile(block, page, "exec")
+        for line in re.findall(r"^from llava\S* import .*$", block, flags=re.M):
+            exec(line, {})
+
+
+def test_pictures_are_there():
+    for page in ("serving.md", "serving_api.md"):
+        for path in re.findall(r"!\[.*?\]\((.*?)\)", (DOCS / page).read_text()):
+            assert (DOCS / path).is_file()
