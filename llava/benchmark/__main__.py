@@ -1,8 +1,10 @@
-"""python -m llava.benchmark projectors, packing, loss: what each choice costs, side by side, in one run."""
+"""python -m llava.benchmark projectors, packing, loss, speed, step: what each choice costs, in one run."""
 
 import argparse
 
 from llava.benchmark import loss, packing, projectors
+from llava.benchmark.speed import command as speed
+from llava.benchmark.speed import training as step
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -13,6 +15,8 @@ def main(argv: list[str] | None = None) -> None:
     projectors.add_arguments(commands.add_parser("projectors", help=projectors.__doc__.splitlines()[0]))
     packing.add_arguments(commands.add_parser("packing", help=packing.__doc__.splitlines()[0]))
     loss.add_arguments(commands.add_parser("loss", help=loss.__doc__.splitlines()[0]))
+    speed.add_arguments(commands.add_parser("speed", help=speed.__doc__.splitlines()[0]))
+    step.add_arguments(commands.add_parser("step", help=step.__doc__.splitlines()[0]))
     args = parser.parse_args(argv)
     args.run(args)
 
