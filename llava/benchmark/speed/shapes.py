@@ -112,9 +112,14 @@ def language_flop(shape: Shape, batch: int, positions: int, logits: int) -> int:
         logits: positions of each sequence that go through the head.
     """
     attention_width, kv_width = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
-    maps = shape.width * (2 * attention_width + 2 * kv_width + 3 * shape.ffn)
-    layer = 2 * positions * maps + 4 * positions**2 * attention_width
-    return batch * (shape.layers * layer + 2 * logits * shape.width * shape.vocabulary)
+    maps = shape.layers * shape.width * (2 * attention_width + 2 * kv_width + 3 * shape.ffn)
+    head = logits * shape.width * shape.vocabulary
+    return 2 * batch * (positions * maps + head) + attention_flop(shape, batch, positions)
+
+
+def attention_flop(shape: Shape, batch: int, positions: int) -> int:
+    """The two products of the language model's attention, part of language_flop."""
+    return 4 * batch * shape.layers * shape.heads * shape.head_width * positions**2
 
 
 def tower_flop(tower: dict, batch: int, layers: int) -> int:

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Callable
 
 from llava.benchmark.speed.command import add_shape_arguments, describe, device_and_dtype
-from llava.benchmark.speed.shapes import SHAPES, Shape, language_flop, tower_flop
+from llava.benchmark.speed.shapes import SHAPES, Shape, attention_flop, language_flop, tower_flop
 from llava.benchmark.timing import (
     Clock,
     gflop,
@@ -37,9 +37,7 @@ PEAKS = {
     "NVIDIA L40S": 362e12,
     "NVIDIA GeForce RTX 4090": 165e12,
 }
-FORWARD_AND_BACKWARD = (
-    3  # times the forward's FLOPs; 2 where no weight gradients are made, 1 without backward
-)
+FORWARD_AND_BACKWARD = 3  # times the forward's FLOPs; a map whose weight does not learn saves one of them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,9 +163,10 @@ def step_gflop(model, shape: Shape, variant, args: argparse.Namespace, tokens: i
         projector = gflop(lambda: variant.projector(features, *scale))
     positions = tokens + args.text_tokens
     language = language_flop(shape, args.batch_size, positions, args.answer_tokens) / 1e9
+    attention = attention_flop(shape, args.batch_size, positions) / 1e9
+    frozen_maps = language - attention if args.stage == 1 else 0
     tower = tower_flop(shape.tower, args.batch_size, model.get_vision_tower().depth) / 1e9
-    times = FORWARD_AND_BACKWARD if args.stage == 2 else FORWARD_AND_BACKWARD - 1
-    return tower + FORWARD_AND_BACKWARD * projector + times * language
+    return tower + FORWARD_AND_BACKWARD * (projector + language) - frozen_maps
 
 
 def peak_flops(device: str, dtype: str, given_tflops: float | None) -> tuple[float, str]:
