@@ -16,7 +16,8 @@ class Decoding:
         num_beams: beams of a beam search; 1: none.
         max_new_tokens: longest answer, tokens.
         compiled: each token after the first runs a compiled graph over a cache of fixed size (CUDA graphs on
-            a GPU). The first answer waits for the compiler; a longer prompt or another batch size, too.
+            a GPU). The first answer waits for the compiler, as does a longer one than any before or another
+            batch size: for many answers of like prompts.
     """
 
     temperature: float = 0.0
