@@ -1,10 +1,12 @@
 """python -m llava.benchmark projectors, packing, loss, speed, step: what each choice costs, in one run."""
 
 import argparse
+import sys
 
 from llava.benchmark import loss, packing, projectors
 from llava.benchmark.speed import command as speed
 from llava.benchmark.speed import training as step
+from llava.command import exit_code
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -18,7 +20,8 @@ def main(argv: list[str] | None = None) -> None:
     speed.add_arguments(commands.add_parser("speed", help=speed.__doc__.splitlines()[0]))
     step.add_arguments(commands.add_parser("step", help=step.__doc__.splitlines()[0]))
     args = parser.parse_args(argv)
-    args.run(args)
+    if code := exit_code(lambda: args.run(args)):
+        sys.exit(code)
 
 
 if __name__ == "__main__":

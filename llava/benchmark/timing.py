@@ -196,9 +196,22 @@ def paste(page: Path, name: str, text: str) -> None:
     Raises:
         ValueError: if the page has no such place.
     """
+    before, start, end, after = _place(page, name)
+    page.write_text(f"{before}{start}{text}{end}{after}")
+
+
+def check_place(page: Path | None, name: str) -> None:
+    """Ahead of a measurement: whether `paste` will find its place; None is no page."""
+    if page is not None:
+        _place(page, name)
+
+
+def _place(page: Path, name: str) -> tuple[str, str, str, str]:
+    if not page.is_file():
+        raise ValueError(f"--docs {page} is no file.")
     content = page.read_text()
     start, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
     if start not in content or end not in content:
         raise ValueError(f"--docs {page} has no lines {start.strip()} and {end}; add them where {name} goes.")
     before, rest = content.split(start, 1)
-    page.write_text(f"{before}{start}{text}{end}{rest.split(end, 1)[1]}")
+    return before, start, end, rest.split(end, 1)[1]

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from llava.benchmark.speed.shapes import DEFAULT_DTYPE, SHAPES
-from llava.benchmark.timing import default_device, paste, provenance, write
+from llava.benchmark.timing import check_place, default_device, paste, provenance, write
 
 
 def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +52,9 @@ def run(args: argparse.Namespace) -> None:
     from llava.benchmark.speed.plots import cost_figure, save
 
     if args.new_tokens < 2:
-        raise SystemExit(f"error: --new_tokens must be at least 2, got {args.new_tokens}.")
+        raise ValueError(f"--new_tokens must be at least 2, got {args.new_tokens}.")
+    name = file_name("count" if args.count_only else "speed", args, compiled=args.decode == "compile")
+    check_place(args.docs, name)
     device, dtype = device_and_dtype(args)
     shape = SHAPES[args.shape].truncated(args.layers)
     settings = measure.Settings(
@@ -77,7 +79,6 @@ def run(args: argparse.Namespace) -> None:
         "decode": args.decode,
         "memory_gib": settings.memory_gib,
     }
-    name = "_".join(["count" if args.count_only else "speed", args.shape, *_marks(args)])
     text = report.as_markdown(rows, about)
     write(args.output_dir, name, {**about, "rows": rows}, text)
     save(cost_figure(rows, about), args.output_dir / name)
@@ -110,7 +111,7 @@ def default_memory(device: str) -> float:
     return torch.cuda.get_device_properties(device).total_memory / 2**30
 
 
-def _marks(args: argparse.Namespace) -> list[str]:
-    """What sets a run's files apart from those of the same shape."""
+def file_name(kind: str, args: argparse.Namespace, compiled: bool = False) -> str:
+    """Of a run's files, and of its place on a page."""
     layers = [f"{args.layers}layers"] if args.layers else []
-    return [*layers, *(["compile"] if args.decode == "compile" else [])]
+    return "_".join([kind, args.shape, *layers, *(["compile"] if compiled else [])])

@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from llava.benchmark.speed.command import add_shape_arguments, describe, device_and_dtype
+from llava.benchmark.speed.command import add_shape_arguments, describe, device_and_dtype, file_name
 from llava.benchmark.speed.shapes import SHAPES, Shape, attention_flop, language_flop, tower_flop
 from llava.benchmark.timing import (
     Clock,
+    check_place,
     gflop,
     headline,
     median,
@@ -56,10 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure, print the table, write step_SHAPE.{md,json}."""
     if not 0 < args.answer_tokens < args.text_tokens:
-        raise SystemExit(
-            f"error: --answer_tokens must be from 1 to {args.text_tokens - 1}, less than --text_tokens, "
+        raise ValueError(
+            f"--answer_tokens must be from 1 to {args.text_tokens - 1}, less than --text_tokens, "
             f"got {args.answer_tokens}."
         )
+    name = file_name("step", args)
+    check_place(args.docs, name)
     device, dtype = device_and_dtype(args)
     shape = SHAPES[args.shape].truncated(args.layers)
     rows = measure(shape, args, device, dtype)
@@ -73,7 +76,6 @@ def run(args: argparse.Namespace) -> None:
         "peak_flops": peak,
         "peak_source": source,
     }
-    name = f"step_{args.shape}"
     text = as_markdown(rows, about)
     write(args.output_dir, name, {**about, "rows": rows}, text)
     if args.docs:

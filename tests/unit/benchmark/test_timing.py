@@ -59,3 +59,17 @@ def test_a_table_goes_between_its_marks_and_nowhere_else(tmp_path):
     assert page.read_text() == "above\n<!-- speed_tiny -->\nnew\n<!-- end speed_tiny -->\nbelow\n"
     with pytest.raises(ValueError, match="has no lines <!-- speed_7b -->"):
         timing.paste(page, "speed_7b", "new\n")
+    timing.check_place(None, "speed_7b")
+    with pytest.raises(ValueError, match="is no file"):
+        timing.check_place(tmp_path / "other.md", "speed_7b")
+
+
+def test_a_page_without_a_place_is_refused_ahead_of_any_measurement(tmp_path, capsys):
+    from llava.benchmark.__main__ import main
+
+    (tmp_path / "page.md").write_text("no place")
+    for command in ("speed", "step"):
+        with pytest.raises(SystemExit):
+            main([command, "--docs", str(tmp_path / "page.md"), "--output_dir", str(tmp_path / "out")])
+        assert f"has no lines <!-- {command}_tiny -->" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
