@@ -26,6 +26,11 @@ def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="default: float32 for tiny, bfloat16 for the others",
     )
+    parser.add_argument(
+        "--processor_time",
+        action="store_true",
+        help="off a GPU: count what processors worked, over all threads; for a machine shared with others",
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("playground/benchmark"))
     parser.add_argument("--docs", type=Path, help="a page that has a place for this table; it is put there")
 
@@ -66,6 +71,7 @@ def run(args: argparse.Namespace) -> None:
         args.repeats,
         args.decode == "compile",
         args.memory_gib or default_memory(device),
+        args.processor_time,
     )
     names = args.projectors.split(",")
     if args.count_only:
@@ -99,6 +105,7 @@ def describe(args: argparse.Namespace, device: str, dtype: str, shape) -> dict:
         "full_layers": shape.full_layers,
         "batch_size": args.batch_size,
         "text_tokens": args.text_tokens,
+        "time": "processor" if args.processor_time else "wall",
     }
 
 

@@ -39,6 +39,7 @@ class Settings:
     repeats: int = 5
     compiled: bool = False
     memory_gib: float = 24.0
+    processor_time: bool = False
 
 
 class Moments(StoppingCriteria):
@@ -178,7 +179,7 @@ def measure(
         what count_row gives, with seconds: medians of FIGURES, rounds: all of them, against_theirs: medians
         over the rounds of the uncompressed row's seconds by transformers'; and largest_batch.
     """
-    clock = Clock(settings.device)
+    clock = Clock(settings.device, settings.processor_time)
     model = build_model(shape, settings.device, settings.dtype)
     theirs = build_theirs(model) if with_theirs else None
     variants = build_variants(model, names, scale_factors, settings.dtype)

@@ -11,7 +11,8 @@ def as_markdown(rows: list[dict], about: dict) -> str:
     """Provenance, a row for each projector, and what follows from them."""
     size = (
         f"{about['shape']}, {about['layers']} of {about['full_layers']} layers; batch {about['batch_size']}, "
-        f"{about['text_tokens']} tokens of text, {about['new_tokens']} of answer, decode {about['decode']}"
+        f"{about['text_tokens']} tokens of text, {about['new_tokens']} of answer, decode {about['decode']}, "
+        f"{about['time']} time"
     )
     if "seconds" not in rows[0]:
         size = (

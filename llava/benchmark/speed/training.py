@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     device, dtype = device_and_dtype(args)
     shape = SHAPES[args.shape].truncated(args.layers)
     rows = measure(shape, args, device, dtype)
-    peak, source = peak_flops(device, dtype, args.peak_tflops)
+    peak, source = peak_flops(device, dtype, args.peak_tflops, Clock(device, args.processor_time))
     for row in rows:
         row["mfu"] = 1e9 * row["gflop"] / row["seconds"] / peak
     about = describe(args, device, dtype, shape) | {
@@ -89,7 +89,7 @@ def measure(shape: Shape, args: argparse.Namespace, device: str, dtype_name: str
 
     from llava.benchmark.speed.models import build_model, build_prompt, build_variants
 
-    dtype, clock = getattr(torch, dtype_name), Clock(device)
+    dtype, clock = getattr(torch, dtype_name), Clock(device, args.processor_time)
     model = build_model(shape, device, dtype)
     variants = build_variants(model, args.projectors.split(","), args.scale_factors, dtype)
     model.requires_grad_(args.stage == 2)
@@ -171,7 +171,7 @@ def step_gflop(model, shape: Shape, variant, args: argparse.Namespace, tokens: i
     return tower + FORWARD_AND_BACKWARD * (projector + language) - frozen_maps
 
 
-def peak_flops(device: str, dtype: str, given_tflops: float | None) -> tuple[float, str]:
+def peak_flops(device: str, dtype: str, given_tflops: float | None, clock: Clock) -> tuple[float, str]:
     """FLOP/s that the machine can do at most, and by what."""
     import torch
 
@@ -183,7 +183,6 @@ def peak_flops(device: str, dtype: str, given_tflops: float | None) -> tuple[flo
             return PEAKS[name], f"{name}'s data sheet"
     size = 8192 if device.startswith("cuda") else 1024
     matrix = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
-    clock = Clock(device)
     best = min(clock.timed(lambda: matrix @ matrix) for _ in range(10))
     return 2 * size**3 / best, f"best of ten products of {size} x {size} matrices"
 
@@ -192,7 +191,8 @@ def as_markdown(rows: list[dict], about: dict) -> str:
     size = (
         f"{about['shape']}, {about['layers']} of {about['full_layers']} layers; stage {about['stage']}, "
         f"batch {about['batch_size']}, {about['text_tokens']} tokens of text, {about['answer_tokens']} with "
-        f"a label{', gradient checkpointing' if about['gradient_checkpointing'] else ''}"
+        f"a label{', gradient checkpointing' if about['gradient_checkpointing'] else ''}, "
+        f"{about['time']} time"
     )
     columns = ["projector", "s", "tokens", "step, ms", "of 576", "samples/s", "GFLOP a step", "MFU"]
     cells = []

@@ -26,6 +26,13 @@ def test_ratios_are_of_the_same_round():
     assert timing.median(ours, "seconds") == 1
 
 
+def test_processor_time_is_taken_where_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(timing.time, "process_time", iter((2.0, 2.5)).__next__)
+    monkeypatch.setattr(timing.time, "perf_counter", iter((10.0, 14.0)).__next__)
+    assert timing.Clock("cpu", processor=True).timed(lambda: None) == 0.5
+    assert timing.Clock("cpu").timed(lambda: None) == 4.0
+
+
 def test_work_is_counted_with_and_without_memory_for_it():
     x, weight = torch.randn(3, 5), torch.randn(5, 7)
     assert timing.gflop(lambda: x @ weight) == pytest.approx(2 * 3 * 5 * 7 / 1e9)
