@@ -55,13 +55,17 @@ class Moments(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def answer_seconds(generate: Callable, clock: Clock, settings: Settings) -> dict[str, float]:
+def answer_seconds(model, inputs: Callable[[], dict], clock: Clock, settings: Settings) -> dict[str, float]:
     """Seconds to the first token, from ids on the CPU, and for each token after it."""
     moments = Moments(clock)
     options = Decoding(max_new_tokens=settings.new_tokens, compiled=settings.compiled).kwargs()
+    if settings.compiled:
+        # a graph and a cache for this row's length: else all rows would have those of the longest so far
+        options["compile_config"].dynamic = False
+        model._previous_max_cache_length = -1
     clock.wait()
     start = clock.now()
-    generate(**options, pad_token_id=0, eos_token_id=None, stopping_criteria=[moments])
+    model.generate(**inputs(), **options, pad_token_id=0, eos_token_id=None, stopping_criteria=[moments])
     after_first = clock.seconds(moments.first, moments.last)
     return {
         "first_token": clock.seconds(start, moments.first),
@@ -88,9 +92,7 @@ def our_round(model, variant: Variant, prompt: Prompt, clock: Clock, settings: S
             "language_model": clock.timed(lambda: model(inputs_embeds=merged.inputs_embeds, **last)),
             "prefill": clock.timed(lambda: model(**whole, **scale, **last)),
         }
-        return seconds | answer_seconds(
-            lambda **options: model.generate(**whole, **scale, **options), clock, settings
-        )
+        return seconds | answer_seconds(model, lambda: {**whole, **scale}, clock, settings)
 
     return measure
 
@@ -114,9 +116,7 @@ def their_round(theirs, model, prompt: Prompt, clock: Clock, settings: Settings)
             "prefill": clock.timed(lambda: theirs(input_ids=ids.to(theirs.device), **whole, **last)),
         }
         return seconds | answer_seconds(
-            lambda **options: theirs.generate(input_ids=ids.to(theirs.device), **whole, **options),
-            clock,
-            settings,
+            theirs, lambda: {"input_ids": ids.to(theirs.device), **whole}, clock, settings
         )
 
     return measure
