@@ -25,7 +25,7 @@ def cost_figure(rows: list[dict], about: dict) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     bars, lines = figure.subplots(1, 2, width_ratios=[1.2, 1])
     timed = "seconds" in rows[0]
-    unit = ("seconds", 1e3, "ms") if timed else ("gflop", 1, "GFLOP")
+    unit = ("seconds", 1e3, f"ms of {about['time']} time") if timed else ("gflop", 1, "GFLOP")
     where = f"{about['machine']}, {about['dtype']}" if timed else "counted"
     layers = "" if about["layers"] == about["full_layers"] else f", {about['layers']} layers"
     figure.suptitle(f"{about['shape']}{layers}: {where}", fontsize=TEXT_SIZE + 1)
@@ -48,7 +48,8 @@ def _bars(axis, rows: list[dict], field: str, factor: float, unit: str) -> None:
     axis.set_yticks(range(len(rows)), labels)
     axis.invert_yaxis()
     axis.set_xlabel(f"prefill, {unit}")
-    axis.legend(fontsize=TEXT_SIZE - 1, loc="lower right", framealpha=0.9)
+    above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": len(PART_COLOURS), "frameon": False}
+    axis.legend(fontsize=TEXT_SIZE - 1, **above)
 
 
 def _lines(axis, rows: list[dict], timed: bool) -> None:
