@@ -15,12 +15,16 @@ class Decoding:
         top_p: sample from the likeliest tokens of this total probability, 0..1; None: from all.
         num_beams: beams of a beam search; 1: none.
         max_new_tokens: longest answer, tokens.
+        compiled: each token after the first runs a compiled graph over a cache of fixed size (CUDA graphs on
+            a GPU). The first answer waits for the compiler, as does a longer one than any before or another
+            batch size: for many answers of like prompts.
     """
 
     temperature: float = 0.0
     top_p: float | None = None
     num_beams: int = 1
     max_new_tokens: int = 128
+    compiled: bool = False
 
     def __post_init__(self):
         if self.temperature < 0:
@@ -32,10 +36,16 @@ class Decoding:
                 "--num_beams and --max_new_tokens must be at least 1, got "
                 f"{self.num_beams} and {self.max_new_tokens}."
             )
+        if self.compiled and self.num_beams > 1:
+            raise ValueError(
+                f"compiled decoding goes with --num_beams 1, got {self.num_beams}; leave one of them out."
+            )
 
     def kwargs(self) -> dict:
         """As `generate` takes it; the model folder's own sampling defaults are switched off."""
         kwargs = {"num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens}
+        if self.compiled:
+            kwargs |= {"cache_implementation": "static", "compile_config": _compile_config()}
         if self.temperature == 0:
             return {**kwargs, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         return {
@@ -45,6 +55,15 @@ class Decoding:
             "top_p": self.top_p or 1.0,
             "top_k": 0,
         }
+
+
+def _compile_config():
+    """transformers' own default, which it would apply on GPUs alone."""
+    from transformers import CompileConfig
+
+    config = CompileConfig()
+    config._compile_all_devices = True  # the name says private, its documentation that it is for this
+    return config
 
 
 class Stopping:

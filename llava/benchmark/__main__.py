@@ -4,6 +4,8 @@ import argparse
 
 from llava.benchmark import capture, loss, packing, projectors
 from llava.benchmark.ablation import command as ablation
+from llava.benchmark.speed import command as speed
+from llava.benchmark.speed import training as step
 from llava.command import exit_code
 
 COMMANDS = {
@@ -11,6 +13,8 @@ COMMANDS = {
     "packing": packing,
     "loss": loss,
     "capture": capture,
+    "speed": speed,
+    "step": step,
     "ablation": ablation,
 }
 

@@ -3,20 +3,15 @@
 A question about an image is answered greedily with exactly --new_tokens tokens: plainly; keeping for each the
 mean head's attention to the visual tokens, as the heatmap does; keeping all positions and the entropy, as
 the distribution does; and by transformers' own output_attentions, which needs eager attention.
-Times are of `generate` after the vision tower, whose work would only hide a difference; without a GPU they
-are processor time of all threads, so that what else runs on the machine does not count.
+Times are of `generate` after the vision tower, whose work would only hide a difference.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
-import sys
-import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 
-from llava.benchmark.projectors import medians, peak_mib
+from llava.benchmark.timing import default_device, headline, medians, peak_mib, provenance, table
 
 PLAIN, HEATMAP, DISTRIBUTION, REPORTED = "plain", "heatmap", "distribution", "output_attentions"
 
@@ -28,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--new_tokens", type=int, default=32, help="length of the answer, tokens")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds, after one of warm-up")
     parser.add_argument("--device", help="cuda or cpu; default: cuda where there is one")
+    parser.add_argument(
+        "--processor_time",
+        action="store_true",
+        help="count what processors worked, not the time that passed: for a machine that others use too",
+    )
     parser.set_defaults(run=run)
 
 
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
     from llava.model.builder import load_pretrained_model
     from llava.visualization.answer import ask
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = args.device or default_device()
     tokenizer, model, image_processor, _ = load_pretrained_model(
         args.model_path, None, get_model_name_from_path(args.model_path), device=device
     )
@@ -97,18 +97,20 @@ def run(args: argparse.Namespace) -> None:
     plain = calls[PLAIN]()
     for name in (HEATMAP, DISTRIBUTION):
         assert torch.equal(calls[name](), plain), "capturing changes no answer"
-    clock = time.perf_counter if device == "cuda" else time.process_time
-    seconds = medians(calls, args.repeats, device, clock)
-    machine = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    seconds = medians(calls, args.repeats, device, args.processor_time)
+    about = provenance(device, str(model.dtype).removeprefix("torch."))
     print(
-        f"`{' '.join(['python -m llava.benchmark', *sys.argv[1:]])}`, "
-        f"{datetime.now(timezone.utc).date().isoformat()}: {machine}, {platform.machine()}, torch "
-        f"{torch.__version__}, {str(model.dtype).removeprefix('torch.')}; "
-        f"{model.config.num_hidden_layers} layers of {model.config.num_attention_heads} heads, "
-        f"{question.merged.inputs_embeds.shape[1]} positions and {args.new_tokens} new tokens.\n\n"
-        "| generation | seconds, median | against plain | most memory at a time, MiB |\n"
-        "| --- | --- | --- | --- |"
+        f"{headline(about)}; {model.config.num_hidden_layers} layers of {model.config.num_attention_heads} "
+        f"heads, {question.merged.inputs_embeds.shape[1]} positions and {args.new_tokens} new tokens.\n"
     )
-    for name, call in calls.items():
-        ratio = seconds[name] / seconds[PLAIN]
-        print(f"| {name} | {seconds[name]:.2f} | {ratio:.2f}x | {peak_mib(call, device):.1f} |")
+    columns = ["generation", "seconds, median", "against plain", "most memory at a time, MiB"]
+    rows = [
+        [
+            name,
+            f"{seconds[name]:.2f}",
+            f"{seconds[name] / seconds[PLAIN]:.2f}x",
+            f"{peak_mib(call, device):.1f}",
+        ]
+        for name, call in calls.items()
+    ]
+    print(table(columns, rows))

@@ -6,15 +6,20 @@ backward in training.
 """
 
 import argparse
-import json
-import platform
-import statistics
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
+
+from llava.benchmark.timing import (
+    default_device,
+    gflop,
+    headline,
+    medians,
+    peak_mib,
+    provenance,
+    table,
+    write,
+)
 
 GRID, VISION_WIDTH, NUM_LEVELS, LLM_WIDTH = 24, 1024, 4, 4096
 UNCOMPRESSED = ("linear", "mlp2x_gelu")
@@ -52,26 +57,15 @@ def run(args: argparse.Namespace) -> None:
     """Measure, print the table, write projectors.md and projectors.json."""
     import torch
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = args.device or default_device()
     types = args.types.split(",") if args.types else None
     rows = measure(
         types, args.scale_factors, args.batch_size, args.repeats, device, getattr(torch, args.dtype)
     )
-    machine = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    about = {
-        "command": " ".join(["python -m llava.benchmark", *sys.argv[1:]]),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "machine": f"{machine}, {platform.machine()}",
-        "torch": torch.__version__,
-        "dtype": args.dtype,
-        "batch_size": args.batch_size,
-    }
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    table = as_markdown(rows, about)
-    (args.output_dir / "projectors.md").write_text(table)
-    content = {**about, "rows": [asdict(row) for row in rows]}
-    (args.output_dir / "projectors.json").write_text(json.dumps(content, indent=1))
-    print(table)
+    about = {**provenance(device, args.dtype), "batch_size": args.batch_size}
+    text = as_markdown(rows, about)
+    write(args.output_dir, "projectors", {**about, "rows": [asdict(row) for row in rows]}, text)
+    print(text)
 
 
 def measure(
@@ -158,76 +152,13 @@ def step(module, features) -> Callable[[], None]:
     return call
 
 
-def medians(calls: dict, repeats: int, device: str, clock: Callable[[], float] = time.perf_counter) -> dict:
-    """Median seconds of each call over rounds in which they take turns; a round of warm-up is not counted."""
-    import torch
-    from tqdm import tqdm
-
-    seconds = {key: [] for key in calls}
-    for _ in tqdm(range(repeats + 1), desc="rounds"):
-        for key, call in calls.items():
-            start = clock()
-            call()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            seconds[key].append(clock() - start)
-    return {key: statistics.median(samples[1:]) for key, samples in seconds.items()}
-
-
-def gflop(call: Callable[[], None]) -> float:
-    """Multiplications and additions of matrix products and convolutions, in billions."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    call()
-    with FlopCounterMode(display=False) as count:
-        call()
-    return count.get_total_flops() / 1e9
-
-
-def peak_mib(call: Callable[[], None], device: str) -> float:
-    """Most memory that a call holds at a time."""
-    import torch
-
-    call()
-    if device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        call()
-    held = most = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most / 2**20
-
-
 def as_markdown(rows: list[Row], about: dict) -> str:
-    columns = (
-        "projector",
-        "s",
-        "tokens",
-        "parameters, M",
-        "GFLOP",
-        "forward, ms",
-        "step, ms",
-        "forward, MiB",
-        "step, MiB",
-    )
-    lines = [
-        f"`{about['command']}`, {about['date']}: {about['machine']}, torch {about['torch']}, "
-        f"{about['dtype']}, {about['batch_size']} images of {GRID}x{GRID} patches.",
-        "",
-        f"| {' | '.join(columns)} |",
-        f"| {' | '.join(['---'] * len(columns))} |",
-    ]
+    columns = ["projector", "s", "tokens", "parameters, M", "GFLOP"]
+    columns += ["forward, ms", "step, ms", "forward, MiB", "step, MiB"]
+    cells = []
     for row in rows:
         figures = (row.forward_ms, row.step_ms, row.forward_mib, row.step_mib)
-        cells = [row.projector, row.scale_factor or "–", row.tokens, f"{row.parameters / 1e6:.1f}"]
-        cells += [f"{row.gflop:.1f}", *(f"{figure:.0f}" for figure in figures)]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + "\n"
+        line = [row.projector, row.scale_factor or "–", row.tokens, f"{row.parameters / 1e6:.1f}"]
+        cells.append([*line, f"{row.gflop:.1f}", *(f"{figure:.0f}" for figure in figures)])
+    size = f"{about['batch_size']} images of {GRID}x{GRID} patches"
+    return f"{headline(about)}, {size}.\n\n{table(columns, cells)}"

@@ -3,9 +3,6 @@
 # B sequences, T' merged tokens, I images of the batch, V views of them all (tiles; for square and pad one an
 # image), M tokens a view, D model width; T prompt tokens in ids, tiles of one image in pixels
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -16,7 +13,6 @@ from llava.constants import (
     DEFAULT_IM_END_TOKEN,
     DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_PATCH_TOKEN,
-    IGNORE_INDEX,
 )
 from llava.model.loss import language_loss
 from llava.model.multimodal_encoder.builder import build_vision_tower
@@ -24,14 +20,16 @@ from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_merge import (
     ImageSpan,
     MergedInputs,
+    OnHost,
     image_span,
     merge,
     one_row,
+    places_before_labels,
     plan_merge,
 )
 from llava.model.multimodal_projector.base import Projector
 from llava.model.multimodal_projector.builder import build_projector, projector_class
-from llava.model.multimodal_projector.norms import SyncBatchNorm
+from llava.model.multimodal_projector.norms import kept_statistics
 from llava.model.tokenizer import separator_ids
 from llava.tiling import TILED, WholeImage, num_positions, tiling_of
 
@@ -176,7 +174,7 @@ class LlavaMetaForCausalLM:
     def encode_images(self, images: Tensor, scale_factor: int | None = None) -> Tensor:
         """float[V, 3, H, W], normalised, to float[V, M, D]; s is by default model.config.scale_factor."""
         tower, projector = self.get_vision_tower(), self.get_projector()
-        features = tower(images.to(tower.device))
+        features = tower(images.to(tower.device, non_blocking=True))
         features = features.to(next(iter(projector.parameters()), features.selected).dtype)
         if not projector.compresses:
             return projector(features)
@@ -192,8 +190,11 @@ class LlavaMetaForCausalLM:
         padding_side: str = "left",
         scale_factor: int | None = None,
         sequence_ids: Tensor | None = None,
+        on_host: OnHost | None = None,
     ) -> MergedInputs:
         """Encode the images and put their tokens into the prompts.
+
+        The plan is made on the CPU: ids that are there, or that on_host holds, cost no wait for the device.
 
         Args:
             input_ids: long[B, T] with one IMAGE_TOKEN_INDEX for each image.
@@ -206,20 +207,21 @@ class LlavaMetaForCausalLM:
             padding_side: of the result.
             scale_factor: s of this call, by default model.config.scale_factor.
             sequence_ids: long[B, T] of packed rows, as `plan_merge` takes it.
+            on_host: the four integer tensors on the CPU, in place of those given.
         Raises:
             ValueError: if placeholders and images differ in number, the model has no vision tower, or the
                 tiles are not those of image_sizes.
         """
         views, num_views = self._views(images)
         device = self.get_input_embeddings().weight.device
-        # The plan reads values on the CPU once, ahead of all device work; nothing after it waits.
+        host = on_host or OnHost.of(input_ids, attention_mask, labels, sequence_ids)
         plan = plan_merge(
-            input_ids.cpu(),
-            None if attention_mask is None else attention_mask.cpu(),
-            None if labels is None else labels.cpu(),
+            host.input_ids,
+            host.attention_mask,
+            host.labels,
             self._spans(num_views, image_sizes, scale_factor),
             padding_side,
-            None if sequence_ids is None else sequence_ids.cpu(),
+            host.sequence_ids,
         ).to(device)
         text_embeds = self.get_input_embeddings()(plan.token_ids)
         features = self._image_features(views, text_embeds, scale_factor)
@@ -309,6 +311,7 @@ class LlavaMetaForCausalLM:
         image_sizes: list[tuple[int, int]] | None = None,
         scale_factor: int | None = None,
         sequence_ids: Tensor | None = None,
+        on_host: OnHost | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs,
     ) -> CausalLMOutputWithPast:
@@ -320,38 +323,55 @@ class LlavaMetaForCausalLM:
             sequence_ids: long[B, T] of packed rows: the running number of a token's sequence in its row, -1
                 on padding. No sequence sees another; the first label of each must be IGNORE_INDEX, for the
                 token before it is another sequence's.
+            on_host: as in merge_inputs.
             logits_to_keep: as in transformers, whose `generate` asks for the last alone if it is named here.
         """
         is_packed = sequence_ids is not None
+        label_places = None
         if inputs_embeds is None and (
             images is not None or is_packed or (self.training and labels is not None)
         ):
             side = self.config.tokenizer_padding_side
             merged = self.merge_inputs(
-                input_ids, attention_mask, labels, images, image_sizes, side, scale_factor, sequence_ids
+                *(input_ids, attention_mask, labels, images, image_sizes, side, scale_factor),
+                *(sequence_ids, on_host),
             )
             if is_packed and self.config._attn_implementation == "flash_attention_2":
                 merged = one_row(merged)
             input_ids, inputs_embeds, labels = None, merged.inputs_embeds, merged.labels
             attention_mask, position_ids = merged.attention_mask, merged.position_ids
+            label_places = merged.label_places
             if is_packed:
                 # Without a mask and a cache, transformers reads the sequences off positions that restart.
                 attention_mask, kwargs["use_cache"] = None, False
+            elif not merged.is_padded or self._padding_is_unseen(side):
+                # transformers would ask the device whether a mask masks anything, and positions restart
+                attention_mask = position_ids = None
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
-            "past_key_values": past_key_values,
             "inputs_embeds": inputs_embeds,
         }
+        if past_key_values is not None:  # newer transformers calls it cache, and warns of both
+            inputs["past_key_values"] = past_key_values
         if self.training and labels is not None:
             num_items = kwargs.pop("num_items_in_batch", None)
             outputs = self.get_decoder()(**inputs, **kwargs)
-            rows, targets = outputs.last_hidden_state[:, :-1], labels[:, 1:]
-            labelled = targets != IGNORE_INDEX
-            loss = language_loss(rows[labelled], targets[labelled], self.lm_head, self.config, num_items)
+            if label_places is None:
+                label_places = places_before_labels(labels)
+            rows = outputs.last_hidden_state.flatten(0, 1)[label_places]
+            targets = labels.flatten()[label_places + 1]
+            loss = language_loss(rows, targets, self.lm_head, self.config, num_items)
             return CausalLMOutputWithPast(loss=loss, past_key_values=outputs.past_key_values)
         return super().forward(**inputs, labels=labels, logits_to_keep=logits_to_keep, **kwargs)
+
+    def _padding_is_unseen(self, padding_side: str) -> bool:
+        """Whether no mask is needed though rows are padded: on the right, where a causal model's words do not
+        look and training reads no outcome. Attention then runs its causal kernel instead of one with a mask;
+        flash attention's own skips what a mask hides, and keeps it."""
+        by_torch = self.config._attn_implementation in ("sdpa", "eager")
+        return self.training and by_torch and self.takes_position_ids and padding_side == "right"
 
     @torch.no_grad()
     def generate(
@@ -388,22 +408,3 @@ class LlavaMetaForCausalLM:
         if tokens:
             tokenizer.add_tokens(tokens, special_tokens=True)
             self.resize_token_embeddings(max(len(tokenizer), self.get_input_embeddings().num_embeddings))
-
-
-@contextmanager
-def kept_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch norms inside learn no statistics from what passes through within the block."""
-    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        if isinstance(norm, SyncBatchNorm):
-            norm.left_out = True  # what the other ranks send counts
-        else:
-            norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            if isinstance(norm, SyncBatchNorm):
-                norm.left_out = False

@@ -1,7 +1,7 @@
 """Put image features where the prompt has <image>: pure index work, counts checked, labels masked."""
 
 # B sequences, T prompt tokens, T' merged tokens, V visual tokens of the whole batch, L positions of an image,
-# D language model width
+# N labels, K positions attended to, D language model width. A place is a position's index in the flat batch.
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -45,6 +45,28 @@ def image_span(layout: Tensor, first: int, separator_ids: tuple[int, int] | None
     return ImageSpan(index, token_ids)
 
 
+@dataclass(frozen=True)
+class OnHost:
+    """A batch's integers on the CPU, as the collator made them: reading a device's copy waits for the device.
+
+    Neither a tensor nor a container of the known kinds: what moves batches to a device passes it by.
+
+    Attributes:
+        input_ids, attention_mask, labels, sequence_ids: as plan_merge takes them.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor | None = None
+    labels: Tensor | None = None
+    sequence_ids: Tensor | None = None
+
+    @classmethod
+    def of(cls, input_ids, attention_mask=None, labels=None, sequence_ids=None) -> "OnHost":
+        """Read from where they are; waits for a device that they are on."""
+        given = (input_ids, attention_mask, labels, sequence_ids)
+        return cls(*(None if tensor is None else tensor.cpu() for tensor in given))
+
+
 @dataclass
 class MergePlan:
     """Where everything goes, before any feature is computed.
@@ -56,6 +78,9 @@ class MergePlan:
             padding being one of its own.
         labels: long[B, T'], IGNORE_INDEX on visual tokens and padding; None without labels.
         visual_index: long[B, T'], the row of image_features at a position, NEWLINE or TEXT.
+        is_padded: whether there is any padding: known here without asking the device.
+        label_places: long[N], places whose next position carries a label; None without labels.
+        attended_places: long[K], of packed rows; else None.
     """
 
     token_ids: Tensor
@@ -63,10 +88,24 @@ class MergePlan:
     position_ids: Tensor
     labels: Tensor | None
     visual_index: Tensor
+    is_padded: bool
+    label_places: Tensor | None
+    attended_places: Tensor | None
 
     def to(self, device: torch.device) -> "MergePlan":
-        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
-        return MergePlan(**{"labels": None, **moved})
+        """Moved in one piece; to a GPU from pinned memory, so that nobody waits for what it is busy with."""
+        if device.type == "cpu":
+            return self
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        piece = torch.cat([tensor.flatten().long() for tensor in tensors.values()])
+        if device.type == "cuda":
+            piece = piece.pin_memory().to(device, non_blocking=True)
+        parts = piece.to(device).split([tensor.numel() for tensor in tensors.values()])
+        moved = {
+            name: part.view(tensor.shape).to(tensor.dtype)
+            for (name, tensor), part in zip(tensors.items(), parts, strict=True)
+        }
+        return MergePlan(**{**vars(self), **moved})
 
 
 @dataclass
@@ -78,6 +117,9 @@ class MergedInputs:
     position_ids: Tensor
     labels: Tensor | None
     visual_index: Tensor
+    is_padded: bool
+    label_places: Tensor | None
+    attended_places: Tensor | None
 
 
 @torch.compiler.disable  # branches on values: outside of any graph, as is the loss
@@ -134,15 +176,25 @@ def plan_merge(
 
     sequences = pad(3, -1)
     attended = sequences >= 0
+    merged_labels = None if labels is None else pad(1, IGNORE_INDEX)
     return MergePlan(
         token_ids=pad(0, PADDING_ID),
         attention_mask=attended,
         position_ids=(
             (attended.cumsum(dim=1) - 1).clamp(min=0) if sequence_ids is None else positions_within(sequences)
         ),
-        labels=None if labels is None else pad(1, IGNORE_INDEX),
+        labels=merged_labels,
         visual_index=pad(2, TEXT),
+        is_padded=not bool(attended.all()),
+        label_places=None if labels is None else places_before_labels(merged_labels),
+        attended_places=None if sequence_ids is None else attended.flatten().nonzero().flatten(),
     )
+
+
+def places_before_labels(labels: Tensor) -> Tensor:
+    """long[N]: places of long[B, T'] whose next position in the row is not IGNORE_INDEX."""
+    has_label = torch.nn.functional.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1))
+    return has_label.flatten().nonzero().flatten()
 
 
 def positions_within(sequences: Tensor) -> Tensor:
@@ -176,12 +228,27 @@ def merge(
         plan.position_ids,
         plan.labels,
         plan.visual_index,
+        plan.is_padded,
+        plan.label_places,
+        plan.attended_places,
     )
 
 
 def one_row(merged: MergedInputs) -> MergedInputs:
-    """All that is attended to in one row, as flash attention takes packed sequences: [1, T''] for [B, T']."""
-    keep = merged.attention_mask
+    """All that is attended to in one row, as flash attention takes packed sequences: [1, K] for [B, T']."""
+    places = merged.attended_places
+
+    def row(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.flatten(0, 1)[places][None]
+
+    labels = merged.label_places
     return MergedInputs(
-        **{name: None if value is None else value[keep][None] for name, value in vars(merged).items()}
+        row(merged.inputs_embeds),
+        row(merged.attention_mask),
+        row(merged.position_ids),
+        row(merged.labels),
+        row(merged.visual_index),
+        is_padded=False,
+        label_places=None if labels is None else torch.searchsorted(places, labels),
+        attended_places=torch.arange(len(places), device=places.device),
     )

@@ -26,7 +26,7 @@ from llava.train import saving
 from llava.train.guard import RunStopped, StepGuard
 from llava.train.throughput import Throughput
 from llava.train.trainable import learning_rates, part_of
-from llava.train.training_data import DataPosition, stream_loader, train_sampler
+from llava.train.training_data import DataPosition, WithHostCopy, stream_loader, train_sampler
 
 
 class LlavaTrainer(Trainer):
@@ -36,6 +36,7 @@ class LlavaTrainer(Trainer):
 
     def __init__(self, *args, image_processor, **kwargs):
         super().__init__(*args, **kwargs)
+        self.data_collator = WithHostCopy(self.data_collator)
         self.add_callback(DataPosition())
         self.image_processor = image_processor
         self._checkpoint_root: Path | None = None

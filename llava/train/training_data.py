@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -13,6 +14,7 @@ from llava.data.sample import SampleBuilder
 from llava.data.sampler import MixtureSampler, ModalityLengthGroupedSampler
 from llava.data.shards import is_shards
 from llava.data.stream import ShardDataset
+from llava.model.multimodal_merge import OnHost
 from llava.train.arguments import DataArguments, TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -81,6 +83,18 @@ def stream_loader(stream: ShardDataset, args: TrainingArguments, collator: Calla
         # its own: a resumed run opens the loader once more than an uninterrupted one
         generator=torch.Generator().manual_seed(args.seed),
     )
+
+
+@dataclass(frozen=True)
+class WithHostCopy:
+    """A collator whose batches keep their integers on the CPU too, where the model plans its merge."""
+
+    collator: Callable
+
+    def __call__(self, rows: list) -> dict:
+        batch = self.collator(rows)
+        names = ("input_ids", "attention_mask", "labels", "sequence_ids")
+        return {**batch, "on_host": OnHost(*(batch.get(name) for name in names))}
 
 
 class DataPosition(TrainerCallback):

@@ -1,13 +1,10 @@
 """Train and score a grid of projectors on PrismVQA by one recipe, and print the tables."""
 
 import argparse
-import json
 import logging
-import platform
-import shlex
-import sys
-from datetime import datetime, timezone
 from pathlib import Path
+
+from llava.benchmark.timing import headline, provenance, write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +18,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do the study; print the tables, and write results.md and results.json."""
-    import torch
-
     from llava.benchmark.ablation.settings import read_study
     from llava.benchmark.ablation.study import conduct, results_so_far
     from llava.benchmark.ablation.tables import as_markdown
@@ -32,22 +27,11 @@ def run(args: argparse.Namespace) -> None:
     output_dir = args.output_dir or Path("playground/ablation") / args.config.stem
     devices = args.devices.split(",") if args.devices else visible_devices()
     results = results_so_far(study, output_dir) if args.report_only else conduct(study, output_dir, devices)
-    if devices[0].startswith("cuda"):
-        machine = f"{len(devices)} x {torch.cuda.get_device_name(devices[0])}"
-    else:
-        machine = f"{torch.get_num_threads()} CPU threads, {platform.machine()}"
-    about = {
-        "command": shlex.join(["python", "-m", "llava.benchmark", *sys.argv[1:]]),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "machine": machine,
-        "torch": torch.__version__,
-    }
-    head = f"`{about['command']}`, {about['date']}: {machine}, torch {about['torch']}. Accuracy in per cent"
-    head += f", {study.data.score_on} scenes; ± is the 95% interval over seeds.\n\n"
+    about = provenance(devices[0], "bfloat16")
+    head = f"{headline(about)}, {len(devices)} devices. " if len(devices) > 1 else f"{headline(about)}. "
+    head += f"Accuracy in per cent on {study.data.score_on} scenes; ± is the 95% interval over seeds.\n\n"
     tables = head + as_markdown(study, results)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "results.md").write_text(tables)
-    (output_dir / "results.json").write_text(json.dumps({**about, "results": results}, indent=1))
+    write(output_dir, "results", {**about, "results": results}, tables)
     print(tables)
 
 

@@ -25,7 +25,10 @@ class LlavaMptModel(LlavaMetaModel, MptModel):
             ValueError: beyond max_seq_len, up to which MptModel tabulates its attention bias.
         """
         length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
-        length += 0 if past_key_values is None else past_key_values.get_seq_length()
+        if past_key_values is not None:  # transformers 5.24 calls it cache, and takes either name
+            kwargs["past_key_values"] = past_key_values
+        held = past_key_values if past_key_values is not None else kwargs.get("cache")
+        length += 0 if held is None else held.get_seq_length()
         if length > self.config.max_seq_len:
             raise ValueError(
                 f"{length} tokens came, but max_seq_len in this MPT's config.json is "
@@ -33,11 +36,7 @@ class LlavaMptModel(LlavaMetaModel, MptModel):
                 "--model_max_length or max_new_tokens."
             )
         return super().forward(
-            input_ids=input_ids,
-            past_key_values=past_key_values,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
+            input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
         )
 
 

@@ -1,5 +1,8 @@
 """The norms over feature maps that VisualPrism can be built with."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -92,3 +95,22 @@ NORMS: dict[str, type[nn.Module]] = {
     "sync_batch": SyncBatchNorm,
     "layer": ChannelNorm,
 }
+
+
+@contextmanager
+def kept_statistics(module: nn.Module) -> Iterator[None]:
+    """Batch norms inside learn no statistics from what passes through within the block."""
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        if isinstance(norm, SyncBatchNorm):
+            norm.left_out = True  # what the other ranks send counts
+        else:
+            norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            if isinstance(norm, SyncBatchNorm):
+                norm.left_out = False

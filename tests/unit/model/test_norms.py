@@ -6,8 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from llava.model.llava_arch import kept_statistics
-from llava.model.multimodal_projector.norms import BatchNorm, ChannelNorm, SyncBatchNorm
+from llava.model.multimodal_projector.norms import BatchNorm, ChannelNorm, SyncBatchNorm, kept_statistics
 
 WIDTH = 5
 

@@ -1,0 +1,1 @@
+"""What whole models of a shape cost, from pixels to tokens and in a training step."""

@@ -1,0 +1,124 @@
+"""From pixels to tokens: first token, prefill by parts, decoding, cache and batch at each number of tokens.
+
+Random weights of a known shape. Times are medians over rounds in which all rows take turns, transformers' own
+LLaVA with the same weights among them; ratios are medians over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from llava.benchmark.speed.shapes import DEFAULT_DTYPE, SHAPES
+from llava.benchmark.timing import check_place, default_device, paste, provenance, write
+
+
+def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
+    """What end to end and a training step have in common."""
+    parser.add_argument("--shape", choices=list(SHAPES), default="tiny", help="language model and tower")
+    parser.add_argument("--layers", type=int, help="of the language model, where the machine holds no more")
+    parser.add_argument("--batch_size", type=int, default=1, help="sequences, an image each")
+    parser.add_argument("--text_tokens", type=int, default=40, help="words of the prompt beside its image")
+    parser.add_argument("--repeats", type=int, default=5, help="timed rounds, after one of warm-up")
+    parser.add_argument("--device", help="cuda or cpu; default: cuda where there is one")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="default: float32 for tiny, bfloat16 for the others",
+    )
+    parser.add_argument(
+        "--processor_time",
+        action="store_true",
+        help="off a GPU: count what processors worked, over all threads; for a machine shared with others",
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("playground/benchmark"))
+    parser.add_argument("--docs", type=Path, help="a page that has a place for this table; it is put there")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_shape_arguments(parser)
+    add = parser.add_argument
+    add("--projectors", default="visualprism", help="compressing types, separated by commas")
+    add("--scale_factors", type=int, nargs="+", default=[2, 3, 4])
+    add("--new_tokens", type=int, default=32, help="of the answer, at least 2")
+    add("--decode", choices=("eager", "compile"), default="eager", help="compile: Decoding(compiled=True)")
+    add("--memory_gib", type=float, help="of the largest batch; default: the GPU's own, else 24")
+    add("--no_theirs", action="store_true", help="leave transformers' own out")
+    add("--no_batch", action="store_true", help="leave the largest batch out")
+    add("--count_only", action="store_true", help="FLOPs and bytes alone: no weights, no clock, any shape")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print the table, write speed_SHAPE.{md,json,png,svg}."""
+    import torch
+
+    from llava.benchmark.speed import measure, report
+    from llava.benchmark.speed.plots import cost_figure, save
+
+    if args.new_tokens < 2:
+        raise ValueError(f"--new_tokens must be at least 2, got {args.new_tokens}.")
+    name = file_name("count" if args.count_only else "speed", args, compiled=args.decode == "compile")
+    check_place(args.docs, name)
+    device, dtype = device_and_dtype(args)
+    shape = SHAPES[args.shape].truncated(args.layers)
+    settings = measure.Settings(
+        device,
+        getattr(torch, dtype),
+        args.batch_size,
+        args.text_tokens,
+        args.new_tokens,
+        args.repeats,
+        args.decode == "compile",
+        args.memory_gib or default_memory(device),
+        args.processor_time,
+    )
+    names = args.projectors.split(",")
+    if args.count_only:
+        rows = measure.count(shape, names, args.scale_factors, settings)
+    else:
+        rows = measure.measure(
+            shape, names, args.scale_factors, settings, not args.no_theirs, not args.no_batch
+        )
+    about = describe(args, device, dtype, shape) | {
+        "new_tokens": args.new_tokens,
+        "decode": args.decode,
+        "memory_gib": settings.memory_gib,
+    }
+    text = report.as_markdown(rows, about)
+    write(args.output_dir, name, {**about, "rows": rows}, text)
+    save(cost_figure(rows, about), args.output_dir / name)
+    if args.docs:
+        paste(args.docs, name, text)
+    print(text)
+
+
+def device_and_dtype(args: argparse.Namespace) -> tuple[str, str]:
+    return args.device or default_device(), args.dtype or DEFAULT_DTYPE.get(args.shape, "bfloat16")
+
+
+def describe(args: argparse.Namespace, device: str, dtype: str, shape) -> dict:
+    """Provenance, with what was measured."""
+    return provenance(device, dtype) | {
+        "shape": args.shape,
+        "layers": shape.layers,
+        "full_layers": shape.full_layers,
+        "batch_size": args.batch_size,
+        "text_tokens": args.text_tokens,
+        "time": "processor" if args.processor_time else "wall",
+    }
+
+
+def default_memory(device: str) -> float:
+    """GiB: the GPU's own; where there is none, those of a common one."""
+    if not device.startswith("cuda"):
+        return 24.0
+    import torch
+
+    return torch.cuda.get_device_properties(device).total_memory / 2**30
+
+
+def file_name(kind: str, args: argparse.Namespace, compiled: bool = False) -> str:
+    """Of a run's files, and of its place on a page."""
+    layers = [f"{args.layers}layers"] if args.layers else []
+    return "_".join([kind, args.shape, *layers, *(["compile"] if compiled else [])])

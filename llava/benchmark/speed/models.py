@@ -1,0 +1,170 @@
+"""Random models of a shape, made where they run in their dtype; transformers' LLaVA on the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import LlavaConfig as TheirConfig
+from transformers import LlavaForConditionalGeneration
+
+from llava.benchmark.speed.shapes import IMAGE_SIZE, Shape
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM
+from llava.model.multimodal_projector.base import Projector
+from llava.model.multimodal_projector.builder import build_projector, projector_class
+
+FAMILIES = {
+    "llama": (LlavaConfig, LlavaLlamaForCausalLM),
+    "qwen2": (LlavaQwenConfig, LlavaQwenForCausalLM),
+}
+UNCOMPRESSED = "mlp2x_gelu"
+TEXT_BEFORE_IMAGE = 4  # tokens; the others of the prompt follow it
+
+
+@contextmanager
+def made_on(device: str, dtype: torch.dtype) -> Iterator[None]:
+    """What is built within is born on the device and in the dtype: no copy in float32 on the host."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def build_model(shape: Shape, device: str, dtype: torch.dtype):
+    """Ours, in evaluation mode, with the uncompressed projector."""
+    config_class, model_class = FAMILIES[shape.family]
+    config = config_class(
+        **shape.language_config(),
+        mm_vision_tower=shape.name,
+        mm_vision_config=dict(shape.tower),
+        mm_vision_image_size=IMAGE_SIZE,
+        mm_projector_type=UNCOMPRESSED,
+        image_aspect_ratio="square",
+    )
+    torch.manual_seed(0)
+    with made_on(device, dtype):
+        model = model_class(config).eval()
+    model.generation_config.eos_token_id = None  # random models may end anywhere; answers have one length
+    return model
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A projector and its s (None where it does not compress) for one language model."""
+
+    name: str
+    scale_factor: int | None
+    projector: Projector
+
+    def put_into(self, model) -> None:
+        """Make it the model's own; the tower then gives what it asks for, and runs no deeper."""
+        model.get_model().mm_projector = self.projector
+        tower = model.get_vision_tower()
+        tower.needs_levels, tower.needs_attention = self.projector.needs_levels, False
+        model.config.mm_projector_type = self.name
+        model.config.scale_factor = self.scale_factor or 1
+
+    def num_tokens(self, model) -> int:
+        """Visual tokens of an image."""
+        return self.projector.num_tokens(model.get_vision_tower().num_patches, self.scale_factor)
+
+
+def build_variants(model, names: list[str], scale_factors: list[int], dtype: torch.dtype) -> list[Variant]:
+    """The uncompressed projector, then each name at each s.
+
+    Raises:
+        ValueError: for a type that does not compress, or that prunes (it needs no projector of its own).
+    """
+    variants = [Variant(UNCOMPRESSED, None, model.get_projector())]
+    for name in names:
+        if not projector_class(name).compresses:
+            raise ValueError(
+                f"--projectors takes types that --scale_factor applies to, got {name!r}; "
+                f"{UNCOMPRESSED} is measured always."
+            )
+        for scale_factor in scale_factors:
+            model.config.mm_projector_type, model.config.scale_factor = name, scale_factor
+            with made_on(str(model.device), dtype):
+                projector = build_projector(model.config, model.config.hidden_size)
+            variants.append(Variant(name, scale_factor, projector.eval()))
+    variants[0].put_into(model)
+    return variants
+
+
+def build_theirs(model) -> LlavaForConditionalGeneration:
+    """transformers' own LLaVA over the very tensors of ours, so that it costs no memory and answers alike."""
+    image_token = model.config.vocab_size - 1
+    family = "qwen2" if isinstance(model, LlavaQwenForCausalLM) else "llama"
+    config = TheirConfig(
+        vision_config=model.get_vision_tower().config.to_dict(),
+        text_config={**model.config.to_dict(), "model_type": family},
+        image_token_index=image_token,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        projector_hidden_act="gelu",
+        tie_word_embeddings=model.config.tie_word_embeddings,
+    )
+    with torch.device("meta"):
+        theirs = LlavaForConditionalGeneration(config).eval()
+    ours = {_their_name(name): tensor for name, tensor in model.state_dict().items()}
+    theirs.load_state_dict(ours, assign=True)
+    _share_buffers(theirs, {_their_name(name): buffer for name, buffer in model.named_buffers()})
+    theirs.generation_config.eos_token_id = None
+    return theirs.requires_grad_(False)
+
+
+def _their_name(name: str) -> str:
+    for ours, theirs in (
+        ("model.vision_tower.vision_tower.", "model.vision_tower."),
+        ("model.mm_projector.0.", "model.multi_modal_projector.linear_1."),
+        ("model.mm_projector.2.", "model.multi_modal_projector.linear_2."),
+        ("lm_head.", "lm_head."),
+        ("model.", "model.language_model."),
+    ):
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    raise AssertionError(name)
+
+
+def _share_buffers(module: nn.Module, buffers: dict[str, Tensor]) -> None:
+    """Buffers that no state dict holds (positions, rotary frequencies)."""
+    for name, buffer in module.named_buffers():
+        if buffer.device.type == "meta":
+            parent, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(parent), leaf, buffers[name])
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """B equal prompts of one image each, as a user has them: ids on the CPU, pixels where they are wanted.
+
+    Attributes:
+        input_ids: long[B, T] of ours, on the CPU.
+        images: float[B, 3, H, W] on the device.
+    """
+
+    input_ids: Tensor
+    images: Tensor
+
+    def expanded(self, image_token: int, num_tokens: int) -> Tensor:
+        """long[B, T']: the ids as transformers takes them, the image's own repeated."""
+        before, after = self.input_ids[:, :TEXT_BEFORE_IMAGE], self.input_ids[:, TEXT_BEFORE_IMAGE + 1 :]
+        image = torch.full((len(before), num_tokens), image_token)
+        return torch.cat([before, image, after], dim=1)
+
+
+def build_prompt(model, batch: int, text_tokens: int, dtype: torch.dtype) -> Prompt:
+    """Random words and pixels."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, model.config.vocab_size - 1, (batch, text_tokens + 1), generator=generator)
+    ids[:, TEXT_BEFORE_IMAGE] = IMAGE_TOKEN_INDEX
+    pixels = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+    return Prompt(ids, pixels.to(model.device, dtype))

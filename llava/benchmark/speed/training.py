@@ -1,0 +1,204 @@
+"""A training step of a whole model: samples a second, and its share of the machine's arithmetic (MFU).
+
+Random weights of a known shape, forward, backward and AdamW in the dtype. Stage 1 trains the projector,
+stage 2 the language model too; the tower is frozen. MFU counts what the step needs, no recomputation.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from llava.benchmark.speed.command import add_shape_arguments, describe, device_and_dtype, file_name
+from llava.benchmark.speed.shapes import SHAPES, Shape, attention_flop, language_flop, tower_flop
+from llava.benchmark.timing import (
+    Clock,
+    check_place,
+    gflop,
+    headline,
+    median,
+    median_ratio,
+    paste,
+    table,
+    take_turns,
+    write,
+)
+
+# FLOP/s of dense bfloat16 and float16 products by NVIDIA's data sheets; the names are the driver's
+PEAKS = {
+    "NVIDIA A10": 125e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA GeForce RTX 4090": 165e12,
+}
+FORWARD_AND_BACKWARD = 3  # times the forward's FLOPs; a map whose weight does not learn saves one of them
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_shape_arguments(parser)
+    parser.set_defaults(batch_size=4, repeats=3)
+    add = parser.add_argument
+    add("--projectors", default="visualprism", help="compressing types, separated by commas")
+    add("--scale_factors", type=int, nargs="+", default=[2, 3, 4])
+    add("--stage", type=int, choices=(1, 2), default=2, help="1: the projector alone learns")
+    add("--answer_tokens", type=int, default=20, help="of the text tokens, those with a label")
+    add("--gradient_checkpointing", action="store_true", help="less memory for more arithmetic")
+    add("--peak_tflops", type=float, help="of the machine; default: by the GPU's name, else a product timed")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print the table, write step_SHAPE.{md,json}."""
+    if not 0 < args.answer_tokens < args.text_tokens:
+        raise ValueError(
+            f"--answer_tokens must be from 1 to {args.text_tokens - 1}, less than --text_tokens, "
+            f"got {args.answer_tokens}."
+        )
+    name = file_name("step", args)
+    check_place(args.docs, name)
+    device, dtype = device_and_dtype(args)
+    shape = SHAPES[args.shape].truncated(args.layers)
+    rows = measure(shape, args, device, dtype)
+    peak, source = peak_flops(device, dtype, args.peak_tflops, Clock(device, args.processor_time))
+    for row in rows:
+        row["mfu"] = 1e9 * row["gflop"] / row["seconds"] / peak
+    about = describe(args, device, dtype, shape) | {
+        "stage": args.stage,
+        "answer_tokens": args.answer_tokens,
+        "gradient_checkpointing": args.gradient_checkpointing,
+        "peak_flops": peak,
+        "peak_source": source,
+    }
+    text = as_markdown(rows, about)
+    write(args.output_dir, name, {**about, "rows": rows}, text)
+    if args.docs:
+        paste(args.docs, name, text)
+    print(text)
+
+
+def measure(shape: Shape, args: argparse.Namespace, device: str, dtype_name: str) -> list[dict]:
+    """A row for each projector and s: medians of steps that take turns."""
+    import torch
+
+    from llava.benchmark.speed.models import build_model, build_prompt, build_variants
+
+    dtype, clock = getattr(torch, dtype_name), Clock(device, args.processor_time)
+    model = build_model(shape, device, dtype)
+    variants = build_variants(model, args.projectors.split(","), args.scale_factors, dtype)
+    model.requires_grad_(args.stage == 2)
+    model.get_vision_tower().requires_grad_(False)
+    for variant in variants:
+        variant.projector.requires_grad_(True)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    language_model = [p for p in model.parameters() if p.requires_grad and not _is_projector(p, variants)]
+    shared = _optimizer(language_model, device) if language_model else None
+    prompt = build_prompt(model, args.batch_size, args.text_tokens, dtype)
+    labels = prompt.input_ids.clone()
+    labels[:, : -args.answer_tokens] = -100
+    calls = {}
+    for variant in variants:
+        step = _step(model, variant, prompt, labels, shared, device)
+        calls[variant] = lambda step=step: {"seconds": clock.timed(step)}
+    rounds = take_turns(calls, args.repeats)
+    return [
+        {
+            "name": variant.name,
+            "scale_factor": variant.scale_factor,
+            "tokens": tokens,
+            "gflop": step_gflop(model, shape, variant, args, tokens),
+            "seconds": median(rounds[variant], "seconds"),
+            "samples_per_second": args.batch_size / median(rounds[variant], "seconds"),
+            "step_ratio": median_ratio(rounds[variant], rounds[variants[0]], "seconds"),
+            "rounds": rounds[variant],
+        }
+        for variant in variants
+        for tokens in [variant.num_tokens(model)]
+    ]
+
+
+def _is_projector(parameter, variants: list) -> bool:
+    return any(parameter is own for variant in variants for own in variant.projector.parameters())
+
+
+def _optimizer(parameters, device: str):
+    import torch
+
+    return torch.optim.AdamW(parameters, lr=1e-6, fused=device.startswith("cuda"))
+
+
+def _step(model, variant, prompt, labels, shared, device: str) -> Callable[[], None]:
+    """One step, ids and labels on the CPU as a collator gives them."""
+    own = _optimizer(variant.projector.parameters(), device)
+    optimizers = [own] if shared is None else [own, shared]
+
+    def step() -> None:
+        variant.put_into(model)
+        model.train()
+        loss = model(input_ids=prompt.input_ids, labels=labels, images=prompt.images, use_cache=False).loss
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def step_gflop(model, shape: Shape, variant, args: argparse.Namespace, tokens: int) -> float:
+    """What a step needs: the tower once; projector, in training form, and language model with gradients."""
+    import torch
+
+    from llava.benchmark.speed.measure import like_features
+
+    variant.put_into(model)
+    model.train()
+    features = like_features(model, args.batch_size)
+    scale = [variant.scale_factor] if variant.projector.compresses else []
+    with torch.no_grad():
+        projector = gflop(lambda: variant.projector(features, *scale))
+    positions = tokens + args.text_tokens
+    language = language_flop(shape, args.batch_size, positions, args.answer_tokens) / 1e9
+    attention = attention_flop(shape, args.batch_size, positions) / 1e9
+    frozen_maps = language - attention if args.stage == 1 else 0
+    tower = tower_flop(shape.tower, args.batch_size, model.get_vision_tower().depth) / 1e9
+    return tower + FORWARD_AND_BACKWARD * (projector + language) - frozen_maps
+
+
+def peak_flops(device: str, dtype: str, given_tflops: float | None, clock: Clock) -> tuple[float, str]:
+    """FLOP/s that the machine can do at most, and by what."""
+    import torch
+
+    if given_tflops is not None:
+        return given_tflops * 1e12, "--peak_tflops"
+    if device.startswith("cuda") and dtype != "float32":
+        name = torch.cuda.get_device_name(device)
+        if name in PEAKS:
+            return PEAKS[name], f"{name}'s data sheet"
+    size = 8192 if device.startswith("cuda") else 1024
+    matrix = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
+    best = min(clock.timed(lambda: matrix @ matrix) for _ in range(10))
+    return 2 * size**3 / best, f"best of ten products of {size} x {size} matrices"
+
+
+def as_markdown(rows: list[dict], about: dict) -> str:
+    size = (
+        f"{about['shape']}, {about['layers']} of {about['full_layers']} layers; stage {about['stage']}, "
+        f"batch {about['batch_size']}, {about['text_tokens']} tokens of text, {about['answer_tokens']} with "
+        f"a label{', gradient checkpointing' if about['gradient_checkpointing'] else ''}, "
+        f"{about['time']} time"
+    )
+    columns = ["projector", "s", "tokens", "step, ms", "of 576", "samples/s", "GFLOP a step", "MFU"]
+    cells = []
+    for row in rows:
+        line = [row["name"], row["scale_factor"] or "–", row["tokens"], f"{1e3 * row['seconds']:.0f}"]
+        line += [f"{row['step_ratio']:.2f}", f"{row['samples_per_second']:.2f}"]
+        cells.append([*line, f"{row['gflop']:.0f}", f"{row['mfu']:.1%}"])
+    peak = f"MFU is of {about['peak_flops'] / 1e12:.3g} TFLOP/s, {about['peak_source']}."
+    return f"{headline(about)}; {size}.\n\n{table(columns, cells)}\n- {peak}\n"

@@ -1,0 +1,222 @@
+"""What benchmarks share: a device's own clock, turns, work and memory of a call, where figures are from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Hashable
+from datetime import datetime, timezone
+from pathlib import Path
+
+
+class Clock:
+    """Moments on a device's own time line: CUDA events on a GPU, the host's clock elsewhere.
+
+    An event is a mark in the device's queue, so that reading time costs no wait within what is timed; the
+    waits lie before the start, when nothing may be running, and after the end.
+
+    Args:
+        processor: off a GPU, count what processors worked for this process, all threads added up: the time to
+            compare by where others use the machine, too.
+    """
+
+    def __init__(self, device: str, processor: bool = False):
+        self.on_gpu = device.startswith("cuda")
+        self._host_time = time.process_time if processor else time.perf_counter
+
+    def wait(self) -> None:
+        """Until the device has done all that was asked of it."""
+        if self.on_gpu:
+            import torch
+
+            torch.cuda.synchronize()
+
+    def now(self):
+        if not self.on_gpu:
+            return self._host_time()
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, start, end) -> float:
+        """Between two moments; waits for the later one."""
+        if not self.on_gpu:
+            return end - start
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    def timed(self, call: Callable[[], object]) -> float:
+        """Seconds of one call."""
+        self.wait()
+        start = self.now()
+        call()
+        return self.seconds(start, self.now())
+
+
+def take_turns(calls: dict[Hashable, Callable[[], dict]], repeats: int) -> dict[Hashable, list[dict]]:
+    """What each call returns, round by round; a first round warms up and is not kept.
+
+    Calls take turns within a round, so that what else the machine does meets all of them alike, and a
+    figure of one can be divided by that of another of the same round.
+    """
+    from tqdm import tqdm
+
+    kept = {key: [] for key in calls}
+    for _ in tqdm(range(repeats + 1), desc="rounds"):
+        for key, call in calls.items():
+            kept[key].append(call())
+    return {key: figures[1:] for key, figures in kept.items()}
+
+
+def medians(calls: dict, repeats: int, device: str, processor: bool = False) -> dict:
+    """Median seconds of each call over rounds in which they take turns; `processor` as in Clock."""
+    clock = Clock(device, processor)
+    turns = take_turns(
+        {key: lambda call=call: {"seconds": clock.timed(call)} for key, call in calls.items()}, repeats
+    )
+    return {key: median(rounds, "seconds") for key, rounds in turns.items()}
+
+
+def median(rounds: list[dict], name: str) -> float:
+    return statistics.median(figures[name] for figures in rounds)
+
+
+def median_ratio(rounds: list[dict], others: list[dict], name: str) -> float:
+    """Median over the rounds of one call's figure by another's in the same round."""
+    pairs = zip(rounds, others, strict=True)
+    return statistics.median(figures[name] / other[name] for figures, other in pairs)
+
+
+def gflop(call: Callable[[], object]) -> float:
+    """Multiplications and additions of matrix products and convolutions, in billions.
+
+    Attention is counted as its two products over all positions, masked or not. Works on the meta device.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with sdpa_kernel(SDPBackend.MATH):  # the CPU's own attention kernel is one the counter does not know
+        call()
+        with FlopCounterMode(display=False) as count:
+            call()
+    return count.get_total_flops() / 1e9
+
+
+def peak_mib(call: Callable[[], object], device: str) -> float:
+    """Most memory that a call holds at a time beyond what is held before it, in MiB."""
+    import torch
+
+    call()
+    if device.startswith("cuda"):
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        call()
+    held = most = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most / 2**20
+
+
+# ---- Where figures come from
+
+
+def default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def provenance(device: str, dtype: str) -> dict:
+    """Command, date, machine, threads, versions and dtype: what every output carries."""
+    import torch
+    import transformers
+
+    on_gpu = device.startswith("cuda")
+    return {
+        "command": " ".join(["python -m llava.benchmark", *sys.argv[1:]]),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "machine": torch.cuda.get_device_name(device) if on_gpu else processor_name(),
+        "device": device,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "dtype": dtype,
+    }
+
+
+def processor_name() -> str:
+    """The CPU as Linux names it; elsewhere its architecture."""
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def headline(about: dict) -> str:
+    """Provenance as the line above a table."""
+    versions = about["versions"]
+    where = about["machine"]
+    if not about["device"].startswith("cuda"):
+        where = f"{about['threads']} threads on {about['cores']} cores of {where}"
+    return (
+        f"`{about['command']}`, {about['date']}: {where}, torch {versions['torch']}, "
+        f"transformers {versions['transformers']}, {about['dtype']}"
+    )
+
+
+def table(columns: list[str], rows: list[list]) -> str:
+    """Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines) + "\n"
+
+
+def write(folder: Path, name: str, content: dict, text: str) -> None:
+    """name.json and name.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1))
+    (folder / f"{name}.md").write_text(text)
+
+
+def paste(page: Path, name: str, text: str) -> None:
+    """Put a result on a documentation page, between <!-- name --> and <!-- end name -->.
+
+    Raises:
+        ValueError: if the page has no such place.
+    """
+    before, start, end, after = _place(page, name)
+    page.write_text(f"{before}{start}{text}{end}{after}")
+
+
+def check_place(page: Path | None, name: str) -> None:
+    """Ahead of a measurement: whether `paste` will find its place; None is no page."""
+    if page is not None:
+        _place(page, name)
+
+
+def _place(page: Path, name: str) -> tuple[str, str, str, str]:
+    if not page.is_file():
+        raise ValueError(f"--docs {page} is no file.")
+    content = page.read_text()
+    start, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
+    if start not in content or end not in content:
+        raise ValueError(f"--docs {page} has no lines {start.strip()} and {end}; add them where {name} goes.")
+    before, rest = content.split(start, 1)
+    return before, start, end, rest.split(end, 1)[1]

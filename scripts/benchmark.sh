@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# What compression saves and costs, measured here, on a GPU where there is one: projectors; whole models from pixels
+# to tokens, beside transformers' own LLaVA on the same weights; training steps. Random weights, nothing to download.
+#
+#   bash scripts/benchmark.sh [flags of python -m llava.benchmark speed]
+#
+#   SHAPES           tiny smollm2     measured from pixels to tokens; 1.5b, 7b and 13b are for a GPU
+#   STEP_SHAPES      $SHAPES          measured in training steps
+#   COUNT_SHAPES     1.5b 7b 13b      counted alone: FLOPs and bytes, no weights, no clock
+#   PROJECTOR_TYPES  all              of the table of projectors; separated by commas, none: leave it out
+#   REPEATS          5                rounds in which all rows take turns
+#   OUTPUT_DIR       playground/benchmark   *.json, *.md, *.png and *.svg; the tables are printed, too
+#   DOCS                              a page with places for the tables, as docs/performance.md has them
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [[ ${1:-} == --help ]]; then
+  sed -n '2,/^set /s/^# \{0,1\}//p' scripts/benchmark.sh
+  exit
+fi
+
+: "${SHAPES=tiny smollm2}" "${STEP_SHAPES=$SHAPES}" "${COUNT_SHAPES=1.5b 7b 13b}" "${PROJECTOR_TYPES=all}"
+: "${REPEATS:=5}" "${OUTPUT_DIR:=playground/benchmark}"
+benchmark() { python -m llava.benchmark "$@" --output_dir "$OUTPUT_DIR"; }
+to_page=(${DOCS:+--docs "$DOCS"})
+
+if [[ $PROJECTOR_TYPES != none ]]; then
+  types=()
+  [[ $PROJECTOR_TYPES == all ]] || types=(--types "$PROJECTOR_TYPES")
+  benchmark projectors --repeats "$REPEATS" "${types[@]}"
+fi
+for shape in $COUNT_SHAPES; do
+  benchmark speed --shape "$shape" --count_only "${to_page[@]}" "$@"
+done
+for shape in $SHAPES; do
+  benchmark speed --shape "$shape" --repeats "$REPEATS" "${to_page[@]}" "$@"
+done
+for shape in $STEP_SHAPES; do
+  benchmark step --shape "$shape" --repeats "$REPEATS" "${to_page[@]}"
+done

@@ -1,0 +1,118 @@
+"""Nothing on the way from prompt to loss asks the device for a value: on a GPU each question would wait.
+
+The meta device stands in for one: it holds no values, so that reading any (.item(), .cpu(), nonzero, an index
+that is a mask) raises.
+"""
+
+import copy
+from contextlib import nullcontext
+
+import pytest
+import tiny
+import torch
+
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.data.collator import Collator
+from llava.model.multimodal_merge import OnHost
+from llava.train.training_data import WithHostCopy
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.build(tmp_path_factory.mktemp("waits"))
+
+
+@pytest.fixture
+def without_values(model, monkeypatch):
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # it knows no meta device
+    monkeypatch.setattr(torch, "autocast", lambda device, enabled: nullcontext())
+    return copy.deepcopy(model).to("meta")
+
+
+def batch(lengths=(6, 9)) -> dict:
+    """Rows with an image each and labels on the last two words."""
+    rows = []
+    for length in lengths:
+        ids = torch.arange(5, 5 + length)
+        ids[1] = IMAGE_TOKEN_INDEX
+        labels = torch.full_like(ids, IGNORE_INDEX)
+        labels[-2:] = ids[-2:]
+        image = torch.randn(3, 56, 56)
+        rows.append({"name": "", "input_ids": ids, "labels": labels, "images": [image], "image_sizes": [0]})
+    collated = WithHostCopy(Collator(pad_token_id=0))(rows)
+    return {name: collated[name] for name in ("input_ids", "labels", "attention_mask", "images", "on_host")}
+
+
+def moved(values: dict, device: str) -> dict:
+    """As Trainer moves a batch: tensors go, the rest stays."""
+    return {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in values.items()}
+
+
+def test_a_training_step_reads_nothing_from_the_device(without_values):
+    without_values.train()
+    loss = without_values(**moved(batch(), "meta")).loss
+    loss.backward()
+    gradient = without_values.get_projector().mlp[0].weight.grad
+    assert loss.device.type == gradient.device.type == "meta"
+
+
+def test_without_the_copy_on_the_host_it_would(without_values):
+    """The detector detects."""
+    without_values.train()
+    inputs = moved(batch(), "meta")
+    del inputs["on_host"]
+    with pytest.raises(NotImplementedError, match="meta"):
+        without_values(**inputs)
+
+
+def test_prefill_of_ids_on_the_host_reads_nothing_from_the_device(without_values):
+    inputs = batch((7, 7))
+    images = inputs["images"].to("meta")
+    with torch.no_grad():
+        logits = without_values(input_ids=inputs["input_ids"], images=images, logits_to_keep=1).logits
+        merged = without_values.merge_inputs(
+            batch()["input_ids"], batch()["attention_mask"], images=images, padding_side="left"
+        )
+    assert logits.shape == (2, 1, tiny.VOCABULARY)
+    assert merged.inputs_embeds.shape[:2] == merged.attention_mask.shape == (2, 8 + 4)
+
+
+def test_the_copy_on_the_host_is_what_is_merged(model):
+    """Ids of the device's copy are not read at all."""
+    inputs = batch()
+    expected = model.merge_inputs(inputs["input_ids"], inputs["attention_mask"], images=inputs["images"])
+    wrong = torch.zeros_like(inputs["input_ids"])
+    merged = model.merge_inputs(wrong, images=inputs["images"], on_host=inputs["on_host"])
+    assert torch.equal(merged.inputs_embeds, expected.inputs_embeds)
+    assert merged.is_padded
+    assert not model.merge_inputs(torch.tensor([[5, 6]])).is_padded
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_padding_on_the_right_needs_no_mask_in_training(model, attention):
+    """Loss and gradients are those of each row alone, weighted by labels."""
+    trained = copy.deepcopy(model).train()
+    trained.config._attn_implementation = attention
+    trained.get_projector().eval()  # its batch norms would see other batches
+    inputs = batch()
+    parts, gradients = [], []
+    for rows in (slice(0, 2), slice(0, 1), slice(1, 2)):
+        trained.zero_grad()
+        keep = inputs["attention_mask"][rows].any(dim=0)
+        row = {name: inputs[name][rows][:, keep] for name in ("input_ids", "labels", "attention_mask")}
+        loss = trained(**row, images=inputs["images"][rows]).loss
+        loss.backward()
+        parts.append(loss.detach())
+        gradients.append(trained.get_decoder().layers[0].mlp.up_proj.weight.grad.clone())
+    torch.testing.assert_close(parts[0], (parts[1] + parts[2]) / 2, atol=1e-5, rtol=0)
+    torch.testing.assert_close(gradients[0], (gradients[1] + gradients[2]) / 2, atol=1e-5, rtol=1e-4)
+
+
+def test_what_moves_batches_leaves_the_host_copy():
+    from accelerate.utils import send_to_device
+
+    host = batch()["on_host"]
+    sent = send_to_device({"input_ids": host.input_ids, "on_host": host}, torch.device("meta"))
+    assert sent["on_host"] is host
+    assert isinstance(host, OnHost)
+    assert sent["input_ids"].device.type == "meta"
