@@ -33,7 +33,7 @@ def config(tmp_path_factory):
     content = {
         "data": {"folder": str(folder / "data"), "num_train": 8, "num_test": 4, "image_size": SIZE},
         "tower": str(folder / "tower"),
-        "reader": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocabulary": 300},
+        "reader": {"width": 16, "num_heads": 2, "num_hops": 1},
         "training": {"epochs": 1, "batch_size": 4},
         "seeds": [0],
         "scale_factors": [2],

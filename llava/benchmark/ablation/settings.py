@@ -42,18 +42,18 @@ class Data:
 
 @dataclass(frozen=True)
 class Reader:
-    """The language model: a folder to start from, or the shape of one that starts at random.
+    """What answers: a language model's folder, or the shape of a small reader that starts at random.
 
     Args:
         path: folder of a causal language model and its tokenizer; the rest is then unused.
-        vocabulary: pieces of the tokenizer that is learnt from the training questions.
+        width: of the small reader, a multiple of 4 and of its heads.
+        num_hops: how often it looks at the visual tokens.
     """
 
     path: Path | None = None
-    hidden_size: int = 192
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 6
-    vocabulary: int = 600
+    width: int = 192
+    num_heads: int = 6
+    num_hops: int = 3
 
 
 @dataclass(frozen=True)

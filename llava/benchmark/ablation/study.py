@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 
 from llava.benchmark.ablation.features import HiddenStates, hidden_states
+from llava.benchmark.ablation.readers import make_reader
 from llava.benchmark.ablation.settings import QUESTION_ONLY, Run, Study, runs_of
-from llava.benchmark.ablation.text import encode, learn_tokenizer
-from llava.benchmark.ablation.training import Split, fields_of, make_reader, run_once
+from llava.benchmark.ablation.text import Tokens, Words
+from llava.benchmark.ablation.training import Split, fields_of, run_once
 
 logger = logging.getLogger(__name__)
 
@@ -24,19 +25,17 @@ class Workplace:
 
     def __init__(self, study: Study, output_dir: Path, device: str):
         from llava.benchmark.prismvqa.dataset import load_split
-        from llava.model.tokenizer import load_tokenizer
 
         self.study, self.device = study, device
         data = study.data
         train, test = (load_split(data.folder, split) for split in ("train", "test"))
         self.states = shared_states(study, output_dir, device).to(device)
         if study.reader.path is not None:
-            self.tokenizer = load_tokenizer(str(study.reader.path))
+            self.codec = Tokens(study.reader.path)
         else:
-            said = (text for example in train for q in example.questions for text in (q.text, q.answer))
-            self.tokenizer = learn_tokenizer(said, study.reader.vocabulary)
+            self.codec = Words((q.text, q.answer) for example in train for q in example.questions)
         scenes = [
-            [encode(q.text, q.answer, q.family, self.tokenizer) for q in example.questions]
+            [self.codec.encode(q.text, q.answer, q.family) for q in example.questions]
             for example in [*train, *test]
         ]
         num_train = len(train) - data.num_validation
@@ -49,8 +48,7 @@ class Workplace:
     def do(self, run: Run) -> dict:
         from tqdm import tqdm
 
-        tokenizer = self.tokenizer
-        reader = make_reader(self.study.reader, len(tokenizer), tokenizer.eos_token_id, run.seed)
+        reader = make_reader(self.study.reader, self.codec, run.seed)
         return run_once(
             run,
             self.study.training,

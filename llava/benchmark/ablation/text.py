@@ -1,14 +1,18 @@
-"""Questions and answers as ids."""
+"""Questions and answers as ids: pieces of a language model's tokenizer, or whole words."""
 
-# B scenes, Q questions of all of them, n ids of the longest
+# B scenes, Q questions of all of them, n ids of the longest, k ids of the answers
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-SEPARATOR = "\n"  # between a question and its answer
+SEPARATOR = "\n"  # between a question and a language model's answer
+WORD = re.compile(r"\w+|[^\w\s]")
+UNKNOWN = 0  # id of a word or answer that training never showed
 
 
 @dataclass(frozen=True)
@@ -27,66 +31,67 @@ class TextBatch:
     Attributes:
         ids: long[Q, n], padded on the right, where nothing that counts looks.
         scene: long[Q], which of the B each is about.
+        slot: long[Q], which of its scene's questions each is.
         rows, columns: long[k], where the k ids of the answers stand.
+        most: questions of the scene that is asked most.
         families: Q names.
     """
 
     ids: Tensor
     scene: Tensor
+    slot: Tensor
     rows: Tensor
     columns: Tensor
+    most: int
     families: tuple[str, ...]
 
     def to(self, device: str) -> "TextBatch":
-        moved = (part.to(device) for part in (self.ids, self.scene, self.rows, self.columns))
-        return TextBatch(*moved, self.families)
-
-
-def learn_tokenizer(texts: Iterable[str], vocabulary: int):
-    """A byte-level BPE of the training questions, as a tokenizer of transformers.
-
-    Letters of a printed text must stay apart for unseen ones to be spelt, so capitals and digits stand alone.
-    """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"[A-Z0-9](?![a-z])"), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=["<end>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
-
-
-def encode(text: str, answer: str, family: str, tokenizer) -> Asked:
-    """With a tokenizer of transformers that has an end token."""
-    prompt = tokenizer(text + SEPARATOR, add_special_tokens=False).input_ids
-    said = tokenizer(answer, add_special_tokens=False).input_ids
-    return Asked((*prompt, *said, tokenizer.eos_token_id), len(prompt), family)
+        parts = (self.ids, self.scene, self.slot, self.rows, self.columns)
+        return TextBatch(*(part.to(device) for part in parts), self.most, self.families)
 
 
 def collate(scenes: Sequence[Sequence[Asked]]) -> TextBatch:
-    """A batch of each scene's questions."""
+    """A batch of each scene's questions; all on the host, since a device would have to be waited for."""
     asked = [question for scene in scenes for question in scene]
     ids = torch.nn.utils.rnn.pad_sequence(
         [torch.tensor(question.ids) for question in asked], batch_first=True
     )
-    # on the host, since a device would have to be waited for
     places = [
         (row, column)
         for row, question in enumerate(asked)
         for column in range(question.num_prompt, len(question.ids))
     ]
     rows, columns = torch.tensor(places).T
-    scene = torch.tensor([number for number, questions in enumerate(scenes) for _ in questions])
-    return TextBatch(ids, scene, rows, columns, tuple(question.family for question in asked))
+    slots = [(number, slot) for number, scene in enumerate(scenes) for slot in range(len(scene))]
+    scene, slot = torch.tensor(slots).T
+    most = max(map(len, scenes))
+    return TextBatch(ids, scene, slot, rows, columns, most, tuple(question.family for question in asked))
+
+
+class Tokens:
+    """Ids of a language model's tokenizer; an answer ends with its end mark."""
+
+    def __init__(self, folder: Path):
+        from llava.model.tokenizer import load_tokenizer
+
+        self.tokenizer = load_tokenizer(folder, padding_side="right")
+
+    def encode(self, text: str, answer: str, family: str) -> Asked:
+        prompt = self.tokenizer(text + SEPARATOR, add_special_tokens=False).input_ids
+        said = self.tokenizer(answer, add_special_tokens=False).input_ids
+        return Asked((*prompt, *said, self.tokenizer.eos_token_id), len(prompt), family)
+
+
+class Words:
+    """A number for each word of the training questions, and one for each of their answers, however long."""
+
+    def __init__(self, pairs: Iterable[tuple[str, str]]):
+        """Of (question, answer) pairs; numbers do not depend on their order."""
+        pairs = list(pairs)
+        words = sorted({word for text, _ in pairs for word in WORD.findall(text.lower())})
+        self.words = {word: number for number, word in enumerate(words, start=1)}
+        self.answers = {name: number for number, name in enumerate(sorted({a for _, a in pairs}), start=1)}
+
+    def encode(self, text: str, answer: str, family: str) -> Asked:
+        prompt = [self.words.get(word, UNKNOWN) for word in WORD.findall(text.lower())]
+        return Asked((*prompt, self.answers.get(answer, UNKNOWN)), len(prompt), family)

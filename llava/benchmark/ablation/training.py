@@ -1,6 +1,6 @@
 """One run: a projector and a reader learn to answer, and are scored."""
 
-# B scenes, M visual tokens, D reader width, k ids of answers
+# B pictures, M visual tokens, D reader width, k ids of answers
 
 import math
 import time
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llava.benchmark.ablation.features import HiddenStates
-from llava.benchmark.ablation.settings import QUESTION_ONLY, Reader, Row, Run, Training
+from llava.benchmark.ablation.settings import QUESTION_ONLY, Row, Run, Training
 from llava.benchmark.ablation.text import Asked, TextBatch, collate
 from llava.model.vision_config import VisionFields
 
@@ -33,26 +33,6 @@ class Split:
         return text, torch.tensor([self.pictures[index] for index in chosen])
 
 
-def make_reader(settings: Reader, vocabulary: int, end: int, seed: int) -> nn.Module:
-    """A causal language model of transformers, the same for every run of a seed, in float32."""
-    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    if settings.path is not None:
-        return AutoModelForCausalLM.from_pretrained(settings.path, dtype=torch.float32)
-    width = settings.hidden_size
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=8 * width // 3,
-        num_hidden_layers=settings.num_hidden_layers,
-        num_attention_heads=settings.num_attention_heads,
-        tie_word_embeddings=True,
-        eos_token_id=end,
-    )
-    return LlamaForCausalLM(config)
-
-
 class VisualReader(nn.Module):
     """A reader that sees through a projector, or does not see."""
 
@@ -66,24 +46,19 @@ class VisualReader(nn.Module):
         options = {"scale_factor": scale_factor} if self.projector.compresses else {}
         return self.projector(features, **options)
 
-    def forward(self, text: TextBatch, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Predict every answer id from the image and what its own question has said so far.
+    def forward(
+        self, text: TextBatch, pictures: Tensor, states: HiddenStates, scale_factor: int | None
+    ) -> Tensor:
+        """float32[k, answers or vocabulary]: the reader's logits."""
+        blind = self.projector is None
+        return self.reader(
+            text, None if blind else self.visual_tokens(states, pictures, scale_factor)
+        ).float()
 
-        The image is read once a scene; all of its questions go on from there.
 
-        Args:
-            tokens: float[B, M, D]; None: no image.
-        Returns:
-            float32[k, vocabulary], the logits ahead of the answers' ids, and long[k], those ids.
-        """
-        decoder, cache = self.reader.get_decoder(), None
-        if tokens is not None:
-            cache = decoder(inputs_embeds=tokens, use_cache=True).past_key_values
-            cache.batch_select_indices(text.scene)
-        embeds = self.reader.get_input_embeddings()(text.ids)
-        hidden = decoder(inputs_embeds=embeds, past_key_values=cache, use_cache=cache is not None)
-        logits = self.reader.lm_head(hidden.last_hidden_state[text.rows, text.columns - 1])
-        return logits.float(), text.ids[text.rows, text.columns]
+def labels_of(text: TextBatch) -> Tensor:
+    """long[k]: the ids that a reader's logits are of."""
+    return text.ids[text.rows, text.columns]
 
 
 def fields_of(row: Row, states: HiddenStates | None = None, scale_factor: int | None = None) -> VisionFields:
@@ -127,7 +102,7 @@ def train(
     """
     projector = fields = None
     if run.row.projector != QUESTION_ONLY:
-        projector, fields = make_projector(run, states, reader.config.hidden_size)
+        projector, fields = make_projector(run, states, reader.width)
     model = VisualReader(reader, projector, fields).to(device).train()
     order = torch.Generator().manual_seed(run.seed)
     batches = [
@@ -143,9 +118,8 @@ def train(
         # each s as often as any other, in an order that every row shares
         factor = run.scale_factors[step % len(run.scale_factors)] if run.scale_factors else None
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            tokens = None if projector is None else model.visual_tokens(states, pictures, factor)
-            logits, labels = model(text, tokens)
-        loss = F.cross_entropy(logits, labels)
+            logits = model(text, pictures, states, factor)
+        loss = F.cross_entropy(logits, labels_of(text))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -200,9 +174,8 @@ def score(
     for start in range(0, len(split), batch_size):
         text, pictures = split.batch(range(start, min(start + batch_size, len(split))), device)
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            tokens = None if model.projector is None else model.visual_tokens(states, pictures, scale_factor)
-            logits, labels = model(text, tokens)
-        wrong = set(text.rows[logits.argmax(dim=-1) != labels].tolist())
+            logits = model(text, pictures, states, scale_factor)
+        wrong = set(text.rows[logits.argmax(dim=-1) != labels_of(text)].tolist())
         for question, family in enumerate(text.families):
             asked[family] += 1
             right[family] += question not in wrong
