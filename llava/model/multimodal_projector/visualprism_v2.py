@@ -8,7 +8,7 @@ What differs from the published form, and why (docs/prism_v2.md has the measurem
 - HKVE's local and global branches enter as residuals whose gains start at zero.
 - Values carry where in their region they stand: a gain over the region's cosine basis, channel by channel,
   that starts at one. So a token keeps what a plain weighted mean over its patches would lose.
-- The query is added to what it gathered.
+- The query is added to what it gathered, by a gain that starts at zero.
 - Layer norms: no statistics of a batch, so training and evaluation compute the same, on any number of ranks.
 """
 
@@ -26,6 +26,7 @@ from llava.model.multimodal_projector.triple_path import GlobalGate, TriplePathC
 from llava.model.multimodal_projector.wavelet import SubbandPath
 from llava.model.vision_config import VISUALPRISM_PATHS, VisionFields, parse_paths
 
+HEAD_WIDTH = 64  # of the default head count
 COSINES = 4  # of the basis along a side: complete for regions of up to 4x4 patches
 
 
@@ -85,6 +86,7 @@ class VisualPrismV2(TriplePathCompressor):
     """G*G patches to (G/s)**2 tokens; no parameter depends on s or on G.
 
     Args, beside RegionCompressor's:
+        num_heads: h, by default E // 64, at least 1.
         paths: which of identity, local and wavelet make the queries; identity alone is without TPQP.
         branches: whether the local and global branches are there.
         positions: whether values carry their place in the region.
@@ -109,10 +111,11 @@ class VisualPrismV2(TriplePathCompressor):
         shortcut: bool = True,
         wavelet: str = "haar",
     ):
+        width = width or vision_width
+        num_heads = num_heads or max(1, width // HEAD_WIDTH)
         super().__init__(
             vision_width, llm_width, scale_factor, num_levels, width, num_heads, level_maps=False
         )
-        width = width or vision_width
         self.make_fusion(paths, width)
         if "identity" in self.paths:
             self.q_identity = nn.Linear(vision_width, width)
@@ -133,7 +136,7 @@ class VisualPrismV2(TriplePathCompressor):
         self.k_branches = Branches(width, (3, 5, 7)) if branches else None
         self.v_branches = Branches(width, (3,)) if branches else None
         self.v_positions = RegionGains(width) if positions else None
-        self.shortcut = shortcut
+        self.shortcut_gain = nn.Parameter(torch.zeros(width)) if shortcut else None
         self.initialize()
 
     @classmethod
@@ -186,4 +189,11 @@ class VisualPrismV2(TriplePathCompressor):
             value = self.v_positions(value, scale_factor)
         query = self.queries(x, scale_factor)
         gathered = self.clip_attn(query, key, value, scale_factor)
-        return self.mlp(gathered + query if self.shortcut else gathered)
+        if self.shortcut_gain is not None:
+            gathered = gathered + self.shortcut_gain * query
+        return self.mlp(gathered)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.shortcut_gain is not None:
+            init.zeros_(self.shortcut_gain)

@@ -93,7 +93,7 @@ def plain(module: VisualPrismV2, x: torch.Tensor, x_multi: torch.Tensor, s: int)
                         gains[place] += wave * module.v_positions.weight[4 * a + b]
             asked = query[row * (grid // s) + column].view(1, 1, -1)
             gathered = attention(asked, key[inside][None], value[inside][None] * gains, need_weights=False)[0]
-            tokens.append(module.mlp(gathered + asked).flatten())
+            tokens.append(module.mlp(gathered + module.shortcut_gain * asked).flatten())
     return torch.stack(tokens)
 
 
@@ -112,7 +112,7 @@ def test_residuals_start_at_zero_and_gains_at_one():
     module = VisualPrismV2(WIDTH, LLM_WIDTH, 2, LEVELS).eval()
     inputs = features()
     expected = module(inputs)
-    module.k_branches = module.v_branches = module.v_positions = None
+    module.k_branches = module.v_branches = module.v_positions = module.shortcut_gain = None
     assert torch.equal(module(inputs), expected)
 
 
@@ -163,7 +163,7 @@ def test_switches_come_back_from_config_json(tmp_path, bpe_tokenizer):
     assert projector.paths == ("identity", "wavelet")
     assert projector.q_wavelet.wavelet.name == "db2"
     assert projector.k_branches is projector.v_branches is projector.v_positions is None
-    assert not projector.shortcut
+    assert projector.shortcut_gain is None
     alone = tiny.build(tmp_path, mm_projector_type="visualprism_v2", visualprism_tpqp=False)
     assert alone.get_projector().paths == ("identity",)
 
