@@ -50,7 +50,7 @@ class VisionFields:
     visualprism_wavelet: str = "haar"
     visualprism_norm: str = "batch"
     visualprism_positions: bool = True
-    visualprism_shortcut: bool = True
+    visualprism_shortcut: bool = False
     patch_num: int | str = 9
     image_aspect_ratio: str = "square"
     image_grid_pinpoints: list | str | None = None

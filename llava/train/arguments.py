@@ -75,7 +75,7 @@ class ModelArguments:
         None, "Values carry their place in the region (default True); of visualprism_v2 alone."
     )
     visualprism_shortcut: bool = flag(
-        None, "The query is added to what it gathered (default True); of visualprism_v2 alone."
+        None, "The query is added to what it gathered (default False); of visualprism_v2 alone."
     )
     pretrain_mm_mlp_adapter: str = flag(None, "Stage 1's mm_projector.bin to start from.")
     tune_mm_mlp_adapter: bool = flag(False, "Stage 1: the projector alone learns.")

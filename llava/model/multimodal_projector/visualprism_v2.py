@@ -8,7 +8,6 @@ What differs from the published form, and why (docs/prism_v2.md has the measurem
 - HKVE's local and global branches enter as residuals whose gains start at zero.
 - Values carry where in their region they stand: a gain over the region's cosine basis, channel by channel,
   that starts at one. So a token keeps what a plain weighted mean over its patches would lose.
-- The query is added to what it gathered, by a gain that starts at zero.
 - Layer norms: no statistics of a batch, so training and evaluation compute the same, on any number of ranks.
 """
 
@@ -26,7 +25,6 @@ from llava.model.multimodal_projector.triple_path import GlobalGate, TriplePathC
 from llava.model.multimodal_projector.wavelet import SubbandPath
 from llava.model.vision_config import VISUALPRISM_PATHS, VisionFields, parse_paths
 
-HEAD_WIDTH = 64  # of the default head count
 COSINES = 4  # of the basis along a side: complete for regions of up to 4x4 patches
 
 
@@ -86,11 +84,10 @@ class VisualPrismV2(TriplePathCompressor):
     """G*G patches to (G/s)**2 tokens; no parameter depends on s or on G.
 
     Args, beside RegionCompressor's:
-        num_heads: h, by default E // 64, at least 1.
         paths: which of identity, local and wavelet make the queries; identity alone is without TPQP.
         branches: whether the local and global branches are there.
         positions: whether values carry their place in the region.
-        shortcut: whether the query is added to what it gathered.
+        shortcut: whether the query is added to what it gathered, by a gain that starts at zero.
         wavelet: a discrete wavelet of PyWavelets.
     Raises:
         ValueError: on an unknown path or wavelet, or heads that do not divide E.
@@ -108,14 +105,13 @@ class VisualPrismV2(TriplePathCompressor):
         paths: tuple[str, ...] = VISUALPRISM_PATHS,
         branches: bool = True,
         positions: bool = True,
-        shortcut: bool = True,
+        shortcut: bool = False,
         wavelet: str = "haar",
     ):
-        width = width or vision_width
-        num_heads = num_heads or max(1, width // HEAD_WIDTH)
         super().__init__(
             vision_width, llm_width, scale_factor, num_levels, width, num_heads, level_maps=False
         )
+        width = width or vision_width
         self.make_fusion(paths, width)
         if "identity" in self.paths:
             self.q_identity = nn.Linear(vision_width, width)

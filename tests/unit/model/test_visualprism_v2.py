@@ -21,7 +21,7 @@ WIDTH, LLM_WIDTH, LEVELS = 16, 24, 3
 def make(**options) -> VisualPrismV2:
     """Weights far from their start, so that every part has its say."""
     torch.manual_seed(0)
-    module = VisualPrismV2(WIDTH, LLM_WIDTH, 2, LEVELS, num_heads=2, **options)
+    module = VisualPrismV2(WIDTH, LLM_WIDTH, 2, LEVELS, num_heads=2, **{"shortcut": True, **options})
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -109,7 +109,7 @@ def test_agreement_with_the_plain_form(s):
 @torch.no_grad()
 def test_residuals_start_at_zero_and_gains_at_one():
     torch.manual_seed(0)
-    module = VisualPrismV2(WIDTH, LLM_WIDTH, 2, LEVELS).eval()
+    module = VisualPrismV2(WIDTH, LLM_WIDTH, 2, LEVELS, shortcut=True).eval()
     inputs = features()
     expected = module(inputs)
     module.k_branches = module.v_branches = module.v_positions = module.shortcut_gain = None
@@ -150,7 +150,7 @@ SWITCHED = {
     "visualprism_hkve": False,
     "visualprism_wavelet": "db2",
     "visualprism_positions": False,
-    "visualprism_shortcut": False,
+    "visualprism_shortcut": True,
 }
 
 
@@ -163,7 +163,7 @@ def test_switches_come_back_from_config_json(tmp_path, bpe_tokenizer):
     assert projector.paths == ("identity", "wavelet")
     assert projector.q_wavelet.wavelet.name == "db2"
     assert projector.k_branches is projector.v_branches is projector.v_positions is None
-    assert projector.shortcut_gain is None
+    assert projector.shortcut_gain is not None
     alone = tiny.build(tmp_path, mm_projector_type="visualprism_v2", visualprism_tpqp=False)
     assert alone.get_projector().paths == ("identity",)
 
