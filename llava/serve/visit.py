@@ -80,6 +80,8 @@ class Page:
             visit.shown = visit.shown + asked
             for _ in _answer(visit, text, num_tokens, temperature, top_p, max_new_tokens):
                 yield None, visit.shown, visit, _timing(visit)
+            if visit.is_over:
+                yield _emptied()
 
     def retry(
         self, message: dict, visit: Visit | None, num_tokens, temperature, top_p, max_new_tokens
@@ -92,6 +94,8 @@ class Page:
             visit.shown = visit.shown[:-1]
             for _ in _answer(visit, text, num_tokens, temperature, top_p, max_new_tokens):
                 yield message, visit.shown, visit, _timing(visit)
+            if visit.is_over:
+                yield _emptied()
 
     def reset(self, visit: Visit | None) -> tuple:
         if visit is not None:
@@ -194,6 +198,12 @@ def _answer(visit: Visit, text: str, num_tokens, temperature, top_p, max_new_tok
         raise ValueError("Nothing was said; the question counts as not asked.")
     visit.turn = num_turns
     yield
+
+
+def _emptied() -> tuple:
+    """The page of a new conversation, as the old one's answer leaves it: what it showed last may arrive after
+    the page was emptied. What is being typed stays."""
+    return gr.skip(), [], None, ""
 
 
 def _timing(visit: Visit) -> str:

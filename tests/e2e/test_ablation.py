@@ -98,8 +98,12 @@ def test_a_run_that_fails_is_named_after_all_others_are_done(config, tmp_path, c
     assert command(config, tmp_path) == 1
     assert "1 of 3 runs failed: ours-s2-seed0: out of memory" in capsys.readouterr().err
     assert (tmp_path / "runs" / "theirs-s2-seed0.json").exists()
-    assert command(config, tmp_path, "cpu", "--report_only") == 0
-    assert "Not run yet: ours." in capsys.readouterr().out
+    page = tmp_path / "page.md"
+    page.write_text("<!-- ablation_study -->\n<!-- end ablation_study -->\n")
+    assert command(config, tmp_path, "cpu", "--report_only", "--docs", str(page)) == 0
+    tables = capsys.readouterr().out
+    assert "Not run yet: ours." in tables
+    assert tables.strip() in page.read_text()
 
 
 def test_states_are_those_of_the_tower(config, tmp_path):

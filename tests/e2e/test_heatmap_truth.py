@@ -27,7 +27,15 @@ LAYOUTS = {
 }
 WITHOUT_GRID = {"visionzip", "prumerge"}
 SINGLE = ["identity", "linear", "mlp2x_gelu"]
-COMPRESSING = ["tokenpacker", "avgpool", "pixel_shuffle", "ldpv2", "cabstractor", "resampler"]
+COMPRESSING = [
+    "visualprism_v2",
+    "tokenpacker",
+    "avgpool",
+    "pixel_shuffle",
+    "ldpv2",
+    "cabstractor",
+    "resampler",
+]
 CASES = [
     *((kind, 1, layout) for kind in SINGLE for layout in ("square", "slice", "anyres")),
     *((kind, s, layout) for kind in COMPRESSING for s in (2, 3, 4) for layout in ("pad", "slice", "anyres")),

@@ -101,7 +101,9 @@ def lmms_eval(world: Path, output: Path, batch_size: int) -> dict[str, list[dict
     assert done.returncode == 0, done.stderr[-4000:]
     samples = {}
     for task in KINDS:
-        (path,) = output.rglob(f"*_samples_{task}.jsonl")
+        found = list(output.rglob(f"*_samples_{task}.jsonl"))
+        assert len(found) == 1, done.stderr[-4000:]
+        path = found[0]
         samples[task] = sorted(read_jsonl(path), key=lambda row: row["doc_id"])
     return samples
 

@@ -334,7 +334,7 @@ def test_a_stopped_launch_lets_its_processes_save_and_ends_with_143(folder, sent
     while not (folder / "up").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     started.send_signal(sent)
-    assert started.wait(timeout=30) == 143
+    assert started.wait(timeout=120) == 143
     assert (folder / "saved").exists()
 
 

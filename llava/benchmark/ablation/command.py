@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from llava.benchmark.timing import headline, provenance, write
+from llava.benchmark.timing import check_place, headline, paste, provenance, write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output_dir", type=Path, help="results; default: playground/ablation/ and the file's name")
     add("--devices", help="such as cuda:0,cuda:1 or cpu; default: all GPUs, or cpu where there is none")
     add("--report_only", action="store_true", help="print the tables of what is done, run nothing")
+    add("--docs", type=Path, help="a page with a place for this study's tables; they are put there")
     parser.set_defaults(run=run)
 
 
@@ -24,6 +25,8 @@ def run(args: argparse.Namespace) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     study = read_study(args.config)
+    place = f"ablation_{args.config.stem}"
+    check_place(args.docs, place)
     output_dir = args.output_dir or Path("playground/ablation") / args.config.stem
     devices = args.devices.split(",") if args.devices else visible_devices()
     results = results_so_far(study, output_dir) if args.report_only else conduct(study, output_dir, devices)
@@ -32,6 +35,8 @@ def run(args: argparse.Namespace) -> None:
     head += f"Accuracy in per cent on {study.data.score_on} scenes; ± is the 95% interval over seeds.\n\n"
     tables = head + as_markdown(study, results)
     write(output_dir, "results", {**about, "results": results}, tables)
+    if args.docs is not None:
+        paste(args.docs, place, tables)
     print(tables)
 
 

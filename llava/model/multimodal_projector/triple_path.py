@@ -15,6 +15,11 @@ from llava.model.multimodal_projector.compressor import RegionCompressor
 from llava.model.vision_config import VISUALPRISM_PATHS
 
 
+def in_published_order(paths: Sequence[str]) -> tuple[str, ...]:
+    """Paths as q_fusion_weights has them."""
+    return tuple(path for path in VISUALPRISM_PATHS if path in paths)
+
+
 def depthwise(width: int, kernel: int) -> nn.Conv2d:
     return nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width, bias=False)
 
@@ -55,18 +60,14 @@ class PrismParts(NamedTuple):
 class TriplePathCompressor(RegionCompressor):
     """A RegionCompressor whose queries are a learnt mixture of paths over the selected layer.
 
-    A subclass makes the paths' parts, `wavelet_path` among them, and says in `path_queries` what they give.
+    A subclass sets `paths`, makes their parts, `wavelet_path` among them, then the fusion, and says in
+    `path_queries` what the paths give.
     """
 
-    def make_fusion(self, paths: Sequence[str], width: int) -> None:
-        """The mixture's weights, and the map of the mixture.
+    paths: tuple[str, ...]
 
-        Args:
-            paths: of VISUALPRISM_PATHS, in any order.
-            width: E.
-        """
-        # The published order, which is that of q_fusion_weights
-        self.paths = tuple(path for path in VISUALPRISM_PATHS if path in paths)
+    def make_fusion(self, width: int) -> None:
+        """The weights of the mixture, and the map of it to float[..., E]."""
         self.q_fusion_weights = nn.Parameter(torch.full((len(self.paths),), 1 / len(self.paths)))
         self.q_proj_1 = nn.Linear(width, width, bias=False)
 

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 from llava.model.multimodal_projector.base import downsample, to_maps, to_tokens
 from llava.model.multimodal_projector.norms import NORMS
-from llava.model.multimodal_projector.triple_path import GlobalGate, TriplePathCompressor, depthwise
+from llava.model.multimodal_projector.triple_path import (
+    GlobalGate,
+    TriplePathCompressor,
+    depthwise,
+    in_published_order,
+)
 from llava.model.multimodal_projector.visualprism_folded import FoldedVisualPrism, fingerprint
 from llava.model.multimodal_projector.wavelet import WaveletPath
 from llava.model.vision_config import VISUALPRISM_PATHS, VisionFields, parse_paths
@@ -74,7 +79,7 @@ class VisualPrism(TriplePathCompressor):
         )
         width = width or vision_width
         norm_class = NORMS[norm]
-        self.make_fusion(paths, width)
+        self.paths = in_published_order(paths)
         self.hkve = hkve
         self.folds = norm != "layer"
         self._folded: tuple[tuple, FoldedVisualPrism] | None = None
@@ -87,6 +92,7 @@ class VisualPrism(TriplePathCompressor):
             self.q_freq = nn.Sequential(
                 WaveletPath(vision_width, norm_class, wavelet), nn.Conv2d(vision_width, width, 1)
             )
+        self.make_fusion(width)
         # Hierarchical key-value encoding
         if hkve:
             self.kv_down_proj = nn.Linear(num_levels * vision_width, width)

@@ -21,7 +21,12 @@ from transformers import initialization as init
 
 from llava.model.multimodal_projector.base import NORM_EPS, downsample, to_maps, to_tokens
 from llava.model.multimodal_projector.norms import ChannelNorm
-from llava.model.multimodal_projector.triple_path import GlobalGate, TriplePathCompressor, depthwise
+from llava.model.multimodal_projector.triple_path import (
+    GlobalGate,
+    TriplePathCompressor,
+    depthwise,
+    in_published_order,
+)
 from llava.model.multimodal_projector.wavelet import SubbandPath
 from llava.model.vision_config import VISUALPRISM_PATHS, VisionFields, parse_paths
 
@@ -112,7 +117,7 @@ class VisualPrismV2(TriplePathCompressor):
             vision_width, llm_width, scale_factor, num_levels, width, num_heads, level_maps=False
         )
         width = width or vision_width
-        self.make_fusion(paths, width)
+        self.paths = in_published_order(paths)
         if "identity" in self.paths:
             self.q_identity = nn.Linear(vision_width, width)
         if "local" in self.paths:
@@ -126,6 +131,7 @@ class VisualPrismV2(TriplePathCompressor):
         if "wavelet" in self.paths:
             self.q_wavelet = SubbandPath(vision_width, ChannelNorm, wavelet)
             self.q_wavelet_proj = nn.Linear(4 * vision_width, width)
+        self.make_fusion(width)
         self.kv_mix = nn.Sequential(nn.Linear(num_levels * vision_width, width), nn.GELU())
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
