@@ -1,6 +1,6 @@
 """VisualPrism v2: the three query paths over keys and values whose channels mix.
 
-What differs from the published form, and why (docs/prism_v2.md has the measurements):
+What differs from the published form, and why (docs/ablation.md has the measurements):
 - The wavelet path hands on the sub-bands themselves: transformed back and sampled, all but LL would be lost
   at s = 2.
 - Keys and values are maps of a shared two-layer mixture of all levels. HKVE's single linear map, then
