@@ -72,7 +72,7 @@ def _rank_main(rank, world_size, port, argv, prepare, log):
     train(argv)
 
 
-def run(argv: list[str], log: Path, world_size: int = 1, prepare=None, timeout: float = 120) -> list[int]:
+def run(argv: list[str], log: Path, world_size: int = 1, prepare=None, timeout: float = 300) -> list[int]:
     """Exit statuses by rank; a negative one is the signal that ended it.
 
     Args:

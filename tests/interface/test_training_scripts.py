@@ -329,7 +329,13 @@ exit 1
 def test_a_stopped_launch_lets_its_processes_save_and_ends_with_143(folder, sent):
     (folder / "bin" / "python").write_text(TORCHRUN)
     script = ROOT / "scripts" / "v1_5" / "finetune.sh"
-    started = subprocess.Popen(["bash", script], cwd=folder, env=environment(folder, GPUS="2"))
+    started = subprocess.Popen(
+        ["bash", script],
+        cwd=folder,
+        env=environment(folder, GPUS="2"),
+        # a job in the background is born deaf to SIGINT, and bash then cannot trap it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 30
     while not (folder / "up").exists() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -44,7 +44,7 @@ def test_counts_are_those_of_torch(shape):
 def test_the_cache_takes_the_bytes_that_are_counted(shape):
     model = build_model(shape, "cpu", torch.bfloat16)
     cache = DynamicCache()
-    model(inputs_embeds=torch.randn(1, 20, shape.width).bfloat16(), cache=cache, use_cache=True)
+    model(inputs_embeds=torch.randn(1, 20, shape.width).bfloat16(), past_key_values=cache, use_cache=True)
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert held == shapes.kv_bytes(shape, 20, 2)
 
