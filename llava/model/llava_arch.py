@@ -1,4 +1,7 @@
-"""Vision around any causal language model: tower, projector and merge, as two mixins."""
+"""Vision around any causal language model: tower, projector and merge, as two mixins.
+
+One file of some 400 lines: the two are halves of one forward pass, who builds the parts and who calls them.
+"""
 
 # B sequences, T' merged tokens, I images of the batch, V views of them all (tiles; for square and pad one an
 # image), M tokens a view, D model width; T prompt tokens in ids, tiles of one image in pixels

@@ -85,6 +85,11 @@ def parse_paths(text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def query_paths(fields: VisionFields) -> tuple[str, ...]:
+    """The paths of VisualPrism's queries. Raises ValueError as parse_paths does."""
+    return parse_paths(fields.visualprism_paths) if fields.visualprism_tpqp else ("identity",)
+
+
 def vision_grid(fields: VisionFields) -> int:
     """G of the configured tower, whose configuration is known by now: patches along a side of its input."""
     image_size = fields.mm_vision_image_size or fields.mm_vision_config["image_size"]

@@ -21,7 +21,7 @@ from llava.model.multimodal_projector.triple_path import (
 )
 from llava.model.multimodal_projector.visualprism_folded import FoldedVisualPrism, fingerprint
 from llava.model.multimodal_projector.wavelet import WaveletPath
-from llava.model.vision_config import VISUALPRISM_PATHS, VisionFields, parse_paths
+from llava.model.vision_config import VISUALPRISM_PATHS, VisionFields, query_paths
 
 KEY_GLOBAL_GAIN = 0.6
 VALUE_GLOBAL_GAIN = 0.4
@@ -109,7 +109,7 @@ class VisualPrism(TriplePathCompressor):
             llm_width,
             fields.scale_factor,
             len(fields.mm_vision_levels),
-            paths=parse_paths(fields.visualprism_paths) if fields.visualprism_tpqp else ("identity",),
+            paths=query_paths(fields),
             hkve=fields.visualprism_hkve,
             wavelet=fields.visualprism_wavelet,
             norm=fields.visualprism_norm,

@@ -28,7 +28,7 @@ from llava.model.multimodal_projector.triple_path import (
     in_published_order,
 )
 from llava.model.multimodal_projector.wavelet import SubbandPath
-from llava.model.vision_config import VISUALPRISM_PATHS, VisionFields, parse_paths
+from llava.model.vision_config import VISUALPRISM_PATHS, VisionFields, query_paths
 
 COSINES = 4  # of the basis along a side: complete for regions of up to 4x4 patches
 
@@ -148,7 +148,7 @@ class VisualPrismV2(TriplePathCompressor):
             llm_width,
             fields.scale_factor,
             len(fields.mm_vision_levels),
-            paths=parse_paths(fields.visualprism_paths) if fields.visualprism_tpqp else ("identity",),
+            paths=query_paths(fields),
             branches=fields.visualprism_hkve,
             positions=fields.visualprism_positions,
             shortcut=fields.visualprism_shortcut,
