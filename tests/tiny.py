@@ -156,6 +156,19 @@ def build(folder, family: str = "llama", tower: str = "clip", **fields):
     return model.eval()
 
 
+def assert_same(model, other, logits) -> None:
+    """Weights and buffers to the bit, and what `logits` makes of them up to rounding.
+
+    Weights read from a file lie at other alignments in memory, where a processor may sum in another order.
+    """
+    for named in ("named_parameters", "named_buffers"):
+        left, right = (dict(getattr(one, named)()) for one in (model, other))
+        assert left.keys() == right.keys()
+        for name, value in left.items():
+            assert torch.equal(value, right[name]), name
+    torch.testing.assert_close(logits(model), logits(other), atol=1e-5, rtol=1e-5)
+
+
 LLAVA_SIZE, LLAVA_PATCH_SIZE = 48, 8  # of save_llava: a 6x6 grid, 9 visual tokens
 
 

@@ -13,7 +13,7 @@ def test_a_multimodal_checkpoint_goes_on_with_its_own_eyes(parts, whole, tmp_pat
         trainer = trainer_of(
             parts, tmp_path, model_name_or_path=whole, mm_projector_type="visualprism", version=None
         )
-    assert torch.equal(logits(trainer.model), logits(load(whole)))
+    tiny.assert_same(trainer.model, load(whole), logits)
     assert trainer.model.config.conv_version == "qwen_2"
 
 
@@ -63,7 +63,7 @@ def test_another_copy_of_the_tower_leaves_the_checkpoints_own_weights(parts, who
     with caplog.at_level("INFO"):
         trainer = trainer_of(parts, tmp_path / "run", model_name_or_path=whole, vision_tower=other)
     assert "whose own weights are kept" in caplog.text
-    assert torch.equal(logits(trainer.model), logits(load(whole)))
+    tiny.assert_same(trainer.model, load(whole), logits)
     foreign = tiny.save_tower(tmp_path / "siglip", "siglip")
     with pytest.raises(ValueError, match="model_type siglip_vision_model instead of clip_vision_model"):
         trainer_of(parts, tmp_path / "run", model_name_or_path=whole, vision_tower=foreign)

@@ -127,7 +127,7 @@ def test_a_run_starts_from_adapters_and_the_projector_beside_them(adapted, parts
     folder, base, trained = adapted
     start = {"model_name_or_path": base, "lora_weight_path": folder, "lora_bias": "all"}
     model = trainer_of(parts, tmp_path, **LORA, **start).model
-    assert torch.equal(logits(model), logits(trained))
+    tiny.assert_same(model, trained, logits)
 
 
 def test_a_killed_lora_run_started_again_gives_the_uninterrupted_losses_and_weights(parts, tmp_path):

@@ -42,7 +42,7 @@ def test_a_whole_model_comes_back_with_the_same_logits_without_its_sources(
     _, loaded, processor, context_length = load_pretrained_model(folder)
     assert not loaded.training
     assert type(loaded) is type(model)
-    assert torch.equal(logits(loaded), logits(model))
+    tiny.assert_same(loaded, model, logits)
     assert processor.crop_size["height"] == 56
     assert context_length == model.config.max_position_embeddings
 
@@ -55,7 +55,7 @@ def test_a_projector_alone_loads_over_its_language_model(tmp_path, bpe_tokenizer
         return  # nothing to save
     save_projector(model, tmp_path / "stage1")
     _, loaded, _, _ = load_pretrained_model(str(tmp_path / "stage1"), str(tmp_path / "language_model"))
-    assert torch.equal(logits(loaded), logits(model))
+    tiny.assert_same(loaded, model, logits)
 
 
 def test_published_key_names_with_the_inner_vision_model_load(tmp_path, bpe_tokenizer):
@@ -67,7 +67,7 @@ def test_published_key_names_with_the_inner_vision_model_load(tmp_path, bpe_toke
         k.replace(old, f"{old}vision_model.") if k.startswith(old) else k: v for k, v in weights.items()
     }
     save_file(renamed, f"{folder}/model.safetensors", metadata={"format": "pt"})
-    assert torch.equal(logits(load_pretrained_model(folder)[1]), logits(model))
+    tiny.assert_same(load_pretrained_model(folder)[1], model, logits)
 
 
 def test_a_tower_named_but_not_contained_is_fetched_by_its_name(tmp_path, bpe_tokenizer):
@@ -79,7 +79,7 @@ def test_a_tower_named_but_not_contained_is_fetched_by_its_name(tmp_path, bpe_to
     config = json.loads((tmp_path / "without-tower" / "config.json").read_text())
     del config["mm_vision_config"]
     (tmp_path / "without-tower" / "config.json").write_text(json.dumps(config))
-    assert torch.equal(logits(load_pretrained_model(folder)[1]), logits(model))
+    tiny.assert_same(load_pretrained_model(folder)[1], model, logits)
 
 
 def test_a_plain_language_model_gets_a_freshly_initialised_projector(tmp_path):
@@ -209,7 +209,7 @@ def test_folders_of_others_load_and_give_the_logits_of_their_parts(
         model, tmp_path / "release", bpe_tokenizer, changes, dropped, as_bin=as_bin, with_tower=with_tower
     )
     loaded = load_pretrained_model(folder)[1]
-    assert torch.equal(logits(loaded), logits(model))
+    tiny.assert_same(loaded, model, logits)
     assert loaded.config.mm_projector_type == projector_type
     wrong = "mm_projector_type" in (*changes, *dropped)
     assert ("config.json says mm_projector_type" in caplog.text) == wrong
@@ -223,7 +223,7 @@ def test_a_projector_file_of_another_type_than_its_config_says_loads_over_its_ba
     model.config.mm_projector_type = "linear"
     save_projector(model, tmp_path / "stage1")
     loaded = load_pretrained_model(str(tmp_path / "stage1"), str(tmp_path / "language_model"))[1]
-    assert torch.equal(logits(loaded), logits(model))
+    tiny.assert_same(loaded, model, logits)
     assert "its weights are tokenpacker's" in caplog.text
 
 
