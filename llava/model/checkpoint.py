@@ -32,7 +32,7 @@ WEIGHT_FILES = (
 
 # A weight that one type of projector alone has; VisualPrism without HKVE shares TokenPacker's.
 SIGNATURES = {
-    "kv_mix.0.weight": "visualprism_v2",
+    "k_mix.0.weight": "visualprism_v2",
     "q_fusion_weights": "visualprism",
     "k_proj_1.0.weight": "tokenpacker",
 }

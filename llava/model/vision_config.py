@@ -30,7 +30,7 @@ class VisionFields:
         num_visual_tokens: patches that pruning projectors keep of an image.
         use_sinkhorn_lsd, sinkhorn_*: the regulariser of the loss in training (llava.model.sinkhorn).
         visualprism_*: the parts of VisualPrism that can be switched; the defaults are the published form.
-            `norm` is of that alone, `positions` and `shortcut` of visualprism_v2.
+            `norm` is of that alone; `level_norm`, `positions` and `shortcut` of visualprism_v2.
     """
 
     mm_vision_tower: str | None = None
@@ -49,6 +49,7 @@ class VisionFields:
     visualprism_hkve: bool = True
     visualprism_wavelet: str = "haar"
     visualprism_norm: str = "batch"
+    visualprism_level_norm: bool = True
     visualprism_positions: bool = True
     visualprism_shortcut: bool = False
     patch_num: int | str = 9

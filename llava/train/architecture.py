@@ -48,6 +48,7 @@ def fixed_by_weights(fields: VisionFields, depth: int) -> dict:
     if fields.mm_projector_type == "visualprism":
         fixed["visualprism_norm"] = fields.visualprism_norm.removeprefix("sync_")  # the same weights
     if fields.mm_projector_type == "visualprism_v2":
+        fixed["visualprism_level_norm"] = fields.visualprism_level_norm
         fixed["visualprism_positions"] = fields.visualprism_positions
         fixed["visualprism_shortcut"] = fields.visualprism_shortcut
     return fixed

@@ -71,6 +71,9 @@ class ModelArguments:
     visualprism_norm: str = flag(
         None, "batch (default), sync_batch (what several ranks get for batch) or layer; of visualprism alone."
     )
+    visualprism_level_norm: bool = flag(
+        None, "Every level is normed as it enters (default True); of visualprism_v2 alone."
+    )
     visualprism_positions: bool = flag(
         None, "Values carry their place in the region (default True); of visualprism_v2 alone."
     )

@@ -11,7 +11,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config", type=Path, required=True, help="the study, YAML; scripts/ablation/ has some")
     add("--output_dir", type=Path, help="results; default: playground/ablation/ and the file's name")
-    add("--devices", help="such as cuda:0,cuda:1 or cpu; default: all GPUs, or cpu where there is none")
+    add(
+        "--devices",
+        help="such as cuda:0,cuda:1 or cpu; default: all GPUs, or a process per CPU thread",
+    )
     add("--report_only", action="store_true", help="print the tables of what is done, run nothing")
     add("--docs", type=Path, help="a page with a place for this study's tables; they are put there")
     parser.set_defaults(run=run)
@@ -28,10 +31,12 @@ def run(args: argparse.Namespace) -> None:
     place = f"ablation_{args.config.stem}"
     check_place(args.docs, place)
     output_dir = args.output_dir or Path("playground/ablation") / args.config.stem
-    devices = args.devices.split(",") if args.devices else visible_devices()
+    devices = args.devices.split(",") if args.devices else visible_devices(study)
     results = results_so_far(study, output_dir) if args.report_only else conduct(study, output_dir, devices)
     about = provenance(devices[0], "bfloat16")
-    head = f"{headline(about)}, {len(devices)} devices. " if len(devices) > 1 else f"{headline(about)}. "
+    head = (
+        f"{headline(about)}, {len(devices)} runs at a time. " if len(devices) > 1 else f"{headline(about)}. "
+    )
     head += f"Accuracy in per cent on {study.data.score_on} scenes; ± is the 95% interval over seeds.\n\n"
     tables = head + as_markdown(study, results)
     write(output_dir, "results", {**about, "results": results}, tables)
@@ -40,7 +45,12 @@ def run(args: argparse.Namespace) -> None:
     print(tables)
 
 
-def visible_devices() -> list[str]:
+def visible_devices(study) -> list[str]:
+    """All GPUs; without one, a process for each of torch's threads, as small readers share cores badly.
+
+    Each process would copy a language model, so that one process then has all threads.
+    """
     import torch
 
-    return [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return gpus or ["cpu"] * (torch.get_num_threads() if study.reader.path is None else 1)

@@ -160,9 +160,11 @@ _workplace: Workplace | None = None  # of a worker process, made once in it
 
 def _open_workplace(study: Study, output_dir: Path, free) -> None:
     global _workplace
-    device = free.get()
+    device, num_threads = free.get()
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(num_threads)
     _workplace = Workplace(study, output_dir, device)
 
 
@@ -171,11 +173,13 @@ def _attempt_here(run: Run, path: Path) -> dict[str, str]:
 
 
 def _share_out(study: Study, output_dir: Path, devices: Sequence[str], waiting: list[Run]) -> dict[str, str]:
-    """A process for each device takes the next run whenever it is free."""
+    """A process for each device takes the next run whenever it is free; those of one CPU share its cores."""
+    devices = devices[: len(waiting)]
+    num_threads = max(1, torch.get_num_threads() // devices.count("cpu")) if "cpu" in devices else 1
     context = multiprocessing.get_context("spawn")
     free = context.Queue()
     for device in devices:
-        free.put(device)
+        free.put((device, num_threads))
     failed: dict[str, str] = {}
     with ProcessPoolExecutor(len(devices), context, _open_workplace, (study, output_dir, free)) as pool:
         jobs = [pool.submit(_attempt_here, run, result_path(output_dir, run)) for run in waiting]

@@ -3,8 +3,10 @@
 What differs from the published form, and why (docs/ablation.md has the measurements):
 - The wavelet path hands on the sub-bands themselves: transformed back and sampled, all but LL would be lost
   at s = 2.
-- Keys and values are maps of a shared two-layer mixture of all levels. HKVE's single linear map, then
-  depthwise convolutions, never mixes channels again.
+- Every level enters with mean 0 and variance 1 over its channels. A tower's states grow from layer to layer
+  (in DINOv2-S sixfold over the four levels), so that the deepest would drown the others.
+- Keys and values are each a map of all levels and a GELU; attention's own projections are their second layer.
+  HKVE's single linear map, then depthwise convolutions, never mixes channels again.
 - HKVE's local and global branches enter as residuals whose gains start at zero.
 - Values carry where in their region they stand: a gain over the region's cosine basis, channel by channel,
   that starts at one. So a token keeps what a plain weighted mean over its patches would lose.
@@ -65,9 +67,9 @@ class RegionGains(nn.Module):
 class Branches(nn.Module):
     """HKVE's local and global branches of one of keys and values, as a residual that is zero at first."""
 
-    def __init__(self, width: int, kernels: tuple[int, ...]):
+    def __init__(self, width: int, kernel: int):
         super().__init__()
-        self.convs = nn.ModuleList(depthwise(width, kernel) for kernel in kernels)
+        self.conv = depthwise(width, kernel)
         self.norm = ChannelNorm(width, eps=NORM_EPS)
         self.gate = GlobalGate(width)
         self.local_gain = nn.Parameter(torch.zeros(width))
@@ -80,7 +82,7 @@ class Branches(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """float[B, E, G, G] to the same shape."""
         shape = (-1, 1, 1)
-        local = nn.functional.gelu(self.norm(sum(conv(maps) for conv in self.convs)))
+        local = nn.functional.gelu(self.norm(self.conv(maps)))
         whole = maps * self.gate.gain(maps)
         return maps + self.local_gain.view(shape) * local + self.global_gain.view(shape) * whole
 
@@ -90,6 +92,7 @@ class VisualPrismV2(TriplePathCompressor):
 
     Args, beside RegionCompressor's:
         paths: which of identity, local and wavelet make the queries; identity alone is without TPQP.
+        level_norm: whether every level is normed as it enters.
         branches: whether the local and global branches are there.
         positions: whether values carry their place in the region.
         shortcut: whether the query is added to what it gathered, by a gain that starts at zero.
@@ -108,6 +111,7 @@ class VisualPrismV2(TriplePathCompressor):
         num_heads: int | None = None,
         *,
         paths: tuple[str, ...] = VISUALPRISM_PATHS,
+        level_norm: bool = True,
         branches: bool = True,
         positions: bool = True,
         shortcut: bool = False,
@@ -117,6 +121,7 @@ class VisualPrismV2(TriplePathCompressor):
             vision_width, llm_width, scale_factor, num_levels, width, num_heads, level_maps=False
         )
         width = width or vision_width
+        self.vision_width, self.level_norm = vision_width, level_norm
         self.paths = in_published_order(paths)
         if "identity" in self.paths:
             self.q_identity = nn.Linear(vision_width, width)
@@ -132,11 +137,10 @@ class VisualPrismV2(TriplePathCompressor):
             self.q_wavelet = SubbandPath(vision_width, ChannelNorm, wavelet)
             self.q_wavelet_proj = nn.Linear(4 * vision_width, width)
         self.make_fusion(width)
-        self.kv_mix = nn.Sequential(nn.Linear(num_levels * vision_width, width), nn.GELU())
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.k_branches = Branches(width, (3, 5, 7)) if branches else None
-        self.v_branches = Branches(width, (3,)) if branches else None
+        self.k_mix = nn.Sequential(nn.Linear(num_levels * vision_width, width), nn.GELU())
+        self.v_mix = nn.Sequential(nn.Linear(num_levels * vision_width, width), nn.GELU())
+        self.k_branches = Branches(width, 7) if branches else None
+        self.v_branches = Branches(width, 3) if branches else None
         self.v_positions = RegionGains(width) if positions else None
         self.shortcut_gain = nn.Parameter(torch.zeros(width)) if shortcut else None
         self.initialize()
@@ -149,6 +153,7 @@ class VisualPrismV2(TriplePathCompressor):
             fields.scale_factor,
             len(fields.mm_vision_levels),
             paths=query_paths(fields),
+            level_norm=fields.visualprism_level_norm,
             branches=fields.visualprism_hkve,
             positions=fields.visualprism_positions,
             shortcut=fields.visualprism_shortcut,
@@ -158,9 +163,16 @@ class VisualPrismV2(TriplePathCompressor):
     def wavelet_path(self) -> SubbandPath:
         return self.q_wavelet
 
+    def normed(self, levels: Tensor) -> Tensor:
+        """Each level of float[B, N, L*C] with mean 0 and variance 1 over its channels."""
+        if not self.level_norm:
+            return levels
+        apart = levels.unflatten(-1, (-1, self.vision_width))
+        return nn.functional.layer_norm(apart, (self.vision_width,), eps=NORM_EPS).flatten(-2)
+
     def path_queries(self, x: Tensor, scale_factor: int) -> Iterator[Tensor]:
         """As TriplePathCompressor's; sampling comes before the linear maps, with which it commutes."""
-        maps = to_maps(x)
+        maps = to_maps(self.normed(x))
 
         def sampled(part: Tensor) -> Tensor:
             return to_tokens(downsample(part, scale_factor))
@@ -176,8 +188,8 @@ class VisualPrismV2(TriplePathCompressor):
 
     def keys_and_values(self, x_multi: Tensor) -> tuple[Tensor, Tensor]:
         """float[B, N, L*C] to two of float[B, N, E]; values do not carry their places yet."""
-        mixed = self.kv_mix(x_multi)
-        key, value = self.k_proj(mixed), self.v_proj(mixed)
+        x_multi = self.normed(x_multi)
+        key, value = self.k_mix(x_multi), self.v_mix(x_multi)
         if self.k_branches is not None:
             key, value = (
                 to_tokens(branches(to_maps(part)))

@@ -44,6 +44,11 @@ def subbands(path, maps: torch.Tensor, side: int) -> torch.Tensor:
     return torch.cat(parts, dim=1).flatten(2)[0].T
 
 
+def standard(level: torch.Tensor) -> torch.Tensor:
+    centred = level - level.mean(dim=1, keepdim=True)
+    return centred / (centred.square().mean(dim=1, keepdim=True) + 1e-6).sqrt()
+
+
 def plain(module: VisualPrismV2, x: torch.Tensor, x_multi: torch.Tensor, s: int) -> torch.Tensor:
     """The same function for one image, region by region, attention by torch's own module.
 
@@ -51,6 +56,9 @@ def plain(module: VisualPrismV2, x: torch.Tensor, x_multi: torch.Tensor, s: int)
         x, x_multi: float[N, C] and float[N, L*C].
     """
     grid = math.isqrt(len(x))
+    if module.level_norm:
+        x, *levels = (standard(part) for part in (x, *x_multi.chunk(LEVELS, dim=1)))
+        x_multi = torch.cat(levels, dim=1)
     maps = x.T.reshape(1, -1, grid, grid)
 
     def sampled(part):
@@ -67,17 +75,16 @@ def plain(module: VisualPrismV2, x: torch.Tensor, x_multi: torch.Tensor, s: int)
     query = module.ln_q_1(
         module.q_proj_1(sum(share * path for share, path in zip(shares, paths, strict=True)))
     )
-    mixed = F.gelu(module.kv_mix[0](x_multi))
 
     def with_branches(branches, part):
         maps = part.T.reshape(1, -1, grid, grid)
-        local = F.gelu(branches.norm(sum(conv(maps) for conv in branches.convs)))
+        local = F.gelu(branches.norm(branches.conv(maps)))
         gate = branches.gate.excite(maps.mean(dim=(2, 3), keepdim=True)).sigmoid()
         gains = branches.local_gain.view(-1, 1, 1), branches.global_gain.view(-1, 1, 1)
         return (maps + gains[0] * local + gains[1] * gate * maps).flatten(2)[0].T
 
-    key = module.ln_k_1(with_branches(module.k_branches, module.k_proj(mixed)))
-    value = module.ln_v_1(with_branches(module.v_branches, module.v_proj(mixed)))
+    key = module.ln_k_1(with_branches(module.k_branches, F.gelu(module.k_mix[0](x_multi))))
+    value = module.ln_v_1(with_branches(module.v_branches, F.gelu(module.v_mix[0](x_multi))))
     attention = torch.nn.MultiheadAttention(WIDTH, 2, batch_first=True)
     attention.load_state_dict(module.clip_attn.state_dict())
     tokens = []
@@ -97,10 +104,11 @@ def plain(module: VisualPrismV2, x: torch.Tensor, x_multi: torch.Tensor, s: int)
     return torch.stack(tokens)
 
 
+@pytest.mark.parametrize("level_norm", [True, False])
 @pytest.mark.parametrize("s", [1, 2, 3, 4])
 @torch.no_grad()
-def test_agreement_with_the_plain_form(s):
-    module, (x, x_multi) = make(), features()
+def test_agreement_with_the_plain_form(s, level_norm):
+    module, (x, x_multi) = make(level_norm=level_norm), features()
     expected = torch.stack([plain(module, a, b, s) for a, b in zip(x, x_multi, strict=True)])
     given = module((x, x_multi), scale_factor=s)
     torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
@@ -149,6 +157,7 @@ SWITCHED = {
     "visualprism_paths": "identity,wavelet",
     "visualprism_hkve": False,
     "visualprism_wavelet": "db2",
+    "visualprism_level_norm": False,
     "visualprism_positions": False,
     "visualprism_shortcut": True,
 }
@@ -162,6 +171,7 @@ def test_switches_come_back_from_config_json(tmp_path, bpe_tokenizer):
     assert isinstance(projector, VisualPrismV2)
     assert projector.paths == ("identity", "wavelet")
     assert projector.q_wavelet.wavelet.name == "db2"
+    assert not projector.level_norm
     assert projector.k_branches is projector.v_branches is projector.v_positions is None
     assert projector.shortcut_gain is not None
     alone = tiny.build(tmp_path, mm_projector_type="visualprism_v2", visualprism_tpqp=False)
@@ -172,3 +182,10 @@ def test_its_gains_of_sub_bands_learn():
     module = make().train()
     module(features()).square().sum().backward()
     assert module.q_wavelet.subband_scale.grad.abs().min() > 0
+
+
+@torch.no_grad()
+def test_a_levels_size_does_not_count():
+    module, (x, x_multi) = make(), features()
+    sizes = torch.tensor([0.1, 1.0, 10.0]).repeat_interleave(WIDTH)
+    torch.testing.assert_close(module((3 * x, x_multi * sizes)), module((x, x_multi)), atol=1e-3, rtol=1e-3)
