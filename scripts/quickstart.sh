@@ -22,6 +22,7 @@ if [[ ${QUICKSTART_SMOKE:-0} == 1 ]]; then
 fi
 : "${RUN_DIR:=playground/quickstart}"
 : "${IMAGE_SIZE:=168}"          # pixels: a 12x12 grid of 14-pixel patches
+: "${PROJECTOR_TYPE:=visualprism}"  # or another of docs/projectors.md
 : "${SCALE_FACTOR:=2}"          # side of the regions that become one token: 144 -> 36 tokens
 : "${STAGE1_STEPS:=60}"         # optimiser steps, projector alone, captions
 : "${STAGE1_BATCH_SIZE:=8}"     # samples a step
@@ -97,7 +98,7 @@ export TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}  # threads that spin crawl where other programs run too
 echo "      $(python -c 'import sys; print(sys.prefix)'), training in $PRECISION"
 
-settings=$(for name in IMAGE_SIZE SCALE_FACTOR MAX_LENGTH PRECISION NUM_QUESTIONS \
+settings=$(for name in IMAGE_SIZE PROJECTOR_TYPE SCALE_FACTOR MAX_LENGTH PRECISION NUM_QUESTIONS \
   STAGE1_{STEPS,BATCH_SIZE,LR} STAGE2_{STEPS,BATCH_SIZE,LR,PROJECTOR_LR}; do echo "$name=${!name}"; done)
 if [[ -f $RUN_DIR/settings.txt && $(<"$RUN_DIR/settings.txt") != "$settings" ]]; then
   echo "error: $RUN_DIR was made with other settings; remove it, or set RUN_DIR to another folder:" >&2
@@ -120,7 +121,7 @@ once convert_language_model "$LANGUAGE_MODEL" "${CONVERT_LANGUAGE_MODEL[@]}"
 once convert_questions "$DATA" python scripts/convert_easy_vqa.py --data "$IMAGE_FOLDER" --output "$DATA"
 
 shared=(VISION_TOWER="$VISION_TOWER" MODEL="$LANGUAGE_MODEL" IMAGE_FOLDER="$IMAGE_FOLDER" IMAGE_SIZE="$IMAGE_SIZE"
-  PROJECTOR_TYPE=visualprism SCALE_FACTOR="$SCALE_FACTOR" ASPECT_RATIO=square MODEL_MAX_LENGTH="$MAX_LENGTH"
+  PROJECTOR_TYPE="$PROJECTOR_TYPE" SCALE_FACTOR="$SCALE_FACTOR" ASPECT_RATIO=square MODEL_MAX_LENGTH="$MAX_LENGTH"
   PRECISION="$PRECISION" SAVE_STEPS="$SAVE_STEPS" GRAD_ACCUM=1 NUM_WORKERS=0
   GRADIENT_CHECKPOINTING=False)
 

@@ -1,0 +1,230 @@
+"""The flags that are ours, without torch or transformers, so that --help is answered at once."""
+
+import argparse
+import dataclasses
+import types
+from dataclasses import dataclass, field
+
+
+def flag(default, help_text: str, **metadata):
+    return field(default=default, metadata={"help": help_text, **metadata})
+
+
+# What shapes the model is None where it is not given: a multimodal checkpoint then keeps its own, a plain
+# language model gets VisionFields' defaults.
+@dataclass
+class ModelArguments:
+    model_name_or_path: str = flag(
+        None, "Language model, or a multimodal checkpoint to go on from: a folder or a hub name."
+    )
+    version: str = flag(
+        None,
+        "Conversation template: plain for stage 1, v1 for Vicuna (default), qwen_2 for ChatML, ...; a "
+        "multimodal checkpoint keeps its own.",
+    )
+    vision_tower: str = flag(None, "Vision tower: a folder or a hub name of a CLIP, SigLIP or DINOv2 model.")
+    mm_vision_select_layer: int = flag(
+        None, "Hidden state for the projector; 0 is the embedding output, -1 the last; default -2."
+    )
+    mm_vision_select_feature: str = flag(None, "patch (default), or cls_patch to keep the class token.")
+    mm_vision_levels: list[int] = field(
+        default=None,
+        metadata={
+            "help": "Hidden states for multi-level projectors, ascending; default 12 16 22 23 of 24, scaled."
+        },
+    )
+    mm_vision_image_size: int = flag(None, "Side of the tower's input in pixels; default the tower's own.")
+    mm_projector_type: str = flag(
+        None,
+        "linear (default), identity, mlpNx_gelu, visualprism, visualprism_v2, tokenpacker, avgpool, "
+        "pixel_shuffle, resampler, cabstractor, ldpv2, visionzip or prumerge.",
+    )
+    scale_factor: int = flag(None, "s: a compressing projector gives N / s**2 tokens; default 2.")
+    num_visual_tokens: int = flag(None, "Tokens an image keeps under visionzip and prumerge.")
+    elastic_scale_factors: list[int] = field(
+        default=None,
+        metadata={"help": "Draw s from these at each step, so that one checkpoint serves them all."},
+    )
+    visualprism_paths: str = flag(
+        None, "Paths of VisualPrism's queries, any of identity,local,wavelet; default all three."
+    )
+    visualprism_tpqp: bool = flag(
+        None, "Triple-path queries (default True); False is the identity path alone."
+    )
+    visualprism_hkve: bool = flag(
+        None,
+        "Hierarchical keys and values (default True); False is TokenPacker's two-layer maps, in "
+        "visualprism_v2 no branches.",
+    )
+    visualprism_wavelet: str = flag(
+        None, "A discrete wavelet of PyWavelets: haar (default), db2, bior2.2, ..."
+    )
+    visualprism_norm: str = flag(
+        None, "batch (default), sync_batch (what several ranks get for batch) or layer; of visualprism alone."
+    )
+    visualprism_level_norm: bool = flag(
+        None, "Every level is normed as it enters (default True); of visualprism_v2 alone."
+    )
+    visualprism_positions: bool = flag(
+        None, "Values carry their place in the region (default True); of visualprism_v2 alone."
+    )
+    visualprism_shortcut: bool = flag(
+        None, "The query is added to what it gathered (default False); of visualprism_v2 alone."
+    )
+    pretrain_mm_mlp_adapter: str = flag(None, "Stage 1's mm_projector.bin to start from.")
+    tune_mm_mlp_adapter: bool = flag(False, "Stage 1: the projector alone learns.")
+    freeze_backbone: bool = flag(False, "The language model does not learn.")
+    unfreeze_mm_vision_tower: bool = flag(False, "The vision tower learns too.")
+    mm_use_im_start_end: bool = flag(None, "Wrap each image in <im_start> and <im_end>.")
+    mm_use_im_patch_token: bool = flag(None, "Add <im_patch> to the vocabulary.")
+    mm_patch_merge_type: str = flag(
+        None, "How the tiles of anyres are joined: flat (default), spatial or spatial_unpad."
+    )
+
+    def __post_init__(self):
+        if not self.model_name_or_path:
+            raise ValueError("--model_name_or_path is missing: give a folder or a hub name.")
+        if self.mm_patch_merge_type is not None:
+            from llava.tiling import PATCH_MERGE_TYPES, check_choice
+
+            check_choice("mm_patch_merge_type", self.mm_patch_merge_type, PATCH_MERGE_TYPES)
+        if self.tune_mm_mlp_adapter and self.unfreeze_mm_vision_tower:
+            raise ValueError(
+                "--unfreeze_mm_vision_tower trains the tower, and --tune_mm_mlp_adapter saves the projector "
+                "alone: the tower would be lost. Train it in stage 2."
+            )
+
+
+@dataclass
+class DataArguments:
+    data_path: list[str] = field(
+        default=None,
+        metadata={
+            "help": "LLaVA records: JSON or JSONL files, or WebDataset shards, 'shards/{000..127}.tar'."
+        },
+    )
+    data_weights: list[float] = field(
+        default=None,
+        metadata={"help": "Passes over each --data_path in an epoch: 0.5 is a random half; default 1 each."},
+    )
+    packing: bool = flag(
+        False, "Fill sequences of --model_max_length with several records, none of which sees another."
+    )
+    image_folder: str = flag(None, "Folder that the records' image paths start from.")
+    image_aspect_ratio: str = flag(
+        None,
+        "square (resize and crop, the default), pad (to a square of the mean colour), slice (tiles of the "
+        "tower's size and a thumbnail) or anyres (LLaVA-1.6's).",
+    )
+    is_multimodal: bool = flag(True, "Records may have images; False is refused.")
+    lazy_preprocess: bool = flag(True, "Records are prepared as they are needed; False is refused.")
+    image_grid_pinpoints: str = flag(
+        None,
+        "Resolutions of anyres, as a list of [width, height], or grids of tiles, '(1x1),...,(6x6)'; default "
+        "LLaVA-1.6's 1x2, 2x1, 2x2, 3x1 and 1x3.",
+    )
+    patch_num: int = flag(None, "Tiles at most of slice: 9 (default), 16 or 25.")
+    on_bad_record: str = flag(
+        "fail", "fail, or skip to leave bad records out, count them and list them at the end."
+    )
+
+    def __post_init__(self):
+        if not self.data_path:
+            raise ValueError("--data_path is missing: give a JSON or JSONL file of LLaVA records.")
+        if not self.is_multimodal:
+            raise ValueError(
+                "--is_multimodal False is refused: each record says whether it has images; leave it out."
+            )
+        if not self.lazy_preprocess:
+            raise ValueError(
+                "--lazy_preprocess False is refused: records are prepared as they are needed, so that memory "
+                "does not grow with the set; leave it out."
+            )
+        if self.data_weights is not None and len(self.data_weights) != len(self.data_path):
+            raise ValueError(
+                f"--data_weights needs one number for each --data_path, got {len(self.data_weights)} for "
+                f"{len(self.data_path)}."
+            )
+        if any(weight <= 0 for weight in self.data_weights or ()):
+            raise ValueError(f"--data_weights must be above 0, got {self.data_weights}; leave the file out.")
+        if self.on_bad_record not in ("fail", "skip"):
+            raise ValueError(f"--on_bad_record must be fail or skip, got {self.on_bad_record!r}.")
+        self._check_tiles()
+
+    def _check_tiles(self) -> None:
+        from llava.tiling import ASPECT_RATIOS, PATCH_NUMS, check_choice
+
+        if self.image_aspect_ratio is not None:
+            check_choice("image_aspect_ratio", self.image_aspect_ratio, ASPECT_RATIOS)
+        if self.patch_num is not None:
+            check_choice("patch_num", self.patch_num, PATCH_NUMS)
+
+
+@dataclass
+class TrainingFlags:
+    """Beside transformers.TrainingArguments, or in place of its defaults."""
+
+    model_max_length: int = flag(2048, "Tokens a sequence, image tokens included; longer ones are cut.")
+    freeze_mm_mlp_adapter: bool = flag(False, "The projector does not learn.")
+    mm_projector_lr: float = flag(None, "Learning rate of the projector; default --learning_rate.")
+    mm_vision_tower_lr: float = flag(None, "Learning rate of a tower that learns; default --learning_rate.")
+    max_nan_steps: int = flag(
+        3, "Steps in a row without a finite loss after which the run ends, naming their records."
+    )
+    group_by_modality_length: bool = flag(False, "Batches of one modality and similar length.")
+    attn_implementation: str = flag("auto", "auto, sdpa, flash_attention_2 or eager.")
+    cache_dir: str = flag(None, "Where the hub's files are kept.")
+    remove_unused_columns: bool = flag(False, "The collator already gives what the model takes.")
+
+    lora_enable: bool = flag(False, "Train low-rank adapters of the language model.")
+    lora_r: int = flag(64, "Rank of the adapters.")
+    lora_alpha: int = flag(16, "Scale of the adapters.")
+    lora_dropout: float = flag(0.05, "Dropout on the adapters' input.")
+    lora_weight_path: str = flag("", "Adapters to start from.")
+    lora_bias: str = flag("none", "Which biases learn with the adapters: none, all or lora_only.")
+    bits: int = flag(16, "Bits of the language model's weights: 16, 8 or 4.")
+    double_quant: bool = flag(True, "Quantise the quantisation constants too.")
+    quant_type: str = flag("nf4", "4-bit type: nf4 or fp4.")
+
+    use_sinkhorn_lsd: bool = flag(False, "Add the Sinkhorn regulariser to the loss.")
+    no_use_sinkhorn_lsd: bool = flag(False, "Do not; as published scripts say it.")
+    sinkhorn_alpha_ce: float = flag(1.0, "Weight of cross-entropy beside the regulariser.")
+    sinkhorn_beta: float = flag(0.6, "Weight of the regulariser.")
+    sinkhorn_tau_sd: float = flag(2.2, "Temperature of its softmax.")
+    sinkhorn_lambda: float = flag(0.12, "Entropy of its transport plan.")
+    sinkhorn_iters: int = flag(16, "Rounds of normalisation.")
+    sinkhorn_max_tokens: int = flag(768, "Labelled positions at most; more are sampled.")
+
+    # Flags of published scripts that transformers 5 renamed
+    evaluation_strategy: str = flag(None, "Older name of --eval_strategy.")
+    warmup_ratio: float = flag(
+        None, "Share of the steps to warm up over; older form of --warmup_steps below 1."
+    )
+
+
+def help_page() -> str:
+    """Every flag of our own with its kind, meaning and default."""
+    parser = argparse.ArgumentParser(
+        usage="train_mem.py --model_name_or_path LANGUAGE_MODEL --vision_tower TOWER --data_path RECORDS "
+        "--output_dir FOLDER [flags]",
+        description="One training stage. Beside these flags it takes every argument of "
+        "transformers.TrainingArguments, such as --learning_rate, --num_train_epochs or --deepspeed.",
+        add_help=False,
+    )
+    for title, kind in (("model", ModelArguments), ("data", DataArguments), ("training", TrainingFlags)):
+        group = parser.add_argument_group(title)
+        for declared in dataclasses.fields(kind):
+            many = isinstance(declared.type, types.GenericAlias)  # list[...]
+            of = declared.type.__args__[0] if many else declared.type
+            default = declared.default
+            shown = "" if default in (None, "") else f" [{default}]"
+            group.add_argument(
+                f"--{declared.name}",
+                metavar=of.__name__.upper(),
+                nargs="+" if many else None,
+                help=(declared.metadata["help"] + shown).replace("%", "%%"),
+            )
+    group = parser.add_argument_group("help")
+    group.add_argument("--help", action="help", help="This page.")
+    group.add_argument("--help_all", action="help", help="All flags, those of transformers too.")
+    return parser.format_help()
