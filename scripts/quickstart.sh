@@ -22,15 +22,15 @@ if [[ ${QUICKSTART_SMOKE:-0} == 1 ]]; then
 fi
 : "${RUN_DIR:=playground/quickstart}"
 : "${IMAGE_SIZE:=168}"          # pixels: a 12x12 grid of 14-pixel patches
-: "${PROJECTOR_TYPE:=visualprism}"  # or another of docs/projectors.md
+: "${PROJECTOR_TYPE:=visualprism_v2}"  # or another of docs/projectors.md, with rates of its own
 : "${SCALE_FACTOR:=2}"          # side of the regions that become one token: 144 -> 36 tokens
 : "${STAGE1_STEPS:=60}"         # optimiser steps, projector alone, captions
 : "${STAGE1_BATCH_SIZE:=8}"     # samples a step
-: "${STAGE1_LR:=2e-4}"          # peak learning rate
+: "${STAGE1_LR:=1e-4}"          # peak learning rate
 : "${STAGE2_STEPS:=240}"        # optimiser steps, projector and language model, conversations
 : "${STAGE2_BATCH_SIZE:=4}"
 : "${STAGE2_LR:=3e-4}"          # the language model's
-: "${STAGE2_PROJECTOR_LR:=5e-4}"
+: "${STAGE2_PROJECTOR_LR:=1e-4}"
 : "${MAX_LENGTH:=512}"          # tokens, image tokens included
 : "${SAVE_STEPS:=120}"          # steps between checkpoints: what a killed run loses at most
 : "${NUM_QUESTIONS:=500}"       # of the test split's open questions, from the first on; 2,537 is all

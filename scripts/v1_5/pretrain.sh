@@ -5,7 +5,7 @@
 #
 #   MODEL              lmsys/vicuna-7b-v1.5
 #   VISION_TOWER       openai/clip-vit-large-patch14-336
-#   PROJECTOR_TYPE     visualprism, the published form; recommended: visualprism_v2 (docs/ablation.md)
+#   PROJECTOR_TYPE     visualprism; recommended: visualprism_v2, at smaller rates (docs/ablation.md)
 #   SCALE_FACTOR       2 (144 tokens; 3: 64, 4: 36)
 #   RUN_NAME           llava-$PROJECTOR_TYPE; finetune.sh with the same name goes on from here
 #   OUTPUT_DIR         playground/checkpoints/$RUN_NAME-pretrain
