@@ -6,8 +6,8 @@ import types
 from dataclasses import dataclass, field
 
 
-def flag(default, help_text: str, **metadata):
-    return field(default=default, metadata={"help": help_text, **metadata})
+def flag(default, help_text: str):
+    return field(default=default, metadata={"help": help_text})
 
 
 # What shapes the model is None where it is not given: a multimodal checkpoint then keeps its own, a plain
@@ -27,11 +27,8 @@ class ModelArguments:
         None, "Hidden state for the projector; 0 is the embedding output, -1 the last; default -2."
     )
     mm_vision_select_feature: str = flag(None, "patch (default), or cls_patch to keep the class token.")
-    mm_vision_levels: list[int] = field(
-        default=None,
-        metadata={
-            "help": "Hidden states for multi-level projectors, ascending; default 12 16 22 23 of 24, scaled."
-        },
+    mm_vision_levels: list[int] = flag(
+        None, "Hidden states for multi-level projectors, ascending; default 12 16 22 23 of 24, scaled."
     )
     mm_vision_image_size: int = flag(None, "Side of the tower's input in pixels; default the tower's own.")
     mm_projector_type: str = flag(
@@ -41,9 +38,8 @@ class ModelArguments:
     )
     scale_factor: int = flag(None, "s: a compressing projector gives N / s**2 tokens; default 2.")
     num_visual_tokens: int = flag(None, "Tokens an image keeps under visionzip and prumerge.")
-    elastic_scale_factors: list[int] = field(
-        default=None,
-        metadata={"help": "Draw s from these at each step, so that one checkpoint serves them all."},
+    elastic_scale_factors: list[int] = flag(
+        None, "Draw s from these at each step, so that one checkpoint serves them all."
     )
     visualprism_paths: str = flag(
         None, "Paths of VisualPrism's queries, any of identity,local,wavelet; default all three."
@@ -82,11 +78,11 @@ class ModelArguments:
     )
 
     def __post_init__(self):
+        from llava.tiling import PATCH_MERGE_TYPES, check_choice  # brings torch
+
         if not self.model_name_or_path:
             raise ValueError("--model_name_or_path is missing: give a folder or a hub name.")
         if self.mm_patch_merge_type is not None:
-            from llava.tiling import PATCH_MERGE_TYPES, check_choice
-
             check_choice("mm_patch_merge_type", self.mm_patch_merge_type, PATCH_MERGE_TYPES)
         if self.tune_mm_mlp_adapter and self.unfreeze_mm_vision_tower:
             raise ValueError(
@@ -97,15 +93,11 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    data_path: list[str] = field(
-        default=None,
-        metadata={
-            "help": "LLaVA records: JSON or JSONL files, or WebDataset shards, 'shards/{000..127}.tar'."
-        },
+    data_path: list[str] = flag(
+        None, "LLaVA records: JSON or JSONL files, or WebDataset shards, 'shards/{000..127}.tar'."
     )
-    data_weights: list[float] = field(
-        default=None,
-        metadata={"help": "Passes over each --data_path in an epoch: 0.5 is a random half; default 1 each."},
+    data_weights: list[float] = flag(
+        None, "Passes over each --data_path in an epoch: 0.5 is a random half; default 1 each."
     )
     packing: bool = flag(
         False, "Fill sequences of --model_max_length with several records, none of which sees another."
@@ -129,6 +121,8 @@ class DataArguments:
     )
 
     def __post_init__(self):
+        from llava.tiling import ASPECT_RATIOS, PATCH_NUMS, check_choice  # brings torch
+
         if not self.data_path:
             raise ValueError("--data_path is missing: give a JSON or JSONL file of LLaVA records.")
         if not self.is_multimodal:
@@ -149,11 +143,6 @@ class DataArguments:
             raise ValueError(f"--data_weights must be above 0, got {self.data_weights}; leave the file out.")
         if self.on_bad_record not in ("fail", "skip"):
             raise ValueError(f"--on_bad_record must be fail or skip, got {self.on_bad_record!r}.")
-        self._check_tiles()
-
-    def _check_tiles(self) -> None:
-        from llava.tiling import ASPECT_RATIOS, PATCH_NUMS, check_choice
-
         if self.image_aspect_ratio is not None:
             check_choice("image_aspect_ratio", self.image_aspect_ratio, ASPECT_RATIOS)
         if self.patch_num is not None:

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from scipy import stats
 
+from llava.benchmark.ablation.command import visible_devices
 from llava.benchmark.ablation.settings import Row, read_study, runs_of
 from llava.benchmark.ablation.tables import as_markdown, half_width, lines_of
 
@@ -148,3 +149,12 @@ def test_marks_stand_in_columns_of_their_own(write):
 
 def test_every_setting_of_a_row_is_documented():
     assert all(f"{field.name}" in Row.__doc__ for field in dataclasses.fields(Row))
+
+
+@pytest.mark.parametrize(("reader", "expected"), [({}, ["cpu"] * 3), ({"path": "language_model"}, ["cpu"])])
+def test_without_a_gpu_threads_share_out_the_runs_of_a_small_reader_alone(
+    write, monkeypatch, reader, expected
+):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    assert visible_devices(read_study(write(reader=reader))) == expected
