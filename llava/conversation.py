@@ -8,6 +8,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
+from llava.errors import UserError
 
 
 class SeparatorStyle(Enum):
@@ -61,10 +62,10 @@ class Conversation:
         """A copy whose system part says `text`, within the template's own marks.
 
         Raises:
-            ValueError: if the template has no system part.
+            UserError: if the template has no system part.
         """
         if self.sep_style is SeparatorStyle.PLAIN:
-            raise ValueError("A plain template has no system part; choose a chat template.")
+            raise UserError("A plain template has no system part; choose a chat template.")
         marks = re.match(r"(<\|.*\n+)?", self.system)[0]  # <|im_start|>system, ... with its line ends
         return replace(self.copy(), system=marks + text)
 
@@ -81,14 +82,14 @@ class Conversation:
         return self.image_mark.replace(DEFAULT_IMAGE_TOKEN, wrapped)
 
     def get_prompt(self) -> str:
-        """The whole prompt. Raises ValueError where the template cannot express the messages."""
+        """The whole prompt. Raises UserError where the template cannot express the messages."""
         return "".join(segment.text for segment in self.segments())
 
     def segments(self) -> list[Segment]:
         """The prompt in pieces, targets being what follows a generation prompt, end of turn included.
 
         Raises:
-            ValueError: if roles do not alternate, user first, or the template cannot express the messages.
+            UserError: if roles do not alternate, user first, or the template cannot express the messages.
         """
         self._check_turns()
         pieces = [Segment(self._opening(), False)]
@@ -100,19 +101,17 @@ class Conversation:
     def _check_turns(self) -> None:
         for index, (role, _) in enumerate(self.messages):
             if role != self.roles[index % 2]:
-                raise ValueError(
+                raise UserError(
                     f"Message {index} is by {role!r}, expected {self.roles[index % 2]!r}: they alternate, "
                     "the user's first; append them with conv.roles[0] and conv.roles[1]."
                 )
         if self.sep_style is SeparatorStyle.PLAIN and len(self.messages) > 2:
-            raise ValueError(
+            raise UserError(
                 f"A plain template holds one image and its caption, got {len(self.messages)} messages; "
                 "choose a chat template."
             )
         if self.sep_style is SeparatorStyle.LLAMA_2 and self.messages and not self._text(0):
-            raise ValueError(
-                "A Llama-2 template needs words in the first message, which has the system text."
-            )
+            raise UserError("A Llama-2 template needs words in the first message, which has the system text.")
 
     def _opening(self) -> str:
         """The system part, where it stands before the first turn."""
@@ -257,10 +256,10 @@ def template_named(name: str, flag: str = "--conv-mode") -> Conversation:
     Args:
         flag: where the name came from, for the message.
     Raises:
-        ValueError: if there is none of that name; lists the names.
+        UserError: if there is none of that name; lists the names.
     """
     if name not in conv_templates:
-        raise ValueError(f"{flag} must be one of {', '.join(sorted(conv_templates))}, got {name!r}.")
+        raise UserError(f"{flag} must be one of {', '.join(sorted(conv_templates))}, got {name!r}.")
     return conv_templates[name].copy()
 
 
@@ -275,13 +274,13 @@ def place_images(text: str, num_images: int, template: Conversation, use_im_star
     The images come first, a line each, unless the text says itself where they go.
 
     Raises:
-        ValueError: if the text's own <image> marks differ from the images in number.
+        UserError: if the text's own <image> marks differ from the images in number.
     """
     marks = text.count(DEFAULT_IMAGE_TOKEN)
     if marks == 0:
         text = f"{DEFAULT_IMAGE_TOKEN}\n" * num_images + text
     elif marks != num_images:
-        raise ValueError(
+        raise UserError(
             f"the text holds {marks} {DEFAULT_IMAGE_TOKEN} for {num_images} image(s); they must agree."
         )
     return text.replace(DEFAULT_IMAGE_TOKEN, template.image_text(use_im_start_end))
@@ -293,7 +292,7 @@ def question_prompt(
     """The prompt of one question, up to the place where the answer begins.
 
     Raises:
-        ValueError: as place_images.
+        UserError: as place_images.
     """
     conversation = template.copy()
     text = place_images(text, num_images, template, use_im_start_end)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llava.conversation import Conversation
+from llava.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,16 @@ class Decoding:
 
     def __post_init__(self):
         if self.temperature < 0:
-            raise ValueError(f"--temperature must be 0 (greedy) or more, got {self.temperature}.")
+            raise UserError(f"--temperature must be 0 (greedy) or more, got {self.temperature}.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"--top_p must be above 0 and at most 1, got {self.top_p}.")
+            raise UserError(f"--top_p must be above 0 and at most 1, got {self.top_p}.")
         if self.num_beams < 1 or self.max_new_tokens < 1:
-            raise ValueError(
+            raise UserError(
                 "--num_beams and --max_new_tokens must be at least 1, got "
                 f"{self.num_beams} and {self.max_new_tokens}."
             )
         if self.compiled and self.num_beams > 1:
-            raise ValueError(
+            raise UserError(
                 f"compiled decoding goes with --num_beams 1, got {self.num_beams}; leave one of them out."
             )
 

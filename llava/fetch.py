@@ -4,6 +4,8 @@ import http.client
 import time
 import urllib.request
 
+from llava.errors import UserError
+
 ADDRESSES = ("http://", "https://")
 MAX_BYTES = 50 * 2**20
 SECONDS = 60.0
@@ -17,10 +19,10 @@ def fetch(url: str, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) -> byt
         max_bytes: largest file taken.
         seconds: longest wait, for an answer and for the whole file.
     Raises:
-        ValueError: if it is no such address, gives nothing, or goes beyond a limit.
+        UserError: if it is no such address, gives nothing, or goes beyond a limit.
     """
     if not url.startswith(ADDRESSES):
-        raise ValueError(f"{url}: must start with {' or '.join(ADDRESSES)}.")
+        raise UserError(f"{url}: must start with {' or '.join(ADDRESSES)}.")
     deadline, body = time.monotonic() + seconds, bytearray()
     # some hosts refuse urllib's own name
     request = urllib.request.Request(url, headers={"User-Agent": "llava"})
@@ -29,9 +31,9 @@ def fetch(url: str, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) -> byt
             while chunk := response.read1(CHUNK):
                 body += chunk
                 if len(body) > max_bytes:
-                    raise ValueError(f"{url}: is larger than {max_bytes} bytes; fetch it yourself.")
+                    raise UserError(f"{url}: is larger than {max_bytes} bytes; fetch it yourself.")
                 if time.monotonic() > deadline:
-                    raise ValueError(f"{url}: took longer than {seconds:g} s; fetch it yourself.")
+                    raise UserError(f"{url}: took longer than {seconds:g} s; fetch it yourself.")
     except (OSError, http.client.HTTPException) as error:
-        raise ValueError(f"{url}: cannot be fetched ({error}).") from error
+        raise UserError(f"{url}: cannot be fetched ({error}).") from error
     return bytes(body)

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import StoppingCriteria
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
+from llava.errors import UserError
 from llava.tiling import ASPECT_RATIOS, TILED, AnyRes, check_choice, parse_pinpoints, tiling_of
 
 # evaluators import these two from here
@@ -26,13 +27,13 @@ from llava.tiling import select_best_resolution as select_best_resolution
 
 
 def load_image(source: str | Path | BinaryIO) -> Image.Image:
-    """Read an image file completely, as RGB. Raises ValueError if it is missing, truncated or no image."""
+    """Read an image file completely, as RGB. Raises UserError if it is missing, truncated or no image."""
     with _opened(source) as image:
         return image.convert("RGB")
 
 
 def image_size(source: str | Path | BinaryIO) -> tuple[int, int]:
-    """(width, height) in pixels by the header alone. Raises ValueError if it is missing or no image."""
+    """(width, height) in pixels by the header alone. Raises UserError if it is missing or no image."""
     with _opened(source) as image:
         return image.size
 
@@ -46,8 +47,8 @@ def _opened(source: str | Path | BinaryIO) -> Iterator[Image.Image]:
     # PIL reports a broken PNG chunk as SyntaxError, bad values in a header as ValueError
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if name is source and not Path(source).is_file():
-            raise ValueError(f"Image file {source} does not exist; check --image_folder.") from error
-        raise ValueError(
+            raise UserError(f"Image file {source} does not exist; check --image_folder.") from error
+        raise UserError(
             f"Image file {name} cannot be read ({error}); it may be truncated or corrupt: fetch it again, "
             "or remove it."
         ) from error
@@ -70,7 +71,7 @@ def expand2square(image: Image.Image, background_color: tuple[int, int, int]) ->
 
 
 def get_aspect_ratio(model_cfg) -> str:
-    """`image_aspect_ratio` of a config, "square" where absent or None. Raises ValueError if it is unknown."""
+    """`image_aspect_ratio` of a config, "square" where absent or None. Raises UserError if it is unknown."""
     aspect_ratio = getattr(model_cfg, "image_aspect_ratio", None) or "square"
     check_choice("image_aspect_ratio", aspect_ratio, ASPECT_RATIOS)
     return aspect_ratio
@@ -88,7 +89,7 @@ def process_images(images: Sequence[Image.Image], image_processor, model_cfg) ->
         square, pad: float[B, 3, H, W], or a list of float[3, H, W] where sizes differ.
         slice, anyres: a list of float[T, 3, H, W], the tiles of each image.
     Raises:
-        ValueError: for another `image_aspect_ratio`, or settings that it cannot use.
+        UserError: for another `image_aspect_ratio`, or settings that it cannot use.
     """
     aspect_ratio = get_aspect_ratio(model_cfg)
     images = [image.convert("RGB") for image in images]
@@ -120,13 +121,13 @@ def input_side(image_processor) -> int:
     """Side in pixels of the square that a processor makes.
 
     Raises:
-        ValueError: if it makes no square.
+        UserError: if it makes no square.
     """
     crops = getattr(image_processor, "do_center_crop", None)
     size = image_processor.crop_size if crops else image_processor.size
     height, width = size.get("height"), size.get("width")
     if height is None or height != width:
-        raise ValueError(
+        raise UserError(
             f"--image_aspect_ratio {' and '.join(TILED)} cut tiles of the image processor's square, but this "
             f"one makes {dict(size)}; set its crop_size (or size) to the tower's height and width."
         )
@@ -174,13 +175,13 @@ def tokenizer_image_token(
     Returns:
         list of T ids, or long[T] for return_tensors="pt".
     Raises:
-        ValueError: for any other `return_tensors`.
+        UserError: for any other `return_tensors`.
     """
     ids, _ = encode_prompt(prompt, tokenizer, image_token_index)
     if return_tensors is None:
         return ids
     if return_tensors != "pt":
-        raise ValueError(f"return_tensors must be 'pt' or None, got {return_tensors!r}.")
+        raise UserError(f"return_tensors must be 'pt' or None, got {return_tensors!r}.")
     return torch.tensor(ids, dtype=torch.long)
 
 

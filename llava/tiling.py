@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from llava.errors import UserError
+
 ASPECT_RATIOS = ("square", "pad", "slice", "anyres")
 TILED = ("slice", "anyres")
 PATCH_NUMS = (9, 16, 25)
@@ -43,9 +45,9 @@ Size = tuple[int, int]
 
 
 def check_choice(flag: str, value: object, choices: Sequence) -> None:
-    """Raises ValueError, in the flag's own spelling, if `value` is none of the choices."""
+    """Raises UserError, in the flag's own spelling, if `value` is none of the choices."""
     if value not in choices:
-        raise ValueError(f"--{flag} must be one of {', '.join(map(str, choices))}, got {value!r}.")
+        raise UserError(f"--{flag} must be one of {', '.join(map(str, choices))}, got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,10 @@ class WholeImage:
         Returns:
             long[L]: numbers of tokens, from 0 to T*M - 1, and COLUMN_END and ROW_END.
         Raises:
-            ValueError: if an image of that size has not T tiles, or the size is needed and unknown.
+            UserError: if an image of that size has not T tiles, or the size is needed and unknown.
         """
         if num_tiles != 1:
-            raise ValueError(
+            raise UserError(
                 f"an image came as {num_tiles} tiles, but --image_aspect_ratio square and pad make one; "
                 "set slice or anyres in the model's config, or prepare images with it by process_images."
             )
@@ -114,12 +116,12 @@ class Tiling(WholeImage):
 
     def _check(self, size: Size | None, num_tiles: int) -> None:
         if size is None:
-            raise ValueError(
+            raise UserError(
                 "image_sizes is missing: tiles are put together by the original images' sizes; pass "
                 "image_sizes=[image.size, ...] beside images."
             )
         if num_tiles != self.num_tiles(size):
-            raise ValueError(
+            raise UserError(
                 f"an image of {size[0]}x{size[1]} pixels came as {num_tiles} tile(s), but {self} makes "
                 f"{self.num_tiles(size)}; prepare it with process_images and the model's own config."
             )
@@ -268,7 +270,7 @@ def tiling_of(config, side: int) -> WholeImage:
             from it, absent or None being square, 9, LLaVA-1.6's grids and flat.
         side: S.
     Raises:
-        ValueError: for a value that is none of the choices, or resolutions that S does not divide.
+        UserError: for a value that is none of the choices, or resolutions that S does not divide.
     """
     aspect_ratio = getattr(config, "image_aspect_ratio", None) or "square"
     check_choice("image_aspect_ratio", aspect_ratio, ASPECT_RATIOS)
@@ -286,7 +288,7 @@ def parse_pinpoints(pinpoints: list | str | None, side: int) -> tuple[Size, ...]
     columns x rows; None is LLaVA-1.6's five grids.
 
     Raises:
-        ValueError: if it is none of these, or the side of a tile does not divide a resolution.
+        UserError: if it is none of these, or the side of a tile does not divide a resolution.
     """
     if pinpoints is None:
         return tuple((cols * side, rows * side) for cols, rows in ANYRES_GRIDS)
@@ -304,12 +306,12 @@ def parse_pinpoints(pinpoints: list | str | None, side: int) -> tuple[Size, ...]
             listed = ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints
         resolutions = tuple((int(width), int(height)) for width, height in listed)
     except (SyntaxError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"--image_grid_pinpoints must be a list of [width, height], got {pinpoints!r}."
         ) from error
     wrong = [size for size in resolutions if min(size) < side or any(length % side for length in size)]
     if wrong or not resolutions:
-        raise ValueError(
+        raise UserError(
             f"--image_grid_pinpoints must be multiples of the tower's {side} pixels, got {pinpoints!r}."
         )
     return resolutions

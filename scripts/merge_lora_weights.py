@@ -12,6 +12,9 @@ from pathlib import Path
 
 from output_folder import write_folder
 
+from llava.command import message
+from llava.errors import UserError
+
 REQUIRED = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
 
 
@@ -19,7 +22,7 @@ def merge(model_path: str, model_base: str | None, output: Path) -> bool:
     """Write the folder; returns False when it was already complete.
 
     Raises:
-        ValueError: if model_path holds no adapters, the base is not found, or weights do not fit.
+        UserError: if model_path holds no adapters, the base is not found, or weights do not fit.
     """
     return write_folder(output, REQUIRED, lambda folder: _write(model_path, model_base, folder))
 
@@ -30,7 +33,7 @@ def _write(model_path: str, model_base: str | None, folder: Path) -> None:
 
     source = inspect_folder(model_path)
     if not source.has_adapters:
-        raise ValueError(f"--model-path {model_path} has no {ADAPTER_CONFIG}; there is nothing to merge.")
+        raise UserError(f"--model-path {model_path} has no {ADAPTER_CONFIG}; there is nothing to merge.")
     tokenizer, model, image_processor, _ = load_pretrained_model(
         str(source.path), model_base, device="cpu", torch_dtype="auto"
     )
@@ -47,8 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         written = merge(options.model_path, options.model_base, options.save_model_path)
-    except ValueError as error:
-        sys.exit(f"merge_lora_weights: {error}")
+    except UserError as error:
+        sys.exit(message(error, "merge_lora_weights"))
     print(f"{options.save_model_path}: {'written' if written else 'already complete'}")
 
 

@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from llava.errors import UserError
+
 
 def write_folder(folder: Path, required: tuple[str, ...], write: Callable[[Path], None]) -> bool:
     """Fill a temporary sibling of `folder` with `write`, then rename it into place.
@@ -15,13 +17,13 @@ def write_folder(folder: Path, required: tuple[str, ...], write: Callable[[Path]
     Returns:
         Whether anything was written.
     Raises:
-        ValueError: if `folder` exists, is not empty and lacks a required file: it is not ours to overwrite.
+        UserError: if `folder` exists, is not empty and lacks a required file: it is not ours to overwrite.
     """
     absent = [name for name in required if not (folder / name).is_file()]
     if not absent:
         return False
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
+        raise UserError(
             f"{folder} exists but lacks {', '.join(absent)}; remove it or choose another --output."
         )
     partial = folder.with_name(folder.name + ".tmp")

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava.benchmark.report_template import HTML, MARKDOWN
+from llava.command import message
+from llava.errors import UserError
 from llava.eval.page import embed, environment, package_versions
 
 STAGES = {"stage1": "Stage 1: projector alone", "stage2": "Stage 2: projector and language model"}
@@ -45,14 +47,14 @@ def read_json(path: Path):
     """Content of a JSON file the quick start made.
 
     Raises:
-        ValueError: naming the file when it is missing or no JSON.
+        UserError: naming the file when it is missing or no JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; run scripts/quickstart.sh to its end first.") from None
+        raise UserError(f"{path} does not exist; run scripts/quickstart.sh to its end first.") from None
     except json.JSONDecodeError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not JSON ({error}); remove it and run scripts/quickstart.sh again."
         ) from None
 
@@ -62,9 +64,9 @@ def read_jsonl(path: Path) -> list[dict]:
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; run scripts/quickstart.sh to its end first.") from None
+        raise UserError(f"{path} does not exist; run scripts/quickstart.sh to its end first.") from None
     except json.JSONDecodeError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not JSONL ({error}); remove it and run scripts/quickstart.sh again."
         ) from None
 
@@ -82,7 +84,7 @@ def read_losses(run_dir: Path) -> list[Losses]:
 def read_steps(path: Path) -> list[Step]:
     """times.tsv: a command that was interrupted and resumed has several lines, which are added up."""
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; run scripts/quickstart.sh to its end first.")
+        raise UserError(f"{path} does not exist; run scripts/quickstart.sh to its end first.")
     seconds: dict[str, float] = {}
     peaks: dict[str, float] = {}
     with path.open(encoding="utf-8", newline="") as file:
@@ -189,7 +191,7 @@ def gather(run_dir: Path, image_folder: Path) -> dict:
     """Everything the page shows, by the names its templates use.
 
     Raises:
-        ValueError: naming a file that is missing or unreadable.
+        UserError: naming a file that is missing or unreadable.
     """
     scores = read_json(run_dir / "scores.json")
     steps = read_steps(run_dir / "times.tsv")
@@ -249,8 +251,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         markdown, html = write_report(options.run_dir, options.image_folder)
-    except ValueError as error:
-        sys.exit(f"quickstart_report: {error}")
+    except UserError as error:
+        sys.exit(message(error, "quickstart_report"))
     print(f"report: {html} and {markdown}")
 
 

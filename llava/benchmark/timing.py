@@ -12,6 +12,8 @@ from collections.abc import Callable, Hashable
 from datetime import datetime, timezone
 from pathlib import Path
 
+from llava.errors import UserError
+
 
 class Clock:
     """Moments on a device's own time line: CUDA events on a GPU, the host's clock elsewhere.
@@ -199,7 +201,7 @@ def paste(page: Path, name: str, text: str) -> None:
     """Put a result on a documentation page, between <!-- name --> and <!-- end name -->.
 
     Raises:
-        ValueError: if the page has no such place.
+        UserError: if the page has no such place.
     """
     before, start, end, after = _place(page, name)
     page.write_text(f"{before}{start}{text}{end}{after}")
@@ -213,10 +215,10 @@ def check_place(page: Path | None, name: str) -> None:
 
 def _place(page: Path, name: str) -> tuple[str, str, str, str]:
     if not page.is_file():
-        raise ValueError(f"--docs {page} is no file.")
+        raise UserError(f"--docs {page} is no file.")
     content = page.read_text()
     start, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
     if start not in content or end not in content:
-        raise ValueError(f"--docs {page} has no lines {start.strip()} and {end}; add them where {name} goes.")
+        raise UserError(f"--docs {page} has no lines {start.strip()} and {end}; add them where {name} goes.")
     before, rest = content.split(start, 1)
     return before, start, end, rest.split(end, 1)[1]

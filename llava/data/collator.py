@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import IGNORE_INDEX
+from llava.errors import UserError
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Collator:
 
     def __post_init__(self):
         if self.padding_side not in ("left", "right"):
-            raise ValueError(f"padding_side must be 'left' or 'right', got {self.padding_side!r}.")
+            raise UserError(f"padding_side must be 'left' or 'right', got {self.padding_side!r}.")
 
     def __call__(self, rows: list[dict] | list[list[dict]]) -> dict:
         """Collate B samples, or B packs (lists) of samples.

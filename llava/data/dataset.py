@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from llava.data.mixture import Mixture
 from llava.data.record import BadRecord, describe_record, iter_records
 from llava.data.sample import EncodedRecord, SampleBuilder, check_image_files
+from llava.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class SupervisedDataset(Dataset):
         BadRecord: on_bad_record "fail" and a record is bad: here for its form or a missing file, from
             `__getitem__` for an image that cannot be read or an answer beyond model_max_length. Also if no
             good record is left.
-        ValueError: for a file itself, or an argument.
+        UserError: for a file itself, or an argument.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class SupervisedDataset(Dataset):
         on_bad_record: str = "fail",
     ):
         if on_bad_record not in ("fail", "skip"):
-            raise ValueError(f"--on_bad_record must be 'fail' or 'skip', got {on_bad_record!r}.")
+            raise UserError(f"--on_bad_record must be 'fail' or 'skip', got {on_bad_record!r}.")
         self.data_paths = list(data_paths)
         self.builder = builder
         self.image_folder = image_folder

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from llava.errors import UserError
+
 
 @dataclass
 class Mixture:
@@ -20,7 +22,7 @@ class Mixture:
         sizes: items of each file.
         weights: passes over each file in an epoch; default 1 each.
     Raises:
-        ValueError: if no item is left.
+        UserError: if no item is left.
     """
 
     sizes: Sequence[int]
@@ -33,7 +35,7 @@ class Mixture:
         assert len(self.weights) == len(self.sizes)
         self.counts = [round(size * weight) for size, weight in zip(self.sizes, self.weights, strict=True)]
         if not sum(self.counts):
-            raise ValueError(
+            raise UserError(
                 f"--data_weights {self.weights} of files with {list(self.sizes)} records or shards leave "
                 "none; raise them."
             )

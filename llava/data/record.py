@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TextIO
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.errors import UserError
 
 SPEAKERS = ("human", "gpt")
 CHUNK = 1 << 16  # characters read at once
 MAX_RECORD = 1 << 26  # characters in which a record of a JSON list must end
 
 
-class BadRecord(ValueError):
+class BadRecord(UserError):
     """A record that cannot be trained on; the message names it, the problem and the remedy."""
 
 
@@ -30,7 +31,7 @@ def iter_records(path: str | Path) -> Iterator[object]:
         Each record as it is, unchecked; for a line of JSONL that is no JSON a BadRecord that says so, for the
         lines after it are still good.
     Raises:
-        ValueError: if the file is missing, empty or, for a list, no JSON; names the file and the line.
+        UserError: if the file is missing, empty or, for a list, no JSON; names the file and the line.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -38,11 +39,11 @@ def iter_records(path: str | Path) -> Iterator[object]:
             while start.isspace():
                 start = file.read(1)
             if not start:
-                raise ValueError(f"{path} is empty; it needs a JSON list of records, or one record a line.")
+                raise UserError(f"{path} is empty; it needs a JSON list of records, or one record a line.")
             file.seek(0)
             yield from _JsonList(file, path) if start == "[" else _json_lines(file, path)
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"Cannot read the records in {path} ({error}); check --data_path.") from error
+        raise UserError(f"Cannot read the records in {path} ({error}); check --data_path.") from error
 
 
 def _json_lines(file: TextIO, path: str | Path) -> Iterator[object]:
@@ -74,7 +75,7 @@ class _JsonList:
         assert self._next() == "["
         self._take(1)
         if self._next() == "]":
-            raise ValueError(f"{self.path} holds an empty list; it needs at least one record.")
+            raise UserError(f"{self.path} holds an empty list; it needs at least one record.")
         while True:
             yield self._value()
             mark = self._next()
@@ -123,8 +124,8 @@ class _JsonList:
             return self.line, self.column + length
         return self.line + num_lines, length - self.text.rindex("\n", 0, length)
 
-    def _error(self, problem: str, position: int) -> ValueError:
-        return ValueError(_position(self.path, *self._place(position), problem))
+    def _error(self, problem: str, position: int) -> UserError:
+        return UserError(_position(self.path, *self._place(position), problem))
 
 
 def describe_record(path: str | Path, index: int, record: object) -> str:

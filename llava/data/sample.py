@@ -18,6 +18,7 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import template_named
 from llava.data.record import BadRecord, image_files, validate_record
 from llava.data.targets import build_targets, conversation_from_record
+from llava.errors import UserError
 from llava.mm_utils import get_aspect_ratio, image_size, load_image, process_images
 from llava.tiling import TILED
 
@@ -29,7 +30,7 @@ def check_record(record: object, where: str, template: str, mm_use_im_start_end:
     validate_record(record, where)
     try:
         conversation_from_record(record, template, mm_use_im_start_end)
-    except ValueError as error:
+    except UserError as error:
         raise BadRecord(f"{where}: {error}") from error
 
 
@@ -54,7 +55,7 @@ def load_images(files: list[str], where: str, source_of: ImageSource) -> list[Im
 def _named(where: str, read: Callable[[], list]) -> list:
     try:
         return read()
-    except ValueError as error:
+    except UserError as error:
         raise BadRecord(f"{where}: {error}") from error
 
 
@@ -91,7 +92,7 @@ class SampleBuilder:
         model_max_length: tokens, image tokens included; what is longer is cut at its end.
         mm_use_im_start_end: put each image between <im_start> and <im_end>.
     Raises:
-        ValueError: for an unknown template or image_aspect_ratio.
+        UserError: for an unknown template or image_aspect_ratio.
     """
 
     tokenizer: object

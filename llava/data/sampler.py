@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import Sampler
 
 from llava.data.mixture import Mixture
+from llava.errors import UserError
 
 MAX_POOL = 50  # megabatches sorted together: enough for like lengths, few enough to stay random
 
@@ -59,11 +60,11 @@ class ModalityLengthGroupedSampler(MixtureSampler):
     def __init__(self, mixture: Mixture, lengths: Sequence[int], batch_size: int, world_size: int = 1):
         super().__init__(mixture)
         if batch_size < 1 or world_size < 1:
-            raise ValueError(
+            raise UserError(
                 f"batch_size and world_size must be at least 1, got {batch_size} and {world_size}."
             )
         if any(length == 0 for length in lengths):
-            raise ValueError("lengths must not be 0: their sign tells images (+) from text only (-).")
+            raise UserError("lengths must not be 0: their sign tells images (+) from text only (-).")
         assert len(lengths) == sum(mixture.sizes)
         self.lengths = torch.tensor(lengths, dtype=torch.long)
         self.world_size = world_size

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.record import BadRecord
+from llava.errors import UserError
 
 IMAGE_SUFFIX = re.compile(r"(?:(\d+)\.)?(?:jpg|jpeg|png|webp)")
 END_OF_TAR = 1024  # bytes of zeros
@@ -30,19 +31,19 @@ def expand_shards(path: str) -> list[str]:
     """The shards of a --data_path, braces expanded: 'shards/{000..127}.tar' are 128.
 
     Raises:
-        ValueError: if webdataset is not installed, or a local shard does not exist.
+        UserError: if webdataset is not installed, or a local shard does not exist.
     """
     try:
         from webdataset.shardlists import expand_urls
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"--data_path {path}: webdataset, which reads shards, is not installed; "
             "pip install 'llava[train]'."
         ) from error
     shards = expand_urls(str(path))
     missing = [shard for shard in shards if ":" not in shard and not Path(shard).is_file()]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{len(missing)} of {len(shards)} shard(s) do not exist, the first: {missing[0]}; "
             "check --data_path."
         )
@@ -157,10 +158,10 @@ class _WatchedStream:
 
 
 def expand_all(paths: Sequence[str]) -> list[list[str]]:
-    """The shards of each --data_path. Raises ValueError if some are shards and some are not."""
+    """The shards of each --data_path. Raises UserError if some are shards and some are not."""
     plain = [path for path in paths if not is_shards(path)]
     if plain:
-        raise ValueError(
+        raise UserError(
             f"--data_path mixes tar shards with {plain[0]}: shards are streamed, other files are read at the "
             "start; give one kind."
         )

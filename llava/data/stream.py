@@ -17,6 +17,7 @@ from llava.data.packing import pack
 from llava.data.record import BadRecord
 from llava.data.sample import EncodedRecord, SampleBuilder
 from llava.data.shards import ShardSample, expand_all, read_shard
+from llava.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class ShardDataset(IterableDataset):
         shuffle_buffer: samples from which the next is drawn.
         on_bad_record: "fail", or "skip" to count and log what is bad.
     Raises:
-        ValueError: for missing shards, or fewer of them than readers.
+        UserError: for missing shards, or fewer of them than readers.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class ShardDataset(IterableDataset):
         self.start_batch = 0  # batches of this rank that a resumed run has behind it
         self._num_bad = torch.zeros(self.num_readers, dtype=torch.long).share_memory_()
         if len(self.mixture) < world_size * self.num_readers:
-            raise ValueError(
+            raise UserError(
                 f"{len(self.mixture)} shard(s) an epoch cannot be split over {world_size} process(es) of "
                 f"{self.num_readers} reader(s) each; write more and smaller shards, or lower "
                 "--dataloader_num_workers."

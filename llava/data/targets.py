@@ -8,6 +8,7 @@ from itertools import accumulate
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, SeparatorStyle, template_named
 from llava.data.record import image_files
+from llava.errors import UserError
 from llava.mm_utils import encode_prompt
 
 
@@ -21,14 +22,14 @@ def conversation_from_record(record: dict, template: str, mm_use_im_start_end: b
         template: a name in `conv_templates`.
         mm_use_im_start_end: put each image between <im_start> and <im_end>.
     Raises:
-        ValueError: if the template is unknown, or plain and the record is not one image and its caption.
+        UserError: if the template is unknown, or plain and the record is not one image and its caption.
     """
     conversation = template_named(template, "--version")
     turns = record["conversations"]
     is_plain = conversation.sep_style is SeparatorStyle.PLAIN
     num_images = len(image_files(record))
     if is_plain and (len(turns), num_images) != (2, 1):
-        raise ValueError(
+        raise UserError(
             f"the template {template!r} takes one image and one answer, its caption, got {num_images} "
             f"image(s) and {len(turns)} turns; choose a chat template with --version, or remove the record."
         )
@@ -54,7 +55,7 @@ def build_targets(conversation: Conversation, tokenizer) -> tuple[list[int], lis
     Returns:
         input_ids and labels, both of length T; labels are IGNORE_INDEX elsewhere, also at <image>.
     Raises:
-        ValueError: if the tokenizer is a slow one, or the template cannot express the conversation.
+        UserError: if the tokenizer is a slow one, or the template cannot express the conversation.
     """
     segments = conversation.segments()
     prompt = "".join(segment.text for segment in segments)
@@ -66,7 +67,7 @@ def build_targets(conversation: Conversation, tokenizer) -> tuple[list[int], lis
     ]
     ids, spans = encode_prompt(prompt, tokenizer)
     if spans is None:
-        raise ValueError(
+        raise UserError(
             f"Labels need to know where each token stands in the text, which {type(tokenizer).__name__}, "
             "a slow tokenizer, cannot tell; load a fast one with llava.model.tokenizer.load_tokenizer."
         )

@@ -8,6 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from llava.command import message
+from llava.errors import UserError
+
 
 def validate(
     paths: Sequence[str],
@@ -27,7 +30,7 @@ def validate(
     Returns:
         Counts of "problems", and of good "records" with their "images" and "turns".
     Raises:
-        ValueError: for an unknown version, or shards that do not exist.
+        UserError: for an unknown version, or shards that do not exist.
     """
     from llava.conversation import template_named
     from llava.data.record import BadRecord, image_files
@@ -47,7 +50,7 @@ def validate(
             load_images(image_files(record), where, source_of)
         counts.update(records=1, images=len(image_files(record)), turns=len(record["conversations"]))
 
-    def problem(error: ValueError) -> None:
+    def problem(error: UserError) -> None:
         counts["problems"] += 1
         report(str(error))
 
@@ -58,7 +61,7 @@ def validate(
                     check(*entry)
                 except BadRecord as error:
                     problem(error)
-        except ValueError as error:  # the file itself
+        except UserError as error:  # the file itself
             problem(error)
     return counts
 
@@ -88,8 +91,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--check_images needs --image_folder for the records of JSON files")
     try:
         counts = validate(args.files, args.image_folder, args.version, args.check_images)
-    except ValueError as error:
-        sys.exit(f"validate: {error}")
+    except UserError as error:
+        sys.exit(message(error, "validate"))
     print(
         f"{counts['records']} good records with {counts['images']} images and {counts['turns']} turns; "
         f"{counts['problems']} problems"

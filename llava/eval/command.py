@@ -55,7 +55,7 @@ class AnswerCommand:
         """Answer all questions of this chunk that have no answer yet; complete the answers file.
 
         Raises:
-            ValueError: for what the user can mend; says how. The answers so far stay in the file.
+            UserError: for what the user can mend; says how. The answers so far stay in the file.
         """
         questions = get_chunk(self.load(args), args.num_chunks, args.chunk_idx)
         session, path = Session(args), Path(args.answers_file)

@@ -36,7 +36,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """Answer what is unanswered, score what is answered, write and print.
 
     Raises:
-        ValueError: for what the user can mend; says how. The answers so far are kept.
+        UserError: for what the user can mend; says how. The answers so far are kept.
     """
     rows = check_questions(ocr_bench.read_questions(args.OCRBench_file), args.OCRBench_file)
     session, kept = Session(args), args.output_folder / f"{args.save_name}.answers.jsonl"

@@ -17,6 +17,7 @@ from PIL import Image
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, question_prompt
 from llava.decoding import Decoding, Stopping
+from llava.errors import UserError
 from llava.eval.records import images_of
 from llava.mm_utils import (
     get_aspect_ratio,
@@ -44,12 +45,12 @@ def make_prompt(question: dict, model, tokenizer, template: Conversation, image_
     """Tokenize one question; of its images the sizes alone are read, and these only where they matter.
 
     Raises:
-        ValueError: if its text and its image disagree, or there is no such image.
+        UserError: if its text and its image disagree, or there is no such image.
     """
     images = images_of(question)
     num_images = len(images)
     if num_images and model.get_vision_tower() is None:
-        raise ValueError("it has an image, but the model is text-only; pass a multimodal --model-path")
+        raise UserError("it has an image, but the model is text-only; pass a multimodal --model-path")
     wrap = getattr(model.config, "mm_use_im_start_end", False)
     input_ids = list(
         tokenizer_image_token(
@@ -91,7 +92,7 @@ def answer_batches(
     image_folder: str | Path,
     template: Conversation,
     decoding: Decoding,
-    refuse: Callable[[dict, ValueError], None],
+    refuse: Callable[[dict, UserError], None],
 ) -> Iterator[tuple[dict, str]]:
     """Answer batch after batch, and give each answer as soon as its batch is done.
 
@@ -103,7 +104,7 @@ def answer_batches(
     Yields:
         (question, answer text), in the batches' order.
     Raises:
-        ValueError: if a batch does not fit into the device's memory.
+        UserError: if a batch does not fit into the device's memory.
     """
     stopping = Stopping(model, tokenizer, template)
     generation = {**decoding.kwargs(), **stopping.kwargs()}
@@ -144,14 +145,14 @@ def read_batch(batch: list[Prompt], image_folder: Path, image_processor, model_c
         try:
             images += [open_image(source, image_folder) for source in images_of(prompt.question)]
             good.append(prompt)
-        except ValueError as error:
+        except UserError as error:
             failed.append((prompt.question, error))
     pixels = process_images(images, image_processor, model_config) if images else None
     return good, pixels, [image.size for image in images], failed
 
 
 def open_image(image: str | bytes, folder: Path) -> Image.Image:
-    """An image by its path below a folder or by an encoded file's bytes; ValueError if it cannot be read."""
+    """An image by its path below a folder or by an encoded file's bytes; UserError if it cannot be read."""
     return load_image(_source(image, folder))
 
 
@@ -180,7 +181,7 @@ def _memory_advice(batch: list[Prompt]) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise ValueError(
+        raise UserError(
             f"{len(batch)} questions of up to {batch[0].length} tokens do not fit into the device's memory; "
             "lower --token_budget or --batch_size."
         ) from error

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from llava.errors import UserError
 from llava.eval.records import parse_jsonl
 
 ATTEMPTS = 5
@@ -40,7 +41,7 @@ class Judge:
         self.replies = {row["key"]: row["reply"] for row in parse_jsonl(whole, memory)}
 
     def __call__(self, prompt: str, system: str = "") -> str:
-        """The reply, greedy. Raises ValueError if the endpoint refuses or stays silent."""
+        """The reply, greedy. Raises UserError if the endpoint refuses or stays silent."""
         key = hashlib.sha256(f"{self.model}\n{system}\n{prompt}".encode()).hexdigest()
         if key not in self.replies:
             self.replies[key] = self._ask(prompt, system)
@@ -67,4 +68,4 @@ class Judge:
                     break
             except (OSError, LookupError, TypeError, json.JSONDecodeError) as error:
                 problem = repr(error)
-        raise ValueError(f"--judge-url {self.url}: no reply from {self.model}: {problem}")
+        raise UserError(f"--judge-url {self.url}: no reply from {self.model}: {problem}")

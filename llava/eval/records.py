@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable
 from operator import itemgetter
 from pathlib import Path
 
+from llava.errors import UserError
+
 ROW_START = b'{"question_id"'  # of every line that AnswerFile writes
 WEIGHT_FILES = ("*.safetensors", "*.bin", "config.json")
 SAMPLES, SAMPLE_BYTES = 32, 4096  # read from each weight file: enough to tell two trainings apart
@@ -24,10 +26,10 @@ def read_jsonl(path: str | Path) -> list[dict]:
     """All rows of a JSON-lines file.
 
     Raises:
-        ValueError: naming the file (missing) or the line (not a JSON object).
+        UserError: naming the file (missing) or the line (not a JSON object).
     """
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file.")
+        raise UserError(f"{path}: no such file.")
     return parse_jsonl(Path(path).read_text(encoding="utf-8"), path)
 
 
@@ -40,11 +42,11 @@ def parse_jsonl(text: str, path: str | Path) -> list[dict]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {number}: not JSON ({error}); one object a line is expected."
             ) from None
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}.")
+            raise UserError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}.")
         rows.append(row)
     return rows
 
@@ -84,17 +86,17 @@ def check_questions(
         where: the file or benchmark they are from, for messages.
         key: of a row, by which no two may be the same.
     Raises:
-        ValueError: if there are none, for a row without an id or a text, or a key that stands twice.
+        UserError: if there are none, for a row without an id or a text, or a key that stands twice.
     """
     if not rows:
-        raise ValueError(f"{where}: holds no questions.")
+        raise UserError(f"{where}: holds no questions.")
     for number, row in enumerate(rows, start=1):
         if "question_id" not in row or not isinstance(row.get("text"), str):
-            raise ValueError(
+            raise UserError(
                 f'{where}, question {number}: needs "question_id" and a string "text", has {sorted(row)}.'
             )
     if repeated := _repeated(rows, key):
-        raise ValueError(
+        raise UserError(
             f"{where}: question_id {_some(repeated)} stands more than once; give each question its own id."
         )
     return rows
@@ -115,21 +117,19 @@ def texts_by_id(questions: list[dict], answers: list[dict]) -> dict:
         questions: rows {"question_id"}.
         answers: rows {"question_id", "text"}, exactly one for each question.
     Raises:
-        ValueError: for missing, duplicate or unknown ids.
+        UserError: for missing, duplicate or unknown ids.
     """
     for rows, where in ((questions, "question file"), (answers, "answers file")):
         if repeated := _repeated(rows, itemgetter("question_id")):
-            raise ValueError(
-                f"question {_some(repeated)}: more than once in the {where}; keep one row an id."
-            )
+            raise UserError(f"question {_some(repeated)}: more than once in the {where}; keep one row an id.")
     said = {row["question_id"]: row["text"] for row in answers}
     asked = {question["question_id"]: None for question in questions}
     if missing := [question_id for question_id in asked if question_id not in said]:
-        raise ValueError(
+        raise UserError(
             f"question {_some(missing)}: no answer in the answers file; run the evaluation to its end."
         )
     if unknown := [question_id for question_id in said if question_id not in asked]:
-        raise ValueError(
+        raise UserError(
             f"question {_some(unknown)}: answered but not in the question file; pass the one that was asked."
         )
     return {question_id: said[question_id] for question_id in asked}
@@ -139,10 +139,10 @@ def get_chunk(rows: list, num_chunks: int, chunk_idx: int) -> list:
     """Part `chunk_idx` of `num_chunks` contiguous parts of nearly equal size; joined they are `rows`.
 
     Raises:
-        ValueError: if not 0 <= chunk_idx < num_chunks.
+        UserError: if not 0 <= chunk_idx < num_chunks.
     """
     if not 0 <= chunk_idx < num_chunks:
-        raise ValueError(
+        raise UserError(
             f"--chunk-idx must be in 0..{num_chunks - 1} for --num-chunks {num_chunks}, got {chunk_idx}."
         )
     return rows[len(rows) * chunk_idx // num_chunks : len(rows) * (chunk_idx + 1) // num_chunks]
@@ -176,7 +176,7 @@ class AnswerFile:
         settings: whatever changes answers (JSON values); kept in each row as `metadata`.
         process: number of this process, from 0.
     Raises:
-        ValueError: if the files hold answers of another model, other settings or other questions, or two
+        UserError: if the files hold answers of another model, other settings or other questions, or two
             different answers to a question.
     """
 
@@ -204,7 +204,7 @@ class AnswerFile:
                 self._check(row, path)
                 # the same row twice is what a kill during `finish` leaves
                 if answered.setdefault((row["question_id"], row["prompt"]), row)["text"] != row["text"]:
-                    raise ValueError(
+                    raise UserError(
                         f"{path} answers question {row['question_id']} a second time and otherwise; "
                         "delete it or choose another --answers-file or --output-dir."
                     )
@@ -216,14 +216,14 @@ class AnswerFile:
         mine = {"model_id": self.model_id, **self.settings}
         theirs = {"model_id": row.get("model_id"), **(row.get("metadata") or {})}
         if theirs != mine:
-            raise ValueError(f"{path} holds answers made otherwise ({changes(theirs, mine)}); {remedy}")
+            raise UserError(f"{path} holds answers made otherwise ({changes(theirs, mine)}); {remedy}")
         if question_id not in self._ids:
-            raise ValueError(
+            raise UserError(
                 f"{path} answers question {question_id}, which is not in this (chunk of the) question "
                 f"file; {remedy}"
             )
         if (question_id, row.get("prompt")) not in self._keys:
-            raise ValueError(f"{path} answers question {question_id} with another text than now; {remedy}")
+            raise UserError(f"{path} answers question {question_id} with another text than now; {remedy}")
 
     def append(self, question: dict, text: str) -> None:
         """Add one answer; it is on disk when this returns to the caller."""
@@ -275,7 +275,7 @@ def _whole_lines(path: Path) -> tuple[list[dict], int]:
     end = content.rfind(b"\n") + 1
     cut_off = content[end:]
     if not cut_off.startswith(ROW_START[: len(cut_off)]):
-        raise ValueError(f"{path} does not look like an answers file; choose another --answers-file.")
+        raise UserError(f"{path} does not look like an answers file; choose another --answers-file.")
     return parse_jsonl(content[:end].decode("utf-8"), path), end
 
 

@@ -8,6 +8,7 @@ import json
 from io import BytesIO
 from pathlib import Path
 
+from llava.errors import UserError
 from llava.eval.page import embed_bytes, environment, package_versions
 from llava.eval.records import changes, images_of, write_jsonl, write_text
 from llava.eval.report_template import HTML, MARKDOWN
@@ -33,13 +34,13 @@ def read_results(folder: Path) -> list[dict]:
 
 
 def check_folder(folder: Path, model_id: str, settings: dict) -> None:
-    """Raises ValueError if a folder holds results of another model or under other settings."""
+    """Raises UserError if a folder holds results of another model or under other settings."""
     now = {"model_id": model_id, **settings}
     for result in read_results(folder):
         before = {"model_id": result["model_id"], **result["settings"]}
         del before["max_new_tokens"]  # each task's own
         if before != now:
-            raise ValueError(
+            raise UserError(
                 f"{folder} has results of {result['name']} that were made otherwise "
                 f"({changes(before, now)}); choose another --output-dir, or remove that folder."
             )

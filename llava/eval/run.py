@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from llava.command import exit_code
+from llava.errors import UserError
 from llava.eval import report
 from llava.eval.judge import Judge
 from llava.eval.records import check_questions, texts_by_id
@@ -88,25 +89,25 @@ def choose_tasks(names: str) -> list[Task]:
     """The tasks of a --tasks value, in TASKS' order.
 
     Raises:
-        ValueError: for an unknown name; lists the known ones.
+        UserError: for an unknown name; lists the known ones.
     """
     chosen = {name.strip() for name in names.split(",") if name.strip()}
     if chosen == {"all"}:
         return list(TASKS.values())
     if unknown := sorted(chosen - TASKS.keys()):
-        raise ValueError(f"--tasks: no task {', '.join(unknown)}; choose from {', '.join(TASKS)}, or all.")
+        raise UserError(f"--tasks: no task {', '.join(unknown)}; choose from {', '.join(TASKS)}, or all.")
     if not chosen:
-        raise ValueError(f"--tasks is empty; choose from {', '.join(TASKS)}, or all.")
+        raise UserError(f"--tasks is empty; choose from {', '.join(TASKS)}, or all.")
     return [task for name, task in TASKS.items() if name in chosen]
 
 
 def check_files(tasks: list[Task], data_root: Path) -> None:
-    """Raises ValueError naming every missing file of every task, and the tasks that could run."""
+    """Raises UserError naming every missing file of every task, and the tasks that could run."""
     missing = {task.name: task.missing(data_root) for task in tasks}
     lines = [line for found in missing.values() for line in found]
     if lines:
         ready = ", ".join(name for name, found in missing.items() if not found) or "none"
-        raise ValueError("\n  ".join([f"{len(lines)} file(s) missing; complete: {ready}.", *lines]))
+        raise UserError("\n  ".join([f"{len(lines)} file(s) missing; complete: {ready}.", *lines]))
 
 
 def limited(rows: list[dict], limit: int | None) -> list[dict]:
@@ -131,11 +132,11 @@ def evaluate(args: argparse.Namespace) -> None:
     """Ask, score and report all chosen tasks.
 
     Raises:
-        ValueError: for what the user can mend; says how.
+        UserError: for what the user can mend; says how.
     """
     tasks = choose_tasks(args.tasks)
     if idle := {name for name, _ in args.server_score} - {task.name for task in tasks}:
-        raise ValueError(f"--server-score {', '.join(sorted(idle))}: not among --tasks; add it there.")
+        raise UserError(f"--server-score {', '.join(sorted(idle))}: not among --tasks; add it there.")
     check_files(tasks, args.data_root)
     read_config(args.model_path)  # a wrong folder should not wait for torch
     session, folder = Session(args), output_dir(args)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from llava.command import exit_code
+from llava.errors import UserError
 from llava.fetch import ADDRESSES, fetch
 
 IMAGE_PLACEHOLDER = "<image-placeholder>"  # in a query, where an image goes
@@ -29,14 +30,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def read_images(image_file: str, sep: str) -> list[str | bytes]:
-    """Paths, and what is at http addresses. Raises ValueError for an address that gives nothing."""
+    """Paths, and what is at http addresses. Raises UserError for an address that gives nothing."""
     images = []
     for source in (part.strip() for part in image_file.split(sep)):
         if source.startswith(ADDRESSES):
             try:
                 images.append(fetch(source))
-            except ValueError as error:
-                raise ValueError(f"--image-file {error}") from error
+            except UserError as error:
+                raise UserError(f"--image-file {error}") from error
         else:
             images.append(source)
     return images
@@ -48,7 +49,7 @@ def answer(args: argparse.Namespace) -> str:
     Args:
         args: with the attributes of `parse_args`; "scale_factor" may be absent.
     Raises:
-        ValueError: for what the user can mend; says how.
+        UserError: for what the user can mend; says how.
     """
     from llava.constants import DEFAULT_IMAGE_TOKEN
     from llava.conversation import template_of
@@ -69,7 +70,7 @@ def answer(args: argparse.Namespace) -> str:
     override_settings(model, None, getattr(args, "scale_factor", None))
     template = template_of(model.config, args.conv_mode)
 
-    def refuse(question: dict, error: ValueError) -> None:
+    def refuse(question: dict, error: UserError) -> None:
         raise error
 
     prompt = make_prompt(question, model, tokenizer, template, Path())

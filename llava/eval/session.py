@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import DEFAULT_TEMPLATE, template_named
+from llava.errors import UserError
 from llava.eval import TOKEN_BUDGET
 from llava.eval.records import AnswerFile, images_of, key_of, model_fingerprint
 
@@ -68,11 +69,11 @@ def read_config(model_path: str) -> dict:
     """config.json of a model folder.
 
     Raises:
-        ValueError: if there is none; names the folder.
+        UserError: if there is none; names the folder.
     """
     path = Path(model_path) / "config.json"
     if not path.is_file():
-        raise ValueError(f"--model-path {model_path}: no config.json there; pass a model folder.")
+        raise UserError(f"--model-path {model_path}: no config.json there; pass a model folder.")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -103,7 +104,7 @@ class Session:
     Args:
         args: with the attributes of `add_flags`.
     Raises:
-        ValueError: for a folder that holds no model, an unknown template, or impossible settings.
+        UserError: for a folder that holds no model, an unknown template, or impossible settings.
     """
 
     def __init__(self, args: argparse.Namespace):
@@ -168,7 +169,7 @@ class Session:
             image_folder: where relative image paths start.
             max_new_tokens: longest answer, tokens.
         Raises:
-            ValueError: for what the user can mend; says how. The answers so far stay in the file.
+            UserError: for what the user can mend; says how. The answers so far stay in the file.
         """
         from accelerate.utils import gather_object
 
@@ -261,7 +262,7 @@ class Session:
             try:
                 prompt = make_prompt(questions[i], model, tokenizer, self.template, image_folder)
                 made.append((i, prompt.input_ids, prompt.length))
-            except ValueError as error:
+            except UserError as error:
                 refusals.refuse(questions[i], error)
         made = sorted(gather_object(made), key=lambda part: (-part[2], part[0]))
         return [Prompt(questions[i], input_ids, length) for i, input_ids, length in made]
@@ -271,7 +272,7 @@ def override_settings(model, image_aspect_ratio: str | None, scale_factor: int |
     """Set what the command line asks for on a loaded model, whose modules then follow.
 
     Raises:
-        ValueError: if its projector has no scale factor, or it does not divide the grid.
+        UserError: if its projector has no scale factor, or it does not divide the grid.
     """
     if image_aspect_ratio is not None:
         model.config.image_aspect_ratio = image_aspect_ratio
@@ -293,11 +294,11 @@ class _Refusals:
         self.skip = skip
         self.skipped: dict = {}
 
-    def refuse(self, question: dict, reason: ValueError) -> None:
+    def refuse(self, question: dict, reason: UserError) -> None:
         if key_of(question) in self.kept:
             return
         if not self.skip:
-            raise ValueError(
+            raise UserError(
                 f"question {question['question_id']}: {reason} (or pass --on_bad_record skip)"
             ) from reason
         self.skipped[key_of(question)] = str(reason)
@@ -312,7 +313,7 @@ class _Refusals:
         lacking = [(q, image) for q in open_questions for image in images_of(q) if image in missing]
         if not self.skip:
             question, image = lacking[0]
-            raise ValueError(
+            raise UserError(
                 f"{len(lacking)} question(s) name an image that does not exist, the first being question "
                 f"{question['question_id']}: {folder / image}; check --image-folder, or pass "
                 "--on_bad_record skip."

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from llava.errors import UserError
 from llava.model.checkpoint import (
     ADAPTER_CONFIG,
     TRAINABLES_FILE,
@@ -66,13 +67,13 @@ def read_adapter_config(folder: Path):
     Published ones name q_proj and the like, which a vision tower has too.
 
     Raises:
-        ValueError: if it is another kind of adapter.
+        UserError: if it is another kind of adapter.
     """
     from peft import LoraConfig
 
     kind = json.loads((folder / ADAPTER_CONFIG).read_text()).get("peft_type")
     if kind != "LORA":
-        raise ValueError(f"{folder / ADAPTER_CONFIG} is of peft_type {kind!r}; LORA alone is supported.")
+        raise UserError(f"{folder / ADAPTER_CONFIG} is of peft_type {kind!r}; LORA alone is supported.")
     config = LoraConfig.from_pretrained(str(folder))
     config.exclude_modules = config.exclude_modules or VISION_MODULES
     return config
@@ -82,11 +83,11 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> None:
     """Fill the adapters that the model has, and the biases that learnt with them, from a folder.
 
     Raises:
-        ValueError: if the file is missing or damaged, or a weight is missing, unexpected or of another shape.
+        UserError: if the file is missing or damaged, or a weight is missing, unexpected or of another shape.
     """
     file = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
     if file is None:
-        raise ValueError(f"{folder} has no adapters ({' or '.join(ADAPTER_WEIGHTS)}).")
+        raise UserError(f"{folder} has no adapters ({' or '.join(ADAPTER_WEIGHTS)}).")
     state = load_file(file) if file.suffix == ".safetensors" else read_bin(file, "copy it again.")
     own = {plain_key(name): parameter for name, parameter in model.named_parameters()}
     adapters = [plain_key(name) for name, _ in model.named_parameters() if is_adapter(name)]
@@ -118,7 +119,7 @@ def load_trainables(model: PreTrainedModel, state: dict[str, Tensor], source: st
     Args:
         complete: whether the projector must be there as a whole, buffers included.
     Raises:
-        ValueError: if a weight is missing, unexpected or of another shape.
+        UserError: if a weight is missing, unexpected or of another shape.
     """
     words = {plain_key(n): p for n, p in model.named_parameters() if p is model.get_input_embeddings().weight}
     for key, weight in words.items():
@@ -137,6 +138,6 @@ def _fill(
     with torch.no_grad(), gathered([own[key] for key in state if key in own], write=True):
         problems = check_fit({k: v for k, v in own.items() if k in state}, state, needed)
         if problems:
-            raise ValueError(f"{source} does not fit the model: {problems}. {advice}")
+            raise UserError(f"{source} does not fit the model: {problems}. {advice}")
         for key, value in state.items():
             own[key].copy_(value)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from llava.errors import UserError
 from llava.model.adapters import load_trainables, merge_adapters, read_adapter_config, read_trainables
 from llava.model.checkpoint import (
     NEWLINE,
@@ -68,10 +69,10 @@ def model_class_of(model_type: str | None, source: str) -> type[PreTrainedModel]
     """The class for a config.json's model_type.
 
     Raises:
-        ValueError: if the family is unknown.
+        UserError: if the family is unknown.
     """
     if model_type not in MODEL_CLASSES:
-        raise ValueError(
+        raise UserError(
             f"{source} is of model_type {model_type!r}; known language models are {', '.join(MODEL_CLASSES)}."
         )
     return MODEL_CLASSES[model_type]
@@ -152,11 +153,11 @@ def load_pretrained_model(
     Returns:
         (tokenizer, model in eval mode, image_processor or None for a text-only model, context_len in tokens).
     Raises:
-        ValueError: if files are missing or do not fit one another; each is named.
+        UserError: if files are missing or do not fit one another; each is named.
     """
     unknown = set(kwargs) - {"use_flash_attn", "multimodal"}
     if unknown:
-        raise ValueError(f"load_pretrained_model does not take {', '.join(sorted(unknown))}.")
+        raise UserError(f"load_pretrained_model does not take {', '.join(sorted(unknown))}.")
     if kwargs.get("use_flash_attn"):
         attn_implementation = attn_implementation or "flash_attention_2"
     folder = inspect_folder(model_path)
@@ -242,7 +243,7 @@ def load_whole_model(
     problems += [f"unexpected {key}" for key in sorted(unexpected) if not key.endswith(SAVED_CONSTANTS)]
     problems += [f"mis-shaped {key}" for key in sorted(str(key) for key in info["mismatched_keys"])]
     if problems:
-        raise ValueError(f"{folder.path} does not fit its config.json: {'; '.join(problems[:20])}.")
+        raise UserError(f"{folder.path} does not fit its config.json: {'; '.join(problems[:20])}.")
     return model
 
 
@@ -258,10 +259,10 @@ def load_with_vision(
         fields: what the eyes are; of a checkpoint's own they change what needs no other weights.
         projector_dtype: by default the language model's.
     Raises:
-        ValueError: if the folder holds no whole model, or its weights do not fit.
+        UserError: if the folder holds no whole model, or its weights do not fit.
     """
     if not folder.has_model:
-        raise ValueError(
+        raise UserError(
             f"{folder.path} holds no language model; give the one that its weights were trained on, "
             "or merge adapters with scripts/merge_lora_weights.py first."
         )
@@ -292,7 +293,7 @@ def load_projector_over_base(
         the model, and the folder of its tokenizer.
     """
     if model_base is None:
-        raise ValueError(
+        raise UserError(
             f"{folder.path} holds only {PROJECTOR_FILE}; "
             "name the language model it was trained on with --model-base."
         )
@@ -316,7 +317,7 @@ def load_adapters_over_base(
     """
     named = read_adapter_config(folder.path).base_model_name_or_path
     if not (model_base or named):
-        raise ValueError(
+        raise UserError(
             f"{folder.path} holds adapters and does not name the model they were trained on; "
             "give it with --model-base."
         )

@@ -15,6 +15,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from llava.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 PROJECTOR_FILE = "mm_projector.bin"
@@ -55,7 +57,7 @@ def find_folder(name_or_path: str | Path, flag: str, cache_dir: str | None = Non
     """The folder itself, or the hub repository of that name, fetched into the cache.
 
     Raises:
-        ValueError: if there is neither, or the hub cannot be reached; names the flag.
+        UserError: if there is neither, or the hub cannot be reached; names the flag.
     """
     path = Path(name_or_path)
     if path.is_dir():
@@ -64,7 +66,7 @@ def find_folder(name_or_path: str | Path, flag: str, cache_dir: str | None = Non
         return Path(snapshot_download(str(name_or_path), cache_dir=cache_dir, ignore_patterns=NOT_FETCHED))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
+        raise UserError(
             f"{flag} {str(name_or_path)!r} is not a folder, and no hub repository of that name could be "
             f"fetched ({reason}); give the folder that training wrote, or a hub name."
         ) from error
@@ -76,16 +78,16 @@ def inspect_folder(
     """Look at the files, never at the name.
 
     Raises:
-        ValueError: if there is no folder, no config.json, or no weights; names what is there.
+        UserError: if there is no folder, no config.json, or no weights; names what is there.
     """
     path = find_folder(name_or_path, flag, cache_dir)
     config_file = path / "config.json"
     if not config_file.is_file():
-        raise ValueError(f"{path} has no config.json; it holds {sorted(f.name for f in path.iterdir())}.")
+        raise UserError(f"{path} has no config.json; it holds {sorted(f.name for f in path.iterdir())}.")
     try:
         config = json.loads(config_file.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{config_file} is not JSON ({error}); copy it again from its source.") from error
+        raise UserError(f"{config_file} is not JSON ({error}); copy it again from its source.") from error
     folder = CheckpointFolder(
         path,
         config,
@@ -94,7 +96,7 @@ def inspect_folder(
         has_adapters=(path / ADAPTER_CONFIG).is_file(),
     )
     if not (folder.has_model or folder.has_projector or folder.has_adapters):
-        raise ValueError(
+        raise UserError(
             f"{path} has no weights: neither {WEIGHT_FILES[0]} (a whole model) nor {PROJECTOR_FILE} "
             f"(stage 1) nor {ADAPTER_CONFIG} (LoRA)."
         )
@@ -150,16 +152,14 @@ def read_bin(file: str | Path, remedy: str) -> dict[str, Tensor]:
     Args:
         remedy: what to do where the file is missing.
     Raises:
-        ValueError: if it is missing or damaged.
+        UserError: if it is missing or damaged.
     """
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise ValueError(f"{file} does not exist; {remedy}") from error
+        raise UserError(f"{file} does not exist; {remedy}") from error
     except (RuntimeError, EOFError, ValueError, OSError, UnpicklingError) as error:
-        raise ValueError(
-            f"{file} cannot be read ({error}); it is damaged: write or copy it again."
-        ) from error
+        raise UserError(f"{file} cannot be read ({error}); it is damaged: write or copy it again.") from error
 
 
 def is_of_projector(name: str) -> bool:
@@ -181,12 +181,12 @@ def read_projector(file: str | Path) -> dict[str, Tensor]:
     """mm_projector.bin, as projector_state.
 
     Raises:
-        ValueError: if the file is missing, damaged, or holds no projector.
+        UserError: if the file is missing, damaged, or holds no projector.
     """
     state = read_bin(file, "run stage 1 (scripts/v1_5/pretrain.sh) first.")
     cut = projector_state(state)
     if not set(cut) - {NEWLINE}:
-        raise ValueError(
+        raise UserError(
             f"{file} holds no keys of a projector (*.{PROJECTOR_PREFIX}*), but {sorted(state)[:5]}."
         )
     return cut
@@ -198,12 +198,12 @@ def load_projector(model: nn.Module, state: dict[str, Tensor], source: str) -> N
     A stage 1 without a newline may come before a stage 2 with one, which then begins as it is initialised.
 
     Raises:
-        ValueError: if weights do not fit; or a newline came that this model would not use.
+        UserError: if weights do not fit; or a newline came that this model would not use.
     """
     weights = {key: value for key, value in state.items() if key != NEWLINE}
     newline = getattr(model.get_model(), NEWLINE, None)
     if newline is None and NEWLINE in state:
-        raise ValueError(
+        raise UserError(
             f"{source} has an {NEWLINE}, learnt with --mm_patch_merge_type spatial_unpad; pass it here too."
         )
     load_exactly(model.get_projector(), weights, source)
@@ -213,7 +213,7 @@ def load_projector(model: nn.Module, state: dict[str, Tensor], source: str) -> N
         with torch.no_grad(), gathered([newline], write=True):
             problems = check_fit({NEWLINE: newline}, {NEWLINE: state[NEWLINE]}, needed=[NEWLINE])
             if problems:
-                raise ValueError(f"{source} does not fit the model: {problems}.")
+                raise UserError(f"{source} does not fit the model: {problems}.")
             newline.copy_(state[NEWLINE])
 
 
@@ -265,13 +265,13 @@ def load_exactly(module: nn.Module, state: dict[str, Tensor], source: str) -> No
     """load_state_dict that lists each missing, unexpected and mis-shaped key, and then loads nothing.
 
     Raises:
-        ValueError: with that list.
+        UserError: with that list.
     """
     with gathered(module.parameters(), write=True):
         own = module.state_dict()
         problems = check_fit(own, state, needed=own)
         if problems:
-            raise ValueError(
+            raise UserError(
                 f"{source} does not fit this {type(module).__name__}: {problems}. "
                 "Check --mm_projector_type and that language model and tower are those it was trained with."
             )

@@ -17,6 +17,7 @@ from llava.constants import (
     DEFAULT_IM_START_TOKEN,
     DEFAULT_IMAGE_PATCH_TOKEN,
 )
+from llava.errors import UserError
 from llava.model.loss import language_loss
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
@@ -120,11 +121,11 @@ class LlavaMetaForCausalLM:
         """M at s, by default model.config.scale_factor.
 
         Raises:
-            ValueError: if s does not divide the grid, or is given for a projector that does not compress.
+            UserError: if s does not divide the grid, or is given for a projector that does not compress.
         """
         tower, projector = self.get_vision_tower(), self.get_projector()
         if scale_factor is not None and not projector.compresses:
-            raise ValueError(
+            raise UserError(
                 f"scale_factor={scale_factor} came, but {type(projector).__name__} does not compress; "
                 "leave it out, or train with a compressing --mm_projector_type."
             )
@@ -134,7 +135,7 @@ class LlavaMetaForCausalLM:
         """Make s the one of every call that does not say.
 
         Raises:
-            ValueError: as tokens_per_image, which checks it.
+            UserError: as tokens_per_image, which checks it.
         """
         self.tokens_per_image(scale_factor)
         self.config.scale_factor = scale_factor
@@ -143,13 +144,13 @@ class LlavaMetaForCausalLM:
         """g: the M tokens of a view are g x g equal squares of it, row-major.
 
         Raises:
-            ValueError: if they are not.
+            UserError: if they are not.
         """
         tower, projector = self.get_vision_tower(), self.get_projector()
         grid = projector.output_grid(tower.grid_side, scale_factor or self.config.scale_factor)
         num_tokens = self.tokens_per_image(scale_factor)
         if num_tokens != grid * grid:
-            raise ValueError(
+            raise UserError(
                 f"the model gives {num_tokens} visual tokens, which are no {grid}x{grid} grid of "
                 "the image; use --mm_vision_select_feature patch."
             )
@@ -164,7 +165,7 @@ class LlavaMetaForCausalLM:
         """Positions that an image of (width, height) pixels takes in a prompt: its tokens and separators.
 
         Raises:
-            ValueError: as tokens_per_image; or if tiles are to be joined whose tokens are no grid.
+            UserError: as tokens_per_image; or if tiles are to be joined whose tokens are no grid.
         """
         return num_positions(self.tiling, tuple(size), self.tokens_per_view(scale_factor))
 
@@ -212,7 +213,7 @@ class LlavaMetaForCausalLM:
             sequence_ids: long[B, T] of packed rows, as `plan_merge` takes it.
             on_host: the four integer tensors on the CPU, in place of those given.
         Raises:
-            ValueError: if placeholders and images differ in number, the model has no vision tower, or the
+            UserError: if placeholders and images differ in number, the model has no vision tower, or the
                 tiles are not those of image_sizes.
         """
         views, num_views = self._views(images)
@@ -235,7 +236,7 @@ class LlavaMetaForCausalLM:
         if images is None or len(images) == 0:
             return None, []
         if self.get_vision_tower() is None:
-            raise ValueError("images came, but this model has no vision tower; load a multimodal checkpoint.")
+            raise UserError("images came, but this model has no vision tower; load a multimodal checkpoint.")
         if isinstance(images, Tensor) and images.ndim == 4:
             return images, [1] * len(images)
         groups = [image[None] if image.ndim == 3 else image for image in images]
@@ -249,12 +250,12 @@ class LlavaMetaForCausalLM:
         if self.config.image_aspect_ratio == "slice":
             separators = self.config.slice_separator_ids
             if separators is None:
-                raise ValueError(
+                raise UserError(
                     "config.slice_separator_ids, the words between slice's tiles, is missing; load the model "
                     "by load_pretrained_model, or call model.initialize_vision_tokenizer(config, tokenizer)."
                 )
         if tiling.learns_row_end and not hasattr(self.get_model(), "image_newline"):
-            raise ValueError(
+            raise UserError(
                 "mm_patch_merge_type spatial_unpad needs a learnt image_newline, which this model lacks; set "
                 "it where the model is trained, or choose flat or spatial."
             )
@@ -262,9 +263,7 @@ class LlavaMetaForCausalLM:
         if image_sizes is not None and self.config.image_aspect_ratio in TILED:
             sizes = [tuple(map(int, size)) for size in image_sizes]
         if len(sizes) != len(num_views):
-            raise ValueError(
-                f"{len(num_views)} images came with {len(sizes)} image_sizes; give one for each."
-            )
+            raise UserError(f"{len(num_views)} images came with {len(sizes)} image_sizes; give one for each.")
         num_tokens = self.tokens_per_view(scale_factor)
         spans, first = [], 0
         for size, count in zip(sizes, num_views, strict=True):
@@ -391,7 +390,7 @@ class LlavaMetaForCausalLM:
         input_ids = kwargs.pop("input_ids", inputs)
         if kwargs.get("inputs_embeds") is None:
             if input_ids is None:
-                raise ValueError("generate needs input_ids or inputs_embeds; both are missing.")
+                raise UserError("generate needs input_ids or inputs_embeds; both are missing.")
             kwargs.pop("inputs_embeds", None)
             kwargs.pop("position_ids", None)  # of the prompt before its images were merged in
             mask = kwargs.pop("attention_mask", None)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.errors import UserError
 from llava.tiling import COLUMN_END, ROW_END
 
 PADDING_ID = 0  # embedded, then hidden by the attention mask
@@ -141,12 +142,12 @@ def plan_merge(
         padding_side: "left" or "right", of the result.
         sequence_ids: long[B, T], the running number of a token's sequence in a packed row, -1 on padding.
     Raises:
-        ValueError: if placeholders and images differ in number; going on would misplace every feature.
+        UserError: if placeholders and images differ in number; going on would misplace every feature.
     """
     keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     num_placeholders = int(((input_ids == IMAGE_TOKEN_INDEX) & keep).sum())
     if num_placeholders != len(spans):
-        raise ValueError(
+        raise UserError(
             f"the prompts have {num_placeholders} <image> placeholders, "
             f"but {len(spans)} images came; give one image for each placeholder."
         )

@@ -18,6 +18,8 @@ from transformers.convert_slow_tokenizer import generate_merges
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
+from llava.errors import UserError
+
 SPACE = "▁"  # SentencePiece writes a space so
 
 
@@ -34,7 +36,7 @@ def load_tokenizer(
         padding_side: "left" to generate, either to train.
         model_max_length: tokens, image tokens included; default: what the folder says.
     Raises:
-        ValueError: if the tokenizer is a slow one, or has no token to pad with.
+        UserError: if the tokenizer is a slow one, or has no token to pad with.
     """
     options = {"padding_side": padding_side}
     if model_max_length is not None:
@@ -46,7 +48,7 @@ def load_tokenizer(
     else:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
     if not tokenizer.is_fast:
-        raise ValueError(
+        raise UserError(
             f"The tokenizer of {path} is a {type(tokenizer).__name__}, a slow one that cannot say where a "
             "token stands in the text; add a tokenizer.json to the folder."
         )
@@ -54,7 +56,7 @@ def load_tokenizer(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if tokenizer.pad_token is None:
-        raise ValueError(
+        raise UserError(
             f"The tokenizer of {path} has no pad, unknown or end-of-sequence token; name one in "
             "tokenizer_config.json."
         )

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
+from llava.errors import UserError
+
 # A tower of 24 layers gives these hidden states (0 is the embedding output); others scale them (SPEC 1).
 REFERENCE_LEVELS = (12, 16, 22)
 REFERENCE_DEPTH = 24
@@ -76,18 +78,18 @@ def parse_paths(text: str) -> tuple[str, ...]:
     """--visualprism_paths: names separated by commas, in any order.
 
     Raises:
-        ValueError: if there is none, or one that is unknown or named twice.
+        UserError: if there is none, or one that is unknown or named twice.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names or len(set(names)) < len(names) or not set(names) <= set(VISUALPRISM_PATHS):
-        raise ValueError(
+        raise UserError(
             f"--visualprism_paths must be one or more of {', '.join(VISUALPRISM_PATHS)}, got {text!r}."
         )
     return tuple(names)
 
 
 def query_paths(fields: VisionFields) -> tuple[str, ...]:
-    """The paths of VisualPrism's queries. Raises ValueError as parse_paths does."""
+    """The paths of VisualPrism's queries. Raises UserError as parse_paths does."""
     return parse_paths(fields.visualprism_paths) if fields.visualprism_tpqp else ("identity",)
 
 
@@ -101,7 +103,7 @@ def resolve_select_layer(select_layer: int, depth: int) -> int:
     """Index of a hidden state of a tower of `depth` layers, in 0..depth."""
     index = select_layer if select_layer >= 0 else depth + 1 + select_layer
     if not 0 <= index <= depth:
-        raise ValueError(
+        raise UserError(
             f"--mm_vision_select_layer {select_layer} is outside the tower's hidden states; "
             f"choose from {-depth - 1} to {depth}."
         )
@@ -114,7 +116,7 @@ def default_levels(depth: int, selected: int) -> list[int]:
     for i in reversed(range(len(levels) - 1)):
         levels[i] = min(levels[i], levels[i + 1] - 1)
     if levels[0] < 0:
-        raise ValueError(
+        raise UserError(
             f"a tower of {depth} layers has too few hidden states below {selected} for {len(levels)} levels; "
             "name them with --mm_vision_levels."
         )
@@ -125,13 +127,13 @@ def resolve_levels(levels: list[int] | None, depth: int, select_layer: int) -> l
     """The levels a tower gives, as ascending indices of its hidden states.
 
     Raises:
-        ValueError: if they are not strictly increasing or leave the tower's range.
+        UserError: if they are not strictly increasing or leave the tower's range.
     """
     if levels is None:
         return default_levels(depth, resolve_select_layer(select_layer, depth))
     resolved = [resolve_select_layer(level, depth) for level in levels]
     if any(low >= high for low, high in pairwise(resolved)):
-        raise ValueError(
+        raise UserError(
             f"--mm_vision_levels must be strictly increasing, got {list(levels)} (of {depth} layers)."
         )
     return resolved

@@ -4,6 +4,7 @@ import argparse
 import os
 
 from llava.command import exit_code
+from llava.errors import UserError
 
 
 def build_parser(prog: str = "python -m llava.serve.api") -> argparse.ArgumentParser:
@@ -50,7 +51,7 @@ def load_app(args: argparse.Namespace):
     """Load the model and build the application.
 
     Raises:
-        ValueError: for a folder that holds no model, an unknown template, or an empty key.
+        UserError: for a folder that holds no model, an unknown template, or an empty key.
     """
     from llava.conversation import template_of
     from llava.mm_utils import get_model_name_from_path
@@ -63,7 +64,7 @@ def load_app(args: argparse.Namespace):
     if args.api_key_env:
         api_key = os.environ.get(args.api_key_env, "")
         if not api_key:
-            raise ValueError(f"--api-key-env {args.api_key_env}: that variable is not set, or empty.")
+            raise UserError(f"--api-key-env {args.api_key_env}: that variable is not set, or empty.")
     loaded = load_pretrained_model(
         args.model_path,
         args.model_base,
@@ -94,14 +95,14 @@ def serve(args: argparse.Namespace) -> None:
     """Load, then answer until the process is stopped.
 
     Raises:
-        ValueError: for what the user can mend; says how.
+        UserError: for what the user can mend; says how.
     """
     try:
         import uvicorn
 
         app = load_app(args)
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is not installed; pip install 'llava[serve]'") from error
+        raise UserError(f"{error.name} is not installed; pip install 'llava[serve]'") from error
     uvicorn.run(app, host=args.host, port=args.port, timeout_graceful_shutdown=5)
 
 

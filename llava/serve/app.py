@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from llava.decoding import Decoding
+from llava.errors import UserError
 from llava.serve.engine import Engine, Event, QueueFull, Request, Ticket
 from llava.serve.images import ImageLimits, is_data, read_images
 from llava.serve.metrics import Metrics
@@ -157,11 +158,11 @@ class Server:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             place = ".".join(map(str, first["loc"]))
             raise ApiError(400, f"{place}: {first['msg']}" if place else first["msg"]) from error
-        except ValueError as error:
+        except UserError as error:
             raise ApiError(400, str(error)) from error
 
     def parse(self, body: bytes) -> ChatRequest:
-        """Raises ValueError for what is no request, ApiError for another model's."""
+        """Raises UserError for what is no request, ApiError for another model's."""
         chat = ChatRequest.model_validate_json(body)
         chat.check()
         if chat.model != self.model_name:
@@ -173,15 +174,15 @@ class Server:
         """Read the images and tokenize.
 
         Raises:
-            ValueError: if something is beyond a limit, or cannot be read.
+            UserError: if something is beyond a limit, or cannot be read.
         """
         limits, engine = self.limits, self.engine
         longest = chat.max_completion_tokens or chat.max_tokens or limits.default_new_tokens
         if longest > limits.max_new_tokens:
-            raise ValueError(f"max_tokens may be up to {limits.max_new_tokens} here, got {longest}.")
+            raise UserError(f"max_tokens may be up to {limits.max_new_tokens} here, got {longest}.")
         urls = chat.image_urls
         if len(urls) > limits.max_images:
-            raise ValueError(f"a request may hold {limits.max_images} images here, got {len(urls)}.")
+            raise UserError(f"a request may hold {limits.max_images} images here, got {len(urls)}.")
         temperature = chat.temperature or 0.0
         if temperature < COLDEST:
             temperature = 0.0
@@ -196,7 +197,7 @@ class Server:
             seed=chat.seed,
         )
         if limits.max_prompt_tokens is not None and request.length > limits.max_prompt_tokens:
-            raise ValueError(
+            raise UserError(
                 f"a prompt may take {limits.max_prompt_tokens} tokens here, visual ones included; this one "
                 f"takes {request.length}."
             )

@@ -19,6 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, place_images, template_of
 from llava.decoding import Decoding, Stopping, TextStream
+from llava.errors import UserError
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.visualization.words import WordAttention, word_attention
@@ -109,21 +110,21 @@ class Chat:
         return Chat(self.tokenizer, self.model, self.image_processor, self.context_length, self.template)
 
     def add_image(self, image: Image.Image) -> None:
-        """Show an RGB picture with the next question. Raises ValueError if the model is text-only."""
+        """Show an RGB picture with the next question. Raises UserError if the model is text-only."""
         if self.model.get_vision_tower() is None:
-            raise ValueError("the model is text-only and takes no image; pass a multimodal --model-path.")
+            raise UserError("the model is text-only and takes no image; pass a multimodal --model-path.")
         self.waiting.append(image)
 
     def set_visual_tokens(self, num_tokens: int) -> None:
         """Spend that many tokens on each view of a picture from now on, earlier pictures included.
 
         Raises:
-            ValueError: if the model cannot; names the choices.
+            UserError: if the model cannot; names the choices.
         """
         budgets = token_budgets(self.model)
         if num_tokens not in budgets:
             can = f"choose from {', '.join(map(str, budgets))}" if budgets else "its number is fixed"
-            raise ValueError(f"the model cannot give {num_tokens} visual tokens: {can}.")
+            raise UserError(f"the model cannot give {num_tokens} visual tokens: {can}.")
         self.scale_factor = budgets[num_tokens]
 
     def stop(self) -> None:
@@ -136,10 +137,10 @@ class Chat:
         Returns:
             the question's text.
         Raises:
-            ValueError: if nothing was asked.
+            UserError: if nothing was asked.
         """
         if not self.turns:
-            raise ValueError("nothing was asked yet.")
+            raise UserError("nothing was asked yet.")
         turn = self.turns.pop()
         self.waiting[:0] = turn.images
         return turn.text
@@ -164,14 +165,14 @@ class Chat:
         Args:
             text: may say by <image> where the pictures go; by default they come first.
         Raises:
-            ValueError: if the text and the pictures disagree, or the conversation is too long for the model
+            UserError: if the text and the pictures disagree, or the conversation is too long for the model
                 or for the device's memory.
         """
         turn = Turn(text, tuple(self.waiting), scale_factor=self.scale_factor)
         inputs, positions, visual = self.inputs([*self.turns, turn])
         room = self.context_length - positions
         if room < 1:
-            raise ValueError(
+            raise UserError(
                 f"the conversation has {positions} tokens, {visual} of them visual, and the model reads "
                 f"{self.context_length}; start a new one, or spend fewer visual tokens on a picture."
             )
@@ -201,7 +202,7 @@ class Chat:
             if piece:
                 yield piece
         except torch.OutOfMemoryError as error:
-            raise ValueError(
+            raise UserError(
                 f"a prompt of {positions} tokens does not fit into the device's memory; start a new "
                 "conversation, spend fewer visual tokens on a picture, or load the model in 4 bits."
             ) from error
@@ -221,7 +222,7 @@ class Chat:
         Args:
             number: of the turn, from 0.
         Raises:
-            ValueError: as word_attention; or if the device's memory is too small.
+            UserError: as word_attention; or if the device's memory is too small.
         """
         turn = self.turns[number]
         inputs, positions, _ = self.inputs([*self.turns[:number], replace(turn, answer=None)])
@@ -238,7 +239,7 @@ class Chat:
                 scale_factor=turn.scale_factor,
             )
         except torch.OutOfMemoryError as error:
-            raise ValueError(
+            raise UserError(
                 f"the attention of {positions + len(turn.ids)} tokens does not fit into the device's memory; "
                 "look into a shorter conversation, or spend fewer visual tokens on a picture."
             ) from error
@@ -274,7 +275,7 @@ def open_chat(
         device: "cuda", "cuda:N", "mps" or "cpu"; by default the first of these there is.
         conv_mode: template name; None: the config's conv_version, else vicuna_v1.
     Raises:
-        ValueError: for what the user can mend; says how.
+        UserError: for what the user can mend; says how.
     """
     if device is not None:
         check_device(device)
@@ -285,12 +286,12 @@ def open_chat(
 
 
 def check_device(device: str) -> None:
-    """Raises ValueError if torch has no such device here."""
+    """Raises UserError if torch has no such device here."""
     try:
         torch.empty(0, device=device)
     # a build without CUDA says so by an assertion
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
+        raise UserError(
             f"--device {device} is not here ({str(error).splitlines()[0]}); choose cpu, cuda, cuda:N or mps."
         ) from error
 
@@ -303,7 +304,7 @@ def token_budgets(model) -> dict[int, int]:
     for scale_factor in range(1, grid + 1):
         try:
             budgets[model.tokens_per_image(scale_factor)] = scale_factor
-        except ValueError:  # it does not divide the grid, or the weights fit another alone
+        except UserError:  # it does not divide the grid, or the weights fit another alone
             continue
     return budgets
 

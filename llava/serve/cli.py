@@ -16,6 +16,7 @@ from io import BytesIO
 from pathlib import Path
 
 from llava.command import exit_code
+from llava.errors import UserError
 from llava.fetch import ADDRESSES, fetch
 
 COMMANDS = __doc__.partition("\n\n")[2].strip()
@@ -57,12 +58,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def read_image(source: str):
-    """A picture by its path or address, PIL, RGB. Raises ValueError if there is none."""
+    """A picture by its path or address, PIL, RGB. Raises UserError if there is none."""
     from llava.mm_utils import load_image
 
     if not source.startswith(ADDRESSES):
         if not Path(source).is_file():
-            raise ValueError(f"{source}: there is no such picture.")
+            raise UserError(f"{source}: there is no such picture.")
         return load_image(source)
     file = BytesIO(fetch(source))
     file.name = source  # what an error calls it
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     """Load the model, then talk until the input ends.
 
     Raises:
-        ValueError: for what the user can mend ahead of the conversation; says how.
+        UserError: for what the user can mend ahead of the conversation; says how.
     """
     from llava.decoding import Decoding
 
@@ -114,19 +115,19 @@ def converse(chat, decoding, debug: bool) -> None:
         except EOFError:
             print()
             return
-        except ValueError as error:
+        except UserError as error:
             print(f"error: {error}", flush=True)
 
 
 def obey(line: str, chat) -> None:
-    """Do what a line of the user's that starts with a slash says. Raises ValueError if it makes no sense."""
+    """Do what a line of the user's that starts with a slash says. Raises UserError if it makes no sense."""
     command, _, argument = line.partition(" ")
     argument = argument.strip()
     if command == "/image":
         show(argument, chat)
     elif command == "/tokens":
         if not argument.isdecimal():
-            raise ValueError(f"/tokens takes a number of visual tokens, such as 64, got {argument!r}.")
+            raise UserError(f"/tokens takes a number of visual tokens, such as 64, got {argument!r}.")
         chat.set_visual_tokens(int(argument))
         print(f"({argument} visual tokens for each view of a picture)")
     elif line == "/reset":
@@ -135,7 +136,7 @@ def obey(line: str, chat) -> None:
     elif line == "/help":
         print(COMMANDS)
     else:
-        raise ValueError(f"{line} is no command:\n{COMMANDS}")
+        raise UserError(f"{line} is no command:\n{COMMANDS}")
 
 
 def show(path: str, chat) -> None:
@@ -143,9 +144,9 @@ def show(path: str, chat) -> None:
     if len(path) > 1 and path[0] == path[-1] and path[0] in "'\"":
         path = path[1:-1]
     if not path:
-        raise ValueError("/image takes the path of a picture.")
+        raise UserError("/image takes the path of a picture.")
     if path.startswith(ADDRESSES):
-        raise ValueError("/image takes a file; addresses are fetched from --image-file alone.")
+        raise UserError("/image takes a file; addresses are fetched from --image-file alone.")
     chat.add_image(read_image(str(Path(path).expanduser())))
     print(f"({len(chat.waiting)} picture(s) go with the next question)")
 
@@ -160,7 +161,7 @@ def answer(question: str, chat, decoding, debug: bool) -> None:
         print(flush=True)
     except KeyboardInterrupt:
         print(" (stopped)", flush=True)
-    except ValueError:
+    except UserError:
         print(flush=True)
         raise
     if debug:

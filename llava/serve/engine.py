@@ -18,6 +18,7 @@ from transformers import StoppingCriteria
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation
 from llava.decoding import Decoding, Stopping, TextStream
+from llava.errors import UserError
 from llava.mm_utils import left_pad, process_images, tokenizer_image_token
 
 logger = logging.getLogger(__name__)
@@ -232,7 +233,7 @@ class Engine:
                 asked for once the prompt is too long.
             options: stop, scale_factor and seed of the Request.
         Raises:
-            ValueError: if the model cannot take this, or it is longer than the model's context.
+            UserError: if the model cannot take this, or it is longer than the model's context.
         """
         scale_factor = options.get("scale_factor")
         is_blind = self.model.get_vision_tower() is None
@@ -240,7 +241,7 @@ class Engine:
             self.model.tokens_per_image(scale_factor)  # refuses one that does not divide the grid
         input_ids = list(tokenizer_image_token(prompt, self.tokenizer))
         if is_blind and (IMAGE_TOKEN_INDEX in input_ids or scale_factor is not None):
-            raise ValueError("this model is text-only: it takes no images and no scale_factor.")
+            raise UserError("this model is text-only: it takes no images and no scale_factor.")
         num_text = sum(token != IMAGE_TOKEN_INDEX for token in input_ids)
         num_visual, pixels, sizes = 0, [], []
         for image in images:
@@ -253,9 +254,9 @@ class Engine:
         return Request(input_ids, length, pixels, sizes, decoding, **options)
 
     def _check_length(self, length: int, num_visual: int, decoding: Decoding) -> None:
-        """Raises ValueError if the prompt and its answer are longer than the model's context."""
+        """Raises UserError if the prompt and its answer are longer than the model's context."""
         if length + decoding.max_new_tokens > self.context_length:
-            raise ValueError(
+            raise UserError(
                 f"the prompt takes {length} tokens ({num_visual} of them visual) and the answer up to "
                 f"{decoding.max_new_tokens}, more than the model's context of {self.context_length}; shorten "
                 "the messages, send fewer images, or lower max_tokens."

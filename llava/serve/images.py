@@ -17,6 +17,8 @@ from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
 from PIL import Image, UnidentifiedImageError
 
+from llava.errors import UserError
+
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # Pillow's others call programs, or are seldom read
 MAX_ASPECT = 100  # longer to shorter side; the image processor enlarges the shorter to the tower's
 MAX_REDIRECTS = 3
@@ -46,7 +48,7 @@ def read_images(urls: Iterable[str], limits: ImageLimits) -> Iterator[Image.Imag
     """A request's `image_url`s as RGB images, each when it is asked for.
 
     Raises:
-        ValueError: if one is no picture, beyond a limit, or may not be fetched.
+        UserError: if one is no picture, beyond a limit, or may not be fetched.
     """
     deadline = time.monotonic() + limits.seconds
     for url in urls:
@@ -62,9 +64,7 @@ def read_image(url: str, limits: ImageLimits, deadline: float) -> Image.Image:
     if is_data(url):
         return decode_image(data_of(url, limits.max_bytes), limits.max_pixels)
     if not limits.allow_urls:
-        raise ValueError(
-            "image_url must be a data URL (data:image/png;base64,...): this server fetches none."
-        )
+        raise UserError("image_url must be a data URL (data:image/png;base64,...): this server fetches none.")
     return decode_image(fetch(url, limits, deadline), limits.max_pixels)
 
 
@@ -72,22 +72,22 @@ def data_of(url: str, max_bytes: int) -> bytes:
     """The bytes within a data URL."""
     head = DATA_URL.match(url[:200])
     if head is None:
-        raise ValueError("image_url must start like data:image/png;base64, to be a picture's data URL.")
+        raise UserError("image_url must start like data:image/png;base64, to be a picture's data URL.")
     if len(url) - head.end() > max_bytes * (4 / 3 if head[1] else 3) + 4:
-        raise ValueError(
+        raise UserError(
             f"an image is larger than {max_bytes} bytes, this server's limit; send a smaller one."
         )
     try:
         payload = url[head.end() :]
         data = base64.b64decode(payload, validate=True) if head[1] else unquote_to_bytes(payload)
     except (binascii.Error, ValueError) as error:
-        raise ValueError(f"an image_url's base64 is broken ({error}).") from error
+        raise UserError(f"an image_url's base64 is broken ({error}).") from error
     return within(data, max_bytes)
 
 
 def within(data: bytes, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
-        raise ValueError(
+        raise UserError(
             f"an image is larger than {max_bytes} bytes, this server's limit; send a smaller one."
         )
     return data
@@ -102,15 +102,15 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     except TooLarge:
         raise
     except UnidentifiedImageError as error:
-        raise ValueError(f"an image is none of {', '.join(FORMATS)}, or broken.") from error
+        raise UserError(f"an image is none of {', '.join(FORMATS)}, or broken.") from error
     # Pillow reports a broken PNG chunk as SyntaxError, bad values in a header as ValueError and others
     except (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError) as error:
-        raise ValueError(f"an image cannot be read ({error}).") from error
+        raise UserError(f"an image cannot be read ({error}).") from error
     except Image.DecompressionBombError as error:
         raise TooLarge(str(error)) from error
 
 
-class TooLarge(ValueError):
+class TooLarge(UserError):
     """A picture of more pixels than the server takes."""
 
 
@@ -134,13 +134,13 @@ def fetch(url: str, limits: ImageLimits, deadline: float) -> bytes:
             status, location, data = _get(url, limits.max_bytes, deadline)
         except (OSError, http.client.HTTPException) as error:
             # not the error's own words: they tell what stands at an address
-            raise ValueError(f"image_url of {urlsplit(url).hostname} could not be fetched.") from error
+            raise UserError(f"image_url of {urlsplit(url).hostname} could not be fetched.") from error
         if status == 200:
             return data
         if status not in (301, 302, 303, 307, 308) or not location:
-            raise ValueError(f"image_url of {urlsplit(url).hostname} answered with status {status}.")
+            raise UserError(f"image_url of {urlsplit(url).hostname} answered with status {status}.")
         url = urljoin(url, location)
-    raise ValueError(f"image_url leads through more than {MAX_REDIRECTS} redirects.")
+    raise UserError(f"image_url leads through more than {MAX_REDIRECTS} redirects.")
 
 
 def _get(url: str, max_bytes: int, deadline: float) -> tuple[int, str | None, bytes]:
@@ -170,7 +170,7 @@ def split_url(url: str) -> tuple[str, str]:
     except ValueError:  # a port or a bracket that is none, a name too long
         host = ""
     if not host or parts.username is not None:
-        raise ValueError("image_url must be a data URL or https://host/..., without a port or a user's name.")
+        raise UserError("image_url must be a data URL or https://host/..., without a port or a user's name.")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return host, re.sub(r"[^!-~]", lambda match: "".join(f"%{b:02X}" for b in match[0].encode()), target)
 
@@ -179,12 +179,12 @@ def public_address(host: str) -> str:
     """The address to connect to; a host with any address that is not public is refused.
 
     Raises:
-        ValueError: if it has one.
+        UserError: if it has one.
         OSError: if the name cannot be resolved.
     """
     addresses = [entry[4][0] for entry in socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)]
     if not addresses or not all(map(is_public, addresses)):
-        raise ValueError(f"image_url of {host} is not at a public address; this server fetches no other.")
+        raise UserError(f"image_url of {host} is not at a public address; this server fetches no other.")
     return addresses[0]
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from llava.conversation import Conversation, place_images
+from llava.errors import UserError
 
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Probability = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
@@ -104,7 +105,7 @@ class ChatRequest(BaseModel):
         return [url for message in self.messages for url in message.image_urls]
 
     def check(self) -> None:
-        """Raises ValueError for a field that cannot be kept, or messages that make no conversation."""
+        """Raises UserError for a field that cannot be kept, or messages that make no conversation."""
         neutral: dict[str, tuple[Any, ...]] = {
             "n": (None, 1),
             "frequency_penalty": (None, 0),
@@ -118,26 +119,26 @@ class ChatRequest(BaseModel):
         }
         for name, values in neutral.items():
             if self.model_extra.get(name) not in values:
-                raise ValueError(f"{name} is not supported; leave it out.")
+                raise UserError(f"{name} is not supported; leave it out.")
         turns = [message for message in self.messages if message.role not in ("system", "developer")]
         if self.messages[len(self.messages) - len(turns) :] != turns:
-            raise ValueError("system messages must come first.")
+            raise UserError("system messages must come first.")
         roles = [message.role for message in turns]
         if len(roles) % 2 == 0 or roles != [("user", "assistant")[i % 2] for i in range(len(roles))]:
-            raise ValueError(
+            raise UserError(
                 "messages must alternate between user and assistant, the first and last the user's."
             )
         for message in self.messages:
             if message.role != "user" and message.image_urls:
-                raise ValueError(f"images belong into the user's messages, not the {message.role}'s.")
+                raise UserError(f"images belong into the user's messages, not the {message.role}'s.")
             if not message.text.strip() and not message.image_urls:
-                raise ValueError(f"a message of the {message.role} is empty.")
+                raise UserError(f"a message of the {message.role} is empty.")
 
     def prompt(self, template: Conversation, use_im_start_end: bool) -> str:
         """The conversation in the template's words, one <image> for each image.
 
         Raises:
-            ValueError: where the template cannot express it.
+            UserError: where the template cannot express it.
         """
         system = [m.text for m in self.messages if m.role in ("system", "developer")]
         conversation = template.with_system("\n".join(system)) if system else template.copy()

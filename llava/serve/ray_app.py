@@ -8,6 +8,7 @@ import shlex
 
 from ray import serve
 
+from llava.errors import UserError
 from llava.serve.api import build_parser, load_app
 
 ARGS = "LLAVA_API_ARGS"  # flags of python -m llava.serve.api; --host and --port are Ray's own
@@ -17,12 +18,12 @@ def replica_options(environment: dict[str, str]) -> dict:
     """A deployment's options by LLAVA_{MIN,MAX}_REPLICAS, LLAVA_TARGET_REQUESTS, LLAVA_NUM_{CPUS,GPUS}.
 
     Raises:
-        ValueError: for a value that is no number, or replicas out of order.
+        UserError: for a value that is no number, or replicas out of order.
     """
     least = int(_number(environment, "LLAVA_MIN_REPLICAS", 1))
     most = int(_number(environment, "LLAVA_MAX_REPLICAS", 1))
     if not 0 <= least <= most or most < 1:
-        raise ValueError(
+        raise UserError(
             f"LLAVA_MIN_REPLICAS={least} and LLAVA_MAX_REPLICAS={most}: the first may not be above the "
             "second, which is at least 1."
         )
@@ -47,10 +48,10 @@ def parse(environment: dict[str, str]):
     """The flags in LLAVA_API_ARGS.
 
     Raises:
-        ValueError: if they are not there.
+        UserError: if they are not there.
     """
     if not environment.get(ARGS):
-        raise ValueError(f'{ARGS} is not set; set it to the API\'s flags, such as "--model-path MODEL".')
+        raise UserError(f'{ARGS} is not set; set it to the API\'s flags, such as "--model-path MODEL".')
     return build_parser(ARGS).parse_args(shlex.split(environment[ARGS]))
 
 
@@ -58,7 +59,7 @@ def _number(environment: dict[str, str], name: str, default: float) -> float:
     try:
         return float(environment.get(name, default))
     except ValueError:
-        raise ValueError(f"{name} must be a number, got {environment[name]!r}.") from None
+        raise UserError(f"{name} must be a number, got {environment[name]!r}.") from None
 
 
 def build(environment: dict[str, str]):

@@ -11,6 +11,7 @@ from pathlib import Path
 import gradio as gr
 
 from llava.decoding import Decoding
+from llava.errors import UserError
 from llava.mm_utils import load_image
 from llava.serve.chat import Chat, Turn
 from llava.visualization.words import WordAttention, answer_words, draw_word
@@ -143,7 +144,7 @@ class Page:
         try:
             if visit.attention is None or visit.attention[0] is not turn:
                 visit.attention = turn, visit.chat.attention(visit.turn)
-        except ValueError as error:
+        except UserError as error:
             raise _Said(str(error)) from error
         attention, visit.word = visit.attention[1], word
         images = [image for asked in visit.chat.turns[: visit.turn + 1] for image in asked.images]
@@ -195,7 +196,7 @@ def _answer(visit: Visit, text: str, num_tokens, temperature, top_p, max_new_tok
     if visit.is_over:
         return
     if len(visit.chat.turns) == num_turns:
-        raise ValueError("Nothing was said; the question counts as not asked.")
+        raise UserError("Nothing was said; the question counts as not asked.")
     visit.turn = num_turns
     yield
 
@@ -219,6 +220,6 @@ def _untouched_by_errors(visit: Visit) -> Iterator[None]:
         yield
     except Exception as error:
         chat.turns, chat.waiting, visit.shown = turns, waiting, shown
-        if isinstance(error, ValueError):
+        if isinstance(error, UserError):
             raise _Said(str(error)) from error
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from llava.command import exit_code
+from llava.errors import UserError
 from llava.serve.cli import add_model_flags
 from llava.serve.examples import questions
 
@@ -149,12 +150,12 @@ def launch_options() -> dict:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Load the model and serve the page until interrupted. Raises ValueError for what the user can mend."""
+    """Load the model and serve the page until interrupted. Raises UserError for what the user can mend."""
     try:
         import cv2  # noqa: F401
         import gradio  # noqa: F401
     except ImportError as error:
-        raise ValueError(f"the page needs {error.name}; pip install 'llava[serve]'.") from error
+        raise UserError(f"the page needs {error.name}; pip install 'llava[serve]'.") from error
     from llava.serve.chat import open_chat
 
     chat = open_chat(
@@ -168,7 +169,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         build(chat).launch(server_name=args.host, server_port=args.port, share=args.share, **launch_options())
     except OSError as error:  # the port is taken
-        raise ValueError(f"--host {args.host} --port {args.port}: {error}") from error
+        raise UserError(f"--host {args.host} --port {args.port}: {error}") from error
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 import logging
 
+from llava.errors import UserError
 from llava.model.multimodal_encoder.builder import read_vision_config
 from llava.model.multimodal_projector.base import FixedScaleProjector
 from llava.model.multimodal_projector.builder import projector_class
@@ -62,7 +63,7 @@ def check_changes(fields: VisionFields, own: VisionFields, source: str) -> None:
         own: the checkpoint's.
         source: the checkpoint, for messages.
     Raises:
-        ValueError: with each such flag, its value and the checkpoint's.
+        UserError: with each such flag, its value and the checkpoint's.
     """
     tower = own.mm_vision_config or read_vision_config(fields.mm_vision_tower)
     check_tower(fields, own, tower, source)
@@ -74,7 +75,7 @@ def check_changes(fields: VisionFields, own: VisionFields, source: str) -> None:
         if asked[name] != kept[name]
     ]
     if problems:
-        raise ValueError(
+        raise UserError(
             f"--model_name_or_path {source!r} already sees, and its weights were trained otherwise: "
             f"{'; '.join(sorted(problems))}. Leave these flags out, or start from a language model."
         )
@@ -84,7 +85,7 @@ def check_tower(fields: VisionFields, own: VisionFields, tower: dict, source: st
     """--vision_tower, where it is not the one that config.json names.
 
     Raises:
-        ValueError: if it has another architecture.
+        UserError: if it has another architecture.
     """
     if fields.mm_vision_tower == own.mm_vision_tower:
         return
@@ -95,7 +96,7 @@ def check_tower(fields: VisionFields, own: VisionFields, tower: dict, source: st
         if name in given and name in tower and given[name] != tower[name]
     ]
     if differences:
-        raise ValueError(
+        raise UserError(
             f"--vision_tower {fields.mm_vision_tower!r} is not the tower of {source!r}: "
             f"{', '.join(differences)}. Leave it out, or start from a language model."
         )

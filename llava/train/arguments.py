@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from llava.data.shards import is_shards
+from llava.errors import UserError
 from llava.model.vision_config import VisionFields
 from llava.train.flags import DataArguments, ModelArguments, TrainingFlags
 
@@ -22,7 +23,7 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
             self.eval_strategy = self.evaluation_strategy
         if self.warmup_ratio is not None:
             if self.warmup_steps:
-                raise ValueError("--warmup_ratio and --warmup_steps are two ways to say one thing; give one.")
+                raise UserError("--warmup_ratio and --warmup_steps are two ways to say one thing; give one.")
             self.warmup_steps = self.warmup_ratio  # a value below 1 is a share
         self._check_choices()
         if not torch.cuda.is_available() and not torch.backends.mps.is_available():
@@ -30,34 +31,32 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
             self.tf32 = None
             self.dataloader_pin_memory = False
             if self.fp16:
-                raise ValueError(
-                    "--fp16: a CPU trains in --bf16 or float32; its losses scale on a GPU alone."
-                )
+                raise UserError("--fp16: a CPU trains in --bf16 or float32; its losses scale on a GPU alone.")
         super().__post_init__()
         for name in self.report_to:
             if name in REPORTERS and not importlib.util.find_spec(name):
-                raise ValueError(
+                raise UserError(
                     f"--report_to {name}: {name} is not installed; install it with pip install {name}."
                 )
 
     def _check_choices(self) -> None:
         if self.use_sinkhorn_lsd and self.no_use_sinkhorn_lsd:
-            raise ValueError("--use_sinkhorn_lsd and --no_use_sinkhorn_lsd exclude each other; give one.")
+            raise UserError("--use_sinkhorn_lsd and --no_use_sinkhorn_lsd exclude each other; give one.")
         if self.bits not in (4, 8, 16):
-            raise ValueError(f"--bits must be 16, 8 or 4, got {self.bits}.")
+            raise UserError(f"--bits must be 16, 8 or 4, got {self.bits}.")
         if self.quant_type not in ("nf4", "fp4"):
-            raise ValueError(f"--quant_type must be nf4 or fp4, got {self.quant_type!r}.")
+            raise UserError(f"--quant_type must be nf4 or fp4, got {self.quant_type!r}.")
         if self.lora_bias not in ("none", "all", "lora_only"):
-            raise ValueError(f"--lora_bias must be none, all or lora_only, got {self.lora_bias!r}.")
+            raise UserError(f"--lora_bias must be none, all or lora_only, got {self.lora_bias!r}.")
         if self.max_nan_steps < 1:
-            raise ValueError(f"--max_nan_steps must be at least 1, got {self.max_nan_steps}.")
+            raise UserError(f"--max_nan_steps must be at least 1, got {self.max_nan_steps}.")
         if self.attn_implementation not in ATTENTIONS:
-            raise ValueError(
+            raise UserError(
                 f"--attn_implementation must be one of {', '.join(ATTENTIONS)}, "
                 f"got {self.attn_implementation!r}."
             )
         if self.attn_implementation == "flash_attention_2" and not importlib.util.find_spec("flash_attn"):
-            raise ValueError(
+            raise UserError(
                 "--attn_implementation flash_attention_2: flash-attn is not installed; install it with "
                 "pip install flash-attn --no-build-isolation, or use sdpa."
             )
@@ -98,24 +97,27 @@ def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments,
     """The command line (sys.argv by default).
 
     Raises:
-        ValueError: on flags that contradict one another.
+        UserError: on flags that contradict one another.
     """
     parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
     parser.add_argument("--help_all", action="help", help="This page.")
-    model, data, training = parser.parse_args_into_dataclasses(args=argv)
+    try:
+        model, data, training = parser.parse_args_into_dataclasses(args=argv)
+    except ValueError as error:  # transformers' own of flags that contradict one another
+        raise UserError(str(error)) from error
     if model.tune_mm_mlp_adapter and training.freeze_mm_mlp_adapter:
-        raise ValueError(
+        raise UserError(
             "--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter exclude each other: nothing would learn."
         )
     if model.mm_use_im_start_end and model.tune_mm_mlp_adapter:
-        raise ValueError(
+        raise UserError(
             "--mm_use_im_start_end adds words, and --tune_mm_mlp_adapter saves the projector alone: "
             "they would be lost. Add them in stage 2."
         )
     if model.freeze_backbone and training.freeze_mm_mlp_adapter and not model.unfreeze_mm_vision_tower:
-        raise ValueError("--freeze_backbone and --freeze_mm_mlp_adapter together leave nothing to learn.")
+        raise UserError("--freeze_backbone and --freeze_mm_mlp_adapter together leave nothing to learn.")
     if training.mm_vision_tower_lr is not None and not model.unfreeze_mm_vision_tower:
-        raise ValueError(
+        raise UserError(
             "--mm_vision_tower_lr is the rate of a tower that learns; add --unfreeze_mm_vision_tower True."
         )
     check_adapters(model, training)
@@ -127,31 +129,31 @@ def check_adapters(model: ModelArguments, training: TrainingArguments) -> None:
     """LoRA and quantised weights against the flags that say what learns.
 
     Raises:
-        ValueError: on a contradiction.
+        UserError: on a contradiction.
     """
     backbone_frozen = model.tune_mm_mlp_adapter or model.freeze_backbone
     if training.lora_enable and backbone_frozen:
         name = "--tune_mm_mlp_adapter" if model.tune_mm_mlp_adapter else "--freeze_backbone"
-        raise ValueError(f"--lora_enable adapts the language model, which {name} keeps as it is; give one.")
+        raise UserError(f"--lora_enable adapts the language model, which {name} keeps as it is; give one.")
     if training.lora_weight_path and not training.lora_enable:
-        raise ValueError("--lora_weight_path gives adapters to start from; add --lora_enable True.")
+        raise UserError("--lora_weight_path gives adapters to start from; add --lora_enable True.")
     if training.lora_r < 1:
-        raise ValueError(f"--lora_r must be at least 1, got {training.lora_r}.")
+        raise UserError(f"--lora_r must be at least 1, got {training.lora_r}.")
     if training.bits == 16:
         return
     if not (training.lora_enable or backbone_frozen):
-        raise ValueError(
+        raise UserError(
             f"--bits {training.bits}: weights of so few bits cannot learn; add --lora_enable True, or freeze "
             "the language model with --tune_mm_mlp_adapter or --freeze_backbone."
         )
     if model.unfreeze_mm_vision_tower and not training.lora_enable:
-        raise ValueError(
+        raise UserError(
             f"--bits {training.bits} without --lora_enable saves the projector alone, and the tower of "
             "--unfreeze_mm_vision_tower would be lost; add --lora_enable True or leave --bits out."
         )
     deepspeed_config = getattr(training, "hf_deepspeed_config", None)
     if deepspeed_config is not None and deepspeed_config.is_zero3():
-        raise ValueError(
+        raise UserError(
             f"--bits {training.bits}: ZeRO-3 cuts weights into pieces, and bitsandbytes needs them whole; "
             "use scripts/zero2.json."
         )
@@ -161,7 +163,7 @@ def check_order(data: DataArguments, training: TrainingArguments) -> None:
     """Packing and streaming decide what goes together; nothing else can as well."""
     strategy = training.train_sampling_strategy
     if strategy == "batch_rebalance":
-        raise ValueError(
+        raise UserError(
             "--train_sampling_strategy batch_rebalance would read every image ahead of the first step; use "
             "--group_by_modality_length True or --packing True."
         )
@@ -169,15 +171,15 @@ def check_order(data: DataArguments, training: TrainingArguments) -> None:
     if strategy == "group_by_length":
         grouping = grouping or "--train_sampling_strategy group_by_length"
     if grouping and data.packing:
-        raise ValueError(
+        raise UserError(
             f"{grouping} and --packing True exclude each other: packed rows are all of one length."
         )
     if not any(map(is_shards, data.data_path)):
         return
     if grouping:
-        raise ValueError(
+        raise UserError(
             f"{grouping} needs all records at the start, and tar shards are a stream; use --packing True."
         )
     if training.max_steps <= 0:
-        raise ValueError("--max_steps is missing: tar shards are an endless stream; say how long to train.")
+        raise UserError("--max_steps is missing: tar shards are an endless stream; say how long to train.")
     training.ignore_data_skip = True  # a stream starts where it was, and decodes nothing to get there

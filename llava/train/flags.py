@@ -5,6 +5,8 @@ import dataclasses
 import types
 from dataclasses import dataclass, field
 
+from llava.errors import UserError
+
 
 def flag(default, help_text: str):
     return field(default=default, metadata={"help": help_text})
@@ -81,11 +83,11 @@ class ModelArguments:
         from llava.tiling import PATCH_MERGE_TYPES, check_choice  # brings torch
 
         if not self.model_name_or_path:
-            raise ValueError("--model_name_or_path is missing: give a folder or a hub name.")
+            raise UserError("--model_name_or_path is missing: give a folder or a hub name.")
         if self.mm_patch_merge_type is not None:
             check_choice("mm_patch_merge_type", self.mm_patch_merge_type, PATCH_MERGE_TYPES)
         if self.tune_mm_mlp_adapter and self.unfreeze_mm_vision_tower:
-            raise ValueError(
+            raise UserError(
                 "--unfreeze_mm_vision_tower trains the tower, and --tune_mm_mlp_adapter saves the projector "
                 "alone: the tower would be lost. Train it in stage 2."
             )
@@ -124,25 +126,25 @@ class DataArguments:
         from llava.tiling import ASPECT_RATIOS, PATCH_NUMS, check_choice  # brings torch
 
         if not self.data_path:
-            raise ValueError("--data_path is missing: give a JSON or JSONL file of LLaVA records.")
+            raise UserError("--data_path is missing: give a JSON or JSONL file of LLaVA records.")
         if not self.is_multimodal:
-            raise ValueError(
+            raise UserError(
                 "--is_multimodal False is refused: each record says whether it has images; leave it out."
             )
         if not self.lazy_preprocess:
-            raise ValueError(
+            raise UserError(
                 "--lazy_preprocess False is refused: records are prepared as they are needed, so that memory "
                 "does not grow with the set; leave it out."
             )
         if self.data_weights is not None and len(self.data_weights) != len(self.data_path):
-            raise ValueError(
+            raise UserError(
                 f"--data_weights needs one number for each --data_path, got {len(self.data_weights)} for "
                 f"{len(self.data_path)}."
             )
         if any(weight <= 0 for weight in self.data_weights or ()):
-            raise ValueError(f"--data_weights must be above 0, got {self.data_weights}; leave the file out.")
+            raise UserError(f"--data_weights must be above 0, got {self.data_weights}; leave the file out.")
         if self.on_bad_record not in ("fail", "skip"):
-            raise ValueError(f"--on_bad_record must be fail or skip, got {self.on_bad_record!r}.")
+            raise UserError(f"--on_bad_record must be fail or skip, got {self.on_bad_record!r}.")
         if self.image_aspect_ratio is not None:
             check_choice("image_aspect_ratio", self.image_aspect_ratio, ASPECT_RATIOS)
         if self.patch_num is not None:

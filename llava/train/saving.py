@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llava.errors import UserError
 from llava.model.adapters import (
     ADAPTER_NAME,
     ADAPTER_WEIGHTS,
@@ -130,14 +131,14 @@ def check_writable(output_dir: str | Path) -> None:
     """Write a file and remove it, ahead of hours of training.
 
     Raises:
-        ValueError: if that fails.
+        UserError: if that fails.
     """
     try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output_dir) as file:
             file.write(b"?")
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"--output_dir {str(output_dir)!r} cannot be written to ({error}); choose another, or make room."
         ) from error
 

@@ -7,9 +7,11 @@ from functools import partial
 import torch
 import transformers
 
+from llava.command import message
 from llava.data.collator import Collator
 from llava.data.record import BadRecord
 from llava.data.sample import SampleBuilder
+from llava.errors import UserError
 from llava.model.adapters import load_adapters, load_trainables, read_trainables
 from llava.model.builder import checkpoint_config, image_processor_of, load_with_vision, quantization
 from llava.model.checkpoint import (
@@ -66,7 +68,7 @@ def load_model(
     own = checkpoint_config(folder)
     sees = own.mm_vision_tower is not None
     if not (sees or model_args.vision_tower):
-        raise ValueError("--vision_tower is missing: give a folder or a hub name.")
+        raise UserError("--vision_tower is missing: give a folder or a hub name.")
     fields = vision_fields(model_args, data_args, training_args, own if sees else None)
     if sees:
         check_changes(fields, own, model_args.model_name_or_path)
@@ -100,12 +102,12 @@ def add_words(model, tokenizer) -> None:
     """The tokens of --mm_use_im_start_end and --mm_use_im_patch_token, where the vocabulary lacks them.
 
     Raises:
-        ValueError: if their embeddings would not learn.
+        UserError: if their embeddings would not learn.
     """
     learns, num_words = model.get_input_embeddings().weight.requires_grad, len(tokenizer)
     model.initialize_vision_tokenizer(model.config, tokenizer)
     if len(tokenizer) > num_words and not learns:
-        raise ValueError(
+        raise UserError(
             "--mm_use_im_start_end and --mm_use_im_patch_token add words, whose embeddings are frozen here; "
             "leave them out, or train the language model in full."
         )
@@ -136,7 +138,7 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
         folder.path, padding_side="right", model_max_length=training_args.model_max_length
     )
     if data_args.packing and not model.takes_position_ids:
-        raise ValueError(
+        raise UserError(
             f"--packing: {type(model).__name__} cannot count positions anew for each record of a sequence; "
             "leave it out, or take a language model with rotary positions."
         )
@@ -177,8 +179,8 @@ def train(argv: list[str] | None = None) -> None:
     """
     try:
         trainer = prepare(argv)
-    except ValueError as error:
-        sys.exit(f"train_mem.py: {error}")
+    except UserError as error:
+        sys.exit(message(error, "train_mem.py"))
     if trainer is None:
         return
     whole = saving.checkpoints(trainer.args.output_dir)
@@ -188,7 +190,7 @@ def train(argv: list[str] | None = None) -> None:
         trainer.guard.raise_if_stopped()
         trainer.save_result()
     except BadRecord as error:
-        sys.exit(f"train_mem.py: {error}")
+        sys.exit(message(error, "train_mem.py"))
     except RunStopped as stop:
         if str(stop):
             print(f"train_mem.py: {stop}", file=sys.stderr)

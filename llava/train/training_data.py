@@ -24,7 +24,7 @@ def load_data(data_args: DataArguments, training_args: TrainingArguments, builde
     """Records of files, packed or not, or a stream of shards.
 
     Raises:
-        ValueError: for a file, and for records that are bad with --on_bad_record fail.
+        UserError: for a file, and for records that are bad with --on_bad_record fail.
     """
     if any(map(is_shards, data_args.data_path)):
         stream = ShardDataset(

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from llava.conversation import DEFAULT_TEMPLATE, question_prompt, template_named
+from llava.errors import UserError
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.visualization.attention import (
     INFLUENCES,
@@ -114,7 +115,7 @@ def image_attention(
         method: one of attention.METHODS.
         max_new_tokens: longest answer, tokens.
     Raises:
-        ValueError: for a layer, head, method, template or image_aspect_ratio that is not there, a text-only
+        UserError: for a layer, head, method, template or image_aspect_ratio that is not there, a text-only
             model, visual tokens that are no grid of the image, or an empty answer.
     """
     layers = resolve_layers(layers, model.config.num_hidden_layers)
@@ -139,9 +140,9 @@ def image_attention(
 
 
 def check_sees(model) -> None:
-    """Refuse, with a ValueError, a model without a vision tower."""
+    """Refuse, with a UserError, a model without a vision tower."""
     if model.get_vision_tower() is None:
-        raise ValueError("the model is text-only and looks at no image; pass a multimodal --model_path.")
+        raise UserError("the model is text-only and looks at no image; pass a multimodal --model_path.")
 
 
 @torch.no_grad()
@@ -156,7 +157,7 @@ def ask(
         text: the question, without `<image>`.
         conv_mode: template name; None: the config's conv_version, else vicuna_v1.
     Raises:
-        ValueError: for a template that is not there.
+        UserError: for a template that is not there.
     """
     template = template_named(
         conv_mode or getattr(model.config, "conv_version", None) or DEFAULT_TEMPLATE, "--conv_mode"
@@ -175,7 +176,7 @@ def answer(model, tokenizer, question: Question, max_new_tokens: int = 32) -> An
     Args:
         max_new_tokens: longest answer, tokens.
     Raises:
-        ValueError: for an empty answer.
+        UserError: for an empty answer.
     """
     stop = {"stop_strings": [question.stop_str], "tokenizer": tokenizer} if question.stop_str else {}
     new_ids = model.generate(
@@ -192,7 +193,7 @@ def answer(model, tokenizer, question: Question, max_new_tokens: int = 32) -> An
     )
     text, spans = token_spans(new_ids[0].tolist(), tokenizer, question.stop_str)
     if not text.strip():
-        raise ValueError("the model answered nothing, so no word looked anywhere; ask otherwise.")
+        raise UserError("the model answered nothing, so no word looked anywhere; ask otherwise.")
     words, word_tokens = group_words(text, spans)
     tokens = [text[start:end] for start, end in spans]
     return Answer(text.strip(), tokens, words, word_tokens, new_ids[0, : len(spans)])

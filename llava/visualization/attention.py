@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from llava.errors import UserError
 from llava.visualization.capture import Kept, Reduce, capture_attention
 from llava.visualization.influence import before_last, relevance, rollout
 
@@ -17,11 +18,11 @@ def resolve_layers(layers: Sequence[int], num_layers: int) -> list[int]:
     """Layer indices in 0..num_layers-1; negative ones count from the end, repeated ones are kept once.
 
     Raises:
-        ValueError: for an index outside the model; names the range.
+        UserError: for an index outside the model; names the range.
     """
     for layer in layers:
         if not -num_layers <= layer < num_layers:
-            raise ValueError(
+            raise UserError(
                 f"--layers: layer {layer} is outside the model's {num_layers}; choose from 0 to "
                 f"{num_layers - 1}, or from -1 (the last) to {-num_layers}."
             )
@@ -32,13 +33,13 @@ def over_heads(model: PreTrainedModel, head: int | None) -> Reduce[Tensor]:
     """float[heads, ...] to float[...]: one head, from 0, or with None the mean.
 
     Raises:
-        ValueError: for a head that the model does not have.
+        UserError: for a head that the model does not have.
     """
     num_heads = model.config.num_attention_heads
     if head is None:
         return lambda weights: weights.mean(dim=0)
     if not 0 <= head < num_heads:
-        raise ValueError(f"--head {head}: the model has {num_heads} heads; choose from 0 to {num_heads - 1}.")
+        raise UserError(f"--head {head}: the model has {num_heads} heads; choose from 0 to {num_heads - 1}.")
     return lambda weights: weights[head]
 
 
@@ -74,11 +75,11 @@ METHODS = ("attention", *INFLUENCES)
 
 
 def check_method(method: str, head: int | None) -> None:
-    """Raises ValueError for a method that is not there, or that cannot take one head."""
+    """Raises UserError for a method that is not there, or that cannot take one head."""
     if method not in METHODS:
-        raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {method!r}.")
+        raise UserError(f"--method must be one of {', '.join(METHODS)}, got {method!r}.")
     if head is not None and method != "attention":
-        raise ValueError(
+        raise UserError(
             f"--head {head} came with --method {method}, which is defined over all heads; leave --head out, "
             "or choose --method attention."
         )
@@ -117,7 +118,7 @@ def attention_to_image(
         with `len(token_map(...).order)` of them. Shares where the method is attention or rollout: a row of
         all positions sums to 1.
     Raises:
-        ValueError: for a head or method that is not there, or as merge_inputs.
+        UserError: for a head or method that is not there, or as merge_inputs.
     """
     check_method(method, head)
     choose = over_heads(model, head)

@@ -15,6 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from llava.errors import UserError
+
 Kept = TypeVar("Kept")
 Reduce = Callable[[Tensor], Kept]  # float32[heads, R, K] of one layer to what is kept of it
 # How a decoder names its list of layers, and a layer its attention, whose second output is the weights
@@ -79,12 +81,12 @@ def attention_modules(decoder: nn.Module) -> list[nn.Module]:
     """Of every layer, in order.
 
     Raises:
-        ValueError: for a decoder that names them in no way known here.
+        UserError: for a decoder that names them in no way known here.
     """
     for layers, attention in NAMES.items():
         if hasattr(decoder, layers):
             return [getattr(layer, attention) for layer in getattr(decoder, layers)]
-    raise ValueError(
+    raise UserError(
         f"where {type(decoder).__name__} has its attention is unknown; add its names to "
         "llava.visualization.capture.NAMES."
     )
@@ -126,7 +128,7 @@ def capture_attention(
     Yields:
         {layer: [what `reduce` gave of each pass]}.
     Raises:
-        ValueError: as attention_modules; inside, if several sequences come at once.
+        UserError: as attention_modules; inside, if several sequences come at once.
     """
     decoder = model.get_decoder()
     modules = attention_modules(decoder)
@@ -139,7 +141,7 @@ def capture_attention(
     def keep(layer: int, module, inputs, output):
         num_sequences, length = output[0].shape[:2]
         if num_sequences != 1:
-            raise ValueError(
+            raise UserError(
                 f"attention is captured of one sequence at a time, {num_sequences} came; "
                 "generate one answer, with num_beams=1."
             )

@@ -42,7 +42,7 @@ def load(args: argparse.Namespace) -> tuple:
     """(model, tokenizer, image_processor, image) as the flags ask.
 
     Raises:
-        ValueError: for what the user can mend; says how.
+        UserError: for what the user can mend; says how.
     """
     from llava.mm_utils import get_model_name_from_path, load_image
     from llava.model.builder import load_pretrained_model

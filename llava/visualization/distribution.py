@@ -52,7 +52,7 @@ def make_distribution(args: argparse.Namespace) -> list[Path]:
     """Load, answer, draw.
 
     Raises:
-        ValueError: for what the user can mend; says how.
+        UserError: for what the user can mend; says how.
     """
     from llava.visualization.sequence import SPANS, sequence_attention
 

@@ -90,7 +90,7 @@ def make_heatmaps(args: argparse.Namespace) -> list[Path]:
     """Load, answer, draw.
 
     Raises:
-        ValueError: for what the user can mend; says how.
+        UserError: for what the user can mend; says how.
     """
     from llava.visualization.answer import image_attention
     from llava.visualization.attention import check_method

@@ -35,7 +35,7 @@ def paint_tokens(weights: np.ndarray, mapping: TokenMap, smooth: bool = False) -
     Returns:
         float32[H, W], NaN where no token sees the pixel.
     Raises:
-        ValueError: if there is not one weight for each token.
+        UserError: if there is not one weight for each token.
     """
     heat, seen = np.float32(0), np.False_
     for part, table in zip(mapping.mappings, mapping.tables(weights), strict=True):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava.errors import UserError
 from llava.visualization.command import load, parse_integers, picture_parser, run
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def prism_view(model, image_processor, image, scale_factors: list[int] | None = 
         image: PIL, RGB.
         scale_factors: each s whose region attention is wanted; None: see --scale_factors.
     Raises:
-        ValueError: for a model with another projector or none, or an s that does not divide the grid.
+        UserError: for a model with another projector or none, or an s that does not divide the grid.
     """
     import numpy as np
     import torch
@@ -74,7 +75,7 @@ def prism_view(model, image_processor, image, scale_factors: list[int] | None = 
     tower, projector = model.get_vision_tower(), model.get_projector()
     if not hasattr(projector, "inspect"):
         kind = "no projector" if projector is None else f"a {type(projector).__name__}"
-        raise ValueError(
+        raise UserError(
             f"this shows the parts of a VisualPrism, and the model has {kind}; pass a --model_path that was "
             "trained with --mm_projector_type visualprism."
         )
@@ -147,7 +148,7 @@ def make_prism(args: argparse.Namespace) -> list[Path]:
     """Load, look, draw.
 
     Raises:
-        ValueError: for what the user can mend; says how.
+        UserError: for what the user can mend; says how.
     """
     model, _, image_processor, image = load(args)
     return write_prism(prism_view(model, image_processor, image, args.scale_factors), args.output_dir)

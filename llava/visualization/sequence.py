@@ -66,7 +66,7 @@ def sequence_attention(
         head: one head, from 0; None: the mean over heads.
         max_new_tokens: longest answer, tokens.
     Raises:
-        ValueError: for a layer, head or template that is not there, a text-only model, or an empty answer.
+        UserError: for a layer, head or template that is not there, a text-only model, or an empty answer.
     """
     num_layers = model.config.num_hidden_layers
     layers = resolve_layers(range(num_layers) if layers is None else layers, num_layers)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from llava.errors import UserError
 from llava.tiling import TILED
 
 
@@ -105,10 +106,10 @@ class TokenMap:
         """float32[rows*g, cols*g] for each canvas: its tokens' weights, 0 where there is no token.
 
         Raises:
-            ValueError: if there is not one weight for each token.
+            UserError: if there is not one weight for each token.
         """
         if len(weights) != len(self.order):
-            raise ValueError(f"{len(weights)} weights came for {len(self.order)} visual tokens.")
+            raise UserError(f"{len(weights)} weights came for {len(self.order)} visual tokens.")
         areas = [mapping.rows * mapping.cols * self.grid**2 for mapping in self.mappings]
         values = np.zeros(sum(areas), np.float32)
         values[self.order] = weights
@@ -125,7 +126,7 @@ def token_map(model, size: tuple[int, int], image_processor, scale_factor: int |
     Args:
         scale_factor: s, by default model.config.scale_factor.
     Raises:
-        ValueError: as image_mapping; or if a view's tokens are no grid of it.
+        UserError: as image_mapping; or if a view's tokens are no grid of it.
     """
     grid, tiling, aspect_ratio = model.view_grid(scale_factor), model.tiling, model.config.image_aspect_ratio
     if aspect_ratio in TILED:
@@ -147,12 +148,10 @@ def image_mapping(width: int, height: int, image_processor, aspect_ratio: str | 
         image_processor: one of transformers', with `size`, and `crop_size` where it crops.
         aspect_ratio: "square" (None is that too) or "pad".
     Raises:
-        ValueError: for any other aspect ratio, or a processor whose output is no square.
+        UserError: for any other aspect ratio, or a processor whose output is no square.
     """
     if aspect_ratio not in (None, "square", "pad"):
-        raise ValueError(
-            f"an image is one square for image_aspect_ratio square or pad, got {aspect_ratio!r}."
-        )
+        raise UserError(f"an image is one square for image_aspect_ratio square or pad, got {aspect_ratio!r}.")
     pad_x = pad_y = 0
     full_width, full_height = width, height
     if aspect_ratio == "pad":
@@ -163,7 +162,7 @@ def image_mapping(width: int, height: int, image_processor, aspect_ratio: str | 
     if getattr(image_processor, "do_center_crop", None):
         out_width, out_height = image_processor.crop_size["width"], image_processor.crop_size["height"]
     if out_width != out_height:
-        raise ValueError(
+        raise UserError(
             f"a token map needs a square input, the image processor makes {out_width}x{out_height} pixels."
         )
     scale = (new_width / full_width, new_height / full_height)

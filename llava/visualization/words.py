@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from llava.errors import UserError
 from llava.visualization.answer import group_words, token_spans
 from llava.visualization.attention import attention_to_image
 from llava.visualization.token_map import TokenMap, token_map
@@ -75,13 +76,13 @@ def word_attention(
         stop_str: as in answer_words.
         scale_factor: s, by default model.config.scale_factor.
     Raises:
-        ValueError: if there is no picture or no word, or a picture's tokens are no grid of it.
+        UserError: if there is no picture or no word, or a picture's tokens are no grid of it.
     """
     if not images:
-        raise ValueError("no picture was shown until this answer, so its words looked at none.")
+        raise UserError("no picture was shown until this answer, so its words looked at none.")
     words, word_tokens = answer_words(tokenizer, new_ids, stop_str)
     if not words:
-        raise ValueError("the answer has no word, so none looked anywhere.")
+        raise UserError("the answer has no word, so none looked anywhere.")
     mappings = [token_map(model, size, image_processor, scale_factor) for size in image_sizes]
     num_new = max(tokens[-1] for tokens in word_tokens) + 1
     sequence = torch.cat([input_ids, torch.tensor([list(new_ids[:num_new])])], dim=1)

@@ -66,7 +66,7 @@ def hidden_states(
         size: side of its input in pixels.
         device: where they are computed; they stay in a mapped file.
     Raises:
-        ValueError: if the tower or a picture cannot be read.
+        UserError: if the tower or a picture cannot be read.
     """
     from llava.model.multimodal_encoder.builder import (
         build_vision_tower,

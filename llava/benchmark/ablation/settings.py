@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from llava.errors import UserError
 from llava.model.vision_config import VisionFields
 
 QUESTION_ONLY = "none"  # a row's projector: the reader gets no image
@@ -157,15 +158,15 @@ def read_study(path: Path) -> Study:
     """The study that a YAML file describes.
 
     Raises:
-        ValueError: for a file that is not there, an unknown key, a missing one, a value of the wrong kind, a
+        UserError: for a file that is not there, an unknown key, a missing one, a value of the wrong kind, a
             projector or switch that does not exist, a table of unknown rows.
     """
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"--config {path} cannot be read as YAML: {error}") from error
+        raise UserError(f"--config {path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"--config {path}: expected keys and values, got {type(content).__name__}.")
+        raise UserError(f"--config {path}: expected keys and values, got {type(content).__name__}.")
     rows = tuple(_row(path, number, given) for number, given in enumerate(content.get("rows") or ()))
     tables = {
         title: _fill(Table, given, f"{path}: table {title!r}")
@@ -206,25 +207,25 @@ Kind = TypeVar("Kind")
 
 
 def _fill(kind: type[Kind], given: dict | None, place: str) -> Kind:
-    """A dataclass from keys and values. Raises ValueError, naming the place."""
+    """A dataclass from keys and values. Raises UserError, naming the place."""
     if not isinstance(given, dict):
-        raise ValueError(f"{place}: expected keys and values, got {given!r}.")
+        raise UserError(f"{place}: expected keys and values, got {given!r}.")
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if unknown := sorted(set(given) - set(fields)):
-        raise ValueError(f"{place}: unknown {', '.join(unknown)}; known are {', '.join(fields)}.")
+        raise UserError(f"{place}: unknown {', '.join(unknown)}; known are {', '.join(fields)}.")
     needed = [
         name
         for name, field in fields.items()
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     if missing := [name for name in needed if given.get(name) is None]:
-        raise ValueError(f"{place}: {', '.join(missing)} must be given.")
+        raise UserError(f"{place}: {', '.join(missing)} must be given.")
     values = {}
     for name, value in given.items():
         try:
             values[name] = _cast(fields[name].type, value)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{place}: {name} cannot be {value!r} ({error}).") from error
+            raise UserError(f"{place}: {name} cannot be {value!r} ({error}).") from error
     return kind(**values)
 
 
@@ -247,12 +248,12 @@ def _row(path: Path, number: int, given: Any) -> Row:
     """Keys of Row as they are, all others as its switches."""
     place = f"{path}: row {number + 1}"
     if not isinstance(given, dict):
-        raise ValueError(f"{place}: expected keys and values, got {given!r}.")
+        raise UserError(f"{place}: expected keys and values, got {given!r}.")
     own = {field.name for field in dataclasses.fields(Row)} - {"switches"}
     switches = {key: value for key, value in given.items() if key not in own}
     known = {field.name for field in dataclasses.fields(VisionFields)}
     if unknown := sorted(set(switches) - known):
-        raise ValueError(
+        raise UserError(
             f"{place}: unknown {', '.join(unknown)}; a row takes {', '.join(sorted(own))} and the keys of "
             "llava.model.vision_config.VisionFields."
         )
@@ -265,14 +266,14 @@ def _check(study: Study, path: Path) -> None:
 
     for row in study.rows:
         if row.projector != QUESTION_ONLY and projector_class(row.projector).needs_attention:
-            raise ValueError(f"{path}: {row.name}: {row.projector} ranks by attention, which is not cached.")
+            raise UserError(f"{path}: {row.name}: {row.projector} ranks by attention, which is not cached.")
     names = [row.name for row in study.rows]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{path}: rows need names of their own; {', '.join(twice)} stands twice.")
+        raise UserError(f"{path}: rows need names of their own; {', '.join(twice)} stands twice.")
     wanted = [*(name for table in study.tables.values() for name in table.rows), study.reference]
     if strange := [name for name in wanted if name is not None and name not in names]:
-        raise ValueError(f"{path}: tables name rows that are not there: {', '.join(strange)}.")
+        raise UserError(f"{path}: tables name rows that are not there: {', '.join(strange)}.")
     if study.data.score_on not in ("test", "validation"):
-        raise ValueError(f"{path}: data.score_on must be test or validation, got {study.data.score_on!r}.")
+        raise UserError(f"{path}: data.score_on must be test or validation, got {study.data.score_on!r}.")
     if study.data.score_on == "validation" and not study.data.num_validation:
-        raise ValueError(f"{path}: data.score_on: validation needs data.num_validation.")
+        raise UserError(f"{path}: data.score_on: validation needs data.num_validation.")

@@ -16,6 +16,7 @@ from llava.benchmark.ablation.readers import make_reader
 from llava.benchmark.ablation.settings import QUESTION_ONLY, Run, Study, runs_of
 from llava.benchmark.ablation.text import Tokens, Words
 from llava.benchmark.ablation.training import Split, fields_of, run_once
+from llava.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def conduct(study: Study, output_dir: Path, devices: Sequence[str]) -> list[dict
     Each result is a file of `output_dir`/runs, which a later call with the same settings reads instead.
 
     Raises:
-        ValueError: if runs failed, once all others are done; names them.
+        UserError: if runs failed, once all others are done; names them.
     """
     prepare(study, output_dir, devices[0])
     paths = {run.key: result_path(output_dir, run) for run in runs_of(study)}
@@ -109,7 +110,7 @@ def conduct(study: Study, output_dir: Path, devices: Sequence[str]) -> list[dict
         failed = _share_out(study, output_dir, devices, waiting)
     if failed:
         reasons = "; ".join(f"{key}: {reason}" for key, reason in failed.items())
-        raise ValueError(f"{len(failed)} of {len(paths)} runs failed: {reasons}")
+        raise UserError(f"{len(failed)} of {len(paths)} runs failed: {reasons}")
     return [read_result(paths[run.key], study, run) for run in runs_of(study)]
 
 

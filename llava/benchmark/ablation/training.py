@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from llava.benchmark.ablation.features import HiddenStates
 from llava.benchmark.ablation.settings import QUESTION_ONLY, Row, Run, Training
 from llava.benchmark.ablation.text import Asked, TextBatch, collate
+from llava.errors import UserError
 from llava.model.vision_config import VisionFields
 
 
@@ -98,7 +99,7 @@ def train(
     The order of scenes depends on the seed alone, so all rows see the same batches.
 
     Raises:
-        ValueError: if the loss is no longer finite.
+        UserError: if the loss is no longer finite.
     """
     projector = fields = None
     if run.row.projector != QUESTION_ONLY:
@@ -127,7 +128,7 @@ def train(
         schedule.step()
         losses.append(loss.detach())
     if losses and not torch.isfinite(torch.stack(losses)).all():
-        raise ValueError(f"{run.key}: the loss is not finite; lower training.learning_rate.")
+        raise UserError(f"{run.key}: the loss is not finite; lower training.learning_rate.")
     return model
 
 

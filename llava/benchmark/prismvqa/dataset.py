@@ -24,6 +24,7 @@ from llava.benchmark.prismvqa.draw import draw_scene
 from llava.benchmark.prismvqa.questions import FAMILIES, FORMS, Question, ask_all
 from llava.benchmark.prismvqa.scene import SPLITS, Scene, as_json, generator, sample_scene
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.errors import UserError
 from llava.eval.tasks.shared import SINGLE_WORD
 
 VERSION = 1  # goes up when a picture or a question changes
@@ -67,7 +68,7 @@ def write_dataset(
     Returns:
         Whether anything was written: False where the same data set is already there.
     Raises:
-        ValueError: for numbers out of range, or a folder that holds something else.
+        UserError: for numbers out of range, or a folder that holds something else.
     """
     output_dir = Path(output_dir)
     workers = _checked_workers(workers)
@@ -92,13 +93,13 @@ def load_split(output_dir: str | Path, split: str) -> list[Example]:
     """A split's pictures and questions, in the order of its scenes.
 
     Raises:
-        ValueError: for a split that is neither "train" nor "test", or a folder without a data set.
+        UserError: for a split that is neither "train" nor "test", or a folder without a data set.
     """
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
+        raise UserError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
     output_dir = Path(output_dir)
     if not (output_dir / META).is_file():
-        raise ValueError(
+        raise UserError(
             f"{output_dir} holds no PrismVQA; python -m llava.benchmark.prismvqa --output_dir {output_dir} "
             "makes it."
         )
@@ -172,7 +173,7 @@ def _checked_workers(workers: int | None) -> int:
     if workers is None:
         return os.cpu_count() or 1
     if workers < 1:
-        raise ValueError(f"--workers must be 1 or more, got {workers}.")
+        raise UserError(f"--workers must be 1 or more, got {workers}.")
     return workers
 
 
@@ -186,7 +187,7 @@ def _recipe(num_train: int, num_test: int, size: int, seed: int, rounds: int) ->
         ("--rounds", rounds, 1),
     ):
         if value < least:
-            raise ValueError(f"{flag} must be {least} or more, got {value}.")
+            raise UserError(f"{flag} must be {least} or more, got {value}.")
     return {
         "name": "PrismVQA",
         "version": VERSION,
@@ -207,13 +208,13 @@ def _read_recipe(path: Path) -> dict | None:
 
 
 def _is_there(folder: Path, recipe: dict) -> bool:
-    """Whether the folder is this data set. Raises ValueError if it is anything else, and not empty."""
+    """Whether the folder is this data set. Raises UserError if it is anything else, and not empty."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     meta = _read_recipe(folder / META) or {}
     if differences := {key: meta.get(key) for key in recipe if meta.get(key) != recipe[key]}:
         wanted = {key: recipe[key] for key in differences}
-        raise ValueError(
+        raise UserError(
             f"{folder} holds something else ({differences}, wanted {wanted}); remove it or choose another "
             "--output_dir."
         )

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from llava.benchmark.prismvqa.scene import Ground, Item, Scene
+from llava.errors import UserError
 
 OVERSAMPLING = 4
 RIM = 0.004  # width of the dark line around an item, of the picture's side
@@ -62,11 +63,11 @@ def draw_ground(ground: Ground, size: int) -> Image.Image:
 
 
 def _optional(module: str):
-    """A module of the extra `benchmark`. Raises ValueError where it is not installed."""
+    """A module of the extra `benchmark`. Raises UserError where it is not installed."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ValueError(f"PrismVQA needs {error.name}; pip install 'llava[benchmark]'.") from None
+        raise UserError(f"PrismVQA needs {error.name}; pip install 'llava[benchmark]'.") from None
 
 
 @cache

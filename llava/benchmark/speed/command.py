@@ -11,6 +11,7 @@ from pathlib import Path
 
 from llava.benchmark.speed.shapes import DEFAULT_DTYPE, SHAPES
 from llava.benchmark.timing import check_place, default_device, paste, provenance, write
+from llava.errors import UserError
 
 
 def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     from llava.benchmark.speed.plots import cost_figure, save
 
     if args.new_tokens < 2:
-        raise ValueError(f"--new_tokens must be at least 2, got {args.new_tokens}.")
+        raise UserError(f"--new_tokens must be at least 2, got {args.new_tokens}.")
     name = file_name("count" if args.count_only else "speed", args, compiled=args.decode == "compile")
     check_place(args.docs, name)
     device, dtype = device_and_dtype(args)

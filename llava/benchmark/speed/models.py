@@ -13,6 +13,7 @@ from transformers import LlavaForConditionalGeneration
 
 from llava.benchmark.speed.shapes import IMAGE_SIZE, Shape
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.errors import UserError
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM
 from llava.model.multimodal_projector.base import Projector
@@ -81,12 +82,12 @@ def build_variants(model, names: list[str], scale_factors: list[int], dtype: tor
     """The uncompressed projector, then each name at each s.
 
     Raises:
-        ValueError: for a type that does not compress, or that prunes (it needs no projector of its own).
+        UserError: for a type that does not compress, or that prunes (it needs no projector of its own).
     """
     variants = [Variant(UNCOMPRESSED, None, model.get_projector())]
     for name in names:
         if not projector_class(name).compresses:
-            raise ValueError(
+            raise UserError(
                 f"--projectors takes types that --scale_factor applies to, got {name!r}; "
                 f"{UNCOMPRESSED} is measured always."
             )

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from llava.errors import UserError
+
 IMAGE_SIZE, PATCH_SIZE = 336, 14  # 24x24 patches, 576 tokens without compression
 
 # Vision towers. DINOv2 keeps its training size and interpolates its positions.
@@ -60,12 +62,12 @@ class Shape:
         """The same with its first layers alone.
 
         Raises:
-            ValueError: if there are not so many.
+            UserError: if there are not so many.
         """
         if layers is None:
             return self
         if not 1 <= layers <= self.full_layers:
-            raise ValueError(
+            raise UserError(
                 f"--layers must be 1 to {self.full_layers} for --shape {self.name}, got {layers}."
             )
         return replace(self, layers=layers)

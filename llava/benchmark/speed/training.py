@@ -23,6 +23,7 @@ from llava.benchmark.timing import (
     take_turns,
     write,
 )
+from llava.errors import UserError
 
 # FLOP/s of dense bfloat16 and float16 products by NVIDIA's data sheets; the names are the driver's
 PEAKS = {
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure, print the table, write step_SHAPE.{md,json}."""
     if not 0 < args.answer_tokens < args.text_tokens:
-        raise ValueError(
+        raise UserError(
             f"--answer_tokens must be from 1 to {args.text_tokens - 1}, less than --text_tokens, "
             f"got {args.answer_tokens}."
         )

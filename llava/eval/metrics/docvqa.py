@@ -6,6 +6,8 @@ dataset for VQA on document images", 2021.
 
 from collections.abc import Sequence
 
+from llava.errors import UserError
+
 
 def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> float:
     """Similarity to the nearest answer, case and white space aside; the benchmark's score is its mean.
@@ -15,12 +17,12 @@ def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> flo
     Returns:
         0..1: 1 - edits / length of the longer text, characters.
     Raises:
-        ValueError: if there are no answers.
+        UserError: if there are no answers.
     """
     from rapidfuzz.distance import Levenshtein  # here, so that all other metrics do without it
 
     if isinstance(answers, str) or not answers:
-        raise ValueError(f"anls: expected a list of at least one answer, got {answers!r}.")
+        raise UserError(f"anls: expected a list of at least one answer, got {answers!r}.")
     said = _normalise(prediction)
     similarity = max(Levenshtein.normalized_similarity(said, _normalise(answer)) for answer in answers)
     return similarity if similarity >= threshold else 0.0

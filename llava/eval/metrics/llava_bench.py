@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llava.errors import UserError
 from llava.eval.metrics.proportion import RESAMPLES, SEED, percentile_interval
 from llava.eval.metrics.table import Score, Table
 
@@ -36,13 +37,13 @@ def llava_bench_table(answers: Iterable[LlavaBenchAnswer]) -> Table:
     Returns:
         {"overall" | category: {"relative": Score (a fraction), "points": Score, "GPT-4's points": Score}}.
     Raises:
-        ValueError: if there are no answers, or for an unknown category.
+        UserError: if there are no answers, or for an unknown category.
     """
     rows = list(answers)
     if not rows:
-        raise ValueError("LLaVA-Bench: no answers to score.")
+        raise UserError("LLaVA-Bench: no answers to score.")
     if unknown := {row.category for row in rows} - CATEGORIES.keys():
-        raise ValueError(
+        raise UserError(
             f"LLaVA-Bench: unknown category {min(unknown)!r}; expected one of {', '.join(CATEGORIES)}."
         )
     parts = {"overall": rows}

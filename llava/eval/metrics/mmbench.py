@@ -6,6 +6,7 @@ Source: Liu et al., "MMBench: is your multi-modal model an all-around player?", 
 from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
+from llava.errors import UserError
 from llava.eval.metrics.table import Table, mean_table
 
 
@@ -22,7 +23,7 @@ def circular_table(answers: Iterable[CircularAnswer]) -> Table:
     Returns:
         {"overall" | label: {"circular": Score, "vanilla": Score}}, fractions in 0..1 of `total` questions.
     Raises:
-        ValueError: if there are no answers, or a question has not exactly one first order, or its rotations
+        UserError: if there are no answers, or a question has not exactly one first order, or its rotations
             bear different labels.
     """
     questions: dict[Hashable, list[CircularAnswer]] = {}
@@ -32,11 +33,9 @@ def circular_table(answers: Iterable[CircularAnswer]) -> Table:
     for name, rows in questions.items():
         firsts = [row for row in rows if row.first]
         if len(firsts) != 1:
-            raise ValueError(
-                f"MMBench: question {name} has {len(firsts)} answers in first order; expected 1."
-            )
+            raise UserError(f"MMBench: question {name} has {len(firsts)} answers in first order; expected 1.")
         if len({row.labels for row in rows}) != 1:
-            raise ValueError(f"MMBench: question {name} has another category in another rotation.")
+            raise UserError(f"MMBench: question {name} has another category in another rotation.")
         circular.append((all(row.correct for row in rows), rows[0].labels))
         vanilla.append((firsts[0].correct, rows[0].labels))
     table, once = mean_table("circular", circular), mean_table("vanilla", vanilla)

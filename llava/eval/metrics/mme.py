@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from llava.errors import UserError
 from llava.eval.metrics.proportion import SEED, percentile_interval, resampled_means
 from llava.eval.metrics.table import Score, Table, mean_score
 
@@ -51,7 +52,7 @@ def mme_table(answers: Iterable[MMEAnswer]) -> Table:
         of questions and of images with both questions right, fractions in 0..1 of `total` images; score =
         100 (accuracy + accuracy_plus). Tasks without answers, and totals of none but such, have no row.
     Raises:
-        ValueError: for an unknown task, or an image without exactly two answers.
+        UserError: for an unknown task, or an image without exactly two answers.
     """
     right = _right_by_image(answers)
     table: Table = {
@@ -82,13 +83,13 @@ def _right_by_image(answers: Iterable[MMEAnswer]) -> dict[str, list[int]]:
     pairs: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for task, image, correct in answers:
         if task not in TASKS:
-            raise ValueError(f"MME: unknown task {task!r}; expected one of {', '.join(TASKS)}.")
+            raise UserError(f"MME: unknown task {task!r}; expected one of {', '.join(TASKS)}.")
         pairs[task, image].append(bool(correct))
     for (task, image), pair in pairs.items():
         if len(pair) != 2:
-            raise ValueError(f"MME: {task}/{image} has {len(pair)} answers; expected 2.")
+            raise UserError(f"MME: {task}/{image} has {len(pair)} answers; expected 2.")
     if not pairs:
-        raise ValueError("MME: no answers to score.")
+        raise UserError("MME: no answers to score.")
     right = {task: [sum(pair) for (of, _), pair in pairs.items() if of == task] for task in TASKS}
     return {task: counts for task, counts in right.items() if counts}
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from llava.errors import UserError
 from llava.eval.metrics.table import Table, mean_table
 
 DISCIPLINES = {
@@ -90,11 +91,11 @@ def open_answer_correct(response: str, gold: str | Sequence[str]) -> bool:
     Args:
         gold: an answer, or several of which any will do.
     Raises:
-        ValueError: if a gold answer is empty: every response would contain it.
+        UserError: if a gold answer is empty: every response would contain it.
     """
     golds = [gold] if isinstance(gold, str) else list(gold)
     if not golds or not all(answer.strip() for answer in golds):
-        raise ValueError(f"open_answer_correct: expected at least one answer and none empty, got {gold!r}.")
+        raise UserError(f"open_answer_correct: expected at least one answer and none empty, got {gold!r}.")
     accepted = [form for answer in golds for form in _forms(answer)]
     texts = [form for form in accepted if isinstance(form, str)]
     parts = _key_parts(response)
@@ -111,7 +112,7 @@ def mmmu_table(answers: Iterable[MMMUAnswer]) -> Table:
     Returns:
         {"overall" | discipline | subject: {"accuracy": Score, "unparsed": Score}}, fractions in 0..1.
     Raises:
-        ValueError: if there are no answers, or for an unknown subject.
+        UserError: if there are no answers, or for an unknown subject.
     """
     rows = [(row, _labels(row.subject)) for row in answers]
     order = [name for discipline, subjects in DISCIPLINES.items() for name in (discipline, *subjects)]
@@ -122,7 +123,7 @@ def mmmu_table(answers: Iterable[MMMUAnswer]) -> Table:
 
 def _labels(subject: str) -> list[str]:
     if subject not in DISCIPLINE_OF:
-        raise ValueError(f"MMMU: unknown subject {subject!r}; expected one of {', '.join(DISCIPLINE_OF)}.")
+        raise UserError(f"MMMU: unknown subject {subject!r}; expected one of {', '.join(DISCIPLINE_OF)}.")
     return [DISCIPLINE_OF[subject], subject]
 
 

@@ -6,6 +6,7 @@ Source: Yu et al., "MM-Vet: evaluating large multimodal models for integrated ca
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from llava.errors import UserError
 from llava.eval.metrics.table import Table, mean_table
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
@@ -31,14 +32,14 @@ def mmvet_table(answers: Iterable[MMVetAnswer]) -> Table:
     Returns:
         {"overall" | ability | "only ...": {"score": Score}}, fractions in 0..1.
     Raises:
-        ValueError: if there are no answers, or for an unknown ability.
+        UserError: if there are no answers, or for an unknown ability.
     """
     return mean_table("score", ((row.score, _labels(row.capabilities)) for row in answers), CAPABILITIES)
 
 
 def _labels(capabilities: Sequence[str]) -> list[str]:
     if unknown := set(capabilities) - set(CAPABILITIES):
-        raise ValueError(
+        raise UserError(
             f"MM-Vet: unknown capability {min(unknown)!r}; expected some of {', '.join(CAPABILITIES)}."
         )
     needed = [name for name in CAPABILITIES if name in capabilities]

@@ -6,6 +6,7 @@ Source: Liu et al., "OCRBench: on the hidden mystery of OCR in large multimodal 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from llava.errors import UserError
 from llava.eval.metrics.table import Score, Table, mean_table
 
 TEXT_RECOGNITION = (
@@ -54,7 +55,7 @@ def ocrbench_table(answers: Iterable[OCRBenchAnswer]) -> Table:
         {"overall" | "Text Recognition" | category: {"points": Score}}, each out of its `total`; "Text
         Recognition" sums the first six categories.
     Raises:
-        ValueError: if there are no answers, or for an unknown category.
+        UserError: if there are no answers, or for an unknown category.
     """
     rows = ((row.correct, _labels(row.category)) for row in answers)
     shares = mean_table("points", rows, ("Text Recognition", *CATEGORIES))
@@ -63,7 +64,7 @@ def ocrbench_table(answers: Iterable[OCRBenchAnswer]) -> Table:
 
 def _labels(category: str) -> list[str]:
     if category not in CATEGORIES:
-        raise ValueError(f"OCRBench: unknown type {category!r}; expected one of {', '.join(CATEGORIES)}.")
+        raise UserError(f"OCRBench: unknown type {category!r}; expected one of {', '.join(CATEGORIES)}.")
     return [category, "Text Recognition"] if category in TEXT_RECOGNITION else [category]
 
 

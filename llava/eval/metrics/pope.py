@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from llava.errors import UserError
 from llava.eval.metrics.proportion import RESAMPLES, SEED, percentile_interval
 from llava.eval.metrics.table import Score, Table
 
@@ -41,15 +42,15 @@ def pope_table(answers: Iterable[PopeAnswer]) -> Table:
         {category | "mean": {"accuracy" | "precision" | "recall" | "f1" | "yes_ratio": Score}}, fractions in
         0..1; a ratio over nothing is 0. "mean" weighs the categories alike: its F1 is what papers quote.
     Raises:
-        ValueError: if there are no answers, or one is neither yes nor no.
+        UserError: if there are no answers, or one is neither yes nor no.
     """
     outcomes: dict[str, Counter] = {}
     for category, *outcome in answers:
         if not {"yes", "no"}.issuperset(outcome):
-            raise ValueError(f"POPE: expected yes or no, got (predicted, label) {tuple(outcome)}.")
+            raise UserError(f"POPE: expected yes or no, got (predicted, label) {tuple(outcome)}.")
         outcomes.setdefault(category, Counter())[tuple(outcome)] += 1
     if not outcomes:
-        raise ValueError("POPE: no answers to score.")
+        raise UserError("POPE: no answers to score.")
     rng = np.random.default_rng(SEED)
     measured, resampled, totals = {}, {}, {}
     for category in sorted(outcomes):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llava.errors import UserError
 from llava.eval.metrics.proportion import SEED, percentile_interval, resampled_means
 from llava.eval.metrics.table import Score, Table
 
@@ -22,13 +23,13 @@ def prismvqa_table(answers: Iterable[PrismVQAAnswer]) -> Table:
         {"mean" | family: {"accuracy" | "chance": Score}}, fractions in 0..1. The mean's interval draws each
         family's questions anew; chance is known, so its interval has no width.
     Raises:
-        ValueError: if there are no answers, or a family is called "mean".
+        UserError: if there are no answers, or a family is called "mean".
     """
     families: dict[str, list[PrismVQAAnswer]] = {}
     for answer in answers:
         families.setdefault(answer.family, []).append(answer)
     if not families or "mean" in families:
-        raise ValueError('PrismVQA: expected answers, in families none of which is called "mean".')
+        raise UserError('PrismVQA: expected answers, in families none of which is called "mean".')
     rng = np.random.default_rng(SEED)
     table: Table = {"mean": {}}
     resampled = []

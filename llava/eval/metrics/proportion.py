@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from llava.errors import UserError
+
 RESAMPLES = 2000
 SEED = 0
 
@@ -21,10 +23,10 @@ def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, f
     Returns:
         (low, high), fractions in 0..1.
     Raises:
-        ValueError: if not 0 <= correct <= total.
+        UserError: if not 0 <= correct <= total.
     """
     if not 0 <= correct <= total:
-        raise ValueError(f"wilson_interval: correct must be in 0..total, got {correct} of {total}.")
+        raise UserError(f"wilson_interval: correct must be in 0..total, got {correct} of {total}.")
     if total == 0:
         return 0.0, 1.0
     share = correct / total
@@ -45,7 +47,7 @@ def bootstrap_interval(
     Returns:
         (low, high), in the unit of the scores.
     Raises:
-        ValueError: if there are no scores.
+        UserError: if there are no scores.
     """
     return percentile_interval(resampled_means(scores, np.random.default_rng(seed), resamples))
 
@@ -58,7 +60,7 @@ def resampled_means(
     How often each distinct score is drawn is multinomial, so the questions need not be drawn one by one.
     """
     if not len(scores):
-        raise ValueError("bootstrap: expected at least one score, got none.")
+        raise UserError("bootstrap: expected at least one score, got none.")
     values, counts = np.unique(np.asarray(scores, dtype=np.float64), return_counts=True)
     total = len(scores)
     return rng.multinomial(total, counts / total, size=resamples) @ values / total

@@ -7,6 +7,7 @@ Source: Lu et al., "Learn to explain: multimodal reasoning via thought chains fo
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from llava.errors import UserError
 from llava.eval.metrics.table import Table, mean_table
 
 SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
@@ -29,18 +30,16 @@ def science_qa_table(answers: Iterable[ScienceQAAnswer]) -> Table:
     Returns:
         {"overall" | "NAT" | "SOC" | "LAN" | "TXT" | "IMG" | "NO" | "G1-6" | "G7-12": {"accuracy": Score}}.
     Raises:
-        ValueError: if there are no answers, or for an unknown subject or grade.
+        UserError: if there are no answers, or for an unknown subject or grade.
     """
     return mean_table("accuracy", ((row.correct, _labels(row)) for row in answers), COLUMNS)
 
 
 def _labels(row: ScienceQAAnswer) -> list[str]:
     if row.subject not in SUBJECTS:
-        raise ValueError(
-            f"ScienceQA: unknown subject {row.subject!r}; expected one of {', '.join(SUBJECTS)}."
-        )
+        raise UserError(f"ScienceQA: unknown subject {row.subject!r}; expected one of {', '.join(SUBJECTS)}.")
     if row.grade not in {f"grade{grade}" for grade in range(1, 13)}:
-        raise ValueError(f"ScienceQA: unknown grade {row.grade!r}; expected grade1 to grade12.")
+        raise UserError(f"ScienceQA: unknown grade {row.grade!r}; expected grade1 to grade12.")
     context = [name for name, has in (("TXT", row.has_text), ("IMG", row.has_image)) if has] or ["NO"]
     grade = "G1-6" if int(row.grade.removeprefix("grade")) <= 6 else "G7-12"
     return [SUBJECTS[row.subject], *context, grade]

@@ -6,6 +6,7 @@ Source: Li et al., "SEED-Bench: benchmarking multimodal LLMs with generative com
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from llava.errors import UserError
 from llava.eval.metrics.table import Table, mean_table
 
 PARTS = ("image", "video")
@@ -21,12 +22,12 @@ def seed_table(answers: Iterable[SeedAnswer]) -> Table:
     """{"overall" | "image" | "video" | question type: {"accuracy": Score}}.
 
     Raises:
-        ValueError: if there are no answers, or for a data type that is neither image nor video.
+        UserError: if there are no answers, or for a data type that is neither image nor video.
     """
     return mean_table("accuracy", ((row.correct, _labels(row)) for row in answers), PARTS)
 
 
 def _labels(row: SeedAnswer) -> list[str]:
     if row.data_type not in PARTS:
-        raise ValueError(f"SEED-Bench: data_type must be image or video, got {row.data_type!r}.")
+        raise UserError(f"SEED-Bench: data_type must be image or video, got {row.data_type!r}.")
     return [row.data_type, row.question_type]

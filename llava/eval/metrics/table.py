@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from llava.errors import UserError
 from llava.eval.metrics.proportion import bootstrap_interval
 
 
@@ -23,7 +24,7 @@ def mean_score(values: Sequence[float]) -> Score:
     """The mean of one number an item.
 
     Raises:
-        ValueError: if there are none.
+        UserError: if there are none.
     """
     low, high = bootstrap_interval(values)
     return Score(math.fsum(values) / len(values), low, high, len(values))
@@ -39,14 +40,14 @@ def mean_table(column: str, rows: Iterable[tuple[float, Iterable[str]]], order: 
     Returns:
         {"overall" | label: {column: Score}}; a label without items has no row.
     Raises:
-        ValueError: if there are no rows, or a label is "overall".
+        UserError: if there are no rows, or a label is "overall".
     """
     values: dict[str, list[float]] = {"overall": []}
     for value, labels in rows:
         values["overall"].append(value)
         for label in labels:
             if label == "overall":
-                raise ValueError('a part of a benchmark cannot be called "overall"; rename the label.')
+                raise UserError('a part of a benchmark cannot be called "overall"; rename the label.')
             values.setdefault(label, []).append(value)
     return {label: {column: mean_score(values[label])} for label in _sorted(values, ("overall", *order))}
 

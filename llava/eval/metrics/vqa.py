@@ -6,6 +6,8 @@ Normalisation is that of the EvalAI server. Its oddities are kept, since publish
 import re
 from collections.abc import Sequence
 
+from llava.errors import UserError
+
 NUM_ANSWERS = 10  # people asked for each question
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = {"a", "an", "the"}
@@ -55,7 +57,7 @@ def vqa_soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
     Returns:
         0..1.
     Raises:
-        ValueError: unless there are ten answers.
+        UserError: unless there are ten answers.
     """
     return _leave_one_out(normalize_vqa_answer(prediction), [normalize_vqa_answer(a) for a in answers])
 
@@ -75,7 +77,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     Returns:
         0..1.
     Raises:
-        ValueError: unless there are ten answers.
+        UserError: unless there are ten answers.
     """
     texts = [_one_line(text) for text in (prediction, *answers)]
     if len(set(texts[1:])) > 1:
@@ -85,7 +87,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 def _leave_one_out(prediction: str, answers: Sequence[str]) -> float:
     if len(answers) != NUM_ANSWERS:
-        raise ValueError(
+        raise UserError(
             f"soft accuracy is defined over {NUM_ANSWERS} people's answers, got {len(answers)}; "
             "check the annotation file."
         )

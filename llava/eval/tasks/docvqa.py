@@ -7,6 +7,7 @@ import json
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from llava.errors import UserError
 from llava.eval.metrics import anls, mean_table
 from llava.eval.records import write_text
 from llava.eval.task import File, Scores, Task
@@ -19,11 +20,11 @@ def read_questions(path: str | Path) -> list[dict]:
     """Rows {"question_id", "text", "image": a file name, "answer" and "question_types" if they are known}.
 
     Raises:
-        ValueError: if the file is missing or no DocVQA file.
+        UserError: if the file is missing or no DocVQA file.
     """
     published = read_json(path)
     if not isinstance(published, dict) or "data" not in published:
-        raise ValueError(f'{path}: expected DocVQA\'s questions below "data"; fetch the file again.')
+        raise UserError(f'{path}: expected DocVQA\'s questions below "data"; fetch the file again.')
     return [
         {
             "question_id": question["questionId"],

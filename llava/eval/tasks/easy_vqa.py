@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+from llava.errors import UserError
 from llava.eval.metrics import exact_match, mean_score, mean_table, wilson_interval
 from llava.eval.metrics.text_match import normalise
 from llava.eval.records import load_questions, texts_by_id
@@ -28,11 +29,11 @@ def score(questions: list[dict], answers: list[dict], train_questions: list[dict
         {"model" | "question_only" | "majority": {"overall" | "color" | "shape": {"correct", "total",
         "accuracy", "low", "high"}}}; accuracy and the 95% Wilson bounds are fractions in 0..1.
     Raises:
-        ValueError: for missing, duplicate or unknown ids, or a category that is neither color nor shape.
+        UserError: for missing, duplicate or unknown ids, or a category that is neither color nor shape.
     """
     said = texts_by_id(questions, answers)
     if odd := [row["question_id"] for row in questions if row.get("category") not in CATEGORIES]:
-        raise ValueError(f"question {odd[0]}: category must be one of {', '.join(CATEGORIES)}.")
+        raise UserError(f"question {odd[0]}: category must be one of {', '.join(CATEGORIES)}.")
     guess_question, guess_majority = _baselines(train_questions)
     return {
         "model": _tally(questions, lambda question: said[question["question_id"]]),
@@ -44,7 +45,7 @@ def score(questions: list[dict], answers: list[dict], train_questions: list[dict
 def _baselines(train_questions: list[dict]) -> tuple[Callable[[dict], str], Callable[[dict], str]]:
     """Two functions from a question to an answer: by its text, and blind to it."""
     if not train_questions:
-        raise ValueError("the train question file is empty; the baselines are counted from it.")
+        raise UserError("the train question file is empty; the baselines are counted from it.")
     overall, by_text = Counter(), defaultdict(Counter)
     for row in train_questions:
         answer = normalise(row["answer"])

@@ -7,6 +7,7 @@ image itself.
 from collections.abc import Callable
 from pathlib import Path
 
+from llava.errors import UserError
 from llava.eval.metrics import LlavaBenchAnswer, llava_bench_table, parse_score_pair
 from llava.eval.records import load_questions, read_jsonl
 from llava.eval.task import File, Scores, Task
@@ -56,7 +57,7 @@ def judge(rows: list[dict], answers: dict, ask: Callable[..., str]) -> Scores:
     """Scores of the questions on which the judge's reply begins with two scores; the others are counted.
 
     Raises:
-        ValueError: if no reply does: another judge is needed.
+        UserError: if no reply does: another judge is needed.
     """
     replies = {
         row["question_id"]: ask(review_prompt(row, answers[row["question_id"]]), SYSTEM) for row in rows
@@ -65,7 +66,7 @@ def judge(rows: list[dict], answers: dict, ask: Callable[..., str]) -> Scores:
     scored = [row for row in rows if pairs[row["question_id"]]]
     if not scored:
         question_id, reply = next(iter(replies.items()))
-        raise ValueError(
+        raise UserError(
             "--judge-model: none of its replies begins with a line of two scores from 1 to 10, that on "
             f"question {question_id} being {reply[:80]!r}; choose another judge."
         )

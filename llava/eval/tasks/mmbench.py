@@ -9,6 +9,7 @@ from base64 import b64decode
 from functools import partial
 from pathlib import Path
 
+from llava.errors import UserError
 from llava.eval.metrics import CircularAnswer, circular_table
 from llava.eval.task import File, Scores, Task
 from llava.eval.tasks.shared import LETTERS, OPTION_LETTER, credit_of, letter_of
@@ -23,13 +24,13 @@ PREDICTION_COLUMN = 6  # of the upload, from 0
 def read_table(path: str | Path) -> list[dict[str, str]]:
     """The rows of a tsv file, whose images are base64."""
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file.")
+        raise UserError(f"{path}: no such file.")
     csv.field_size_limit(2**31 - 1)  # an image is one field
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     for number, row in enumerate(rows, start=1):
         if None in row.values() or not {"index", "question", "image", "A", "B"} <= row.keys():
-            raise ValueError(f"{path}, row {number}: has columns missing; fetch the file again.")
+            raise UserError(f"{path}, row {number}: has columns missing; fetch the file again.")
     return rows
 
 
@@ -74,7 +75,7 @@ def _image(columns: dict, path: str | Path) -> bytes:
     except ValueError:
         image = b""
     if not image:
-        raise ValueError(f"{path}, question {columns['index']}: no base64 image; fetch the file again.")
+        raise UserError(f"{path}, question {columns['index']}: no base64 image; fetch the file again.")
     return image
 
 
@@ -116,7 +117,7 @@ def _openpyxl():
     try:
         import openpyxl
     except ImportError:
-        raise ValueError("MMBench's upload is a spreadsheet; install openpyxl or llava[eval].") from None
+        raise UserError("MMBench's upload is a spreadsheet; install openpyxl or llava[eval].") from None
     return openpyxl
 
 

@@ -7,6 +7,7 @@ question file is LLaVA-1.5's.
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from llava.errors import UserError
 from llava.eval.metrics import MMEAnswer, mme_table, parse_mme_answer
 from llava.eval.records import load_questions, write_text
 from llava.eval.task import File, Scores, Task
@@ -30,7 +31,7 @@ def load(folder: Path) -> list[dict]:
         if image not in truth:
             truth[image] = _read_truth(folder / IMAGES / category, name)
         if _words(row["text"]) not in truth[image]:
-            raise ValueError(
+            raise UserError(
                 f"{folder / IMAGES / category}: {name} has no question {_words(row['text'])!r}; fetch "
                 "question file and benchmark anew."
             )
@@ -49,10 +50,10 @@ def _read_truth(folder: Path, name: str) -> dict[str, str]:
     deeper = folder / "questions_answers_YN"
     path = (deeper if deeper.is_dir() else folder) / name
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; fetch the benchmark anew.")
+        raise UserError(f"{path}: no such file; fetch the benchmark anew.")
     lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if any(line.count("\t") != 1 for line in lines):
-        raise ValueError(f"{path}: expected lines of a question, a tab and an answer.")
+        raise UserError(f"{path}: expected lines of a question, a tab and an answer.")
     return {_words(line.split("\t")[0]): line for line in lines}
 
 

@@ -9,6 +9,7 @@ import ast
 import re
 from pathlib import Path
 
+from llava.errors import UserError
 from llava.eval.metrics import (
     MMMUAnswer,
     guess_option,
@@ -30,7 +31,7 @@ def load(folder: Path) -> list[dict]:
     try:
         from pyarrow import parquet
     except ImportError:
-        raise ValueError("MMMU's files are parquet; install pyarrow or llava[eval].") from None
+        raise UserError("MMMU's files are parquet; install pyarrow or llava[eval].") from None
     return [
         question_row(published)
         for path in sorted(folder.glob(FILES))
@@ -48,7 +49,7 @@ def question_row(published: dict) -> dict:
     mentioned = MENTION.findall(text)
     images = {i: published[f"image_{i}"] for i in range(1, 8) if published[f"image_{i}"]}
     if absent := [number for number in mentioned if int(number) not in images]:
-        raise ValueError(f"MMMU question {published['id']} mentions image {absent[0]}, which it lacks.")
+        raise UserError(f"MMMU question {published['id']} mentions image {absent[0]}, which it lacks.")
     # an image that is not mentioned comes ahead of the question
     unmentioned = [i for i in images if str(i) not in mentioned]
     text = "<image>\n" * len(unmentioned) + MENTION.sub("<image>", text)

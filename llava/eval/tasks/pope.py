@@ -6,6 +6,7 @@ file is LLaVA-1.5's.
 
 from pathlib import Path
 
+from llava.errors import UserError
 from llava.eval.metrics import PopeAnswer, parse_yes_no, pope_table
 from llava.eval.records import load_questions, read_jsonl
 from llava.eval.task import File, Scores, Task
@@ -26,7 +27,7 @@ def with_labels(rows: list[dict], folder: Path) -> list[dict]:
     """Rows with their "answer" from a folder of label files, which number their lines each from 1.
 
     Raises:
-        ValueError: for a missing file, or a question without a label.
+        UserError: for a missing file, or a question without a label.
     """
     labels = {}
     for category in CATEGORIES:
@@ -35,7 +36,7 @@ def with_labels(rows: list[dict], folder: Path) -> list[dict]:
     keys = [(row["category"], row["image"], _words(row["text"])) for row in rows]
     if missing := [key for key in keys if key not in labels]:
         category, image, text = missing[0]
-        raise ValueError(
+        raise UserError(
             f"{folder / LABELS.format(category)} has no label for {image}, {text!r} "
             f"({len(missing)} such in all); fetch question and label files that belong together."
         )

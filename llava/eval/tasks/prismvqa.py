@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from llava.errors import UserError
 from llava.eval.metrics import PrismVQAAnswer, exact_match, prismvqa_table
 from llava.eval.records import load_questions
 from llava.eval.task import File, Scores, Task
@@ -14,12 +15,12 @@ def load(folder: Path) -> list[dict]:
     """Question rows with "answer", "family" and "chance".
 
     Raises:
-        ValueError: for a row that lacks one of these.
+        UserError: for a row that lacks one of these.
     """
     rows = load_questions(folder / QUESTIONS)
     for row in rows:
         if absent := {"answer", "family", "chance"} - row.keys():
-            raise ValueError(
+            raise UserError(
                 f"{folder / QUESTIONS}, question {row['question_id']}: no {', '.join(sorted(absent))}; "
                 "make the files anew with python -m llava.benchmark.prismvqa."
             )

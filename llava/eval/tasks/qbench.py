@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from llava.errors import UserError
 from llava.eval.metrics import exact_match, mean_table
 from llava.eval.records import write_jsonl
 from llava.eval.task import File, Scores, Task
@@ -32,7 +33,7 @@ def load(folder: Path, name: str, language: str) -> list[dict]:
         }
         if "correct_ans" in published:
             if published["correct_ans"] not in options:
-                raise ValueError(f"{folder / name}, question {i}: its correct_ans is none of its candidates.")
+                raise UserError(f"{folder / name}, question {i}: its correct_ans is none of its candidates.")
             row["answer"] = LETTERS[options.index(published["correct_ans"])]
         rows.append(row)
     return rows

@@ -20,7 +20,7 @@ def annotate(rows: list[dict], path: str | Path) -> list[dict]:
     """Rows with what SEED-Bench.json has on them: "published", and "answer", a letter, and "question_type".
 
     Raises:
-        ValueError: if rows and annotations are not of the same questions.
+        UserError: if rows and annotations are not of the same questions.
     """
     published = read_json(path)
     names = {number: name for name, number in published["question_type"].items()}

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from llava.errors import UserError
 from llava.eval.metrics import mean_table, parse_option_letter
 from llava.eval.records import texts_by_id
 from llava.eval.task import Scores
@@ -18,14 +19,14 @@ def read_json(path: str | Path) -> dict | list:
     """A JSON file.
 
     Raises:
-        ValueError: if it is missing or cut off; names it.
+        UserError: if it is missing or cut off; names it.
     """
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file.")
+        raise UserError(f"{path}: no such file.")
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error}); fetch it again.") from None
+        raise UserError(f"{path}: not JSON ({error}); fetch it again.") from None
 
 
 def images_in(folder: str, rows: list[dict]) -> list[dict]:
@@ -37,10 +38,10 @@ def find(table: dict, key, where: str | Path):
     """`table[key]`.
 
     Raises:
-        ValueError: if there is none: the files do not belong together.
+        UserError: if there is none: the files do not belong together.
     """
     if key not in table:
-        raise ValueError(
+        raise UserError(
             f"{where} has nothing for question {key}; fetch question and annotation files that belong "
             "together."
         )
@@ -53,17 +54,17 @@ def annotations_of(keys: list, annotations: dict, where: str | Path) -> list:
     Args:
         where: the annotations' file, for messages.
     Raises:
-        ValueError: if a question has none, or one is of no question: a file is cut, or of another edition.
+        UserError: if a question has none, or one is of no question: a file is cut, or of another edition.
     """
     if missing := annotations.keys() - set(keys):
-        raise ValueError(
+        raise UserError(
             f"{len(missing)} questions of {where} are not there, among them {min(missing)}; use whole files."
         )
     return [find(annotations, key, where) for key in keys]
 
 
 def answers_by_id(rows: list[dict]) -> dict:
-    """{question_id: text} of an answers file's rows. Raises ValueError for an id that stands twice."""
+    """{question_id: text} of an answers file's rows. Raises UserError for an id that stands twice."""
     return texts_by_id([{"question_id": i} for i in dict.fromkeys(row["question_id"] for row in rows)], rows)
 
 

@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+from llava.errors import UserError
 from llava.eval.metrics import vqa_soft_accuracy
 from llava.eval.records import load_questions
 from llava.eval.task import File, Scores, Task
@@ -33,7 +34,7 @@ def find_annotations(path: str | Path, asked: list[tuple[str, str]]) -> list[dic
     """The annotation of each (image id, prompt); published files have no other id.
 
     Raises:
-        ValueError: if one has none, or an annotation is left over.
+        UserError: if one has none, or an annotation is left over.
     """
     left = defaultdict(list)
     for annotation in read_json(path)["data"]:
@@ -42,13 +43,13 @@ def find_annotations(path: str | Path, asked: list[tuple[str, str]]) -> list[dic
     for image_id, prompt in asked:
         key = (image_id, question_of(prompt))
         if not left[key]:
-            raise ValueError(
+            raise UserError(
                 f"{path} has no (further) annotation for image {image_id}, {key[1]!r}; fetch question "
                 "and annotation files that belong together."
             )
         found.append(left[key].pop(0))
     if unasked := [key for key, annotations in left.items() if annotations]:
-        raise ValueError(
+        raise UserError(
             f"{len(unasked)} of {path}'s questions were not asked, the first being that of image "
             f"{unasked[0][0]}; use the whole question file, and run the evaluation to its end."
         )

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from transformers import MptConfig, MptForCausalLM, MptModel
 
+from llava.errors import UserError
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
 from llava.model.vision_config import VisionFields
 
@@ -22,7 +23,7 @@ class LlavaMptModel(LlavaMetaModel, MptModel):
         """MptModel's.
 
         Raises:
-            ValueError: beyond max_seq_len, up to which MptModel tabulates its attention bias.
+            UserError: beyond max_seq_len, up to which MptModel tabulates its attention bias.
         """
         length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
         if past_key_values is not None:  # transformers 5.24 calls it cache, and takes either name
@@ -30,7 +31,7 @@ class LlavaMptModel(LlavaMetaModel, MptModel):
         held = past_key_values if past_key_values is not None else kwargs.get("cache")
         length += 0 if held is None else held.get_seq_length()
         if length > self.config.max_seq_len:
-            raise ValueError(
+            raise UserError(
                 f"{length} tokens came, but max_seq_len in this MPT's config.json is "
                 f"{self.config.max_seq_len}; raise it there (no weight depends on it), or lower "
                 "--model_max_length or max_new_tokens."

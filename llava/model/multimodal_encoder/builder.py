@@ -7,6 +7,7 @@ from transformers import AutoConfig
 # Not from the top level: there transformers 5.17 hides it where torchvision is missing.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from llava.errors import UserError
 from llava.model.checkpoint import gathered
 from llava.model.multimodal_encoder.clip import CLIPVisionTower
 from llava.model.multimodal_encoder.dinov2 import Dinov2VisionTower
@@ -29,7 +30,7 @@ def read_vision_config(name_or_path: str) -> dict:
     try:
         config = AutoConfig.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"--vision_tower {name_or_path!r}: no readable config.json there ({error}); "
             "give a folder or a hub name of a CLIP, SigLIP or DINOv2 model."
         ) from error
@@ -44,13 +45,13 @@ def build_vision_tower(
     Fills fields.mm_vision_config from fields.mm_vision_tower where the checkpoint does not carry it.
 
     Raises:
-        ValueError: if the family is unknown.
+        UserError: if the family is unknown.
     """
     if fields.mm_vision_config is None:
         fields.mm_vision_config = read_vision_config(fields.mm_vision_tower)
     family = fields.mm_vision_config.get("model_type")
     if family not in VISION_TOWERS:
-        raise ValueError(
+        raise UserError(
             f"--vision_tower {fields.mm_vision_tower!r} is of type {family!r}; "
             f"known are {', '.join(VISION_TOWERS)}."
         )
@@ -66,7 +67,7 @@ def load_vision_weights(tower: VisionTower, name_or_path: str) -> None:
         set(info["missing_keys"]) - {"embeddings.mask_token"}
     )  # DINOv2's, used in its training alone
     if missing:
-        raise ValueError(f"--vision_tower {name_or_path!r} lacks weights: {', '.join(missing)}.")
+        raise UserError(f"--vision_tower {name_or_path!r} lacks weights: {', '.join(missing)}.")
     with gathered(source.parameters()), gathered(tower.parameters(), write=True):
         tower.vision_tower.load_state_dict(source.state_dict())
     logger.info("vision tower: %s from %s", type(tower).__name__, name_or_path)

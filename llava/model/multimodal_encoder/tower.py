@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from llava.errors import UserError
 from llava.model.vision_config import VisionFields, resolve_levels, resolve_select_layer
 
 
@@ -52,12 +53,12 @@ class VisionTower(nn.Module):
         self.image_size = fields.mm_vision_image_size or self.config.image_size
         self.patch_size = self.config.patch_size
         if self.image_size % self.patch_size:
-            raise ValueError(
+            raise UserError(
                 f"--mm_vision_image_size must be a multiple of the tower's {self.patch_size}-px patches, "
                 f"got {self.image_size}; {self.image_size // self.patch_size * self.patch_size} is."
             )
         if fields.mm_vision_select_feature not in ("patch", "cls_patch"):
-            raise ValueError(
+            raise UserError(
                 "--mm_vision_select_feature must be patch or cls_patch, "
                 f"got {fields.mm_vision_select_feature!r}."
             )
@@ -69,7 +70,7 @@ class VisionTower(nn.Module):
         self.needs_levels = needs_levels
         self.needs_attention = needs_attention
         if needs_attention and self.selected == 0:
-            raise ValueError(
+            raise UserError(
                 "--mm_vision_select_layer 0 is ahead of all attention, which "
                 f"--mm_projector_type {fields.mm_projector_type} ranks patches by; choose a later one."
             )
@@ -136,11 +137,11 @@ class VisionTower(nn.Module):
         """float[B, 3, H, W], normalised, to VisionFeatures; pixels are cast to the tower's dtype.
 
         Raises:
-            ValueError: if the pixels are not image_size square.
+            UserError: if the pixels are not image_size square.
         """
         expected = (self.image_size, self.image_size)
         if tuple(pixel_values.shape[-2:]) != expected:
-            raise ValueError(
+            raise UserError(
                 f"the vision tower takes {expected[0]}x{expected[1]} pixels, got "
                 f"{pixel_values.shape[-2]}x{pixel_values.shape[-1]}; "
                 "prepare images with its own image processor."

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from llava.errors import UserError
 from llava.model.checkpoint import gathered
 from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.vision_config import VisionFields
@@ -77,7 +78,7 @@ class FixedScaleProjector(Projector):
     def output_grid(self, grid: int, scale_factor: int | None = None) -> int:
         scale_factor = scale_factor or self.scale_factor
         if scale_factor != self.made_for:
-            raise ValueError(
+            raise UserError(
                 f"this {type(self).__name__} was made for --scale_factor {self.made_for} and its weights fit "
                 f"no other, got {scale_factor}; train one for it, or a type that serves any (visualprism)."
             )
@@ -88,11 +89,11 @@ def grid_side(num_patches: int) -> int:
     """G of N = G*G patches.
 
     Raises:
-        ValueError: if N is not a square, as with the class token kept.
+        UserError: if N is not a square, as with the class token kept.
     """
     side = math.isqrt(num_patches)
     if side * side != num_patches:
-        raise ValueError(
+        raise UserError(
             f"a compressing projector takes a square grid of patches, got {num_patches} features; "
             "use --mm_vision_select_feature patch."
         )
@@ -103,11 +104,11 @@ def compressed_side(grid: int, scale_factor: int) -> int:
     """g = G/s.
 
     Raises:
-        ValueError: if s is not a positive divisor of G; names those that are.
+        UserError: if s is not a positive divisor of G; names those that are.
     """
     if scale_factor < 1 or grid % scale_factor:
         divisors = [s for s in range(1, grid + 1) if grid % s == 0]
-        raise ValueError(
+        raise UserError(
             f"--scale_factor must divide the {grid}x{grid} grid, got {scale_factor}; "
             f"choose from {', '.join(map(str, divisors))}."
         )

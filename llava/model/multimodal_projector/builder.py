@@ -2,6 +2,7 @@
 
 import re
 
+from llava.errors import UserError
 from llava.model.multimodal_projector.base import Projector
 from llava.model.multimodal_projector.cabstractor import CAbstractor
 from llava.model.multimodal_projector.ldpv2 import LDPv2
@@ -35,13 +36,13 @@ def projector_class(projector_type: str | None) -> type[Projector]:
     """The class of a --mm_projector_type.
 
     Raises:
-        ValueError: if the type is unknown.
+        UserError: if the type is unknown.
     """
     if MLP_TYPE.fullmatch(projector_type or ""):
         return MLPProjector
     if projector_type not in PROJECTORS:
         known = ", ".join([*PROJECTORS, "mlpNx_gelu"])
-        raise ValueError(f"--mm_projector_type {projector_type!r} is unknown; choose from {known}.")
+        raise UserError(f"--mm_projector_type {projector_type!r} is unknown; choose from {known}.")
     return PROJECTORS[projector_type]
 
 
@@ -49,6 +50,6 @@ def build_projector(fields: VisionFields, llm_width: int) -> Projector:
     """A freshly initialised projector.
 
     Raises:
-        ValueError: if the type is unknown or does not fit the widths.
+        UserError: if the type is unknown or does not fit the widths.
     """
     return projector_class(fields.mm_projector_type).from_fields(fields, llm_width)

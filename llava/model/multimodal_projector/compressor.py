@@ -86,7 +86,7 @@ class RegionCompressor(Projector):
         Returns:
             float[B, M, D].
         Raises:
-            ValueError: if N is not a square or s does not divide its side.
+            UserError: if N is not a square or s does not divide its side.
         """
         x, x_multi = features[:2]
         scale_factor = scale_factor or self.scale_factor

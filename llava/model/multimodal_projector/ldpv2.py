@@ -34,7 +34,7 @@ class LDPv2(Projector):
         """selected float[B, N, C] to float[B, M, D]; scale_factor is s of this call.
 
         Raises:
-            ValueError: if N is not a square or s does not divide its side.
+            UserError: if N is not a square or s does not divide its side.
         """
         x = features.selected
         side = self.output_grid(grid_side(x.shape[1]), scale_factor)

@@ -3,6 +3,7 @@
 
 from torch import Tensor, nn
 
+from llava.errors import UserError
 from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_projector.base import Projector
 from llava.model.vision_config import VisionFields
@@ -13,7 +14,7 @@ class IdentityProjector(Projector):
 
     def __init__(self, vision_width: int, llm_width: int):
         if vision_width != llm_width:
-            raise ValueError(
+            raise UserError(
                 "--mm_projector_type identity needs equal widths, "
                 f"got tower {vision_width} and language model {llm_width}; use linear or mlp2x_gelu."
             )

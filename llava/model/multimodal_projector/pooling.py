@@ -39,7 +39,7 @@ class AveragePool(MLPProjector):
         """selected float[B, N, C] to float[B, M, D]; scale_factor is s of this call.
 
         Raises:
-            ValueError: if N is not a square or s does not divide its side.
+            UserError: if N is not a square or s does not divide its side.
         """
         x = features.selected
         side = self.output_grid(grid_side(x.shape[1]), scale_factor)
@@ -64,7 +64,7 @@ class PixelShuffle(FixedScaleProjector):
         """selected float[B, N, C] to float[B, M, D].
 
         Raises:
-            ValueError: if N is not a square, s does not divide its side, or s is not the module's own.
+            UserError: if N is not a square, s does not divide its side, or s is not the module's own.
         """
         x = features.selected
         side = self.output_grid(grid_side(x.shape[1]), scale_factor)

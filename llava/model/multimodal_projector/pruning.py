@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llava.errors import UserError
 from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_projector.mlp import MLPProjector
 from llava.model.vision_config import VisionFields
@@ -68,19 +69,19 @@ class PruningProjector(MLPProjector):
     @classmethod
     def from_fields(cls, fields: VisionFields, llm_width: int) -> "PruningProjector":
         if not fields.num_visual_tokens or fields.num_visual_tokens < 1:
-            raise ValueError(
+            raise UserError(
                 f"--mm_projector_type {fields.mm_projector_type} needs --num_visual_tokens, how many "
                 f"an image keeps (for example 64); got {fields.num_visual_tokens}."
             )
         if fields.mm_vision_select_feature != "patch":
-            raise ValueError(
+            raise UserError(
                 f"--mm_projector_type {fields.mm_projector_type} chooses among patches; "
                 f"set --mm_vision_select_feature patch, got {fields.mm_vision_select_feature}."
             )
         return cls(fields.mm_hidden_size, llm_width, fields.num_visual_tokens)
 
     def output_grid(self, grid: int, scale_factor: int | None = None) -> int:
-        raise ValueError(
+        raise UserError(
             f"{type(self).__name__} keeps {self.num_visual_tokens} chosen and merged patches, which are not "
             "squares of the image; choose a projector with a grid, such as visualprism or avgpool."
         )
@@ -89,10 +90,10 @@ class PruningProjector(MLPProjector):
         """K.
 
         Raises:
-            ValueError: if there are fewer patches than that.
+            UserError: if there are fewer patches than that.
         """
         if self.num_visual_tokens > num_patches:
-            raise ValueError(
+            raise UserError(
                 f"--num_visual_tokens must be at most the tower's {num_patches} patches, "
                 f"got {self.num_visual_tokens}."
             )

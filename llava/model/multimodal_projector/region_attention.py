@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from llava.errors import UserError
+
 HEAD_WIDTH = 128  # of the default head count
 
 
@@ -32,7 +34,7 @@ class RegionAttention(nn.Module):
         super().__init__()
         num_heads = num_heads or max(1, width // HEAD_WIDTH)
         if width % num_heads:
-            raise ValueError(f"attention heads must divide the projector width {width}, got {num_heads}.")
+            raise UserError(f"attention heads must divide the projector width {width}, got {num_heads}.")
         self.num_heads = num_heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from llava.errors import UserError
 from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_projector.base import (
     NORM_EPS,
@@ -45,7 +46,7 @@ class Resampler(FixedScaleProjector):
         grid: G; the number of queries is (G/s)**2, so the module serves no other.
         num_heads: h, by default the largest divisor of D of at most D // 128.
     Raises:
-        ValueError: if s does not divide G, 4 does not divide D, or h does not.
+        UserError: if s does not divide G, 4 does not divide D, or h does not.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Resampler(FixedScaleProjector):
         most = max(1, llm_width // HEAD_WIDTH)
         self.num_heads = num_heads or next(h for h in range(most, 0, -1) if llm_width % h == 0)
         if llm_width % 4 or llm_width % self.num_heads:
-            raise ValueError(
+            raise UserError(
                 "--mm_projector_type resampler needs a language model width that 4 and its "
                 f"{self.num_heads} heads divide, got {llm_width}."
             )
@@ -83,7 +84,7 @@ class Resampler(FixedScaleProjector):
 
     def output_grid(self, grid: int, scale_factor: int | None = None) -> int:
         if grid != self.grid:
-            raise ValueError(
+            raise UserError(
                 f"this resampler has queries for a {self.grid}x{self.grid} grid of patches, "
                 f"got {grid}x{grid}; set --mm_vision_image_size as it was in training."
             )
@@ -101,7 +102,7 @@ class Resampler(FixedScaleProjector):
         """selected float[B, N, C] to float[B, M, D].
 
         Raises:
-            ValueError: if the grid or s is not the module's own.
+            UserError: if the grid or s is not the module's own.
         """
         x = features.selected
         self.output_grid(grid_side(x.shape[1]), scale_factor)

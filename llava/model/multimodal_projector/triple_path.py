@@ -95,7 +95,7 @@ class TriplePathCompressor(RegionCompressor):
         """What happens inside, for pictures of it; in evaluation mode.
 
         Raises:
-            ValueError: if N is not a square or an s does not divide its side.
+            UserError: if N is not a square or an s does not divide its side.
         """
         assert not self.training, "batch norms would learn from what is only looked at"
         x, x_multi = features.to(self.q_proj_1.weight.dtype)[:2]

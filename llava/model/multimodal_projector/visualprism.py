@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from llava.errors import UserError
 from llava.model.multimodal_projector.base import downsample, to_maps, to_tokens
 from llava.model.multimodal_projector.norms import NORMS
 from llava.model.multimodal_projector.triple_path import (
@@ -55,7 +56,7 @@ class VisualPrism(TriplePathCompressor):
         wavelet: a discrete wavelet of PyWavelets; haar is the published one.
         norm: batch (published), sync_batch (statistics over all ranks) or layer.
     Raises:
-        ValueError: on an unknown path, wavelet or norm, or heads that do not divide E.
+        UserError: on an unknown path, wavelet or norm, or heads that do not divide E.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class VisualPrism(TriplePathCompressor):
         norm: str = "batch",
     ):
         if norm not in NORMS:
-            raise ValueError(f"--visualprism_norm must be one of {', '.join(NORMS)}, got {norm!r}.")
+            raise UserError(f"--visualprism_norm must be one of {', '.join(NORMS)}, got {norm!r}.")
         super().__init__(
             vision_width, llm_width, scale_factor, num_levels, width, num_heads, level_maps=not hkve
         )

@@ -98,7 +98,7 @@ class VisualPrismV2(TriplePathCompressor):
         shortcut: whether the query is added to what it gathered, by a gain that starts at zero.
         wavelet: a discrete wavelet of PyWavelets.
     Raises:
-        ValueError: on an unknown path or wavelet, or heads that do not divide E.
+        UserError: on an unknown path or wavelet, or heads that do not divide E.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from llava.errors import UserError
 from llava.model.multimodal_projector.base import downsample
 
 SUBBAND_SCALE = (1.0, 1.2, 1.2, 1.5)
@@ -33,7 +34,7 @@ class Wavelet(nn.Module):
     Args:
         name: a discrete orthogonal or biorthogonal wavelet of PyWavelets.
     Raises:
-        ValueError: if PyWavelets has none of that name; lists the families.
+        UserError: if PyWavelets has none of that name; lists the families.
     """
 
     def __init__(self, name: str = "haar"):
@@ -42,7 +43,7 @@ class Wavelet(nn.Module):
             families = ", ".join(
                 family for family in pywt.families() if pywt.wavelist(family, kind="discrete")
             )
-            raise ValueError(
+            raise UserError(
                 f"--visualprism_wavelet {name!r} is no discrete wavelet of PyWavelets; "
                 f"its families are {families}, e.g. db2 or bior2.2."
             )

@@ -1,0 +1,57 @@
+"""How a command ends: one line for what a user can mend, the whole traceback for a bug."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from llava.command import exit_code, message
+from llava.errors import UserError
+from llava.train import train as training
+
+ROOT = Path(__file__).parents[2]
+CODE = [path for folder in ("llava", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def fail(error: Exception):
+    def action():
+        raise error
+
+    return action
+
+
+def test_what_a_user_can_mend_is_one_line(capsys):
+    assert exit_code(fail(UserError("--flag must be 1, got 2."))) == 1
+    assert capsys.readouterr().err == "error: --flag must be 1, got 2.\n"
+
+
+@pytest.mark.parametrize("bug", [ValueError("too many values to unpack"), TypeError("x"), KeyError("y")])
+def test_a_bug_keeps_its_traceback(bug):
+    with pytest.raises(type(bug)):
+        exit_code(fail(bug))
+
+
+def test_debugging_shows_where_a_users_mistake_was_found(monkeypatch):
+    monkeypatch.setenv("LLAVA_DEBUG", "1")
+    try:
+        fail(UserError("wrong"))()
+    except UserError as error:
+        shown = message(error, "train_mem.py")
+    assert shown.startswith("Traceback")
+    assert shown.endswith("\ntrain_mem.py: wrong")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [(UserError("wrong"), SystemExit), (ValueError("bug"), ValueError)]
+)
+def test_training_tells_mistakes_from_bugs(monkeypatch, error, expected):
+    monkeypatch.setattr(training, "prepare", lambda argv: fail(error)())
+    with pytest.raises(expected):
+        training.train([])
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_errors_for_a_user_are_user_errors(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+            assert getattr(node.exc.func, "id", "") != "ValueError", f"{path}:{node.lineno}"
