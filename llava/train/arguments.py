@@ -1,17 +1,21 @@
 """The command line of train_mem.py, and the contradictions that end a run before it starts."""
 
 import importlib.util
+import logging
 from dataclasses import dataclass
 
 import torch
 import transformers
 
+from llava.conversation import conv_templates
 from llava.data.shards import is_shards
 from llava.errors import UserError
 from llava.model.vision_config import VisionFields
 from llava.train.flags import DataArguments, ModelArguments, TrainingFlags
 
-DEFAULT_TEMPLATE = "v1"
+logger = logging.getLogger(__name__)
+
+DEFAULT_TEMPLATE = "v1"  # of a language model that has not seen yet
 ATTENTIONS = ("auto", "sdpa", "flash_attention_2", "eager")
 REPORTERS = ("tensorboard", "wandb")
 
@@ -62,13 +66,39 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
             )
 
 
+def choose_template(version: str | None, trained_with: dict[str, str | None]) -> str:
+    """The name of the conversation template: --version, else the one of the weights that a run goes on from.
+
+    Logs a warning if --version names another template than theirs.
+
+    Args:
+        version: --version.
+        trained_with: each folder of weights to its conv_version. The first one that has a template counts.
+    """
+    source, own = next(((source, own) for source, own in trained_with.items() if own), (None, None))
+    if version and own and conv_templates.get(version) != conv_templates.get(own):
+        logger.warning(
+            "--version %s changes the conversation template: %s was trained with %s. Leave --version out to "
+            "keep that.",
+            version,
+            source,
+            own,
+        )
+    return version or own or DEFAULT_TEMPLATE
+
+
 def vision_fields(
     model: ModelArguments,
     data: DataArguments,
     training: TrainingArguments,
     checkpoint: VisionFields | None = None,
+    template: str = DEFAULT_TEMPLATE,
 ) -> VisionFields:
-    """config.json's multimodal keys: as the flags say, then as the checkpoint does, then the defaults."""
+    """config.json's multimodal keys: as the flags say, then as the checkpoint does, then the defaults.
+
+    Args:
+        template: what choose_template gave.
+    """
     own = (
         {name: getattr(checkpoint, name) for name in VisionFields.__dataclass_fields__} if checkpoint else {}
     )
@@ -84,7 +114,7 @@ def vision_fields(
             **given,
             "mm_vision_tower": model.vision_tower or own.get("mm_vision_tower"),
             "tokenizer_model_max_length": training.model_max_length,
-            "conv_version": model.version or own.get("conv_version") or DEFAULT_TEMPLATE,
+            "conv_version": template,
         }
     )
     # Running statistics must not depend on which rank saves them.

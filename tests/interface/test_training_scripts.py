@@ -248,6 +248,15 @@ def test_packing_takes_the_place_of_grouping(folder):
     assert (packed["packing"], packed["group_by_modality_length"]) == (True, False)
 
 
+@pytest.mark.parametrize("script", RECIPES)
+def test_a_template_is_asked_for_where_the_user_or_stage_1_does(folder, script):
+    """Else train_mem.py takes the one that the model was trained with."""
+    version = parsed(launched(folder, script)[1])["version"]
+    assert version == ("plain" if "pretrain" in script else None)
+    assert parsed(launched(folder, script, VERSION="qwen_2")[1])["version"] == "qwen_2"
+    assert parsed(launched(folder, script, "--version", "mpt")[1])["version"] == "mpt"
+
+
 def test_sinkhorn_needs_one_flag_and_has_the_published_settings(folder):
     for script, settings in {
         "v1_5/pretrain": (0.5, 2.2, 0.12, 16, 768),
