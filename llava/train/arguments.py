@@ -17,6 +17,12 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_TEMPLATE = "v1"  # of a language model that has not seen yet
 ATTENTIONS = ("auto", "sdpa", "flash_attention_2", "eager")
+AT_LEAST_ONE = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "model_max_length",
+    "max_nan_steps",
+)
 REPORTERS = ("tensorboard", "wandb")
 
 
@@ -52,8 +58,14 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
             raise UserError(f"--quant_type must be nf4 or fp4, got {self.quant_type!r}.")
         if self.lora_bias not in ("none", "all", "lora_only"):
             raise UserError(f"--lora_bias must be none, all or lora_only, got {self.lora_bias!r}.")
-        if self.max_nan_steps < 1:
-            raise UserError(f"--max_nan_steps must be at least 1, got {self.max_nan_steps}.")
+        for name in AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
+            raise UserError(
+                f"--max_steps {self.max_steps} and --num_train_epochs {self.num_train_epochs:g} leave no "
+                "step to train; give one of them a number above 0."
+            )
         if self.attn_implementation not in ATTENTIONS:
             raise UserError(
                 f"--attn_implementation must be one of {', '.join(ATTENTIONS)}, "
