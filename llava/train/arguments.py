@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import torch
 import transformers
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from llava.conversation import conv_templates
 from llava.data.shards import is_shards
 from llava.errors import UserError
 from llava.model.vision_config import VisionFields
 from llava.train.flags import DataArguments, ModelArguments, TrainingFlags
+from llava.train.refused import check_refused
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,12 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
         if self.warmup_ratio is not None:
             if self.warmup_steps:
                 raise UserError("--warmup_ratio and --warmup_steps are two ways to say one thing; give one.")
+            if not 0 <= self.warmup_ratio < 1:
+                raise UserError(
+                    f"--warmup_ratio must be a share of the steps below 1, got {self.warmup_ratio}."
+                )
             self.warmup_steps = self.warmup_ratio  # a value below 1 is a share
+        check_refused(self)
         self._check_choices()
         if not torch.cuda.is_available() and not torch.backends.mps.is_available():
             self.use_cpu = True  # without it the world size of several CPU processes reads 1
@@ -43,7 +50,16 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
             if self.fp16:
                 raise UserError("--fp16: a CPU trains in --bf16 or float32; its losses scale on a GPU alone.")
         super().__post_init__()
+        try:
+            transformers.Trainer.get_optimizer_cls_and_kwargs(self)
+        except (ImportError, ValueError) as error:  # of a package that is missing
+            raise UserError(f"--optim {self.optim.value}: {error}") from error
         for name in self.report_to:
+            if name not in INTEGRATION_TO_CALLBACK:
+                raise UserError(
+                    f"--report_to {name} is unknown; give none, all, or some of "
+                    f"{', '.join(INTEGRATION_TO_CALLBACK)}."
+                )
             if name in REPORTERS and not importlib.util.find_spec(name):
                 raise UserError(
                     f"--report_to {name}: {name} is not installed; install it with pip install {name}."
@@ -144,9 +160,16 @@ def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments,
     parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
     parser.add_argument("--help_all", action="help", help="This page.")
     try:
-        model, data, training = parser.parse_args_into_dataclasses(args=argv)
+        model, data, training, unknown = parser.parse_args_into_dataclasses(
+            args=argv, return_remaining_strings=True
+        )
     except ValueError as error:  # transformers' own of flags that contradict one another
         raise UserError(str(error)) from error
+    if unknown:
+        raise UserError(
+            f"there is no flag {' '.join(unknown)}; --help lists ours, and --help_all also those of "
+            "transformers."
+        )
     if model.tune_mm_mlp_adapter and training.freeze_mm_mlp_adapter:
         raise UserError(
             "--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter exclude each other: nothing would learn."
@@ -203,14 +226,8 @@ def check_adapters(model: ModelArguments, training: TrainingArguments) -> None:
 
 def check_order(data: DataArguments, training: TrainingArguments) -> None:
     """Packing and streaming decide what goes together; nothing else can as well."""
-    strategy = training.train_sampling_strategy
-    if strategy == "batch_rebalance":
-        raise UserError(
-            "--train_sampling_strategy batch_rebalance would read every image ahead of the first step; use "
-            "--group_by_modality_length True or --packing True."
-        )
     grouping = "--group_by_modality_length True" if training.group_by_modality_length else None
-    if strategy == "group_by_length":
+    if training.train_sampling_strategy == "group_by_length":
         grouping = grouping or "--train_sampling_strategy group_by_length"
     if grouping and data.packing:
         raise UserError(
