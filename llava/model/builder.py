@@ -19,7 +19,6 @@ from llava.model.checkpoint import (
     is_of_projector,
     load_projector,
     projector_state,
-    projector_type_of,
     read_projector,
     read_weights,
     weight_names,
@@ -29,6 +28,7 @@ from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_mpt import LlavaMptForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwen3ForCausalLM, LlavaQwenForCausalLM
 from llava.model.multimodal_encoder.builder import load_image_processor, load_vision_weights
+from llava.model.multimodal_projector.builder import projector_type_of
 from llava.model.tokenizer import load_tokenizer, separator_ids
 from llava.model.vision_config import VisionFields
 

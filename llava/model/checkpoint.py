@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -32,12 +31,6 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 
-# A weight that one type of projector alone has; VisualPrism without HKVE shares TokenPacker's.
-SIGNATURES = {
-    "k_mix.0.weight": "visualprism_v2",
-    "q_fusion_weights": "visualprism",
-    "k_proj_1.0.weight": "tokenpacker",
-}
 # Constants that older versions of transformers saved; today they are computed.
 SAVED_CONSTANTS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 
@@ -121,29 +114,6 @@ def weight_names(folder: Path) -> list[str]:
 def cut_to_projector(names: list[str]) -> list[str]:
     """model.mm_projector.mlp.0.bias -> mlp.0.bias; names of other parts fall out."""
     return [name.split(PROJECTOR_PREFIX, 1)[1] for name in names if PROJECTOR_PREFIX in name]
-
-
-def projector_type_of(names: list[str], declared: str | None, source: str) -> str | None:
-    """The projector's type by the weights present, where config.json lacks it or is wrong; says so.
-
-    Args:
-        names: of the projector's weights, cut to its own.
-        declared: config.json's mm_projector_type. Published TokenPacker configurations lack it or say linear.
-    """
-    found = declared
-    signature = next((kind for weight, kind in SIGNATURES.items() if weight in names), None)
-    if signature is not None:
-        found = signature
-    elif declared in (None, "linear") and names:
-        if all(re.fullmatch(r"\d+\.(weight|bias)", name) for name in names):
-            found = f"mlp{sum(name.endswith('.weight') for name in names)}x_gelu"
-        elif set(names) == {"weight", "bias"}:
-            found = "linear"
-    if found != declared:
-        logger.warning(
-            "%s: config.json says mm_projector_type %r, its weights are %s's.", source, declared, found
-        )
-    return found
 
 
 def read_bin(file: str | Path, remedy: str) -> dict[str, Tensor]:
