@@ -8,20 +8,16 @@ from llava.data.record import iter_records
 from llava.data.shards import expand_shards, is_shards
 from llava.errors import UserError
 from llava.model.adapters import ADAPTER_WEIGHTS
-from llava.model.checkpoint import WEIGHT_FILES, CheckpointFolder, find_folder
+from llava.model.checkpoint import WEIGHT_FILES, find_folder
 from llava.model.multimodal_encoder.builder import read_vision_config
 from llava.train.flags import DataArguments, ModelArguments, TrainingFlags
 
 PROCESSOR_FILE = "preprocessor_config.json"
 
 
-def check_inputs(
-    model: ModelArguments, data: DataArguments, training: TrainingFlags, folder: CheckpointFolder
-) -> None:
+def check_inputs(model: ModelArguments, data: DataArguments, training: TrainingFlags) -> None:
     """Look for every file, folder and package that the flags ask for, except the language model's.
 
-    Args:
-        folder: what --model_name_or_path names.
     Raises:
         UserError: for the first one that is missing, with its flag.
     """
@@ -49,7 +45,7 @@ def check_inputs(
         if not any((start / name).is_file() for name in ADAPTER_WEIGHTS):
             raise UserError(f"--lora_weight_path {start} has no adapters ({' or '.join(ADAPTER_WEIGHTS)}).")
     if model.vision_tower:
-        check_vision_tower(model.vision_tower, folder)
+        check_vision_tower(model.vision_tower, model.model_name_or_path)
 
 
 def check_package(flag: str, package: str) -> None:
@@ -79,15 +75,21 @@ def needs_images(path: str) -> bool:
     return any(isinstance(record, dict) and record.get("image") for record in iter_records(path))
 
 
-def check_vision_tower(name_or_path: str, folder: CheckpointFolder) -> None:
-    """Raises UserError unless it names a tower; of a folder here, unless it has what the run will read."""
+def check_vision_tower(name_or_path: str, model: str) -> None:
+    """Raises UserError unless it names a tower; of a folder here, unless it has what the run will read.
+
+    Args:
+        model: --model_name_or_path, whose own image processor comes before the tower's.
+    """
     read_vision_config(name_or_path)
     tower = Path(name_or_path)
     if not tower.is_dir():  # a hub's, where the configuration stands for the rest
         return
     if not any((tower / name).is_file() for name in WEIGHT_FILES):
         raise UserError(f"--vision_tower {tower} has no weights: none of {', '.join(WEIGHT_FILES)} is there.")
-    if not any((source / PROCESSOR_FILE).is_file() for source in (tower, folder.path)):
+    if Path(model).is_dir() and not any(
+        (Path(source) / PROCESSOR_FILE).is_file() for source in (tower, model)
+    ):
         raise UserError(
             f"--vision_tower {tower} has no {PROCESSOR_FILE}, which says how its pictures are prepared; copy "
             "it from where the tower comes from."

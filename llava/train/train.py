@@ -151,11 +151,11 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
             "%s is complete; remove it or choose another --output_dir to run anew.", training_args.output_dir
         )
         return None
+    check_inputs(model_args, data_args, training_args)
+    saving.check_writable(training_args.output_dir)
     folder = inspect_folder(
         model_args.model_name_or_path, "--model_name_or_path", cache_dir=training_args.cache_dir
     )
-    check_inputs(model_args, data_args, training_args, folder)
-    saving.check_writable(training_args.output_dir)
     if training_args.deepspeed:
         import deepspeed
 
