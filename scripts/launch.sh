@@ -18,7 +18,7 @@
 #   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT        several nodes, the same command on each; srun sets them itself
 #   HOSTFILE           several nodes, started from one of them by DeepSpeed over ssh
 #   DEEPSPEED_CONFIG   a JSON file, or none; default on GPUs as above, on CPU none
-#   PYTHON             python                          DRY_RUN=1         print the command, do not start it
+#   PYTHON             the active environment's, else .venv's   DRY_RUN=1   print the command, do not start it
 # Started again, the same command goes on from the last checkpoint. Flags of train_mem.py may follow, and win.
 set -euo pipefail
 
@@ -196,7 +196,6 @@ launch() {  # ZERO FLAGS...: ZERO is zero2, zero3 or zero3_offload, what GPUs us
   shift
   # Quantised weights cannot be dealt out over the ranks.
   if [[ "$* " =~ --bits[\ =][48]\  ]]; then zero=zero2; fi
-  : "${PYTHON:=python}"
   choose_launcher "$zero"
   choose_batch
   shared_flags
@@ -207,6 +206,7 @@ launch() {  # ZERO FLAGS...: ZERO is zero2, zero3 or zero3_offload, what GPUs us
   elif ((${#LAUNCHER[@]} == 1)); then
     exec "${command[@]}"
   else
+    trap '(($? != 1)) || require_llava' EXIT  # without torch there is no launcher; train_mem.py speaks for itself
     run_stoppable "${command[@]}"
   fi
 }

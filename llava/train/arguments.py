@@ -13,6 +13,7 @@ from llava.data.shards import is_shards
 from llava.errors import UserError
 from llava.model.vision_config import VisionFields
 from llava.train.flags import DataArguments, ModelArguments, TrainingFlags
+from llava.train.inputs import check_json, check_package
 from llava.train.refused import check_refused
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,11 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
             self.warmup_steps = self.warmup_ratio  # a value below 1 is a share
         check_refused(self)
         self._check_choices()
+        if self.deepspeed:
+            check_package("--deepspeed", "deepspeed")
+        if isinstance(self.deepspeed, str) and self.deepspeed[:1] != "{" and "." in self.deepspeed:
+            # else JSON or, without a dot, base64, as DeepSpeed's autotuning passes them
+            check_json("--deepspeed", self.deepspeed, "a DeepSpeed configuration such as scripts/zero2.json")
         if not torch.cuda.is_available() and not torch.backends.mps.is_available():
             self.use_cpu = True  # without it the world size of several CPU processes reads 1
             self.tf32 = None

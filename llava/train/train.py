@@ -36,6 +36,7 @@ from llava.train.arguments import (
     vision_fields,
 )
 from llava.train.guard import RunStopped
+from llava.train.inputs import check_inputs
 from llava.train.llava_trainer import LlavaTrainer
 from llava.train.lora import add_adapters, prepare_quantized
 from llava.train.run_record import RunRecord
@@ -150,15 +151,17 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
             "%s is complete; remove it or choose another --output_dir to run anew.", training_args.output_dir
         )
         return None
+    check_inputs(model_args, data_args, training_args)
+    saving.check_writable(training_args.output_dir)
+    folder = inspect_folder(
+        model_args.model_name_or_path, "--model_name_or_path", cache_dir=training_args.cache_dir
+    )
     if training_args.deepspeed:
         import deepspeed
 
         # Ahead of from_pretrained, which under ZeRO-3 deals the weights out as it reads them
         deepspeed.init_distributed(dist_backend="gloo" if training_args.use_cpu else None)
     transformers.set_seed(training_args.seed)
-    folder = inspect_folder(
-        model_args.model_name_or_path, "--model_name_or_path", cache_dir=training_args.cache_dir
-    )
     model = load_model(model_args, data_args, training_args, folder)
     tokenizer = load_tokenizer(
         folder.path, padding_side="right", model_max_length=training_args.model_max_length
@@ -184,7 +187,6 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
         mm_use_im_start_end=model.config.mm_use_im_start_end,
     )
     dataset = load_data(data_args, training_args, builder)
-    saving.check_writable(training_args.output_dir)
     return LlavaTrainer(
         model=model,
         args=training_args,

@@ -92,7 +92,8 @@ def folder(tmp_path):
 
 
 def environment(folder: Path, **variables) -> dict[str, str]:
-    return {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "HOME": str(folder), "GPUS": "0", **variables}
+    path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    return {"PATH": path, "VIRTUAL_ENV": str(folder), "HOME": str(folder), "GPUS": "0", **variables}
 
 
 def run(folder: Path, script: str, *arguments: str, **variables) -> subprocess.CompletedProcess:
