@@ -23,6 +23,7 @@ from llava.model.checkpoint import (
     read_weights,
     weight_names,
 )
+from llava.model.checkpoint import find_folder as find_folder  # for rooms that know the model through here
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_mpt import LlavaMptForCausalLM
