@@ -11,6 +11,7 @@ from llava.command import message
 from llava.data.collator import Collator
 from llava.data.record import BadRecord
 from llava.data.sample import SampleBuilder
+from llava.data.shards import check_data_paths
 from llava.errors import UserError
 from llava.model.adapters import load_adapters, load_trainables, read_trainables
 from llava.model.builder import checkpoint_config, image_processor_of, load_with_vision, quantization
@@ -124,6 +125,7 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
             "%s is complete; remove it or choose another --output_dir to run anew.", training_args.output_dir
         )
         return None
+    check_data_paths(data_args.data_path)
     if training_args.deepspeed:
         import deepspeed
 
