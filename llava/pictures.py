@@ -102,6 +102,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ImageError: for integers of 32 bits and floating-point numbers, whose range no file tells.
     """
     packing = _packing(image)
+    image.load()  # some formats tell of their transparency only now
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in RANGE_16_BIT):
         return _scaled(image, HIGHEST_12_BIT if packing == "I;12" else 65535).convert("RGB")
     if image.mode in ("I", "F"):
