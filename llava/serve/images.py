@@ -11,13 +11,15 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from threading import Timer
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from llava.errors import UserError
+from llava.pictures import ImageError, load_image
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # Pillow's others call programs, or are seldom read
 MAX_ASPECT = 100  # longer to shorter side; the image processor enlarges the shorter to the tower's
@@ -96,18 +98,10 @@ def within(data: bytes, max_bytes: int) -> bytes:
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     """An encoded picture as RGB, its size checked by the header before a pixel is made."""
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            check_size(*image.size, max_pixels)
-            return image.convert("RGB")
-    except TooLarge:
-        raise
-    except UnidentifiedImageError as error:
-        raise UserError(f"an image is none of {', '.join(FORMATS)}, or broken.") from error
-    # Pillow reports a broken PNG chunk as SyntaxError, bad values in a header as ValueError and others
-    except (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError) as error:
-        raise UserError(f"an image cannot be read ({error}).") from error
-    except Image.DecompressionBombError as error:
-        raise TooLarge(str(error)) from error
+        return load_image(BytesIO(data), FORMATS, partial(check_size, max_pixels=max_pixels))
+    except ImageError as error:
+        is_too_large = isinstance(error.__cause__, Image.DecompressionBombError)
+        raise (TooLarge if is_too_large else UserError)(f"an image {error.reason}") from error
 
 
 class TooLarge(UserError):
