@@ -1,4 +1,4 @@
-"""Text files that a user brings: UTF-8, with or without a byte order mark; whatever else comes is named."""
+"""Files that a user names: text in UTF-8, with or without a byte order mark; what else comes is named."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TextIO
 
 from llava.errors import UserError
+from llava.text import replace_surrogates
 
+LONGEST_NAME = 200  # characters of a file's name that a message shows
 HEAD = 512  # bytes that tell what a file is
 AS_UTF_8 = "save it as UTF-8, for example with iconv"
 # First bytes to what such a file is, and how text is had from it. UTF-32's mark starts with UTF-16's.
@@ -92,3 +94,14 @@ def read_text(path: str | Path) -> str:
     """A whole file. Errors as open_text."""
     with open_text(path) as file:
         return file.read()
+
+
+def absence(path: str | Path) -> str:
+    """In which way there is no file at `path`: it does not exist, or is a folder."""
+    return "is a folder" if os.path.isdir(path) else "does not exist"
+
+
+def shown_name(name: object) -> str:
+    """A file's name as a message can print it."""
+    text = replace_surrogates(str(name)).replace("\0", "\ufffd")
+    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}..."

@@ -21,7 +21,7 @@ from llava.data.record import BadRecord, image_files, validate_record
 from llava.data.targets import build_targets, conversation_from_record
 from llava.errors import UserError
 from llava.mm_utils import get_aspect_ratio, image_size, load_image, process_images
-from llava.pictures import absence, shown_name
+from llava.textfile import absence, shown_name
 from llava.tiling import TILED
 
 ImageSource = Callable[[str], "Path | BinaryIO"]  # a record's image file to where its bytes are

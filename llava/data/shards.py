@@ -167,8 +167,8 @@ class _WatchedStream:
         kind = kind_of(self.head)
         if kind is not None and kind != TAR:
             raise BadRecord(
-                f"{self.name} is {kind[0]}, but a shard is a tar archive as it is: {kind[1]}, or leave it out "
-                "of --data_path."
+                f"{self.name} is {kind[0]}, but a shard is a tar archive as it is: {kind[1]}, or leave it "
+                "out of --data_path."
             )
 
     def check_end(self) -> None:

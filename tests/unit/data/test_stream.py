@@ -299,7 +299,9 @@ def test_a_corrupt_shard_is_named_or_skipped_and_counted(shards, stream, tmp_pat
     assert dataset.bad_records
 
 
-@pytest.mark.parametrize("content", [gzip.compress(bytes(10_240)), b"PK\x03\x04" + bytes(999)])
+@pytest.mark.parametrize(
+    "content", [gzip.compress(bytes(10_240)), b"PK\x03\x04" + bytes(999)], ids=["gzip", "zip"]
+)
 def test_a_shard_of_another_kind_is_named(tmp_path, stream, content):
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(BadRecord, match=r"a.tar is .*, but a shard is a tar archive as it is: unpack it"):
