@@ -1,4 +1,4 @@
-"""A server that never ends its answer, in each of the places where a client waits for one; and one with TLS."""
+"""A server that never ends its answer, wherever a client waits for one; and a server with TLS."""
 
 import shutil
 import socket
