@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
-from io import BytesIO
 from itertools import pairwise
-from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from PIL import Image
@@ -19,44 +14,18 @@ from transformers import StoppingCriteria
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.errors import UserError
+
+# the rest of the package and evaluators import the first three from here
+from llava.pictures import image_size as image_size
+from llava.pictures import load_image as load_image
+from llava.pictures import load_image_from_base64 as load_image_from_base64
+from llava.pictures import to_rgb
+from llava.thin import resized_part
 from llava.tiling import ASPECT_RATIOS, TILED, AnyRes, check_choice, parse_pinpoints, tiling_of
 
 # evaluators import these two from here
 from llava.tiling import get_anyres_image_grid_shape as get_anyres_image_grid_shape
 from llava.tiling import select_best_resolution as select_best_resolution
-
-
-def load_image(source: str | Path | BinaryIO) -> Image.Image:
-    """Read an image file completely, as RGB. Raises UserError if it is missing, truncated or no image."""
-    with _opened(source) as image:
-        return image.convert("RGB")
-
-
-def image_size(source: str | Path | BinaryIO) -> tuple[int, int]:
-    """(width, height) in pixels by the header alone. Raises UserError if it is missing or no image."""
-    with _opened(source) as image:
-        return image.size
-
-
-@contextmanager
-def _opened(source: str | Path | BinaryIO) -> Iterator[Image.Image]:
-    name = getattr(source, "name", source) if hasattr(source, "read") else source
-    try:
-        with Image.open(source) as image:
-            yield image
-    # PIL reports a broken PNG chunk as SyntaxError, bad values in a header as ValueError
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if name is source and not Path(source).is_file():
-            raise UserError(f"Image file {source} does not exist; check --image_folder.") from error
-        raise UserError(
-            f"Image file {name} cannot be read ({error}); it may be truncated or corrupt: fetch it again, "
-            "or remove it."
-        ) from error
-
-
-def load_image_from_base64(image: str | bytes) -> Image.Image:
-    """Decode a base64 string of an encoded image file (PNG, JPEG, ...), as RGB."""
-    return Image.open(BytesIO(base64.b64decode(image))).convert("RGB")
 
 
 def expand2square(image: Image.Image, background_color: tuple[int, int, int]) -> Image.Image:
@@ -81,7 +50,7 @@ def process_images(images: Sequence[Image.Image], image_processor, model_cfg) ->
     """Turn images into the tower's pixel values.
 
     Args:
-        images: PIL images of any size.
+        images: PIL images of any size; transparency is laid on white, as load_image does.
         image_processor: a PIL one of transformers; `pad` uses its `image_mean`.
         model_cfg: anything; `image_aspect_ratio` is read from it (default square), and for slice and anyres
             what llava.tiling.tiling_of reads.
@@ -92,15 +61,15 @@ def process_images(images: Sequence[Image.Image], image_processor, model_cfg) ->
         UserError: for another `image_aspect_ratio`, or settings that it cannot use.
     """
     aspect_ratio = get_aspect_ratio(model_cfg)
-    images = [image.convert("RGB") for image in images]
+    images = [to_rgb(image) for image in images]
     if aspect_ratio in TILED:
         tiling = tiling_of(model_cfg, input_side(image_processor))
         return [tiling.tiles(image, partial(normalised, image_processor)) for image in images]
+    background = None
     if aspect_ratio == "pad":
-        mean_color = tuple(int(channel * 255) for channel in image_processor.image_mean)
-        images = [expand2square(image, mean_color) for image in images]
+        background = tuple(int(channel * 255) for channel in image_processor.image_mean)
     # one by one: a processor that keeps aspect ratios could not stack them
-    pixels = [image_processor(images=image, return_tensors="pt")["pixel_values"][0] for image in images]
+    pixels = [_pixels(image, image_processor, background) for image in images]
     return torch.stack(pixels) if len({p.shape for p in pixels}) == 1 else pixels
 
 
@@ -108,7 +77,17 @@ def process_anyres_image(image: Image.Image, processor, grid_pinpoints: list | s
     """LLaVA-1.6's tiles of one image, the whole image first: float[T, 3, H, W]."""
     side = input_side(processor)
     tiling = AnyRes(side, parse_pinpoints(grid_pinpoints, side))
-    return tiling.tiles(image.convert("RGB"), partial(normalised, processor))
+    return tiling.tiles(to_rgb(image), partial(normalised, processor))
+
+
+def _pixels(image: Image.Image, image_processor, background: tuple[int, int, int] | None) -> Tensor:
+    """The processor's float[3, H, W] of an RGB image, padded to a square where there is a background."""
+    part = resized_part(image, image_processor, background)
+    if part is not None:
+        return image_processor(images=part, do_resize=False, return_tensors="pt")["pixel_values"][0]
+    if background is not None:
+        image = expand2square(image, background)
+    return image_processor(images=image, return_tensors="pt")["pixel_values"][0]
 
 
 def normalised(image_processor, image: Image.Image) -> Tensor:

@@ -18,9 +18,11 @@ if [[ ${1:-} == --help ]]; then
   exit
 fi
 
+source scripts/python.sh
+require_llava
 : "${SHAPES=tiny smollm2}" "${STEP_SHAPES=$SHAPES}" "${COUNT_SHAPES=1.5b 7b 13b}" "${PROJECTOR_TYPES=all}"
 : "${REPEATS:=5}" "${OUTPUT_DIR:=playground/benchmark}"
-benchmark() { python -m llava.benchmark "$@" --output_dir "$OUTPUT_DIR"; }
+benchmark() { "$PYTHON" -m llava.benchmark "$@" --output_dir "$OUTPUT_DIR"; }
 to_page=(${DOCS:+--docs "$DOCS"})
 
 if [[ $PROJECTOR_TYPES != none ]]; then

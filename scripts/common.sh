@@ -11,6 +11,8 @@ if [[ ${1:-} == --help || ${1:-} == -h ]]; then
   exit
 fi
 
+source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
+
 num_gpus() {  # that this process may use
   local listed visible
   listed=$(nvidia-smi --list-gpus 2> /dev/null | grep -c ^GPU || true)

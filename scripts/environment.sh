@@ -37,5 +37,6 @@ if [[ -z ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} ]]; then
   source .venv/bin/activate
 fi
 _check_python python
+export PYTHON=python  # for the scripts that are started from here: the environment's, not the one that made it
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 _install "$1"

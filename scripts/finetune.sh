@@ -5,7 +5,7 @@
 #   bash scripts/finetune.sh [flags of train_mem.py, which win over the variables]
 #
 #   MODEL_VERSION      vicuna-7b-v1.3    MODEL          lmsys/$MODEL_VERSION
-#   PROMPT_VERSION     v1                VISION_TOWER   openai/clip-vit-large-patch14
+#   PROMPT_VERSION     as VERSION below  VISION_TOWER   openai/clip-vit-large-patch14
 #   PROJECTOR_TYPE     linear; SCALE_FACTOR matters to those that compress
 #   RUN_NAME           llava-$MODEL_VERSION
 #   PRETRAIN_DIR       playground/checkpoints/$RUN_NAME-pretrain, where pretrain.sh left mm_projector.bin
@@ -16,8 +16,8 @@
 #   LEARNING_RATE      2e-5              DEEPSPEED_CONFIG  scripts/zero2.json
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
-: "${MODEL_VERSION:=vicuna-7b-v1.3}" "${MODEL:=lmsys/$MODEL_VERSION}" "${PROMPT_VERSION:=v1}"
-: "${VISION_TOWER:=openai/clip-vit-large-patch14}" "${PROJECTOR_TYPE:=linear}" "${VERSION:=$PROMPT_VERSION}"
+: "${MODEL_VERSION:=vicuna-7b-v1.3}" "${MODEL:=lmsys/$MODEL_VERSION}"
+: "${VISION_TOWER:=openai/clip-vit-large-patch14}" "${PROJECTOR_TYPE:=linear}" "${VERSION:=${PROMPT_VERSION:-}}"
 : "${RUN_NAME:=llava-$MODEL_VERSION}" "${OUTPUT_DIR:=playground/checkpoints/$RUN_NAME-finetune}"
 : "${PRETRAIN_DIR:=playground/checkpoints/$RUN_NAME-pretrain}"
 : "${DATA_PATH:=playground/data/llava_instruct_80k.json}" "${IMAGE_FOLDER:=playground/data/coco/train2017}"

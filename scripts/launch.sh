@@ -2,7 +2,8 @@
 # Variables of every training script:
 #   MODEL, VISION_TOWER, DATA_PATH, IMAGE_FOLDER, OUTPUT_DIR    as above; a hub's name or a path
 #   PROJECTOR_TYPE, SCALE_FACTOR, IMAGE_SIZE, ASPECT_RATIO      as above; IMAGE_SIZE: pixels, default the tower's own
-#   VERSION            conversation template           MODEL_MAX_LENGTH  2048 tokens, image tokens included
+#   VERSION            conversation template, default   MODEL_MAX_LENGTH  2048 tokens, image tokens included
+#                      the one MODEL was trained with; v1 if it is a language model that has not seen yet
 #   EPOCHS             1                               MAX_STEPS         -1: all of the epochs
 #   GLOBAL_BATCH_SIZE  sequences an optimiser step     BATCH_SIZE        sequences a device and pass
 #   GRAD_ACCUM         GLOBAL_BATCH_SIZE / (BATCH_SIZE * devices); set, it wins over GLOBAL_BATCH_SIZE
@@ -17,7 +18,7 @@
 #   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT        several nodes, the same command on each; srun sets them itself
 #   HOSTFILE           several nodes, started from one of them by DeepSpeed over ssh
 #   DEEPSPEED_CONFIG   a JSON file, or none; default on GPUs as above, on CPU none
-#   PYTHON             python                          DRY_RUN=1         print the command, do not start it
+#   PYTHON             the active environment's, else .venv's   DRY_RUN=1   print the command, do not start it
 # Started again, the same command goes on from the last checkpoint. Flags of train_mem.py may follow, and win.
 set -euo pipefail
 
@@ -136,7 +137,6 @@ choose_batch() {
 shared_flags() {
   FLAGS=(
     --model_name_or_path "$MODEL"
-    --version "$VERSION"
     --data_path "$DATA_PATH"
     --image_folder "$IMAGE_FOLDER"
     --output_dir "$OUTPUT_DIR"
@@ -158,8 +158,8 @@ shared_flags() {
     --report_to "${REPORT_TO:-none}"
   )
   local flag value
-  for flag in vision_tower:VISION_TOWER mm_projector_type:PROJECTOR_TYPE scale_factor:SCALE_FACTOR tf32:TF32 \
-    mm_vision_image_size:IMAGE_SIZE image_aspect_ratio:ASPECT_RATIO mm_projector_lr:PROJECTOR_LR; do
+  for flag in version:VERSION vision_tower:VISION_TOWER mm_projector_type:PROJECTOR_TYPE scale_factor:SCALE_FACTOR \
+    tf32:TF32 mm_vision_image_size:IMAGE_SIZE image_aspect_ratio:ASPECT_RATIO mm_projector_lr:PROJECTOR_LR; do
     value=${flag#*:}
     [[ -z ${!value:-} ]] || FLAGS+=("--${flag%:*}" "${!value}")
   done
@@ -196,7 +196,6 @@ launch() {  # ZERO FLAGS...: ZERO is zero2, zero3 or zero3_offload, what GPUs us
   shift
   # Quantised weights cannot be dealt out over the ranks.
   if [[ "$* " =~ --bits[\ =][48]\  ]]; then zero=zero2; fi
-  : "${PYTHON:=python}"
   choose_launcher "$zero"
   choose_batch
   shared_flags
@@ -207,6 +206,7 @@ launch() {  # ZERO FLAGS...: ZERO is zero2, zero3 or zero3_offload, what GPUs us
   elif ((${#LAUNCHER[@]} == 1)); then
     exec "${command[@]}"
   else
+    trap '(($? != 1)) || require_llava' EXIT  # without torch there is no launcher; train_mem.py speaks for itself
     run_stoppable "${command[@]}"
   fi
 }

@@ -163,3 +163,14 @@ python -m llava.benchmark.quickstart_report --run_dir "$RUN_DIR" --image_folder 
 step_now="the end"
 echo
 echo "Done in ${SECONDS} s. Open $RUN_DIR/report.html, or read $RUN_DIR/report.md."
+echo
+echo "Next, in any shell: talk with the model, and see where its words look."
+printf '  cd %q\n' "$PWD"
+if [[ -n ${VIRTUAL_ENV:-} ]]; then
+  printf '  source %q\n' "$VIRTUAL_ENV/bin/activate"
+else
+  printf '  conda activate %q\n' "$CONDA_PREFIX"
+fi
+printf '  python -m llava.serve.cli --model-path %q --image-file %q\n' "$RUN_DIR/stage2" "$RUN_DIR/photo.png"
+printf '  MODEL_PATH=%q IMAGE_PATH=%q TEXT=%q bash scripts/heatmap.sh\n' \
+  "$RUN_DIR/stage2" "$RUN_DIR/photo.png" "$PHOTO_QUESTION"

@@ -65,16 +65,35 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def read_config(model_path: str) -> dict:
-    """config.json of a model folder.
+def model_folder(name_or_path: str, flag: str = "--model-path") -> Path:
+    """The folder itself, or the hub repository of that name, fetched as loading fetches it.
 
     Raises:
-        UserError: if there is none; names the folder.
+        UserError: if there is neither.
     """
-    path = Path(model_path) / "config.json"
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    from llava.model.builder import find_folder  # brings torch
+
+    return find_folder(name_or_path, f"{flag} {name_or_path}: no config.json there;")
+
+
+def read_config(model_path: str) -> dict:
+    """config.json of a model folder or hub repository.
+
+    Raises:
+        UserError: if there is none, or it is damaged; names the folder.
+    """
+    path = model_folder(model_path) / "config.json"
     if not path.is_file():
         raise UserError(f"--model-path {model_path}: no config.json there; pass a model folder.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"--model-path {path}: is not JSON ({error}); copy it again.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"--model-path {path}: is no JSON object; copy it again.")
+    return config
 
 
 @dataclass(frozen=True)
@@ -120,8 +139,10 @@ class Session:
             "num_beams": args.num_beams,
             "image_aspect_ratio": args.image_aspect_ratio or config.get("image_aspect_ratio"),
             "scale_factor": args.scale_factor or config.get("scale_factor"),
-            "weights": model_fingerprint(args.model_path),
-            "base_weights": model_fingerprint(args.model_base) if args.model_base else None,
+            "weights": model_fingerprint(model_folder(args.model_path)),
+            "base_weights": (
+                model_fingerprint(model_folder(args.model_base, "--model-base")) if args.model_base else None
+            ),
         }
         self.template = template_named(self.settings["conv_mode"])
         # here, so that --help and a wrong flag need no torch

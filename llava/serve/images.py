@@ -6,18 +6,18 @@ import http.client
 import ipaddress
 import re
 import socket
-import struct
 import time
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from llava.errors import UserError
 from llava.fetch import connect, in_time, timed_tls
+from llava.pictures import ImageError, load_image
 from llava.text import replace_surrogates
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # Pillow's others call programs, or are seldom read
@@ -30,13 +30,6 @@ DATA_URL = re.compile(
 )
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # the only part of IPv6 that the open internet uses
-
-
-# Pillow reports a broken PNG chunk as SyntaxError, bad values in a header as ValueError and others
-BROKEN = (
-    *(OSError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, EOFError),
-    *(struct.error, zlib.error),
-)
 
 
 @dataclass(frozen=True)
@@ -111,17 +104,10 @@ def within(data: bytes, max_bytes: int) -> bytes:
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     """An encoded picture as RGB, its size checked by the header before a pixel is made."""
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            check_size(*image.size, max_pixels)
-            return image.convert("RGB")
-    except TooLarge:
-        raise
-    except UnidentifiedImageError as error:
-        raise UserError(f"an image is none of {', '.join(FORMATS)}, or broken.") from error
-    except BROKEN as error:
-        raise UserError(f"an image cannot be read ({error}).") from error
-    except Image.DecompressionBombError as error:
-        raise TooLarge(str(error)) from error
+        return load_image(BytesIO(data), FORMATS, partial(check_size, max_pixels=max_pixels))
+    except ImageError as error:
+        is_too_large = isinstance(error.__cause__, Image.DecompressionBombError)
+        raise (TooLarge if is_too_large else UserError)(f"an image {error.reason}") from error
 
 
 class TooLarge(UserError):

@@ -1,18 +1,31 @@
 """The command line of train_mem.py, and the contradictions that end a run before it starts."""
 
 import importlib.util
+import logging
 from dataclasses import dataclass
 
 import torch
 import transformers
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from llava.conversation import conv_templates
 from llava.data.shards import is_shards
 from llava.errors import UserError
 from llava.model.vision_config import VisionFields
 from llava.train.flags import DataArguments, ModelArguments, TrainingFlags
+from llava.train.inputs import check_json, check_package
+from llava.train.refused import check_refused
 
-DEFAULT_TEMPLATE = "v1"
+logger = logging.getLogger(__name__)
+
+DEFAULT_TEMPLATE = "v1"  # of a language model that has not seen yet
 ATTENTIONS = ("auto", "sdpa", "flash_attention_2", "eager")
+AT_LEAST_ONE = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "model_max_length",
+    "max_nan_steps",
+)
 REPORTERS = ("tensorboard", "wandb")
 
 
@@ -24,8 +37,18 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
         if self.warmup_ratio is not None:
             if self.warmup_steps:
                 raise UserError("--warmup_ratio and --warmup_steps are two ways to say one thing; give one.")
+            if not 0 <= self.warmup_ratio < 1:
+                raise UserError(
+                    f"--warmup_ratio must be a share of the steps below 1, got {self.warmup_ratio}."
+                )
             self.warmup_steps = self.warmup_ratio  # a value below 1 is a share
+        check_refused(self)
         self._check_choices()
+        if self.deepspeed:
+            check_package("--deepspeed", "deepspeed")
+        if isinstance(self.deepspeed, str) and self.deepspeed[:1] != "{" and "." in self.deepspeed:
+            # else JSON or, without a dot, base64, as DeepSpeed's autotuning passes them
+            check_json("--deepspeed", self.deepspeed, "a DeepSpeed configuration such as scripts/zero2.json")
         if not torch.cuda.is_available() and not torch.backends.mps.is_available():
             self.use_cpu = True  # without it the world size of several CPU processes reads 1
             self.tf32 = None
@@ -33,7 +56,16 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
             if self.fp16:
                 raise UserError("--fp16: a CPU trains in --bf16 or float32; its losses scale on a GPU alone.")
         super().__post_init__()
+        try:
+            transformers.Trainer.get_optimizer_cls_and_kwargs(self)
+        except (ImportError, ValueError) as error:  # of a package that is missing
+            raise UserError(f"--optim {self.optim.value}: {error}") from error
         for name in self.report_to:
+            if name not in INTEGRATION_TO_CALLBACK:
+                raise UserError(
+                    f"--report_to {name} is unknown; give none, all, or some of "
+                    f"{', '.join(INTEGRATION_TO_CALLBACK)}."
+                )
             if name in REPORTERS and not importlib.util.find_spec(name):
                 raise UserError(
                     f"--report_to {name}: {name} is not installed; install it with pip install {name}."
@@ -48,8 +80,14 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
             raise UserError(f"--quant_type must be nf4 or fp4, got {self.quant_type!r}.")
         if self.lora_bias not in ("none", "all", "lora_only"):
             raise UserError(f"--lora_bias must be none, all or lora_only, got {self.lora_bias!r}.")
-        if self.max_nan_steps < 1:
-            raise UserError(f"--max_nan_steps must be at least 1, got {self.max_nan_steps}.")
+        for name in AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
+            raise UserError(
+                f"--max_steps {self.max_steps} and --num_train_epochs {self.num_train_epochs:g} leave no "
+                "step to train; give one of them a number above 0."
+            )
         if self.attn_implementation not in ATTENTIONS:
             raise UserError(
                 f"--attn_implementation must be one of {', '.join(ATTENTIONS)}, "
@@ -62,13 +100,39 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
             )
 
 
+def choose_template(version: str | None, trained_with: dict[str, str | None]) -> str:
+    """The name of the conversation template: --version, else the one of the weights that a run goes on from.
+
+    Logs a warning if --version names another template than theirs.
+
+    Args:
+        version: --version.
+        trained_with: each folder of weights to its conv_version. The first one that has a template counts.
+    """
+    source, own = next(((source, own) for source, own in trained_with.items() if own), (None, None))
+    if version and own and conv_templates.get(version) != conv_templates.get(own):
+        logger.warning(
+            "--version %s changes the conversation template: %s was trained with %s. Leave --version out to "
+            "keep that.",
+            version,
+            source,
+            own,
+        )
+    return version or own or DEFAULT_TEMPLATE
+
+
 def vision_fields(
     model: ModelArguments,
     data: DataArguments,
     training: TrainingArguments,
     checkpoint: VisionFields | None = None,
+    template: str = DEFAULT_TEMPLATE,
 ) -> VisionFields:
-    """config.json's multimodal keys: as the flags say, then as the checkpoint does, then the defaults."""
+    """config.json's multimodal keys: as the flags say, then as the checkpoint does, then the defaults.
+
+    Args:
+        template: what choose_template gave.
+    """
     own = (
         {name: getattr(checkpoint, name) for name in VisionFields.__dataclass_fields__} if checkpoint else {}
     )
@@ -84,7 +148,7 @@ def vision_fields(
             **given,
             "mm_vision_tower": model.vision_tower or own.get("mm_vision_tower"),
             "tokenizer_model_max_length": training.model_max_length,
-            "conv_version": model.version or own.get("conv_version") or DEFAULT_TEMPLATE,
+            "conv_version": template,
         }
     )
     # Running statistics must not depend on which rank saves them.
@@ -102,9 +166,16 @@ def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments,
     parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
     parser.add_argument("--help_all", action="help", help="This page.")
     try:
-        model, data, training = parser.parse_args_into_dataclasses(args=argv)
+        model, data, training, unknown = parser.parse_args_into_dataclasses(
+            args=argv, return_remaining_strings=True
+        )
     except ValueError as error:  # transformers' own of flags that contradict one another
         raise UserError(str(error)) from error
+    if unknown:
+        raise UserError(
+            f"there is no flag {' '.join(unknown)}; --help lists ours, and --help_all also those of "
+            "transformers."
+        )
     if model.tune_mm_mlp_adapter and training.freeze_mm_mlp_adapter:
         raise UserError(
             "--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter exclude each other: nothing would learn."
@@ -161,14 +232,8 @@ def check_adapters(model: ModelArguments, training: TrainingArguments) -> None:
 
 def check_order(data: DataArguments, training: TrainingArguments) -> None:
     """Packing and streaming decide what goes together; nothing else can as well."""
-    strategy = training.train_sampling_strategy
-    if strategy == "batch_rebalance":
-        raise UserError(
-            "--train_sampling_strategy batch_rebalance would read every image ahead of the first step; use "
-            "--group_by_modality_length True or --packing True."
-        )
     grouping = "--group_by_modality_length True" if training.group_by_modality_length else None
-    if strategy == "group_by_length":
+    if training.train_sampling_strategy == "group_by_length":
         grouping = grouping or "--train_sampling_strategy group_by_length"
     if grouping and data.packing:
         raise UserError(

@@ -22,7 +22,7 @@ class ModelArguments:
     version: str = flag(
         None,
         "Conversation template: plain for stage 1, v1 for Vicuna (default), qwen_2 for ChatML, ...; a "
-        "multimodal checkpoint keeps its own.",
+        "multimodal checkpoint keeps its own, and so do adapters.",
     )
     vision_tower: str = flag(None, "Vision tower: a folder or a hub name of a CLIP, SigLIP or DINOv2 model.")
     mm_vision_select_layer: int = flag(

@@ -128,14 +128,15 @@ def is_complete(output_dir: str | Path) -> bool:
 
 
 def check_writable(output_dir: str | Path) -> None:
-    """Write a file and remove it, ahead of hours of training.
+    """Write a file and remove it, ahead of hours of training; in the folder above where there is none yet.
 
     Raises:
         UserError: if that fails.
     """
+    folder = Path(output_dir).absolute()
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
     try:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output_dir) as file:
+        with tempfile.TemporaryFile(dir=nearest) as file:
             file.write(b"?")
     except OSError as error:
         raise UserError(

@@ -1,5 +1,6 @@
 """One training stage, as a page: arguments, tokenizer, model, what learns, data, trainer, result."""
 
+import json
 import logging
 import sys
 from functools import partial
@@ -26,8 +27,16 @@ from llava.model.tokenizer import load_tokenizer
 from llava.tiling import num_positions
 from llava.train import saving, trainable
 from llava.train.architecture import check_changes
-from llava.train.arguments import DataArguments, ModelArguments, TrainingArguments, parse, vision_fields
+from llava.train.arguments import (
+    DataArguments,
+    ModelArguments,
+    TrainingArguments,
+    choose_template,
+    parse,
+    vision_fields,
+)
 from llava.train.guard import RunStopped
+from llava.train.inputs import check_inputs
 from llava.train.llava_trainer import LlavaTrainer
 from llava.train.lora import add_adapters, prepare_quantized
 from llava.train.run_record import RunRecord
@@ -69,7 +78,8 @@ def load_model(
     sees = own.mm_vision_tower is not None
     if not (sees or model_args.vision_tower):
         raise UserError("--vision_tower is missing: give a folder or a hub name.")
-    fields = vision_fields(model_args, data_args, training_args, own if sees else None)
+    template = choose_template(model_args.version, trained_templates(model_args, training_args, folder))
+    fields = vision_fields(model_args, data_args, training_args, own if sees else None, template)
     if sees:
         check_changes(fields, own, model_args.model_name_or_path)
     model = load_with_vision(folder, fields, options, torch.float32 if autocast else None)
@@ -83,6 +93,23 @@ def load_model(
         prepare_quantized(model)
     load_earlier_stage(model, model_args, training_args)
     return model
+
+
+def trained_templates(
+    model_args: ModelArguments, training_args: TrainingArguments, folder: CheckpointFolder
+) -> dict[str, str | None]:
+    """What a run goes on from, the adapters ahead of their base, to the template it was trained with.
+
+    Stage 1's projector is not among them: it is trained with `plain` for a stage 2 with another template.
+    """
+    templates = {}
+    if training_args.lora_weight_path:
+        start = find_folder(training_args.lora_weight_path, "--lora_weight_path", training_args.cache_dir)
+        config = start / "config.json"
+        templates[training_args.lora_weight_path] = (
+            json.loads(config.read_text()).get("conv_version") if config.is_file() else None
+        )
+    return {**templates, model_args.model_name_or_path: folder.config.get("conv_version")}
 
 
 def load_earlier_stage(model, model_args: ModelArguments, training_args: TrainingArguments) -> None:
@@ -124,15 +151,17 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
             "%s is complete; remove it or choose another --output_dir to run anew.", training_args.output_dir
         )
         return None
+    check_inputs(model_args, data_args, training_args)
+    saving.check_writable(training_args.output_dir)
+    folder = inspect_folder(
+        model_args.model_name_or_path, "--model_name_or_path", cache_dir=training_args.cache_dir
+    )
     if training_args.deepspeed:
         import deepspeed
 
         # Ahead of from_pretrained, which under ZeRO-3 deals the weights out as it reads them
         deepspeed.init_distributed(dist_backend="gloo" if training_args.use_cpu else None)
     transformers.set_seed(training_args.seed)
-    folder = inspect_folder(
-        model_args.model_name_or_path, "--model_name_or_path", cache_dir=training_args.cache_dir
-    )
     model = load_model(model_args, data_args, training_args, folder)
     tokenizer = load_tokenizer(
         folder.path, padding_side="right", model_max_length=training_args.model_max_length
@@ -147,6 +176,7 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
     budgets = model.config.elastic_scale_factors or [None]
     tokens = [model.tokens_per_view(scale_factor) for scale_factor in budgets]
     logger.info("visual tokens a view: %s", tokens)
+    logger.info("conversation template: %s", model.config.conv_version)
     builder = SampleBuilder(
         tokenizer,
         image_processor,
@@ -157,7 +187,6 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
         mm_use_im_start_end=model.config.mm_use_im_start_end,
     )
     dataset = load_data(data_args, training_args, builder)
-    saving.check_writable(training_args.output_dir)
     return LlavaTrainer(
         model=model,
         args=training_args,

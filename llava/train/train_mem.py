@@ -5,13 +5,20 @@ import sys
 
 def main() -> None:
     """Train, or say at once which flags there are."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        from llava.train.flags import help_page
+    try:
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            from llava.train.flags import help_page
 
-        print(help_page(), end="")
-        return
-    from llava.train.train import train
-
+            print(help_page(), end="")
+            return
+        from llava.train.train import train
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("llava."):
+            raise
+        sys.exit(
+            f"train_mem.py: {error} in {sys.executable}. Run 'bash scripts/quickstart.sh', activate the "
+            "environment that has it, or run 'pip install -e .' in this one."
+        )
     train()
 
 

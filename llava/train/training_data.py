@@ -14,6 +14,7 @@ from llava.data.sample import SampleBuilder
 from llava.data.sampler import MixtureSampler, ModalityLengthGroupedSampler
 from llava.data.shards import is_shards
 from llava.data.stream import ShardDataset
+from llava.errors import UserError
 from llava.model.multimodal_merge import OnHost
 from llava.train.arguments import DataArguments, TrainingArguments
 
@@ -24,7 +25,8 @@ def load_data(data_args: DataArguments, training_args: TrainingArguments, builde
     """Records of files, packed or not, or a stream of shards.
 
     Raises:
-        UserError: for a file, and for records that are bad with --on_bad_record fail.
+        UserError: for a file, for records that are bad with --on_bad_record fail, and for an epoch that has
+            none of a file's records or no batch.
     """
     if any(map(is_shards, data_args.data_path)):
         stream = ShardDataset(
@@ -49,11 +51,47 @@ def load_data(data_args: DataArguments, training_args: TrainingArguments, builde
         seed=training_args.seed,
         on_bad_record=data_args.on_bad_record,
     )
-    for path, size in zip(data_args.data_path, dataset.mixture.sizes, strict=True):
+    for path, size, count in zip(
+        data_args.data_path, dataset.mixture.sizes, dataset.mixture.counts, strict=True
+    ):
         logger.info("%s: %d records", path, size)
+        if size and not count:
+            raise UserError(
+                f"--data_weights leaves none of the {size} records of {path} in an epoch; raise its weight, "
+                "or leave the file out."
+            )
     if data_args.packing:
-        return PackedDataset(dataset, training_args.dataloader_num_workers)
+        packed = PackedDataset(dataset, training_args.dataloader_num_workers)
+        check_batches(len(packed), "rows of packed records", training_args)
+        return packed
+    check_batches(len(dataset.mixture), "records", training_args)
     return dataset
+
+
+def check_batches(num_samples: int, what: str, args: TrainingArguments) -> None:
+    """Whether an epoch fills one batch on every process.
+
+    Args:
+        num_samples: what an epoch has of them.
+        what: the samples' name, for messages.
+    Raises:
+        UserError: if it does not, and --dataloader_drop_last leaves out what does not. Otherwise a batch of
+            one process is just smaller; several processes repeat samples, which is logged.
+    """
+    at_once = args.train_batch_size * args.world_size
+    if num_samples >= at_once:
+        return
+    shortage = (
+        f"an epoch has {num_samples} {what}, fewer than the {at_once} that {args.world_size} process(es) "
+        f"take at once with --per_device_train_batch_size {args.per_device_train_batch_size}"
+    )
+    if args.dataloader_drop_last:
+        raise UserError(
+            f"--dataloader_drop_last True leaves no batch to train on: {shortage}. Leave it out, lower the "
+            "batch size, or give more records."
+        )
+    if args.world_size > 1 and args.should_log:
+        logger.warning("Samples are repeated in every batch: %s. Lower the batch size.", shortage)
 
 
 def train_sampler(dataset: SupervisedDataset | PackedDataset, args: TrainingArguments) -> Sampler[int]:

@@ -13,12 +13,12 @@
 #   DATA_PATH          playground/data/llava_v1_5_mix665k.json
 #   IMAGE_FOLDER       playground/data
 #   GLOBAL_BATCH_SIZE  128               BATCH_SIZE     16
-#   LEARNING_RATE      2e-5              VERSION        v1
+#   LEARNING_RATE      2e-5              VERSION        v1, or the one that a MODEL which sees was trained with
 #   ASPECT_RATIO       pad               DEEPSPEED_CONFIG  scripts/zero3.json
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 
 : "${MODEL:=lmsys/vicuna-7b-v1.5}" "${VISION_TOWER:=openai/clip-vit-large-patch14-336}"
-: "${PROJECTOR_TYPE:=visualprism}" "${SCALE_FACTOR:=2}" "${ASPECT_RATIO:=pad}" "${VERSION:=v1}"
+: "${PROJECTOR_TYPE:=visualprism}" "${SCALE_FACTOR:=2}" "${ASPECT_RATIO:=pad}"
 : "${RUN_NAME:=llava-$PROJECTOR_TYPE}" "${OUTPUT_DIR:=playground/checkpoints/$RUN_NAME}"
 : "${PRETRAIN_DIR:=playground/checkpoints/$RUN_NAME-pretrain}"
 : "${DATA_PATH:=playground/data/llava_v1_5_mix665k.json}" "${IMAGE_FOLDER:=playground/data}"

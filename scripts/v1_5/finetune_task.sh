@@ -10,11 +10,11 @@
 #   DATA_PATH          playground/data/task/train.json
 #   IMAGE_FOLDER       playground/data/task/images
 #   GLOBAL_BATCH_SIZE  128               BATCH_SIZE     16
-#   LEARNING_RATE      2e-5              VERSION        v1
+#   LEARNING_RATE      2e-5              VERSION        the one MODEL was trained with
 #   DEEPSPEED_CONFIG   scripts/zero3.json
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 
-: "${RUN_NAME:=llava-visualprism}" "${MODEL:=playground/checkpoints/$RUN_NAME}" "${VERSION:=v1}"
+: "${RUN_NAME:=llava-visualprism}" "${MODEL:=playground/checkpoints/$RUN_NAME}"
 : "${OUTPUT_DIR:=playground/checkpoints/$RUN_NAME-task}"
 : "${DATA_PATH:=playground/data/task/train.json}" "${IMAGE_FOLDER:=playground/data/task/images}"
 : "${GLOBAL_BATCH_SIZE:=128}" "${BATCH_SIZE:=16}" "${LEARNING_RATE:=2e-5}" "${GROUP_BY_MODALITY_LENGTH:=True}"

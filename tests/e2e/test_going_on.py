@@ -6,6 +6,7 @@ import torch
 from modes import LORA, load, logits, run, trainer_of
 
 from llava.model.checkpoint import read_projector
+from llava.train.arguments import choose_template
 
 
 def test_a_multimodal_checkpoint_goes_on_with_its_own_eyes(parts, whole, tmp_path, caplog):
@@ -24,6 +25,50 @@ def test_what_needs_no_other_weights_may_change(parts, whole, tmp_path):
     assert trainer.model.num_visual_tokens == 1
     assert (config.scale_factor, config.image_aspect_ratio, config.conv_version) == (4, "pad", "v1")
     trainer.train()
+
+
+@pytest.fixture(scope="module")
+def adapters(parts, tmp_path_factory):
+    """LoRA's folder over the plain language model, trained with ChatML."""
+    folder = tmp_path_factory.mktemp("adapters")
+    run(parts, folder, **LORA, version="qwen_2")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("start", "version", "trained_with"),
+    [
+        ("whole", None, "qwen_2"),
+        ("whole", "qwen_2", "qwen_2"),
+        ("whole", "v1", "v1"),
+        ("adapters", None, "qwen_2"),
+        ("adapters", "vicuna_v1", "vicuna_v1"),
+        ("stage1", None, "v1"),
+        ("stage1", "mpt", "mpt"),
+        ("language model", None, "v1"),
+    ],
+)
+def test_the_template_is_the_starts_own_and_a_change_is_said(
+    parts, whole, adapters, stage1, tmp_path, caplog, start, version, trained_with
+):
+    """Stage 1 trains with `plain`, which its projector does not hand on."""
+    changes = {
+        "whole": {"model_name_or_path": whole},
+        "adapters": {**LORA, "lora_weight_path": adapters},
+        "stage1": {"pretrain_mm_mlp_adapter": stage1 / "mm_projector.bin"},
+        "language model": {},
+    }[start]
+    trainer = trainer_of(parts, tmp_path, **changes, version=version)
+    assert trainer.model.config.conv_version == trained_with
+    assert trainer.train_dataset.builder.template == trained_with
+    source = {"whole": whole, "adapters": adapters}.get(start)
+    said = f"--version {version} changes the conversation template: {source} was trained with qwen_2."
+    assert (said in caplog.text) == (source is not None and trained_with != "qwen_2")
+
+
+def test_another_name_of_the_same_template_is_no_change(caplog):
+    assert choose_template("vicuna_v1", {"a": "v1"}) == "vicuna_v1"
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,10 @@ import importlib.util
 import pytest
 import torch
 from modes import IMAGES, LORA, trainer_of
+from test_training import flags
 
+from llava.errors import UserError
+from llava.train.train import prepare
 from llava.train.trainable import part_of
 
 
@@ -176,6 +179,34 @@ def test_the_attention_asked_for_reaches_the_model(parts, tmp_path, attention):
 def test_a_missing_flash_attn_is_said_so(parts, tmp_path):
     with pytest.raises(ValueError, match="flash-attn is not installed"):
         trainer_of(parts, tmp_path, attn_implementation="flash_attention_2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataloader_drop_last": True}, "drop_last True leaves no batch.* 12 records, fewer than the 16 "),
+        ({"dataloader_drop_last": True, "max_steps": -1, "num_train_epochs": 1}, "leaves no batch"),
+        ({"dataloader_drop_last": True, "group_by_modality_length": True}, "leaves no batch"),
+        ({"dataloader_drop_last": True, "packing": True}, "leaves no batch.* 1 rows of packed records"),
+        ({"dataloader_drop_last": True, "data_weights": 0.5}, "leaves no batch.* 6 records"),
+        ({"data_weights": 0.01}, "--data_weights .* leave none"),
+        ({"max_steps": 0}, "--max_steps 0 .* leave no step to train"),
+        ({"max_steps": -1, "num_train_epochs": 0}, "--num_train_epochs 0 leave no step to train"),
+        ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size must be at least 1, got 0"),
+        ({"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps must be at least 1, got 0"),
+    ],
+)
+def test_an_epoch_without_a_batch_or_a_step_is_refused(parts, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        trainer_of(parts, tmp_path, **{"per_device_train_batch_size": 16, **changes})
+
+
+def test_a_file_of_which_no_record_is_left_is_named(parts, tmp_path):
+    files = [str(parts / "conversations.json"), str(parts / "captions.json")]
+    common = flags(parts, tmp_path, "conversations.json", version="qwen_2")
+    argv = [*common, "--data_path", *files, "--data_weights", "1", "0.04"]
+    with pytest.raises(UserError, match="none of the 12 records of .*captions.json in an epoch"):
+        prepare(argv)
 
 
 @pytest.mark.parametrize(

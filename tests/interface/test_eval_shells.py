@@ -17,7 +17,9 @@ def started(tmp_path: Path, name: str, *flags: str, gpus: int = 0, **variables: 
     for command, lines in (("python", 'printf "%s\\n" "$@"'), ("nvidia-smi", 'echo -n "$LISTED"')):
         (tmp_path / command).write_text(f"#!/bin/sh\n{lines}\n")
         (tmp_path / command).chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LISTED": "GPU 0: some\n" * gpus, **variables}
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    listed = "GPU 0: some\n" * gpus
+    environment = {"PATH": path, "VIRTUAL_ENV": str(tmp_path), "LISTED": listed, **variables}
     done = subprocess.run(
         ["bash", FOLDER / f"{name}.sh", *flags], env=environment, capture_output=True, text=True, check=True
     )

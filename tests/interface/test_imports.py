@@ -42,16 +42,21 @@ ALLOWED = {
     "llava/conversation.py": ("llava.constants",),
     "llava/errors.py": (),
     "llava/text.py": (),
+    "llava/textfile.py": (),
     "llava/command.py": (),
     "llava/tiling.py": (),
+    "llava/thin.py": (),
+    "llava/pictures.py": (),
     "llava/fetch.py": (),
     "llava/decoding.py": ("llava.conversation",),
-    "llava/mm_utils.py": ("llava.constants", "llava.tiling"),
+    "llava/mm_utils.py": ("llava.constants", "llava.pictures", "llava.thin", "llava.tiling"),
     "llava/data": (
         "llava.command",
         "llava.constants",
         "llava.conversation",
         "llava.mm_utils",
+        "llava.pictures",
+        "llava.textfile",
         "llava.tiling",
         "llava.data",
     ),
@@ -72,6 +77,7 @@ ALLOWED = {
         "llava.decoding",
         "llava.fetch",
         "llava.mm_utils",
+        "llava.textfile",
         "llava.tiling",
         "llava.model.builder",
         "llava.eval",
@@ -93,6 +99,7 @@ ALLOWED = {
         "llava.decoding",
         "llava.fetch",
         "llava.mm_utils",
+        "llava.pictures",
         "llava.model.builder",
         "llava.visualization",  # the page shows its pictures
         "llava.serve",
@@ -100,13 +107,8 @@ ALLOWED = {
     "llava/benchmark": ("llava",),
 }
 ANYONE_MAY = (
-    "llava",
-    "llava.model",
-    "llava.eval",
-    "llava.errors",
-    "llava.errors.UserError",
-    "llava.text",
-    "llava.text.replace_surrogates",
+    *("llava", "llava.model", "llava.eval", "llava.errors", "llava.errors.UserError"),
+    *("llava.text", "llava.text.replace_surrogates"),
 )
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "llava").rglob("*.py"))
 

@@ -145,3 +145,29 @@ def test_quickstart_does_not_mix_two_settings_in_one_folder(checkout):
     done, asked = quickstart(checkout, STAGE2_STEPS="7", RUN_DIR="playground/other")
     assert done.returncode == 0, done.stderr
     assert sum("--max_steps 7" in line for line in asked) == 1
+
+
+@pytest.mark.parametrize("run_dir", ["playground/quickstart", "playground/my run"])
+def test_what_the_quickstart_prints_at_its_end_can_be_pasted_into_a_fresh_shell(checkout, run_dir):
+    environment = checkout / "an environment"
+    (environment / "bin").mkdir(parents=True)
+    shutil.copy(checkout / "bin" / "python", environment / "bin" / "python")
+    (environment / "bin" / "activate").write_text(
+        f"export VIRTUAL_ENV='{environment}' PATH='{environment}/bin':$PATH\n"
+    )
+    done, _ = quickstart(checkout, VIRTUAL_ENV=str(environment), RUN_DIR=run_dir)
+    last_words = done.stdout.partition("Next, ")[2].splitlines()[1:]
+    assert all(line.startswith("  ") for line in last_words), done.stderr
+    pasted = subprocess.run(
+        ["bash", "-c", "\n".join(["set -e", *last_words])],
+        cwd=checkout.parent,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(checkout)},
+        capture_output=True,
+        text=True,
+    )
+    assert pasted.returncode == 0, pasted.stderr
+    log = (checkout / "log").read_text().splitlines()
+    talk, heatmap = (next(line for line in log if name in line) for name in ("serve.cli", "--text"))
+    for line in (talk, heatmap):
+        assert f"{run_dir}/stage2" in line
+        assert f"{run_dir}/photo.png" in line

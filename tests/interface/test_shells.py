@@ -2,7 +2,9 @@
 
 import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SHELLS = [ROOT / ".ci" / "run", *sorted((ROOT / "scripts").rglob("*.sh"))]
 SOURCED = {
-    f"scripts/{name}.sh" for name in ("common", "environment", "launch", "parts", "v1_5/eval/evaluate")
+    f"scripts/{name}.sh"
+    for name in ("common", "environment", "launch", "parts", "python", "v1_5/eval/evaluate")
 }
 STRICT = "set -euo pipefail"
 MACHINE_PATH = re.compile(
@@ -137,3 +140,105 @@ def test_environment_refuses_an_old_python_and_says_what_to_do(checkout):
     assert done.returncode != 0
     assert "python3.8 is 3.8, 3.10 or newer is needed; set PYTHON=" in done.stderr
     assert asked == []
+
+
+def test_environment_leaves_its_own_python_to_the_scripts_it_starts(checkout):
+    """PYTHON names the interpreter that makes .venv, which has none of the packages."""
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    shutil.copy(checkout / "bin" / "python", checkout / ".venv" / "bin" / "python")
+    (checkout / ".venv" / "bin" / "activate").write_text("VIRTUAL_ENV=$PWD/.venv\n")
+    done = subprocess.run(
+        ["bash", "-c", f"PYTHON=python3.8; export PYTHON; source {ROOT}/scripts/environment.sh dev; env"],
+        cwd=checkout,
+        env={"PATH": f"{checkout / 'bin'}:{os.environ['PATH']}", "HOME": str(checkout), "VERSION": "3.12"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "PYTHON=python" in done.stdout.splitlines()
+
+
+# ---- python.sh: which interpreter a script starts ----
+
+MAKES_ITS_OWN = {
+    f"scripts/{name}.sh" for name in ("quickstart", "test", "ablation")
+}  # through environment.sh
+STARTS_PYTHON = [
+    path for path in SHELLS if path.suffix == ".sh" and name(path) not in SOURCED | MAKES_ITS_OWN
+]
+NOTING = '#!/bin/sh\necho "$0" >> "$NOTE"\n'
+NO_GPU = {"nvidia-smi": "#!/bin/sh\nexit 9\n"}
+TWO_GPUS = {"nvidia-smi": "#!/bin/sh\n[ $1 = --list-gpus ] && printf 'GPU 0: a\\nGPU 1: b\\n' || echo 9.0\n"}
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A clone's scripts, and a folder `bin` for the commands that are found."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "clone" / "scripts")
+    (tmp_path / "clone" / "llava" / "train").mkdir(parents=True)
+    shutil.copy(ROOT / "llava" / "train" / "train_mem.py", tmp_path / "clone" / "llava" / "train")
+    add_commands(tmp_path / "bin", NO_GPU)
+    return tmp_path / "clone"
+
+
+def add_commands(folder: Path, texts: dict[str, str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for command, text in texts.items():
+        (folder / command).write_text(text)
+        (folder / command).chmod(0o755)
+
+
+def start(clone: Path, path: Path, **variables) -> tuple[subprocess.CompletedProcess, set[str]]:
+    """Run a clone's script from another folder: (the finished process, the interpreters that ran)."""
+    note = clone.parent / "note"
+    note.unlink(missing_ok=True)
+    system = {"PATH": f"{clone.parent / 'bin'}:/usr/bin:/bin", "HOME": str(clone), "NOTE": str(note)}
+    done = subprocess.run(
+        ["bash", clone / path.relative_to(ROOT)],
+        cwd=clone.parent,
+        env=system | {"PROJECTOR_TYPES": "none", "COUNT_SHAPES": "", **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done, set(note.read_text().split()) if note.exists() else set()
+
+
+@pytest.mark.parametrize("path", STARTS_PYTHON, ids=name)
+def test_a_script_uses_the_quick_starts_environment_where_none_is_active(clone, path):
+    own = clone / ".venv" / "bin" / "python"
+    add_commands(own.parent, {"python": NOTING})
+    add_commands(clone.parent / "bin", {"python": NOTING})
+    done, started = start(clone, path)
+    assert (done.returncode, started) == (0, {str(own)}), done.stderr
+
+
+@pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX", "PYTHON"])
+@pytest.mark.parametrize("path", STARTS_PYTHON[::6], ids=name)
+def test_an_active_environment_or_a_named_interpreter_wins(clone, path, variable):
+    add_commands(clone / ".venv" / "bin", {"python": NOTING})
+    other = clone.parent / "bin" / ("python3.x" if variable == "PYTHON" else "python")
+    add_commands(other.parent, {other.name: NOTING})
+    done, started = start(clone, path, **{variable: str(other)})
+    assert (done.returncode, started) == (0, {str(other)}), done.stderr
+
+
+@pytest.mark.parametrize("command", ["python", "python3"])
+@pytest.mark.parametrize("path", STARTS_PYTHON[::6], ids=name)
+def test_a_python_that_is_found_is_used_where_there_is_no_environment(clone, path, command):
+    add_commands(clone.parent / "bin", {command: NOTING})
+    done, started = start(clone, path)
+    assert (done.returncode, started) == (0, {str(clone.parent / "bin" / command)}), done.stderr
+
+
+@pytest.mark.parametrize("gpus", [NO_GPU, TWO_GPUS], ids=["no GPU", "two GPUs"])
+@pytest.mark.parametrize("path", STARTS_PYTHON, ids=name)
+def test_an_interpreter_without_the_package_ends_in_a_line_that_says_what_to_do(clone, path, gpus):
+    bare = f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n'  # the standard library alone
+    add_commands(clone.parent / "bin", {"python": bare, **gpus})
+    done, _ = start(clone, path)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Run 'bash scripts/quickstart.sh'" in last
+    assert "'pip install -e .'" in last

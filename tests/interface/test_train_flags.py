@@ -1,10 +1,13 @@
 """Every flag that published training scripts pass is still taken."""
 
+import importlib.util
 import re
 
 import pytest
 
+from llava.errors import UserError
 from llava.train.arguments import parse
+from llava.train.refused import REFUSED
 
 REQUIRED = [
     "--model_name_or_path",
@@ -18,7 +21,7 @@ REQUIRED = [
 ]
 
 # Values refused by themselves, with the reason.
-REFUSED: dict[str, str] = dict.fromkeys(("--bits 4", "--bits 8"), "add --lora_enable True, or freeze")
+REFUSED_VALUES: dict[str, str] = dict.fromkeys(("--bits 4", "--bits 8"), "add --lora_enable True, or freeze")
 NOT_HERE = {
     "--deepspeed": "needs the train extra",
     "--tf32": "needs a GPU",
@@ -46,8 +49,8 @@ def test_each_published_flag_and_value_parses_or_is_refused_with_a_reason(golden
             continue
         overridden = [item for pair in zip(REQUIRED[::2], REQUIRED[1::2], strict=True) for item in pair]
         text = " ".join(command)
-        if text in REFUSED:
-            with pytest.raises(ValueError, match=re.escape(REFUSED[text])):
+        if text in REFUSED_VALUES:
+            with pytest.raises(ValueError, match=re.escape(REFUSED_VALUES[text])):
                 parse([*overridden, *command])
         else:
             parse([*overridden, *command])
@@ -110,3 +113,57 @@ def test_contradictions_end_the_run_in_the_flags_own_spelling():
         parse(REQUIRED[2:])
     with pytest.raises(ValueError, match="--data_path is missing"):
         parse([*REQUIRED[:4], *REQUIRED[6:]])
+
+
+# ---- Flags of transformers that would not do what they say ----
+
+VALUES = {  # where "True" is none; each is no default
+    **{
+        "liger_kernel_config": '{"rope": true}',
+        "eval_strategy": "steps",
+        "eval_steps": "5",
+        "eval_delay": "5",
+    },
+    **{"eval_accumulation_steps": "2", "include_for_metrics": "loss", "eval_do_concat_batches": "False"},
+    **{"metric_for_best_model": "loss", "hub_strategy": "end", "label_smoothing_factor": "0.1"},
+    **{"label_names": "labels", "length_column_name": "words", "data_seed": "7"},
+    **{
+        "accelerator_config": '{"split_batches": true}',
+        "fsdp": "full_shard",
+        "fsdp_config": '{"min_num_params": 1}',
+    },
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_flag_that_would_not_do_what_it_says_is_refused_with_the_reason(name):
+    flag, _, value = name.partition(" ")
+    value = value or VALUES.get(flag, "True")
+    for spelling in {flag, {"eval_strategy": "evaluation_strategy"}.get(flag, flag)}:
+        with pytest.raises(UserError) as refusal:
+            parse([*REQUIRED, f"--{spelling}", value])
+        assert str(refusal.value) == f"--{name} {REFUSED[name]}. Leave it out."
+
+
+def test_defaults_of_refused_flags_may_be_given():
+    parse(
+        [*REQUIRED, "--use_liger_kernel", "False", "--eval_strategy", "no", "--label_smoothing_factor", "0"]
+    )
+    parse([*REQUIRED, "--optim", "adafactor", "--save_strategy", "epoch", "--lr_scheduler_type", "linear"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--group_by_length True", "there is no flag --group_by_length True; --help lists"),
+        ("--use_ipex True", "there is no flag --use_ipex True"),
+        ("--optim schedule_free_adamw", "--optim schedule_free_adamw: .*install"),
+        ("--report_to tensor_board", "--report_to tensor_board is unknown; .*tensorboard"),
+        ("--warmup_ratio 3", "--warmup_ratio must be a share of the steps below 1, got 3"),
+    ],
+)
+def test_a_flag_or_value_that_does_not_exist_is_refused(given, message):
+    if "schedule_free" in given and importlib.util.find_spec("schedulefree"):
+        pytest.skip("the optimizer is installed")
+    with pytest.raises(UserError, match=message):
+        parse([*REQUIRED, *given.split()])

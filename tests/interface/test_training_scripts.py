@@ -92,7 +92,8 @@ def folder(tmp_path):
 
 
 def environment(folder: Path, **variables) -> dict[str, str]:
-    return {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "HOME": str(folder), "GPUS": "0", **variables}
+    path = f"{folder / 'bin'}:{os.environ['PATH']}"
+    return {"PATH": path, "VIRTUAL_ENV": str(folder), "HOME": str(folder), "GPUS": "0", **variables}
 
 
 def run(folder: Path, script: str, *arguments: str, **variables) -> subprocess.CompletedProcess:
@@ -246,6 +247,15 @@ def test_packing_takes_the_place_of_grouping(folder):
     plain, packed = (parsed(launched(folder, "v1_5/finetune", PACKING=p)[1]) for p in ("False", "True"))
     assert (plain["packing"], plain["group_by_modality_length"]) == (False, True)
     assert (packed["packing"], packed["group_by_modality_length"]) == (True, False)
+
+
+@pytest.mark.parametrize("script", RECIPES)
+def test_a_template_is_asked_for_where_the_user_or_stage_1_does(folder, script):
+    """Else train_mem.py takes the one that the model was trained with."""
+    version = parsed(launched(folder, script)[1])["version"]
+    assert version == ("plain" if "pretrain" in script else None)
+    assert parsed(launched(folder, script, VERSION="qwen_2")[1])["version"] == "qwen_2"
+    assert parsed(launched(folder, script, "--version", "mpt")[1])["version"] == "mpt"
 
 
 def test_sinkhorn_needs_one_flag_and_has_the_published_settings(folder):

@@ -8,15 +8,16 @@
 #   SCALE_FACTOR          the model's own
 #   CONV_MODE             the model's own
 #   CUDA_VISIBLE_DEVICES  GPUs to use (all), a process each
-#   NUM_PROCESSES         that many instead           PYTHON  python
+#   NUM_PROCESSES         that many instead           PYTHON  the active environment's, else .venv's
 # Flags of llava.eval.run may follow: --limit 100, --batch_size 8, ... Started again, it goes on where it stopped.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/../../common.sh"
 
 evaluate() {  # TASKS, separated by commas, then flags of llava.eval.run
-  local tasks=$1 variable command=("${PYTHON:-python}")
+  local tasks=$1 variable command=("$PYTHON")
   shift
+  require_llava
   NUM_PROCESSES=${NUM_PROCESSES:-$(num_gpus)}
   if ((NUM_PROCESSES > 1)); then
     command+=(-m torch.distributed.run --standalone --nproc_per_node "$NUM_PROCESSES")

@@ -1,0 +1,77 @@
+"""Flags of transformers' trainer that would do nothing here, or something else than they say, and why."""
+
+import dataclasses
+
+from llava.errors import UserError
+
+EVALUATION = "needs data to evaluate on, and a run has none; score its result with python -m llava.eval.run"
+HUB = "has no effect, for a run uploads nothing; upload --output_dir when the run is complete"
+LAYERS = "needs parameters grouped by layer; ours are grouped by part, each with its own learning rate"
+RESUMES = "the same command goes on from the last checkpoint in --output_dir by itself"
+
+# A flag that is refused with any value but its default, or "flag value"; and the reason.
+REFUSED: dict[str, str] = {
+    "use_liger_kernel": "would change no module, for Liger knows none of our model types",
+    **dict.fromkeys(
+        (
+            *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_accumulation_steps"),
+            *("eval_do_concat_batches", "eval_use_gather_object", "batch_eval_metrics", "bf16_full_eval"),
+            *("fp16_full_eval", "prediction_loss_only", "include_for_metrics", "do_eval", "do_predict"),
+            *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+            *("save_strategy best", "lr_scheduler_type reduce_lr_on_plateau", "lr_scheduler_type greedy"),
+        ),
+        EVALUATION,
+    ),
+    **dict.fromkeys(
+        (
+            *("push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo"),
+            *("hub_always_push", "hub_revision"),
+        ),
+        HUB,
+    ),
+    **dict.fromkeys(
+        (
+            *("optim_target_modules", "optim galore_adamw", "optim galore_adamw_8bit"),
+            *("optim galore_adafactor", "optim galore_adamw_layerwise", "optim galore_adafactor_layerwise"),
+            *("optim galore_adamw_8bit_layerwise", "optim apollo_adamw", "optim apollo_adamw_layerwise"),
+            *("optim lomo", "optim adalomo"),
+        ),
+        LAYERS,
+    ),
+    "label_smoothing_factor": "needs logits that the loss never holds at once",
+    "label_names": "has no effect, for the labels are those of the records' answers",
+    "remove_unused_columns": "would remove what the collator needs, which already gives what the model takes",
+    "length_column_name": "has no effect, for lengths are counted from the records",
+    "train_sampling_strategy batch_rebalance": "would read every image ahead of the first step; use "
+    "--group_by_modality_length True or --packing True",
+    "data_seed": "has no effect, for the order of the records follows --seed",
+    "include_num_input_tokens_seen": "would count an image as one token; metrics.jsonl has the text "
+    "and visual tokens of each second",
+    "auto_find_batch_size": "would change the global batch without saying so; halve "
+    "--per_device_train_batch_size and double --gradient_accumulation_steps",
+    "accelerator_config": "would deal out batches otherwise than the samplers and the global batch count on",
+    "resume_from_checkpoint": f"has no effect: {RESUMES}",
+    "enable_jit_checkpoint": f"would write a checkpoint of its own: SIGTERM saves one already, and {RESUMES}",
+    "save_on_each_node": "would leave checkpoints without a name, which rank 0 alone gives; use a "
+    "folder that all nodes share",
+    **dict.fromkeys(
+        ("fsdp", "fsdp_config"), "is not supported; --deepspeed scripts/zero3.json deals out the weights"
+    ),
+}
+
+
+def check_refused(arguments) -> None:
+    """Look at a dataclass of training arguments, as given on the command line.
+
+    Raises:
+        UserError: for a flag or a value of REFUSED, with the reason.
+    """
+    for field in dataclasses.fields(arguments):
+        value = getattr(arguments, field.name)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if value == default or (default == "no" and value is False):  # which the parser may make of "no"
+            continue
+        given = f"{field.name} {getattr(value, 'value', value)}"
+        for name in (field.name, given):
+            if name in REFUSED:
+                raise UserError(f"--{name} {REFUSED[name]}. Leave it out.")
