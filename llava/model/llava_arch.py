@@ -35,6 +35,7 @@ from llava.model.multimodal_merge import (
 from llava.model.multimodal_projector.base import Projector
 from llava.model.multimodal_projector.builder import build_projector, projector_class
 from llava.model.multimodal_projector.norms import kept_statistics
+from llava.model.repetition import RepetitionPenalty
 from llava.model.tokenizer import separator_ids
 from llava.model.vocabulary import add_words
 from llava.tiling import TILED, WholeImage, num_positions, tiling_of
@@ -406,6 +407,7 @@ class LlavaMetaForCausalLM:
         Args:
             inputs: long[B, T] with one IMAGE_TOKEN_INDEX for each image; input_ids is taken too.
             images, image_sizes, attention_mask, scale_factor: as merge_inputs.
+            repetition_penalty: counts the words of the prompt too.
         Returns:
             long[B, new], or what transformers returns for return_dict_in_generate.
         """
@@ -422,6 +424,10 @@ class LlavaMetaForCausalLM:
                 input_ids, mask, images=images, image_sizes=image_sizes, scale_factor=scale_factor
             )
             kwargs |= {"inputs_embeds": merged.inputs_embeds, "attention_mask": merged.attention_mask.long()}
+            if (penalty := kwargs.get("repetition_penalty") or 1.0) != 1.0:
+                penalise = RepetitionPenalty(penalty, input_ids, mask)
+                kwargs["logits_processor"] = [penalise, *(kwargs.get("logits_processor") or [])]
+                kwargs["repetition_penalty"] = 1.0  # transformers' own would penalise the answer twice
         return super().generate(**kwargs)
 
     def initialize_vision_tokenizer(self, fields, tokenizer) -> None:
