@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
-from io import BytesIO
 from itertools import pairwise
-from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from PIL import Image
@@ -19,44 +14,18 @@ from transformers import StoppingCriteria
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.errors import UserError
+
+# the rest of the package and evaluators import the first three from here
+from llava.pictures import image_size as image_size
+from llava.pictures import load_image as load_image
+from llava.pictures import load_image_from_base64 as load_image_from_base64
+from llava.pictures import to_rgb
+from llava.thin import resized_part
 from llava.tiling import ASPECT_RATIOS, TILED, AnyRes, check_choice, parse_pinpoints, tiling_of
 
 # evaluators import these two from here
 from llava.tiling import get_anyres_image_grid_shape as get_anyres_image_grid_shape
 from llava.tiling import select_best_resolution as select_best_resolution
-
-
-def load_image(source: str | Path | BinaryIO) -> Image.Image:
-    """Read an image file completely, as RGB. Raises UserError if it is missing, truncated or no image."""
-    with _opened(source) as image:
-        return image.convert("RGB")
-
-
-def image_size(source: str | Path | BinaryIO) -> tuple[int, int]:
-    """(width, height) in pixels by the header alone. Raises UserError if it is missing or no image."""
-    with _opened(source) as image:
-        return image.size
-
-
-@contextmanager
-def _opened(source: str | Path | BinaryIO) -> Iterator[Image.Image]:
-    name = getattr(source, "name", source) if hasattr(source, "read") else source
-    try:
-        with Image.open(source) as image:
-            yield image
-    # PIL reports a broken PNG chunk as SyntaxError, bad values in a header as ValueError
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if name is source and not Path(source).is_file():
-            raise UserError(f"Image file {source} does not exist; check --image_folder.") from error
-        raise UserError(
-            f"Image file {name} cannot be read ({error}); it may be truncated or corrupt: fetch it again, "
-            "or remove it."
-        ) from error
-
-
-def load_image_from_base64(image: str | bytes) -> Image.Image:
-    """Decode a base64 string of an encoded image file (PNG, JPEG, ...), as RGB."""
-    return Image.open(BytesIO(base64.b64decode(image))).convert("RGB")
 
 
 def expand2square(image: Image.Image, background_color: tuple[int, int, int]) -> Image.Image:
@@ -81,7 +50,7 @@ def process_images(images: Sequence[Image.Image], image_processor, model_cfg) ->
     """Turn images into the tower's pixel values.
 
     Args:
-        images: PIL images of any size.
+        images: PIL images of any size; transparency is laid on white, as load_image does.
         image_processor: a PIL one of transformers; `pad` uses its `image_mean`.
         model_cfg: anything; `image_aspect_ratio` is read from it (default square), and for slice and anyres
             what llava.tiling.tiling_of reads.
@@ -92,15 +61,15 @@ def process_images(images: Sequence[Image.Image], image_processor, model_cfg) ->
         UserError: for another `image_aspect_ratio`, or settings that it cannot use.
     """
     aspect_ratio = get_aspect_ratio(model_cfg)
-    images = [image.convert("RGB") for image in images]
+    images = [to_rgb(image) for image in images]
     if aspect_ratio in TILED:
         tiling = tiling_of(model_cfg, input_side(image_processor))
         return [tiling.tiles(image, partial(normalised, image_processor)) for image in images]
+    background = None
     if aspect_ratio == "pad":
-        mean_color = tuple(int(channel * 255) for channel in image_processor.image_mean)
-        images = [expand2square(image, mean_color) for image in images]
+        background = tuple(int(channel * 255) for channel in image_processor.image_mean)
     # one by one: a processor that keeps aspect ratios could not stack them
-    pixels = [image_processor(images=image, return_tensors="pt")["pixel_values"][0] for image in images]
+    pixels = [_pixels(image, image_processor, background) for image in images]
     return torch.stack(pixels) if len({p.shape for p in pixels}) == 1 else pixels
 
 
@@ -108,7 +77,17 @@ def process_anyres_image(image: Image.Image, processor, grid_pinpoints: list | s
     """LLaVA-1.6's tiles of one image, the whole image first: float[T, 3, H, W]."""
     side = input_side(processor)
     tiling = AnyRes(side, parse_pinpoints(grid_pinpoints, side))
-    return tiling.tiles(image.convert("RGB"), partial(normalised, processor))
+    return tiling.tiles(to_rgb(image), partial(normalised, processor))
+
+
+def _pixels(image: Image.Image, image_processor, background: tuple[int, int, int] | None) -> Tensor:
+    """The processor's float[3, H, W] of an RGB image, padded to a square where there is a background."""
+    part = resized_part(image, image_processor, background)
+    if part is not None:
+        return image_processor(images=part, do_resize=False, return_tensors="pt")["pixel_values"][0]
+    if background is not None:
+        image = expand2square(image, background)
+    return image_processor(images=image, return_tensors="pt")["pixel_values"][0]
 
 
 def normalised(image_processor, image: Image.Image) -> Tensor:
@@ -142,25 +121,29 @@ def encode_prompt(
     A BOS is there only if the tokenizer adds one to any text; with ChatML's <|im_start|> for BOS it does not.
 
     Args:
+        prompt: a llava.conversation.MarkedPrompt is split at its `marks` alone, any other string at every
+            <image>.
         cuts: further positions at which to split, where no token may cross.
     Returns:
-        ids, `image_token_index` where <image> stood; and each id's [start, end) in `prompt`, (-1, 0) for the
-        BOS, or None if the tokenizer is a slow one, which knows no positions.
+        ids, `image_token_index` where an image stands; and each id's [start, end) in `prompt`, (-1, 0) for
+        the BOS, or None if the tokenizer is a slow one, which knows no positions.
     """
     has_offsets = getattr(tokenizer, "is_fast", False)
-    ids, spans, position = [], [], 0
-    for start, end in pairwise([0, *cuts, len(prompt)]):
-        for chunk in re.split(f"({re.escape(DEFAULT_IMAGE_TOKEN)})", prompt[start:end]):
-            if chunk == DEFAULT_IMAGE_TOKEN:
-                ids.append(image_token_index)
-                spans.append((position, position + len(chunk)))
-            else:
-                options = {"return_offsets_mapping": True} if has_offsets else {}
-                encoding = tokenizer(chunk, add_special_tokens=False, **options)
-                ids += encoding["input_ids"]
-                if has_offsets:
-                    spans += [(position + a, position + b) for a, b in encoding["offset_mapping"]]
-            position += len(chunk)
+    marks = getattr(prompt, "marks", None)
+    if marks is None:
+        marks = [match.start() for match in re.finditer(re.escape(DEFAULT_IMAGE_TOKEN), prompt)]
+    ends_of_marks = [mark + len(DEFAULT_IMAGE_TOKEN) for mark in marks]
+    ids, spans = [], []
+    for start, end in pairwise(sorted({0, len(prompt), *cuts, *marks, *ends_of_marks})):
+        if start in marks:
+            ids.append(image_token_index)
+            spans.append((start, end))
+            continue
+        options = {"return_offsets_mapping": True} if has_offsets else {}
+        encoding = tokenizer(prompt[start:end], add_special_tokens=False, **options)
+        ids += encoding["input_ids"]
+        if has_offsets:
+            spans += [(start + a, start + b) for a, b in encoding["offset_mapping"]]
     bos = tokenizer.bos_token_id
     if bos is not None and tokenizer("")["input_ids"][:1] == [bos] and ids[:1] != [bos]:
         ids, spans = [bos, *ids], [(-1, 0), *spans]
@@ -170,8 +153,10 @@ def encode_prompt(
 def tokenizer_image_token(
     prompt: str, tokenizer, image_token_index: int = IMAGE_TOKEN_INDEX, return_tensors: str | None = None
 ) -> list[int] | Tensor:
-    """Tokenise a prompt, each <image> becoming `image_token_index`.
+    """Tokenise a prompt, each <image> that stands for an image becoming `image_token_index`.
 
+    Args:
+        prompt: as encode_prompt takes it.
     Returns:
         list of T ids, or long[T] for return_tensors="pt".
     Raises:

@@ -33,9 +33,8 @@ def extract(model_path: str, output: Path) -> Path:
         PROJECTOR_PREFIX,
         inspect_folder,
         is_of_projector,
-        read_weights,
-        weight_names,
     )
+    from llava.model.files import read_weights, weight_names
 
     source = inspect_folder(model_path)
     if source.has_adapters:

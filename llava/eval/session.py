@@ -18,6 +18,7 @@ from llava.conversation import DEFAULT_TEMPLATE, template_named
 from llava.errors import UserError
 from llava.eval import TOKEN_BUDGET
 from llava.eval.records import AnswerFile, images_of, key_of, model_fingerprint
+from llava.textfile import shown_name
 
 PATIENCE = timedelta(days=7)  # for a process that is done to wait for the others
 
@@ -65,16 +66,35 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def read_config(model_path: str) -> dict:
-    """config.json of a model folder.
+def model_folder(name_or_path: str, flag: str = "--model-path") -> Path:
+    """The folder itself, or the hub repository of that name, fetched as loading fetches it.
 
     Raises:
-        UserError: if there is none; names the folder.
+        UserError: if there is neither.
     """
-    path = Path(model_path) / "config.json"
+    if Path(name_or_path).is_dir():
+        return Path(name_or_path)
+    from llava.model.builder import find_folder  # brings torch
+
+    return find_folder(name_or_path, f"{flag} {name_or_path}: no config.json there;")
+
+
+def read_config(model_path: str) -> dict:
+    """config.json of a model folder or hub repository.
+
+    Raises:
+        UserError: if there is none, or it is damaged; names the folder.
+    """
+    path = model_folder(model_path) / "config.json"
     if not path.is_file():
         raise UserError(f"--model-path {model_path}: no config.json there; pass a model folder.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"--model-path {path}: is not JSON ({error}); copy it again.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"--model-path {path}: is no JSON object; copy it again.")
+    return config
 
 
 @dataclass(frozen=True)
@@ -120,8 +140,10 @@ class Session:
             "num_beams": args.num_beams,
             "image_aspect_ratio": args.image_aspect_ratio or config.get("image_aspect_ratio"),
             "scale_factor": args.scale_factor or config.get("scale_factor"),
-            "weights": model_fingerprint(args.model_path),
-            "base_weights": model_fingerprint(args.model_base) if args.model_base else None,
+            "weights": model_fingerprint(model_folder(args.model_path)),
+            "base_weights": (
+                model_fingerprint(model_folder(args.model_base, "--model-base")) if args.model_base else None
+            ),
         }
         self.template = template_named(self.settings["conv_mode"])
         # here, so that --help and a wrong flag need no torch
@@ -307,7 +329,7 @@ class _Refusals:
         """The questions whose image files exist, looked for ahead of loading a model."""
         open_questions = [question for question in questions if key_of(question) not in self.kept]
         names = {image for q in open_questions for image in images_of(q) if isinstance(image, str)}
-        missing = {name for name in names if not (folder / name).is_file()}
+        missing = {name for name in names if not os.path.isfile(folder / name)}
         if not missing:
             return questions
         lacking = [(q, image) for q in open_questions for image in images_of(q) if image in missing]
@@ -315,9 +337,9 @@ class _Refusals:
             question, image = lacking[0]
             raise UserError(
                 f"{len(lacking)} question(s) name an image that does not exist, the first being question "
-                f"{question['question_id']}: {folder / image}; check --image-folder, or pass "
+                f"{question['question_id']}: {shown_name(folder / image)}; check --image-folder, or pass "
                 "--on_bad_record skip."
             )
         for question, image in lacking:
-            self.skipped[key_of(question)] = f"image {folder / image} does not exist"
+            self.skipped[key_of(question)] = f"image {shown_name(folder / image)} does not exist"
         return [question for question in questions if key_of(question) not in self.skipped]

@@ -1,6 +1,5 @@
 """Low-rank adapters of the language model (Hu et al. 2021, "LoRA"), in the files of peft and LLaVA."""
 
-import json
 import re
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from llava.model.checkpoint import (
     check_fit,
     gathered,
     is_of_projector,
-    read_bin,
 )
+from llava.model.files import check_weights, read_bin, read_json
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PUBLISHED_PREFIX = "base_model.model."  # of peft's wrappers, ahead of every published key
@@ -67,16 +66,29 @@ def read_adapter_config(folder: Path):
     Published ones name q_proj and the like, which a vision tower has too.
 
     Raises:
-        UserError: if it is another kind of adapter.
+        UserError: if it is damaged, or another kind of adapter.
     """
     from peft import LoraConfig
 
-    kind = json.loads((folder / ADAPTER_CONFIG).read_text()).get("peft_type")
+    kind = read_json(folder / ADAPTER_CONFIG).get("peft_type")
     if kind != "LORA":
         raise UserError(f"{folder / ADAPTER_CONFIG} is of peft_type {kind!r}; LORA alone is supported.")
     config = LoraConfig.from_pretrained(str(folder))
     config.exclude_modules = config.exclude_modules or VISION_MODULES
     return config
+
+
+def adapter_file(folder: Path) -> Path:
+    """The file of a folder's adapters.
+
+    Raises:
+        UserError: if it is missing or not whole.
+    """
+    file = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{folder} has no adapters ({' or '.join(ADAPTER_WEIGHTS)}).")
+    check_weights(file)
+    return file
 
 
 def load_adapters(model: PreTrainedModel, folder: Path) -> None:
@@ -85,10 +97,8 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> None:
     Raises:
         UserError: if the file is missing or damaged, or a weight is missing, unexpected or of another shape.
     """
-    file = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
-    if file is None:
-        raise UserError(f"{folder} has no adapters ({' or '.join(ADAPTER_WEIGHTS)}).")
-    state = load_file(file) if file.suffix == ".safetensors" else read_bin(file, "copy it again.")
+    file = adapter_file(folder)
+    state = load_file(file) if file.suffix == ".safetensors" else read_bin(file)
     own = {plain_key(name): parameter for name, parameter in model.named_parameters()}
     adapters = [plain_key(name) for name, _ in model.named_parameters() if is_adapter(name)]
     advice = "Give --lora_r and the language model that they were trained with."

@@ -4,10 +4,17 @@ import logging
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from llava.errors import UserError
-from llava.model.adapters import load_trainables, merge_adapters, read_adapter_config, read_trainables
+from llava.model.adapters import (
+    adapter_file,
+    load_trainables,
+    merge_adapters,
+    read_adapter_config,
+    read_trainables,
+)
 from llava.model.checkpoint import (
     NEWLINE,
     PROJECTOR_FILE,
@@ -19,16 +26,16 @@ from llava.model.checkpoint import (
     is_of_projector,
     load_projector,
     projector_state,
-    projector_type_of,
     read_projector,
-    read_weights,
-    weight_names,
 )
+from llava.model.checkpoint import find_folder as find_folder  # for rooms that know the model through here
+from llava.model.files import check_model, read_json, read_weights, weight_names
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_mpt import LlavaMptForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwen3ForCausalLM, LlavaQwenForCausalLM
 from llava.model.multimodal_encoder.builder import load_image_processor, load_vision_weights
+from llava.model.multimodal_projector.builder import projector_type_of
 from llava.model.tokenizer import load_tokenizer, separator_ids
 from llava.model.vision_config import VisionFields
 
@@ -79,11 +86,20 @@ def model_class_of(model_type: str | None, source: str) -> type[PreTrainedModel]
 
 
 def read_config(path: str | Path, model_class: type[PreTrainedModel] | None = None) -> PretrainedConfig:
-    """config.json of a language model or of a multimodal checkpoint, as our class's configuration."""
-    raw, _ = PretrainedConfig.get_config_dict(str(path))
+    """config.json of a language model or of a multimodal checkpoint, as our class's configuration.
+
+    Raises:
+        UserError: if it is missing or damaged, the family is unknown, or a value has the wrong type.
+    """
+    file = Path(path) / "config.json"
+    raw = read_json(file)
     model_class = model_class or model_class_of(raw.get("model_type"), str(path))
     raw.pop("model_type", None)
-    return model_class.config_class.from_dict(raw)
+    try:
+        return model_class.config_class.from_dict(raw)
+    except StrictDataclassError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file} is no configuration of a {model_class.__name__} ({reason}).") from error
 
 
 def checkpoint_config(folder: CheckpointFolder) -> PretrainedConfig:
@@ -223,6 +239,7 @@ def load_whole_model(
     Args:
         fields: multimodal keys in place of config.json's.
     """
+    check_model(folder.path)
     config = checkpoint_config(folder)
     if fields is not None:
         copy_fields(config, fields)
@@ -278,6 +295,7 @@ def load_with_vision(
             state = projector_state(read_weights(folder.path, names))
             load_projector(model, state, str(folder.path))
         return model
+    check_model(folder.path)
     config = read_config(folder.path)
     model = type_of(config).from_pretrained(folder.path, config=config, **options)
     attach_vision(model, fields, projector_dtype)
@@ -323,6 +341,7 @@ def load_adapters_over_base(
         )
     flag = "--model-base" if model_base else f"--model-base is missing, and {folder.path} names"
     base = inspect_folder(model_base or named, flag)
+    adapter_file(folder.path)  # read after the base, which may take minutes
     fields = read_config(folder.path)
     state = read_trainables(folder.path) if (folder.path / TRAINABLES_FILE).is_file() else {}
     names, declared = cut_to_projector(list(state)), folder.config.get("mm_projector_type")

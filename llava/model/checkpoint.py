@@ -1,21 +1,18 @@
 """Checkpoint folders, and weights into modules: no key missing, unexpected or mis-shaped in silence."""
 
-import json
 import logging
-import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from llava.errors import UserError
+from llava.model.files import AGAIN, INDEX, WEIGHT_FILES, first_line, model_file, read_bin, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -25,19 +22,6 @@ NEWLINE = "image_newline"  # learnt with the projector and kept beside it
 ADAPTER_CONFIG = "adapter_config.json"
 TRAINABLES_FILE = "non_lora_trainables.bin"  # what learnt beside adapters
 NOT_FETCHED = ("*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "original/*")  # other programs' weights
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-
-# A weight that one type of projector alone has; VisualPrism without HKVE shares TokenPacker's.
-SIGNATURES = {
-    "k_mix.0.weight": "visualprism_v2",
-    "q_fusion_weights": "visualprism",
-    "k_proj_1.0.weight": "tokenpacker",
-}
 # Constants that older versions of transformers saved; today they are computed.
 SAVED_CONSTANTS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 
@@ -65,10 +49,9 @@ def find_folder(name_or_path: str | Path, flag: str, cache_dir: str | None = Non
     try:
         return Path(snapshot_download(str(name_or_path), cache_dir=cache_dir, ignore_patterns=NOT_FETCHED))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"{flag} {str(name_or_path)!r} is not a folder, and no hub repository of that name could be "
-            f"fetched ({reason}); give the folder that training wrote, or a hub name."
+            f"fetched ({first_line(error)}); give the folder that training wrote, or a hub name."
         ) from error
 
 
@@ -78,24 +61,25 @@ def inspect_folder(
     """Look at the files, never at the name.
 
     Raises:
-        UserError: if there is no folder, no config.json, or no weights; names what is there.
+        UserError: if there is no folder, no config.json that can be read, or no weights; names what is there.
     """
     path = find_folder(name_or_path, flag, cache_dir)
     config_file = path / "config.json"
     if not config_file.is_file():
         raise UserError(f"{path} has no config.json; it holds {sorted(f.name for f in path.iterdir())}.")
-    try:
-        config = json.loads(config_file.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{config_file} is not JSON ({error}); copy it again from its source.") from error
     folder = CheckpointFolder(
         path,
-        config,
-        has_model=any((path / name).is_file() for name in WEIGHT_FILES),
+        read_json(config_file),
+        has_model=model_file(path) is not None,
         has_projector=(path / PROJECTOR_FILE).is_file(),
         has_adapters=(path / ADAPTER_CONFIG).is_file(),
     )
     if not (folder.has_model or folder.has_projector or folder.has_adapters):
+        shards = sorted(file.name for file in path.glob("*-of-*") if file.suffix in (".safetensors", ".bin"))
+        if shards:
+            raise UserError(
+                f"{path} holds shards ({shards[0]}, ...) without the *{INDEX} that lists them; {AGAIN}"
+            )
         raise UserError(
             f"{path} has no weights: neither {WEIGHT_FILES[0]} (a whole model) nor {PROJECTOR_FILE} "
             f"(stage 1) nor {ADAPTER_CONFIG} (LoRA)."
@@ -103,63 +87,9 @@ def inspect_folder(
     return folder
 
 
-def weight_names(folder: Path) -> list[str]:
-    """Names of all weights of a whole model's folder, without reading a weight."""
-    for name in WEIGHT_FILES:
-        file = folder / name
-        if not file.is_file():
-            continue
-        if name.endswith(".index.json"):
-            return list(json.loads(file.read_text())["weight_map"])
-        if name.endswith(".safetensors"):
-            with safe_open(file, framework="pt") as opened:
-                return list(opened.keys())
-        return list(torch.load(file, map_location="cpu", mmap=True, weights_only=True))
-    return []
-
-
 def cut_to_projector(names: list[str]) -> list[str]:
     """model.mm_projector.mlp.0.bias -> mlp.0.bias; names of other parts fall out."""
     return [name.split(PROJECTOR_PREFIX, 1)[1] for name in names if PROJECTOR_PREFIX in name]
-
-
-def projector_type_of(names: list[str], declared: str | None, source: str) -> str | None:
-    """The projector's type by the weights present, where config.json lacks it or is wrong; says so.
-
-    Args:
-        names: of the projector's weights, cut to its own.
-        declared: config.json's mm_projector_type. Published TokenPacker configurations lack it or say linear.
-    """
-    found = declared
-    signature = next((kind for weight, kind in SIGNATURES.items() if weight in names), None)
-    if signature is not None:
-        found = signature
-    elif declared in (None, "linear") and names:
-        if all(re.fullmatch(r"\d+\.(weight|bias)", name) for name in names):
-            found = f"mlp{sum(name.endswith('.weight') for name in names)}x_gelu"
-        elif set(names) == {"weight", "bias"}:
-            found = "linear"
-    if found != declared:
-        logger.warning(
-            "%s: config.json says mm_projector_type %r, its weights are %s's.", source, declared, found
-        )
-    return found
-
-
-def read_bin(file: str | Path, remedy: str) -> dict[str, Tensor]:
-    """A file of torch.save's.
-
-    Args:
-        remedy: what to do where the file is missing.
-    Raises:
-        UserError: if it is missing or damaged.
-    """
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{file} does not exist; {remedy}") from error
-    except (RuntimeError, EOFError, ValueError, OSError, UnpicklingError) as error:
-        raise UserError(f"{file} cannot be read ({error}); it is damaged: write or copy it again.") from error
 
 
 def is_of_projector(name: str) -> bool:
@@ -215,25 +145,6 @@ def load_projector(model: nn.Module, state: dict[str, Tensor], source: str) -> N
             if problems:
                 raise UserError(f"{source} does not fit the model: {problems}.")
             newline.copy_(state[NEWLINE])
-
-
-def read_weights(folder: Path, names: set[str]) -> dict[str, Tensor]:
-    """These weights of a whole model's folder; no other is read, of shards only those that hold one."""
-    index = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
-    assert index is not None, folder
-    files = {index.name}
-    if index.name.endswith(".index.json"):
-        where = json.loads(index.read_text())["weight_map"]
-        files = {where[name] for name in names}
-    found = {}
-    for file in sorted(files):
-        if file.endswith(".safetensors"):
-            with safe_open(folder / file, framework="pt") as opened:
-                found |= {name: opened.get_tensor(name) for name in names & set(opened.keys())}
-        else:
-            state = torch.load(folder / file, map_location="cpu", mmap=True, weights_only=True)
-            found |= {name: state[name].clone() for name in names & set(state)}
-    return found
 
 
 def gathered(parameters: Iterable[Tensor], write: bool = False) -> AbstractContextManager:

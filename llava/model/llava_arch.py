@@ -30,11 +30,14 @@ from llava.model.multimodal_merge import (
     one_row,
     places_before_labels,
     plan_merge,
+    warn_of_padding,
 )
 from llava.model.multimodal_projector.base import Projector
 from llava.model.multimodal_projector.builder import build_projector, projector_class
 from llava.model.multimodal_projector.norms import kept_statistics
+from llava.model.repetition import RepetitionPenalty
 from llava.model.tokenizer import separator_ids
+from llava.model.vocabulary import add_words
 from llava.tiling import TILED, WholeImage, num_positions, tiling_of
 
 
@@ -112,18 +115,29 @@ class LlavaMetaForCausalLM:
                 part.eval()
         return self
 
+    def vision_parts(self) -> tuple[VisionTower, Projector]:
+        """Tower and projector.
+
+        Raises:
+            UserError: if the model is text-only and has neither.
+        """
+        if self.get_vision_tower() is None:
+            raise UserError("this model is text-only: it has no vision tower; load a multimodal checkpoint.")
+        return self.get_vision_tower(), self.get_projector()
+
     @property
     def num_visual_tokens(self) -> int:
-        """M, tokens a view, at model.config.scale_factor."""
-        return self.tokens_per_image()
+        """M, tokens a view, at model.config.scale_factor; 0 for a text-only model."""
+        return 0 if self.get_vision_tower() is None else self.tokens_per_image()
 
     def tokens_per_image(self, scale_factor: int | None = None) -> int:
         """M at s, by default model.config.scale_factor.
 
         Raises:
-            UserError: if s does not divide the grid, or is given for a projector that does not compress.
+            UserError: if the model is text-only, or s does not divide the grid, or is given for a projector
+                that does not compress.
         """
-        tower, projector = self.get_vision_tower(), self.get_projector()
+        tower, projector = self.vision_parts()
         if scale_factor is not None and not projector.compresses:
             raise UserError(
                 f"scale_factor={scale_factor} came, but {type(projector).__name__} does not compress; "
@@ -144,9 +158,9 @@ class LlavaMetaForCausalLM:
         """g: the M tokens of a view are g x g equal squares of it, row-major.
 
         Raises:
-            UserError: if they are not.
+            UserError: if they are not, or the model is text-only.
         """
-        tower, projector = self.get_vision_tower(), self.get_projector()
+        tower, projector = self.vision_parts()
         grid = projector.output_grid(tower.grid_side, scale_factor or self.config.scale_factor)
         num_tokens = self.tokens_per_image(scale_factor)
         if num_tokens != grid * grid:
@@ -158,8 +172,8 @@ class LlavaMetaForCausalLM:
 
     @property
     def tiling(self) -> WholeImage:
-        """How model.config has images tiled."""
-        return tiling_of(self.config, self.get_vision_tower().image_size)
+        """How model.config has images tiled. Raises UserError if the model is text-only."""
+        return tiling_of(self.config, self.vision_parts()[0].image_size)
 
     def visual_positions_of(self, size: tuple[int, int], scale_factor: int | None = None) -> int:
         """Positions that an image of (width, height) pixels takes in a prompt: its tokens and separators.
@@ -176,8 +190,12 @@ class LlavaMetaForCausalLM:
         return self.tokens_per_image(scale_factor)
 
     def encode_images(self, images: Tensor, scale_factor: int | None = None) -> Tensor:
-        """float[V, 3, H, W], normalised, to float[V, M, D]; s is by default model.config.scale_factor."""
-        tower, projector = self.get_vision_tower(), self.get_projector()
+        """float[V, 3, H, W], normalised, to float[V, M, D]; s is by default model.config.scale_factor.
+
+        Raises:
+            UserError: if the model is text-only.
+        """
+        tower, projector = self.vision_parts()
         features = tower(images.to(tower.device, non_blocking=True))
         features = features.to(next(iter(projector.parameters()), features.selected).dtype)
         if not projector.compresses:
@@ -235,8 +253,7 @@ class LlavaMetaForCausalLM:
         """All views of a batch, float[V, 3, H, W], taken by the tower in one call; each image's number."""
         if images is None or len(images) == 0:
             return None, []
-        if self.get_vision_tower() is None:
-            raise UserError("images came, but this model has no vision tower; load a multimodal checkpoint.")
+        self.vision_parts()  # refuses images for a text-only model
         if isinstance(images, Tensor) and images.ndim == 4:
             return images, [1] * len(images)
         groups = [image[None] if image.ndim == 3 else image for image in images]
@@ -330,6 +347,8 @@ class LlavaMetaForCausalLM:
         """
         is_packed = sequence_ids is not None
         label_places = None
+        if input_ids is not None and attention_mask is None and past_key_values is None and not is_packed:
+            self._warn_of_padding(input_ids if on_host is None else on_host.input_ids)
         if inputs_embeds is None and (
             images is not None or is_packed or (self.training and labels is not None)
         ):
@@ -375,6 +394,10 @@ class LlavaMetaForCausalLM:
         by_torch = self.config._attn_implementation in ("sdpa", "eager")
         return self.training and by_torch and self.takes_position_ids and padding_side == "right"
 
+    def _warn_of_padding(self, input_ids: Tensor, pad_token_id: int | None = None) -> None:
+        own = (pad_token_id, self.generation_config.pad_token_id, self.config.pad_token_id)
+        warn_of_padding(input_ids, own, words=(self.config.bos_token_id, self.config.eos_token_id))
+
     @torch.no_grad()
     def generate(
         self, inputs: Tensor | None = None, images=None, image_sizes=None, scale_factor=None, **kwargs
@@ -384,6 +407,7 @@ class LlavaMetaForCausalLM:
         Args:
             inputs: long[B, T] with one IMAGE_TOKEN_INDEX for each image; input_ids is taken too.
             images, image_sizes, attention_mask, scale_factor: as merge_inputs.
+            repetition_penalty: counts the words of the prompt too.
         Returns:
             long[B, new], or what transformers returns for return_dict_in_generate.
         """
@@ -394,10 +418,16 @@ class LlavaMetaForCausalLM:
             kwargs.pop("inputs_embeds", None)
             kwargs.pop("position_ids", None)  # of the prompt before its images were merged in
             mask = kwargs.pop("attention_mask", None)
+            if mask is None:
+                self._warn_of_padding(input_ids, kwargs.get("pad_token_id"))
             merged = self.merge_inputs(
                 input_ids, mask, images=images, image_sizes=image_sizes, scale_factor=scale_factor
             )
             kwargs |= {"inputs_embeds": merged.inputs_embeds, "attention_mask": merged.attention_mask.long()}
+            if (penalty := kwargs.get("repetition_penalty") or 1.0) != 1.0:
+                penalise = RepetitionPenalty(penalty, input_ids, mask)
+                kwargs["logits_processor"] = [penalise, *(kwargs.get("logits_processor") or [])]
+                kwargs["repetition_penalty"] = 1.0  # transformers' own would penalise the answer twice
         return super().generate(**kwargs)
 
     def initialize_vision_tokenizer(self, fields, tokenizer) -> None:
@@ -408,5 +438,4 @@ class LlavaMetaForCausalLM:
         tokens = [DEFAULT_IMAGE_PATCH_TOKEN] if fields.mm_use_im_patch_token else []
         tokens += [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN] if fields.mm_use_im_start_end else []
         if tokens:
-            tokenizer.add_tokens(tokens, special_tokens=True)
-            self.resize_token_embeddings(max(len(tokenizer), self.get_input_embeddings().num_embeddings))
+            add_words(self, tokenizer, tokens)

@@ -8,10 +8,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import UserError
 from llava.tiling import COLUMN_END, ROW_END
+
+logger = logging.get_logger(__name__)  # its warning_once warns once of each message
 
 PADDING_ID = 0  # embedded, then hidden by the attention mask
 TEXT, NEWLINE = -1, -2  # in visual_index: a word or padding; the learnt end of a row
@@ -190,6 +193,27 @@ def plan_merge(
         label_places=None if labels is None else places_before_labels(merged_labels),
         attended_places=None if sequence_ids is None else attended.flatten().nonzero().flatten(),
     )
+
+
+def warn_of_padding(input_ids: Tensor, pad_token_ids: tuple, words: tuple) -> None:
+    """Warn once if a batch without an attention mask looks padded, as transformers' models do.
+
+    Args:
+        input_ids: long[B, T]; padding is looked for at the ends of its rows.
+        pad_token_ids: of which the first that is not None counts.
+        words: tokens that begin or end a text. If one of them is the padding token too, it tells nothing of a
+            single row.
+    """
+    pad = next((token for token in pad_token_ids if token is not None), None)
+    if pad is None or input_ids.numel() == 0 or torch.compiler.is_compiling():
+        return
+    if len(input_ids) == 1 and pad in words:
+        return
+    if pad in input_ids[:, [0, -1]]:
+        logger.warning_once(
+            f"The attention mask is not set, and input_ids have the padding token {pad} at the end of a row: "
+            "the model reads padding as words. Pass `attention_mask`, 0 on padding and 1 elsewhere."
+        )
 
 
 def places_before_labels(labels: Tensor) -> Tensor:

@@ -9,18 +9,27 @@ tokenizer is saved and loaded.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 
 from llava.errors import UserError
+from llava.model.files import AGAIN, check_present, first_line, read_json
 
 SPACE = "▁"  # SentencePiece writes a space so
+JSON_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+)
 
 
 def load_tokenizer(
@@ -36,17 +45,20 @@ def load_tokenizer(
         padding_side: "left" to generate, either to train.
         model_max_length: tokens, image tokens included; default: what the folder says.
     Raises:
-        UserError: if the tokenizer is a slow one, or has no token to pad with.
+        UserError: if a file is missing or damaged, the tokenizer is a slow one, or has no token to pad with.
     """
     options = {"padding_side": padding_side}
     if model_max_length is not None:
         options["model_max_length"] = model_max_length
-    if _find(path, "tokenizer.json"):
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **options)
-    elif model_file := _find(path, "tokenizer.model"):
-        tokenizer = _from_sentencepiece(path, model_file, options)
+    for name in JSON_FILES:
+        if (Path(path) / name).is_file():
+            read_json(Path(path) / name)
+    if file := _find(path, "tokenizer.json"):
+        tokenizer = _from_tokenizers(path, file, options)
+    elif file := _find(path, "tokenizer.model"):
+        tokenizer = _from_sentencepiece(path, file, options)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        tokenizer = _from_others(path, options)
     if not tokenizer.is_fast:
         raise UserError(
             f"The tokenizer of {path} is a {type(tokenizer).__name__}, a slow one that cannot say where a "
@@ -89,13 +101,38 @@ def _find(path: str | os.PathLike, filename: str) -> str | None:
     return cached_file(path, filename, _raise_exceptions_for_missing_entries=False)
 
 
+def _from_tokenizers(path: str | os.PathLike, file: str, options: dict) -> PreTrainedTokenizerFast:
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(path, **options)
+    except Exception as error:
+        # tokenizers raises Exception itself; transformers a KeyError for a part that is not there
+        if type(error) not in (Exception, KeyError):
+            raise
+        raise UserError(f"{file} is no tokenizer ({first_line(error)}); {AGAIN}") from error
+
+
+def _from_others(path: str | os.PathLike, options: dict) -> PreTrainedTokenizerBase:
+    """From the files of a family, such as vocab.json and merges.txt."""
+    try:
+        return AutoTokenizer.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"The tokenizer of {path} cannot be loaded ({first_line(error)}); copy tokenizer.json or "
+            "tokenizer.model there from where the language model comes from."
+        ) from error
+
+
 def _from_sentencepiece(path: str | os.PathLike, model_file: str, options: dict) -> PreTrainedTokenizerFast:
     """Build from tokenizer.model: transformers' special tokens, SentencePiece's order of merges."""
+    check_present(Path(model_file))
+    try:
+        pieces = SentencePieceProcessor(model_file=model_file)
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{model_file} is no SentencePiece model ({first_line(error)}); {AGAIN}") from error
     config = get_tokenizer_config(path)
     llama = LlamaTokenizer.from_pretrained(path, **options)
     llama.add_bos_token = config.get("add_bos_token", True)
     backend = llama.backend_tokenizer
-    pieces = SentencePieceProcessor(model_file=model_file)
     vocab = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
     scores = {piece: pieces.get_score(i) for piece, i in vocab.items()}
     # transformers 5 orders merges by id, but runs of spaces have low ids and the lowest score

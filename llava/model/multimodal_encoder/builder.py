@@ -1,6 +1,7 @@
 """Which vision tower a configuration asks for, and where its weights and image processor come from."""
 
 import logging
+from pathlib import Path
 
 from transformers import AutoConfig
 
@@ -9,6 +10,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from llava.errors import UserError
 from llava.model.checkpoint import gathered
+from llava.model.files import check_model, first_line, read_json
 from llava.model.multimodal_encoder.clip import CLIPVisionTower
 from llava.model.multimodal_encoder.dinov2 import Dinov2VisionTower
 from llava.model.multimodal_encoder.siglip import Siglip2VisionTower, SiglipVisionTower
@@ -16,6 +18,8 @@ from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.vision_config import VisionFields
 
 logger = logging.getLogger(__name__)
+
+PROCESSOR_FILE = "preprocessor_config.json"
 
 VISION_TOWERS: dict[str, type[VisionTower]] = {
     "clip_vision_model": CLIPVisionTower,
@@ -26,12 +30,18 @@ VISION_TOWERS: dict[str, type[VisionTower]] = {
 
 
 def read_vision_config(name_or_path: str) -> dict:
-    """A tower folder's configuration; of a text-and-image model (CLIP, SigLIP) its vision half."""
+    """A tower folder's configuration; of a text-and-image model (CLIP, SigLIP) its vision half.
+
+    Raises:
+        UserError: if there is none, or it is damaged.
+    """
+    if (Path(name_or_path) / "config.json").is_file():
+        read_json(Path(name_or_path) / "config.json")
     try:
         config = AutoConfig.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--vision_tower {name_or_path!r}: no readable config.json there ({error}); "
+            f"--vision_tower {name_or_path!r}: no readable config.json there ({first_line(error)}); "
             "give a folder or a hub name of a CLIP, SigLIP or DINOv2 model."
         ) from error
     return getattr(config, "vision_config", config).to_dict()
@@ -59,7 +69,13 @@ def build_vision_tower(
 
 
 def load_vision_weights(tower: VisionTower, name_or_path: str) -> None:
-    """Fill the tower from a folder or hub name; missing weights of layers that are run are an error."""
+    """Fill the tower from a folder or hub name.
+
+    Raises:
+        UserError: if files are missing or damaged, or weights of layers that are run are missing.
+    """
+    if Path(name_or_path).is_dir():
+        check_model(Path(name_or_path))
     source, info = tower.model_class.from_pretrained(
         name_or_path, config=tower.config, dtype=tower.dtype, output_loading_info=True
     )
@@ -74,8 +90,20 @@ def load_vision_weights(tower: VisionTower, name_or_path: str) -> None:
 
 
 def load_image_processor(name_or_path: str, image_size: int):
-    """The folder's image processor, set to image_size x image_size pixels; PIL's arithmetic everywhere."""
-    processor = AutoImageProcessor.from_pretrained(name_or_path, backend="pil")
+    """The folder's image processor, set to image_size x image_size pixels; PIL's arithmetic everywhere.
+
+    Raises:
+        UserError: if there is none, or it is damaged.
+    """
+    if (Path(name_or_path) / PROCESSOR_FILE).is_file():
+        read_json(Path(name_or_path) / PROCESSOR_FILE)
+    try:
+        processor = AutoImageProcessor.from_pretrained(name_or_path, backend="pil")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{name_or_path} has no image processor that can be read ({first_line(error)}); copy "
+            f"{PROCESSOR_FILE} there from where the vision tower comes from."
+        ) from error
     square = {"height": image_size, "width": image_size}
     if "shortest_edge" in processor.size:
         processor.size = {"shortest_edge": image_size}

@@ -1,5 +1,6 @@
 """Which projector a configuration asks for. A new one is a file and a line of PROJECTORS."""
 
+import logging
 import re
 
 from llava.errors import UserError
@@ -14,6 +15,8 @@ from llava.model.multimodal_projector.tokenpacker import TokenPacker
 from llava.model.multimodal_projector.visualprism import VisualPrism
 from llava.model.multimodal_projector.visualprism_v2 import VisualPrismV2
 from llava.model.vision_config import VisionFields
+
+logger = logging.getLogger(__name__)
 
 PROJECTORS: dict[str, type[Projector]] = {
     "linear": LinearProjector,
@@ -30,6 +33,17 @@ PROJECTORS: dict[str, type[Projector]] = {
     "prumerge": PruMerge,
 }
 MLP_TYPE = re.compile(r"mlp([1-9]\d*)x_gelu")
+# A weight that one type of projector alone has; VisualPrism without HKVE shares TokenPacker's.
+SIGNATURES = {
+    "k_mix.0.weight": "visualprism_v2",
+    "q_fusion_weights": "visualprism",
+    "k_proj_1.0.weight": "tokenpacker",
+}
+
+
+def is_known(projector_type: str | None) -> bool:
+    """Whether a --mm_projector_type names a class."""
+    return projector_type in PROJECTORS or bool(MLP_TYPE.fullmatch(projector_type or ""))
 
 
 def projector_class(projector_type: str | None) -> type[Projector]:
@@ -38,12 +52,10 @@ def projector_class(projector_type: str | None) -> type[Projector]:
     Raises:
         UserError: if the type is unknown.
     """
-    if MLP_TYPE.fullmatch(projector_type or ""):
-        return MLPProjector
-    if projector_type not in PROJECTORS:
+    if not is_known(projector_type):
         known = ", ".join([*PROJECTORS, "mlpNx_gelu"])
         raise UserError(f"--mm_projector_type {projector_type!r} is unknown; choose from {known}.")
-    return PROJECTORS[projector_type]
+    return PROJECTORS.get(projector_type, MLPProjector)
 
 
 def build_projector(fields: VisionFields, llm_width: int) -> Projector:
@@ -53,3 +65,29 @@ def build_projector(fields: VisionFields, llm_width: int) -> Projector:
         UserError: if the type is unknown or does not fit the widths.
     """
     return projector_class(fields.mm_projector_type).from_fields(fields, llm_width)
+
+
+def projector_type_of(names: list[str], declared: str | None, source: str) -> str | None:
+    """The projector's type: what config.json declares, unless that cannot be meant.
+
+    Published TokenPacker and VisualPrism configurations lack the type or say `linear`. For these two, and for
+    a type that this package does not know, the names of the weights decide, and a warning says so.
+
+    Args:
+        names: of the projector's weights, cut to its own.
+        declared: config.json's mm_projector_type.
+        source: the folder, for the warning.
+    """
+    if declared not in (None, "linear") and is_known(declared):
+        return declared
+    found = next((kind for weight, kind in SIGNATURES.items() if weight in names), declared)
+    if found in (None, "linear") and names:
+        if all(re.fullmatch(r"\d+\.(weight|bias)", name) for name in names):
+            found = f"mlp{sum(name.endswith('.weight') for name in names)}x_gelu"
+        elif set(names) == {"weight", "bias"}:
+            found = "linear"
+    if found != declared:
+        logger.warning(
+            "%s: config.json says mm_projector_type %r, its weights are %s's.", source, declared, found
+        )
+    return found

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model, read_config, type_of
 from llava.model.checkpoint import PROJECTOR_FILE, load_exactly, read_projector
+from llava.model.multimodal_projector.builder import PROJECTORS, SIGNATURES, projector_type_of
 from llava.model.multimodal_projector.mlp import IdentityProjector
 from llava.train.saving import save_projector
 
@@ -223,6 +224,33 @@ def test_a_projector_file_of_another_type_than_its_config_says_loads_over_its_ba
     loaded = load_pretrained_model(str(tmp_path / "stage1"), str(tmp_path / "language_model"))[1]
     tiny.assert_same(loaded, model, logits)
     assert "its weights are tokenpacker's" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["tokenpacker", "visualprism", "visualprism_v2"])
+@pytest.mark.parametrize("layout", ["whole", "stage 1"])
+def test_a_declared_subclass_loads_as_itself_though_it_has_the_weights_of_its_parent(
+    tmp_path, bpe_tokenizer, monkeypatch, layout, kind
+):
+    subclass = type("Mine", (PROJECTORS[kind],), {})
+    monkeypatch.setitem(PROJECTORS, "mine", subclass)
+    model = tiny.build(tmp_path, mm_projector_type="mine")
+    bpe_tokenizer.save_pretrained(tmp_path / "language_model")
+    if layout == "whole":
+        loaded = load_pretrained_model(save_whole(model, tmp_path / "whole", bpe_tokenizer))[1]
+    else:
+        save_projector(model, tmp_path / "stage1")
+        loaded = load_pretrained_model(str(tmp_path / "stage1"), str(tmp_path / "language_model"))[1]
+    assert type(loaded.get_projector()) is subclass
+    tiny.assert_same(loaded, model, logits)
+
+
+@pytest.mark.parametrize("declared", [None, "linear", "of_another_package"])
+@pytest.mark.parametrize(("weight", "kind"), SIGNATURES.items())
+def test_weights_name_the_projector_where_the_declared_type_cannot_be_meant(declared, weight, kind):
+    assert projector_type_of(["mlp.0.weight", weight], declared, "folder") == kind
+    for known in (*PROJECTORS, "mlp2x_gelu"):
+        if known != "linear":
+            assert projector_type_of([weight], known, "folder") == known
 
 
 def test_calls_of_older_programs_are_taken_and_misspelt_options_refused(tmp_path, bpe_tokenizer):

@@ -103,3 +103,54 @@ def test_llavas_own_preparation_call_keeps_its_six_answers(model):
 def test_placeholders_without_images_are_refused(model):
     with pytest.raises(ValueError, match="1 <image> placeholders, but 0 images"):
         model.generate(torch.tensor([[1, IMAGE, 6]]), max_new_tokens=1)
+
+
+PAD = 0
+CALLS = {
+    "generate": lambda model, ids, **more: model.generate(ids, max_new_tokens=1, do_sample=False, **more),
+    "generate by name": lambda model, ids, **more: model.generate(input_ids=ids, max_new_tokens=1, **more),
+    "forward": lambda model, ids, **more: model(input_ids=ids, **more),
+    "forward with labels": lambda model, ids, **more: model(input_ids=ids, labels=ids.clamp(min=0), **more),
+}
+
+
+@pytest.fixture
+def padded_model(model):
+    """The model with a padding token that is no word; transformers forgets that it has warned."""
+    from transformers.utils import logging
+
+    logging.warning_once.cache_clear()
+    model.generation_config.pad_token_id = PAD
+    yield model
+    model.generation_config.pad_token_id = None
+
+
+@pytest.mark.parametrize("sees", [True, False], ids=["with images", "text alone"])
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_padded_batch_without_a_mask_is_warned_of_once(padded_model, caplog, call, padding_side, sees):
+    rows = [[1, IMAGE, 6, 7], [1, IMAGE]] if sees else [[1, 5, 6, 7], [1, 5]]
+    pad = {"batch_first": True, "padding_side": padding_side, "padding_value": PAD}
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], **pad)
+    more = {"images": torch.randn(2, 3, 56, 56)} if sees else {}
+    CALLS[call](padded_model, ids, attention_mask=ids != PAD, **more)
+    assert "attention mask" not in caplog.text
+    for _ in range(2):
+        CALLS[call](padded_model, ids, **more)
+    assert caplog.text.count("The attention mask is not set") == 1
+    assert "Pass `attention_mask`" in caplog.text
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_rows_without_padding_and_a_row_that_ends_its_text_are_not_warned_of(padded_model, caplog, call):
+    CALLS[call](padded_model, torch.tensor([[1, 5, PAD, 6], [1, 5, 6, 7]]))
+    padded_model.generation_config.pad_token_id = padded_model.config.eos_token_id
+    CALLS[call](padded_model, torch.tensor([[1, 5, 6, padded_model.config.eos_token_id]]))
+    cache = padded_model(input_ids=torch.tensor([[1, 5]]), use_cache=True).past_key_values
+    padded_model(input_ids=torch.tensor([[PAD]]), past_key_values=cache)
+    assert "attention mask" not in caplog.text
+
+
+def test_the_padding_token_of_the_call_counts_first(padded_model, caplog):
+    padded_model.generate(torch.tensor([[1, 5, 6], [1, 5, 9]]), pad_token_id=9, max_new_tokens=1)
+    assert "padding token 9" in caplog.text

@@ -1,0 +1,6 @@
+"""Text that every tokenizer takes."""
+
+
+def replace_surrogates(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate, which UTF-8 cannot express."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,0 +1,176 @@
+"""Long, thin pictures at the cost of common ones: the same pixels, without a huge picture in between.
+
+An image processor enlarges the shorter side to the tower's before it cuts the middle out of the longer one,
+and padding makes a square of the longer side before it is scaled down. Of a picture of 1 x 8000 pixels these
+make 900 and 64 million pixels. Here only those output pixels are computed that are kept and that the picture
+reaches, with Pillow's own arithmetic (its Resample.c).
+"""
+
+# h, w, c rows, columns and colours of a picture
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+from PIL.Image import Resampling
+
+# What the plain form may make in between: so many pixels, or so many times those that come in or out
+COMMON_PIXELS = 2**22
+MAX_GROWTH = 4
+PRECISION = 22  # bits of a weight behind the point
+
+Color = tuple[int, int, int]
+Size = tuple[int, int]  # width and height
+
+
+def _triangle(x: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - np.abs(x), 0)
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    x = np.abs(x)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * -0.5
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+# Pillow's filters of the image processors that towers come with: their weights, and how far they reach
+FILTERS: dict[int, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
+    Resampling.BILINEAR: (_triangle, 1.0),
+    Resampling.BICUBIC: (_cubic, 2.0),
+}
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """A picture's width or height on the canvas that is resized.
+
+    Args:
+        canvas, new: the canvas's length before and after, pixels.
+        start, length: the part of `canvas` that the picture takes.
+        window: the part of `new` that is kept, from and to.
+        resample: a key of FILTERS.
+    """
+
+    canvas: int
+    new: int
+    start: int
+    length: int
+    window: tuple[int, int]
+    resample: int
+
+    @property
+    def num_kept(self) -> int:
+        return self.window[1] - self.window[0]
+
+    @property
+    def _scale(self) -> float:
+        return self.canvas / self.new
+
+    @property
+    def _reach(self) -> float:
+        return FILTERS[self.resample][1] * max(self._scale, 1.0)
+
+    def outputs(self) -> range:
+        """The pixels of the window that the picture reaches; one more at each end does no harm."""
+        first = math.floor((self.start - self._reach) / self._scale) - 1
+        last = math.ceil((self.start + self.length + self._reach) / self._scale) + 1
+        return range(max(self.window[0], first), min(self.window[1], last))
+
+    def inputs(self, output: int) -> tuple[int, int]:
+        """The part of the canvas that a pixel is made of, from and to."""
+        center = (output + 0.5) * self._scale
+        return max(0, int(center - self._reach + 0.5)), min(self.canvas, int(center + self._reach + 0.5))
+
+    def weights(self, output: int) -> np.ndarray:
+        """int[inputs]: what each of its inputs counts in a pixel, in units of 2**-PRECISION."""
+        center = (output + 0.5) * self._scale
+        distance = np.arange(*self.inputs(output)) - center + 0.5
+        weights = FILTERS[self.resample][0](distance * (1.0 / max(self._scale, 1.0)))
+        weights = weights / weights.sum() * 2**PRECISION
+        return np.trunc(weights + np.copysign(0.5, weights)).astype(np.int32)
+
+    def shown(self) -> slice:
+        """The part of the picture that the outputs are made of."""
+        outputs = self.outputs()
+        left, right = self.inputs(outputs[0])[0], self.inputs(outputs[-1])[1]
+        return slice(max(0, left - self.start), min(self.length, right - self.start))
+
+    def resized(self, pixels: np.ndarray, background: Color) -> np.ndarray:
+        """The outputs, uint8[h, outputs, c], of a picture uint8[h, length, c], the axis being the width."""
+        columns = []
+        for output in self.outputs():
+            (left, right), weights = self.inputs(output), self.weights(output)
+            first, last = np.clip((left - self.start, right - self.start), 0, self.length)
+            inside = weights[first - left + self.start :][: last - first]
+            total = np.einsum("hwc,w->hc", pixels[:, first:last], inside, dtype=np.int32)
+            total = total + (weights.sum() - inside.sum()) * np.array(background) + 2 ** (PRECISION - 1)
+            columns.append((total >> PRECISION).clip(0, 255).astype(np.uint8))
+        return np.stack(columns, axis=1)
+
+
+def resized_part(image: Image.Image, image_processor, background: Color | None) -> Image.Image | None:
+    """What a processor's resizing makes of an image, as far as its centre crop keeps it of the longer side.
+
+    Args:
+        image: RGB.
+        image_processor: a PIL one of transformers.
+        background: pads the image to a square first; None: it is not padded.
+    Returns:
+        The image to be handed to the processor with do_resize=False; None where the plain form costs no
+        more than a common picture, or the processor resizes by another rule or filter than are known here.
+    """
+    side = max(image.size)
+    canvas = image.size if background is None else (side, side)
+    new = _new_size(canvas, image_processor)
+    if new is None:
+        return None
+    x, y = _axes(image.size, canvas, new, image_processor)
+    between, out = max(math.prod(canvas), math.prod(new)), x.num_kept * y.num_kept
+    if between <= max(COMMON_PIXELS, MAX_GROWTH * math.prod(image.size), MAX_GROWTH * out):
+        return None
+    return _resized(image, x, y, background or (0, 0, 0))
+
+
+def _new_size(size: Size, image_processor) -> Size | None:
+    """What a processor resizes `size` to, if it does, by a rule that is known here."""
+    if not image_processor.do_resize or image_processor.resample not in FILTERS:
+        return None
+    rule = {name: value for name, value in dict(image_processor.size).items() if value is not None}
+    if rule.keys() == {"height", "width"}:
+        return rule["width"], rule["height"]
+    if rule.keys() != {"shortest_edge"}:
+        return None
+    edge = rule["shortest_edge"]
+    longer = int(edge * max(size) / min(size))  # rounded as transformers does
+    return (edge, longer) if size[0] <= size[1] else (longer, edge)
+
+
+def _axes(size: Size, canvas: Size, new: Size, image_processor) -> list[_Axis]:
+    """Width and height; of the longer one the processor's centre crop is kept."""
+    crops = getattr(image_processor, "do_center_crop", None)
+    longer = new.index(max(new))
+    axes = []
+    for i, name in enumerate(("width", "height")):
+        num_kept = min(image_processor.crop_size[name], new[i]) if crops and i == longer else new[i]
+        first = (new[i] - num_kept) // 2
+        start = (canvas[i] - size[i]) // 2
+        window = (first, first + num_kept)
+        axes.append(_Axis(canvas[i], new[i], start, size[i], window, image_processor.resample))
+    return axes
+
+
+def _resized(image: Image.Image, x: _Axis, y: _Axis, background: Color) -> Image.Image:
+    """The windows of both axes. As Pillow does, first the widths, rounded to 8 bits, then the heights."""
+    rows = y.shown()
+    y = replace(y, start=y.start + rows.start, length=rows.stop - rows.start)
+    pixels = x.resized(np.asarray(image)[rows], background)
+    pixels = y.resized(pixels.swapaxes(0, 1), background).swapaxes(0, 1)
+    whole = Image.new("RGB", (x.num_kept, y.num_kept), background)
+    corner = x.outputs().start - x.window[0], y.outputs().start - y.window[0]
+    whole.paste(Image.fromarray(np.ascontiguousarray(pixels)), corner)
+    return whole
