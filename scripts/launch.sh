@@ -79,6 +79,7 @@ launch_by_torchrun() {
     nodes=(--nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
   fi
   DEVICES=$((NNODES * NUM_PROCESSES))
+  ((NUM_PROCESSES == 1)) || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # as torchrun sets it, with a page of warning
   LAUNCHER=("$PYTHON" -m torch.distributed.run "${nodes[@]}" --nproc_per_node "$NUM_PROCESSES")
 }
 
