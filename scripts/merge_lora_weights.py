@@ -29,6 +29,8 @@ def merge(model_path: str, model_base: str | None, output: Path) -> bool:
 
 
 def _write(model_path: str, model_base: str | None, folder: Path) -> None:
+    from llava.conversation import template_of
+    from llava.decoding import end_with_turns
     from llava.model.builder import load_pretrained_model
     from llava.model.checkpoint import ADAPTER_CONFIG, inspect_folder
 
@@ -38,6 +40,7 @@ def _write(model_path: str, model_base: str | None, folder: Path) -> None:
     tokenizer, model, image_processor, _ = load_pretrained_model(
         str(source.path), model_base, device="cpu", torch_dtype="auto"
     )
+    end_with_turns(model, tokenizer, template_of(model.config))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     image_processor.save_pretrained(folder)
