@@ -1,6 +1,5 @@
 """One training stage, as a page: arguments, tokenizer, model, what learns, data, trainer, result."""
 
-import json
 import logging
 import sys
 from functools import partial
@@ -14,7 +13,13 @@ from llava.data.record import BadRecord
 from llava.data.sample import SampleBuilder
 from llava.errors import UserError
 from llava.model.adapters import load_adapters, load_trainables, read_trainables
-from llava.model.builder import checkpoint_config, image_processor_of, load_with_vision, quantization
+from llava.model.builder import (
+    check_start,
+    checkpoint_config,
+    image_processor_of,
+    load_with_vision,
+    quantization,
+)
 from llava.model.checkpoint import (
     TRAINABLES_FILE,
     CheckpointFolder,
@@ -23,6 +28,8 @@ from llava.model.checkpoint import (
     load_projector,
     read_projector,
 )
+from llava.model.compatibility import check_stage_1
+from llava.model.files import read_json
 from llava.model.tokenizer import load_tokenizer
 from llava.tiling import num_positions
 from llava.train import saving, trainable
@@ -107,7 +114,7 @@ def trained_templates(
         start = find_folder(training_args.lora_weight_path, "--lora_weight_path", training_args.cache_dir)
         config = start / "config.json"
         templates[training_args.lora_weight_path] = (
-            json.loads(config.read_text()).get("conv_version") if config.is_file() else None
+            read_json(config).get("conv_version") if config.is_file() else None
         )
     return {**templates, model_args.model_name_or_path: folder.config.get("conv_version")}
 
@@ -116,12 +123,16 @@ def load_earlier_stage(model, model_args: ModelArguments, training_args: Trainin
     """Stage 1's projector; then adapters to start from, with the projector that learnt beside them if any."""
     if model_args.pretrain_mm_mlp_adapter:
         source = model_args.pretrain_mm_mlp_adapter
-        load_projector(model, read_projector(source), source)
+        state = read_projector(source)
+        check_stage_1(source, state, model.config)
+        load_projector(model, state, source)
     if training_args.lora_weight_path:
         start = find_folder(training_args.lora_weight_path, "--lora_weight_path", training_args.cache_dir)
+        state = read_trainables(start) if (start / TRAINABLES_FILE).is_file() else {}
+        check_start(start, state, model.config, model_args.model_name_or_path)
         load_adapters(model, start)
-        if (start / TRAINABLES_FILE).is_file():
-            load_trainables(model, read_trainables(start), str(start / TRAINABLES_FILE), complete=True)
+        if state:
+            load_trainables(model, state, str(start / TRAINABLES_FILE), complete=True)
             logger.info("projector: from %s, as the adapters", start)
 
 
