@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import NamedTuple
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
 from llava.errors import UserError
+from llava.text import replace_surrogates
 
 
 class SeparatorStyle(Enum):
@@ -29,8 +31,26 @@ class Segment(NamedTuple):
     is_target: bool
 
 
-# None or "" stands for an answer that is still to come; a tuple is (text, image, image process mode).
+# None stands for an answer that is still to come, as "" does in the last message; a tuple is (text, image,
+# image process mode).
 Message = str | tuple | None
+
+
+class MarkedPrompt(str):
+    """A prompt that knows which <image> in it stand for images; every other <image> is letters.
+
+    In a plain string every <image> stands for an image.
+
+    Attributes:
+        marks: where those that stand for images start, in rising order.
+    """
+
+    marks: tuple[int, ...]
+
+    def __new__(cls, text: str, marks: Iterable[int]) -> MarkedPrompt:
+        prompt = super().__new__(cls, text)
+        prompt.marks = tuple(marks)
+        return prompt
 
 
 @dataclass
@@ -91,12 +111,17 @@ class Conversation:
         Raises:
             UserError: if roles do not alternate, user first, or the template cannot express the messages.
         """
+        return [segment for _, segment in self._pieces() if segment.text]
+
+    def _pieces(self) -> Iterator[tuple[int | None, Segment]]:
+        """The segments, some of them empty, each with the index of the message whose words it holds."""
         self._check_turns()
-        pieces = [Segment(self._opening(), False)]
+        yield None, Segment(self._opening(), False)
         for index, (role, _) in enumerate(self.messages):
             before, spoken, after = self._turn(index, role)
-            pieces += [Segment(before, False), Segment(spoken, index % 2 == 1), Segment(after, False)]
-        return [piece for piece in pieces if piece.text]
+            yield None, Segment(before, False)
+            yield index, Segment(spoken, index % 2 == 1)
+            yield None, Segment(after, False)
 
     def _check_turns(self) -> None:
         for index, (role, _) in enumerate(self.messages):
@@ -119,7 +144,7 @@ class Conversation:
             return ""
         if self.sep_style is SeparatorStyle.CHATML:
             return f"{self.system}{self.sep}\n" if self.system else ""
-        return self.system + self.sep
+        return self.system + self.sep if self.system else ""
 
     def _turn(self, index: int, role: str) -> tuple[str, str, str]:
         """Turn `index` as what precedes its words, the words with their end of turn, and what follows."""
@@ -143,7 +168,8 @@ class Conversation:
             case SeparatorStyle.PLAIN:
                 captioned = len(self.messages) > 1 and self._text(1)
                 before, spoken, after = "", text, "" if captioned else self.sep
-        return (before, spoken, after) if text else (before, "", "")
+        is_empty_answer = is_assistant and self.messages[index][1] == "" and index < len(self.messages) - 1
+        return (before, spoken, after) if text or is_empty_answer else (before, "", "")
 
     def _text(self, index: int) -> str:
         """The words of message `index`; the image of a first message that is a tuple goes ahead of them."""
@@ -271,11 +297,14 @@ def template_of(model_config, name: str | None = None, flag: str = "--conv-mode"
 def place_images(text: str, num_images: int, template: Conversation, use_im_start_end: bool = False) -> str:
     """A user's words with what the template puts for each image.
 
-    The images come first, a line each, unless the text says itself where they go.
+    The images come first, a line each, unless the text says itself where they go. In a text without images
+    <image> is letters, which stay as they are.
 
     Raises:
         UserError: if the text's own <image> marks differ from the images in number.
     """
+    if num_images == 0:
+        return text
     marks = text.count(DEFAULT_IMAGE_TOKEN)
     if marks == 0:
         text = f"{DEFAULT_IMAGE_TOKEN}\n" * num_images + text
@@ -286,16 +315,39 @@ def place_images(text: str, num_images: int, template: Conversation, use_im_star
     return text.replace(DEFAULT_IMAGE_TOKEN, template.image_text(use_im_start_end))
 
 
+def chat_prompt(
+    turns: Iterable[tuple[str, int, str | None]], template: Conversation, use_im_start_end: bool = False
+) -> MarkedPrompt:
+    """The prompt of a conversation, in which <image> is a mark only in questions that have images.
+
+    Args:
+        turns: each question, the number of its images, and its answer. The last answer is None, and the
+            prompt then ends where that answer begins, or it is the end of the prompt.
+    Raises:
+        UserError: as place_images; or if the template cannot express the conversation.
+    """
+    conversation, with_images = template.copy(), set()
+    for question, num_images, answer in turns:
+        if num_images:
+            with_images.add(len(conversation.messages))
+        words = place_images(replace_surrogates(question), num_images, template, use_im_start_end)
+        conversation.append_message(conversation.roles[0], words)
+        conversation.append_message(conversation.roles[1], answer and replace_surrogates(answer))
+    text, marks = "", []
+    for message, segment in conversation._pieces():
+        if message in with_images:
+            found = re.finditer(re.escape(DEFAULT_IMAGE_TOKEN), segment.text)
+            marks += [len(text) + match.start() for match in found]
+        text += segment.text
+    return MarkedPrompt(text, marks)
+
+
 def question_prompt(
     text: str, num_images: int, template: Conversation, use_im_start_end: bool = False
-) -> str:
+) -> MarkedPrompt:
     """The prompt of one question, up to the place where the answer begins.
 
     Raises:
         UserError: as place_images.
     """
-    conversation = template.copy()
-    text = place_images(text, num_images, template, use_im_start_end)
-    conversation.append_message(conversation.roles[0], text)
-    conversation.append_message(conversation.roles[1], None)
-    return conversation.get_prompt()
+    return chat_prompt([(text, num_images, None)], template, use_im_start_end)

@@ -19,6 +19,10 @@ class Decoding:
         compiled: each token after the first runs a compiled graph over a cache of fixed size (CUDA graphs on
             a GPU). The first answer waits for the compiler, as does a longer one than any before or another
             batch size: for many answers of like prompts.
+        top_k: sample from that many likeliest tokens; 0 or -1: from all.
+        min_p: sample from the tokens of at least this share of the likeliest one's probability, 0..1.
+        repetition_penalty: divides the positive logits of tokens that the prompt or the answer holds already,
+            and multiplies their negative ones; above 0, 1: none.
     """
 
     temperature: float = 0.0
@@ -26,12 +30,21 @@ class Decoding:
     num_beams: int = 1
     max_new_tokens: int = 128
     compiled: bool = False
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self):
         if self.temperature < 0:
             raise UserError(f"--temperature must be 0 (greedy) or more, got {self.temperature}.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"--top_p must be above 0 and at most 1, got {self.top_p}.")
+        if self.top_k < -1:
+            raise UserError(f"--top_k must be at least 1, or 0 or -1 for all tokens, got {self.top_k}.")
+        if not 0 <= self.min_p <= 1:
+            raise UserError(f"--min_p must be from 0 to 1, got {self.min_p}.")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise UserError(f"--repetition_penalty must be above 0, got {self.repetition_penalty}.")
         if self.num_beams < 1 or self.max_new_tokens < 1:
             raise UserError(
                 "--num_beams and --max_new_tokens must be at least 1, got "
@@ -44,17 +57,22 @@ class Decoding:
 
     def kwargs(self) -> dict:
         """As `generate` takes it; the model folder's own sampling defaults are switched off."""
-        kwargs = {"num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens}
+        kwargs = {
+            "num_beams": self.num_beams,
+            "max_new_tokens": self.max_new_tokens,
+            "repetition_penalty": self.repetition_penalty,
+        }
         if self.compiled:
             kwargs |= {"cache_implementation": "static", "compile_config": _compile_config()}
         if self.temperature == 0:
-            return {**kwargs, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+            return kwargs | {"do_sample": False} | dict.fromkeys(("temperature", "top_p", "top_k", "min_p"))
         return {
             **kwargs,
             "do_sample": True,
             "temperature": self.temperature,
             "top_p": self.top_p or 1.0,
-            "top_k": 0,
+            "top_k": max(self.top_k, 0),
+            "min_p": self.min_p or None,
         }
 
 

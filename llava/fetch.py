@@ -1,8 +1,18 @@
-"""A file from a web address that the user gave, within limits of size and time."""
+"""A file from a web address that the user gave, within limits of size and time; and sockets with a deadline.
 
+A socket's own timeout begins anew with each byte, so that a server could hold a client for hours by sending
+one now and then. Everything here ends at a deadline, a time of time.monotonic(), whatever the server does.
+"""
+
+import concurrent.futures
 import http.client
+import socket
+import ssl
 import time
 import urllib.request
+from collections.abc import Callable
+from functools import partial
+from threading import Thread
 
 from llava.errors import UserError
 
@@ -17,23 +27,147 @@ def fetch(url: str, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) -> byt
 
     Args:
         max_bytes: largest file taken.
-        seconds: longest wait, for an answer and for the whole file.
+        seconds: longest wait for the whole file, redirects included.
     Raises:
         UserError: if it is no such address, gives nothing, or goes beyond a limit.
     """
     if not url.startswith(ADDRESSES):
         raise UserError(f"{url}: must start with {' or '.join(ADDRESSES)}.")
     deadline, body = time.monotonic() + seconds, bytearray()
-    # some hosts refuse urllib's own name
-    request = urllib.request.Request(url, headers={"User-Agent": "llava"})
     try:
-        with urllib.request.urlopen(request, timeout=seconds) as response:
-            while chunk := response.read1(CHUNK):
+        # some hosts refuse urllib's own name
+        request = urllib.request.Request(url, headers={"User-Agent": "llava"})
+        with _opener(deadline).open(request) as response:
+            while len(body) <= max_bytes and (chunk := response.read1(CHUNK)):
                 body += chunk
-                if len(body) > max_bytes:
-                    raise UserError(f"{url}: is larger than {max_bytes} bytes; fetch it yourself.")
-                if time.monotonic() > deadline:
-                    raise UserError(f"{url}: took longer than {seconds:g} s; fetch it yourself.")
-    except (OSError, http.client.HTTPException) as error:
+    # urllib reports an address that it cannot read as ValueError
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        if time.monotonic() >= deadline:
+            raise UserError(f"{url}: took longer than {seconds:g} s; fetch it yourself.") from error
         raise UserError(f"{url}: cannot be fetched ({error}).") from error
+    if len(body) > max_bytes:
+        raise UserError(f"{url}: is larger than {max_bytes} bytes; fetch it yourself.")
     return bytes(body)
+
+
+def _opener(deadline: float) -> urllib.request.OpenerDirector:
+    """urllib's own, without ftp and files, whose connections end at `deadline`."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.UnknownHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        _TimedHandler(deadline),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+class _TimedHandler(urllib.request.AbstractHTTPHandler):
+    http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
+
+    def __init__(self, deadline: float):
+        super().__init__()
+        self.deadline = deadline
+
+    def http_open(self, request):
+        return self.do_open(partial(self._connection, http.client.HTTPConnection), request)
+
+    def https_open(self, request):
+        kind = partial(self._connection, http.client.HTTPSConnection)
+        return self.do_open(kind, request, context=timed_tls(self.deadline))
+
+    def _connection(self, kind: type, host: str, **options) -> http.client.HTTPConnection:
+        connection = kind(host, **options)
+        # what it calls for a socket; the way to a proxy is also opened through it
+        connection._create_connection = lambda address, *_: connect(address, self.deadline)
+        return connection
+
+
+def in_time(deadline: float, function: Callable, *arguments):
+    """What a function gives that knows no timeout; it runs on by itself if that comes too late.
+
+    Raises:
+        TimeoutError: at the deadline.
+    """
+    future: concurrent.futures.Future = concurrent.futures.Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:  # raised again in the caller's thread
+            future.set_exception(error)
+
+    Thread(target=call, name="in-time", daemon=True).start()
+    try:
+        return future.result(seconds_until(deadline))
+    except concurrent.futures.TimeoutError as error:  # another class than TimeoutError in Python 3.10
+        raise TimeoutError from error
+
+
+def seconds_until(deadline: float) -> float:
+    """Raises TimeoutError if there are none left."""
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise TimeoutError("the time is over")
+    return seconds
+
+
+class _Timed:
+    """Mixed into a socket, whose reads and writes then all end at `deadline`."""
+
+    deadline: float
+
+    def recv_into(self, *arguments):
+        self.settimeout(seconds_until(self.deadline))
+        return super().recv_into(*arguments)
+
+    def send(self, *arguments):
+        self.settimeout(seconds_until(self.deadline))
+        return super().send(*arguments)
+
+    def sendall(self, *arguments):
+        self.settimeout(seconds_until(self.deadline))
+        return super().sendall(*arguments)
+
+
+class _TimedSocket(_Timed, socket.socket):
+    pass
+
+
+class _TimedTLS(_Timed, ssl.SSLSocket):
+    def do_handshake(self, *arguments):
+        self.settimeout(seconds_until(self.deadline))
+        super().do_handshake(*arguments)
+
+
+def connect(address: tuple[str, int], deadline: float) -> socket.socket:
+    """A connection to (host, port) that ends at `deadline`, as does the look-up of the host's name.
+
+    Raises:
+        OSError: if there is none.
+    """
+    error = OSError(f"{address[0]} has no address")
+    for family, kind, protocol, _, place in in_time(
+        deadline, socket.getaddrinfo, *address, socket.AF_UNSPEC, socket.SOCK_STREAM
+    ):
+        connection = _TimedSocket(family, kind, protocol)
+        connection.deadline = deadline
+        try:
+            connection.settimeout(seconds_until(deadline))
+            connection.connect(place)
+        except OSError as caught:
+            connection.close()
+            error = caught
+        else:
+            return connection
+    raise error
+
+
+def timed_tls(deadline: float) -> ssl.SSLContext:
+    """A context as ssl.create_default_context() makes it, whose sockets end at `deadline`."""
+    context = ssl.create_default_context()
+    context.sslsocket_class = type("_TimedTLS", (_TimedTLS,), {"deadline": deadline})
+    return context

@@ -121,25 +121,29 @@ def encode_prompt(
     A BOS is there only if the tokenizer adds one to any text; with ChatML's <|im_start|> for BOS it does not.
 
     Args:
+        prompt: a llava.conversation.MarkedPrompt is split at its `marks` alone, any other string at every
+            <image>.
         cuts: further positions at which to split, where no token may cross.
     Returns:
-        ids, `image_token_index` where <image> stood; and each id's [start, end) in `prompt`, (-1, 0) for the
-        BOS, or None if the tokenizer is a slow one, which knows no positions.
+        ids, `image_token_index` where an image stands; and each id's [start, end) in `prompt`, (-1, 0) for
+        the BOS, or None if the tokenizer is a slow one, which knows no positions.
     """
     has_offsets = getattr(tokenizer, "is_fast", False)
-    ids, spans, position = [], [], 0
-    for start, end in pairwise([0, *cuts, len(prompt)]):
-        for chunk in re.split(f"({re.escape(DEFAULT_IMAGE_TOKEN)})", prompt[start:end]):
-            if chunk == DEFAULT_IMAGE_TOKEN:
-                ids.append(image_token_index)
-                spans.append((position, position + len(chunk)))
-            else:
-                options = {"return_offsets_mapping": True} if has_offsets else {}
-                encoding = tokenizer(chunk, add_special_tokens=False, **options)
-                ids += encoding["input_ids"]
-                if has_offsets:
-                    spans += [(position + a, position + b) for a, b in encoding["offset_mapping"]]
-            position += len(chunk)
+    marks = getattr(prompt, "marks", None)
+    if marks is None:
+        marks = [match.start() for match in re.finditer(re.escape(DEFAULT_IMAGE_TOKEN), prompt)]
+    ends_of_marks = [mark + len(DEFAULT_IMAGE_TOKEN) for mark in marks]
+    ids, spans = [], []
+    for start, end in pairwise(sorted({0, len(prompt), *cuts, *marks, *ends_of_marks})):
+        if start in marks:
+            ids.append(image_token_index)
+            spans.append((start, end))
+            continue
+        options = {"return_offsets_mapping": True} if has_offsets else {}
+        encoding = tokenizer(prompt[start:end], add_special_tokens=False, **options)
+        ids += encoding["input_ids"]
+        if has_offsets:
+            spans += [(start + a, start + b) for a, b in encoding["offset_mapping"]]
     bos = tokenizer.bos_token_id
     if bos is not None and tokenizer("")["input_ids"][:1] == [bos] and ids[:1] != [bos]:
         ids, spans = [bos, *ids], [(-1, 0), *spans]
@@ -149,8 +153,10 @@ def encode_prompt(
 def tokenizer_image_token(
     prompt: str, tokenizer, image_token_index: int = IMAGE_TOKEN_INDEX, return_tensors: str | None = None
 ) -> list[int] | Tensor:
-    """Tokenise a prompt, each <image> becoming `image_token_index`.
+    """Tokenise a prompt, each <image> that stands for an image becoming `image_token_index`.
 
+    Args:
+        prompt: as encode_prompt takes it.
     Returns:
         list of T ids, or long[T] for return_tensors="pt".
     Raises:

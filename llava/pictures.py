@@ -20,7 +20,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.Image import Transpose
 
 from llava.errors import UserError
-from llava.text import replace_surrogates
+from llava.textfile import absence, shown_name
 
 Source = str | Path | BinaryIO
 
@@ -42,7 +42,6 @@ SIDEWAYS = (Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.TRANSVERSE, Tra
 ORIENTATION_KEYS = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # of Image.info
 RANGE_16_BIT = ("PNG", "PPM")  # formats whose mode "I" holds 0 to 65535
 HIGHEST_12_BIT = 4095
-LONGEST_NAME = 200  # characters of a file's name that a message shows
 
 
 class ImageError(UserError):
@@ -102,6 +101,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         ImageError: for integers of 32 bits and floating-point numbers, whose range no file tells.
     """
     packing = _packing(image)
+    image.load()  # some formats tell of their transparency only now
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in RANGE_16_BIT):
         return _scaled(image, HIGHEST_12_BIT if packing == "I;12" else 65535).convert("RGB")
     if image.mode in ("I", "F"):
@@ -181,14 +181,3 @@ def _opened(source: Source, formats: Sequence[str] | None = None) -> Iterator[Im
         raise ImageError(
             f"cannot be read ({error}); it may be truncated or corrupt: fetch it again, or remove it.", name
         ) from error
-
-
-def absence(path: str | Path) -> str:
-    """In which way there is no file at `path`: it does not exist, or is a folder."""
-    return "is a folder" if os.path.isdir(path) else "does not exist"
-
-
-def shown_name(name: object) -> str:
-    """A file's name as a message can print it."""
-    text = replace_surrogates(str(name)).replace("\0", "\ufffd")
-    return text if len(text) <= LONGEST_NAME else f"{text[:LONGEST_NAME]}..."

@@ -79,6 +79,7 @@ launch_by_torchrun() {
     nodes=(--nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
   fi
   DEVICES=$((NNODES * NUM_PROCESSES))
+  ((NUM_PROCESSES == 1)) || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # as torchrun sets it, with a page of warning
   LAUNCHER=("$PYTHON" -m torch.distributed.run "${nodes[@]}" --nproc_per_node "$NUM_PROCESSES")
 }
 
@@ -175,20 +176,44 @@ shared_flags() {
   [[ $DEEPSPEED_CONFIG == none ]] || FLAGS+=(--deepspeed "$DEEPSPEED_CONFIG")
 }
 
-# torchrun kills its processes 30 s after SIGTERM and exits with 1. Here SIGTERM (or Ctrl-C) goes to the training
-# processes themselves, which take the time they need to save, and the exit code is 143.
+# Starts a launcher, waits for it and exits with its exit code. torchrun kills its processes 30 s after SIGTERM and exits
+# with 1. Here SIGTERM goes to the training processes themselves, which take the time they need to save; the exit code
+# is then 143, or 0 if the run had come to its end. Ctrl-C (SIGINT), a terminal that is closed (SIGHUP) and the end of
+# this shell by SIGKILL do the same. Under nohup SIGHUP does nothing.
 run_stoppable() {
-  local launcher code=0 stopped=0
+  local launcher="" code interrupted=1 stopped=0
+  local stop='stopped=1 interrupted=1; if [[ $launcher ]]; then stop_processes_of "$launcher" & fi'
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}  # should SIGTERM reach torchrun too
+  export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM  # torchrun would hand on Ctrl-C as it is, and nothing would be saved
+  trap "$stop" TERM INT
+  trap '' HUP  # the launcher is born ignoring it, as are its processes: this shell alone answers
   "$@" &
+  trap "$stop" HUP
   launcher=$!
-  trap 'stopped=1; pkill -TERM -P "$launcher" 2> /dev/null || kill -TERM "$launcher" 2> /dev/null || true' TERM INT
-  while kill -0 "$launcher" 2> /dev/null; do  # a signal ends `wait` early
-    code=0
+  if ((stopped)); then stop_processes_of "$launcher" & fi  # the signal came before `launcher` was set
+  exec 9> >(trap '' TERM INT HUP; cat > /dev/null; stop_processes_of "$launcher")  # reads until this shell ends
+  while ((interrupted)); do  # a signal ends `wait` early, and what `wait` then returns is no exit code of the launcher
+    interrupted=0 code=0
     wait "$launcher" || code=$?
   done
   ((!stopped || !code)) || code=143
   exit "$code"
+}
+
+# SIGTERM to the launcher's processes, and to the launcher while it has none. If it goes on for 5 s after they have ended,
+# they were its helpers: then it and what it has started since get SIGTERM.
+stop_processes_of() {  # LAUNCHER
+  local told grace=5
+  told=$(pgrep -P "$1") || told=$1
+  kill -TERM $told 2> /dev/null || true
+  while [[ $(ps -o stat= -p "$1" 2> /dev/null) == [!Z]* ]]; do  # it runs, and is no zombie that nobody waits for
+    if ((!grace)); then
+      kill -TERM $(pgrep -P "$1") "$1" 2> /dev/null || true
+      break
+    fi
+    sleep 1
+    kill -0 $told 2> /dev/null || grace=$((grace - 1))
+  done
 }
 
 launch() {  # ZERO FLAGS...: ZERO is zero2, zero3 or zero3_offload, what GPUs use unless DEEPSPEED_CONFIG is set

@@ -14,6 +14,7 @@ from output_folder import write_folder
 
 from llava.command import message
 from llava.errors import UserError
+from llava.quiet import quiet_libraries
 
 REQUIRED = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
 
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model-base", help="the model they were trained on; default: what they name")
     parser.add_argument("--save-model-path", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
+    quiet_libraries()
     try:
         written = merge(options.model_path, options.model_base, options.save_model_path)
     except UserError as error:

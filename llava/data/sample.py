@@ -5,6 +5,7 @@ One set of rules, whether records come from a file or from a stream of shards.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
@@ -20,6 +21,7 @@ from llava.data.record import BadRecord, image_files, validate_record
 from llava.data.targets import build_targets, conversation_from_record
 from llava.errors import UserError
 from llava.mm_utils import get_aspect_ratio, image_size, load_image, process_images
+from llava.textfile import absence, shown_name
 from llava.tiling import TILED
 
 ImageSource = Callable[[str], "Path | BinaryIO"]  # a record's image file to where its bytes are
@@ -40,9 +42,10 @@ def check_image_files(record: dict, where: str, image_folder: str | Path | None)
     if files and image_folder is None:
         raise BadRecord(f"{where}: it has an image but no folder was given; set --image_folder.")
     for file in files:
-        if not (Path(image_folder) / file).is_file():
+        path = Path(image_folder) / file
+        if not os.path.isfile(path):  # Path.is_file() raises for names that are too long
             raise BadRecord(
-                f"{where}: image file {Path(image_folder) / file} does not exist; "
+                f"{where}: image file {shown_name(path)} {absence(path)}; "
                 "check --image_folder, or remove the record."
             )
 

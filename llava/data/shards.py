@@ -16,10 +16,12 @@ from io import BytesIO
 from pathlib import Path
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.data.record import BadRecord
+from llava.data.record import BadRecord, check_data_file
 from llava.errors import UserError
+from llava.textfile import HEAD, TAR, kind_of
 
 IMAGE_SUFFIX = re.compile(r"(?:(\d+)\.)?(?:jpg|jpeg|png|webp)")
+UNSEEN_SUFFIX = re.compile(r"(?:\d+\.)?(?:mp4|mov|avi|mkv|webm|mp3|wav|flac|ogg|m4a)")  # video and sound
 END_OF_TAR = 1024  # bytes of zeros
 
 
@@ -75,6 +77,12 @@ class ShardSample:
             )
         if not isinstance(record, dict):
             return record
+        unseen = [member for member in self.members if UNSEEN_SUFFIX.fullmatch(member)]
+        if unseen:
+            raise BadRecord(
+                f"{self.name}: {self.key}.{unseen[0]} is not read, for models here take pictures and text "
+                "alone; leave the sample out."
+            )
         return {"id": self.key, **record, "image": self._images()}
 
     def open(self, member: str) -> BytesIO:
@@ -91,7 +99,7 @@ class ShardSample:
 
     def _caption(self) -> list[dict]:
         try:
-            words = self.members["txt"].decode()
+            words = self.members["txt"].decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise BadRecord(f"{self.name}: {self.key}.txt is not UTF-8 ({error}); correct it.") from error
         return [{"from": "human", "value": DEFAULT_IMAGE_TOKEN}, {"from": "gpt", "value": words}]
@@ -117,11 +125,14 @@ def read_shard(shard: str) -> Iterator[ShardSample]:
     try:
         with gopen(shard) as file:
             stream = _WatchedStream(file, shard)
+            stream.check_start()
             for sample in group_by_keys(tar_file_expander([{"url": shard, "stream": stream}])):
                 key = sample["__key__"]
                 members = {name: data for name, data in sample.items() if not name.startswith("__")}
                 yield ShardSample(f"{shard}, sample {key}", key, members)
             stream.check_end()
+    except BadRecord:
+        raise
     except (OSError, EOFError, tarfile.TarError, ValueError) as error:
         problem = error.args[0] if error.args else error
         raise BadRecord(
@@ -139,15 +150,26 @@ class _WatchedStream:
 
     def __init__(self, file, name: str):
         self.file, self.name = file, name
+        self.head = file.read(HEAD)  # until read() gives it out
         self.tail = b""
 
     def __repr__(self) -> str:  # webdataset puts it into its messages
         return self.name
 
     def read(self, size: int = -1) -> bytes:
-        data = self.file.read(size)
+        assert size < 0 or size >= HEAD  # tarfile asks for 10 KB at a time
+        data, self.head = self.head, b""
+        data += self.file.read(size - len(data))
         self.tail = (self.tail + data)[-END_OF_TAR:]
         return data
+
+    def check_start(self) -> None:
+        kind = kind_of(self.head)
+        if kind is not None and kind != TAR:
+            raise BadRecord(
+                f"{self.name} is {kind[0]}, but a shard is a tar archive as it is: {kind[1]}, or leave it "
+                "out of --data_path."
+            )
 
     def check_end(self) -> None:
         while rest := self.read(1 << 20):
@@ -166,3 +188,16 @@ def expand_all(paths: Sequence[str]) -> list[list[str]]:
             "start; give one kind."
         )
     return [expand_shards(path) for path in paths]
+
+
+def check_data_paths(paths: Sequence[str]) -> None:
+    """Whether each --data_path is there and of a kind that is read, without reading it.
+
+    Raises:
+        UserError: for the first that is not; also as expand_all.
+    """
+    for path in paths:
+        if not is_shards(path):
+            check_data_file(path)
+    if any(map(is_shards, paths)):
+        expand_all(paths)

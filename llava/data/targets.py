@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, SeparatorStyle, template_named
-from llava.data.record import image_files
+from llava.data.record import image_files, system_text, turns_of
 from llava.errors import UserError
 from llava.mm_utils import encode_prompt
 
@@ -15,6 +15,7 @@ from llava.mm_utils import encode_prompt
 def conversation_from_record(record: dict, template: str, mm_use_im_start_end: bool = False) -> Conversation:
     """Lay a valid record out in a template.
 
+    A system text of its own stands in the place of the template's, as Conversation.with_system puts it.
     A turn's only image goes ahead of its words, on a line of its own; several stay where they are. `plain`
     keeps the image alone of the human's turn, so that the caption follows it directly.
 
@@ -22,10 +23,13 @@ def conversation_from_record(record: dict, template: str, mm_use_im_start_end: b
         template: a name in `conv_templates`.
         mm_use_im_start_end: put each image between <im_start> and <im_end>.
     Raises:
-        UserError: if the template is unknown, or plain and the record is not one image and its caption.
+        UserError: if the template is unknown, or plain and the record is not one image and its caption, or
+            has a system text.
     """
     conversation = template_named(template, "--version")
-    turns = record["conversations"]
+    if (system := system_text(record)) is not None:
+        conversation = conversation.with_system(system)
+    turns = turns_of(record)
     is_plain = conversation.sep_style is SeparatorStyle.PLAIN
     num_images = len(image_files(record))
     if is_plain and (len(turns), num_images) != (2, 1):

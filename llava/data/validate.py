@@ -33,7 +33,7 @@ def validate(
         UserError: for an unknown version, or shards that do not exist.
     """
     from llava.conversation import template_named
-    from llava.data.record import BadRecord, image_files
+    from llava.data.record import BadRecord, image_files, turns_of
     from llava.data.sample import check_image_files, check_record, load_images
     from llava.data.shards import expand_shards, is_shards
 
@@ -48,7 +48,7 @@ def validate(
             check_image_files(record, where, image_folder)
         if check_images:
             load_images(image_files(record), where, source_of)
-        counts.update(records=1, images=len(image_files(record)), turns=len(record["conversations"]))
+        counts.update(records=1, images=len(image_files(record)), turns=len(turns_of(record)))
 
     def problem(error: UserError) -> None:
         counts["problems"] += 1

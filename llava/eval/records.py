@@ -16,6 +16,8 @@ from operator import itemgetter
 from pathlib import Path
 
 from llava.errors import UserError
+from llava.text import replace_surrogates
+from llava.textfile import read_text
 
 ROW_START = b'{"question_id"'  # of every line that AnswerFile writes
 WEIGHT_FILES = ("*.safetensors", "*.bin", "config.json")
@@ -26,11 +28,9 @@ def read_jsonl(path: str | Path) -> list[dict]:
     """All rows of a JSON-lines file.
 
     Raises:
-        UserError: naming the file (missing) or the line (not a JSON object).
+        UserError: naming the file (missing, or no text in UTF-8) or the line (not a JSON object).
     """
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file.")
-    return parse_jsonl(Path(path).read_text(encoding="utf-8"), path)
+    return parse_jsonl(read_text(path), path)
 
 
 def parse_jsonl(text: str, path: str | Path) -> list[dict]:
@@ -55,7 +55,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_text(replace_surrogates(text), encoding="utf-8")
     os.replace(partial, path)
 
 
@@ -74,13 +74,13 @@ def load_questions(path: str | Path) -> list[dict]:
 
 def key_of(question: dict) -> tuple:
     """What tells a question from all others of its file."""
-    return question["question_id"], question["text"]
+    return question["question_id"], replace_surrogates(question["text"])
 
 
 def check_questions(
     rows: list[dict], where: str | Path, key: Callable = itemgetter("question_id")
 ) -> list[dict]:
-    """The rows, found fit to be asked.
+    """The rows, found fit to be asked; a lone surrogate, which no tokenizer takes, becomes U+FFFD.
 
     Args:
         where: the file or benchmark they are from, for messages.
@@ -95,6 +95,9 @@ def check_questions(
             raise UserError(
                 f'{where}, question {number}: needs "question_id" and a string "text", has {sorted(row)}.'
             )
+        row["text"] = replace_surrogates(row["text"])
+        if isinstance(row["question_id"], str):
+            row["question_id"] = replace_surrogates(row["question_id"])
     if repeated := _repeated(rows, key):
         raise UserError(
             f"{where}: question_id {_some(repeated)} stands more than once; give each question its own id."
@@ -228,12 +231,13 @@ class AnswerFile:
     def append(self, question: dict, text: str) -> None:
         """Add one answer; it is on disk when this returns to the caller."""
         question_id = question["question_id"]
+        name = replace_surrogates(f"{self.model_id}/{question_id}/{text}")
         row = {
             "question_id": question_id,
             "prompt": question["text"],
             "text": text,
             # made from the content, so that the same run writes the same file
-            "answer_id": uuid.uuid5(uuid.NAMESPACE_URL, f"{self.model_id}/{question_id}/{text}").hex,
+            "answer_id": uuid.uuid5(uuid.NAMESPACE_URL, name).hex,
             "model_id": self.model_id,
             "metadata": self.settings,
             **question.get("answer_fields", {}),
@@ -241,7 +245,7 @@ class AnswerFile:
         if not self._is_open:
             self._open()
         with self._own.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(replace_surrogates(json.dumps(row, ensure_ascii=False)) + "\n")
         self.answered[key_of(question)] = row
 
     def _open(self) -> None:
@@ -276,7 +280,7 @@ def _whole_lines(path: Path) -> tuple[list[dict], int]:
     cut_off = content[end:]
     if not cut_off.startswith(ROW_START[: len(cut_off)]):
         raise UserError(f"{path} does not look like an answers file; choose another --answers-file.")
-    return parse_jsonl(content[:end].decode("utf-8"), path), end
+    return parse_jsonl(content[:end].decode("utf-8-sig"), path), end
 
 
 def _repeated(rows: list[dict], key: Callable) -> list:

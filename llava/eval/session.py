@@ -18,6 +18,7 @@ from llava.conversation import DEFAULT_TEMPLATE, template_named
 from llava.errors import UserError
 from llava.eval import TOKEN_BUDGET
 from llava.eval.records import AnswerFile, images_of, key_of, model_fingerprint
+from llava.textfile import shown_name
 
 PATIENCE = timedelta(days=7)  # for a process that is done to wait for the others
 
@@ -328,7 +329,7 @@ class _Refusals:
         """The questions whose image files exist, looked for ahead of loading a model."""
         open_questions = [question for question in questions if key_of(question) not in self.kept]
         names = {image for q in open_questions for image in images_of(q) if isinstance(image, str)}
-        missing = {name for name in names if not (folder / name).is_file()}
+        missing = {name for name in names if not os.path.isfile(folder / name)}
         if not missing:
             return questions
         lacking = [(q, image) for q in open_questions for image in images_of(q) if image in missing]
@@ -336,9 +337,9 @@ class _Refusals:
             question, image = lacking[0]
             raise UserError(
                 f"{len(lacking)} question(s) name an image that does not exist, the first being question "
-                f"{question['question_id']}: {folder / image}; check --image-folder, or pass "
+                f"{question['question_id']}: {shown_name(folder / image)}; check --image-folder, or pass "
                 "--on_bad_record skip."
             )
         for question, image in lacking:
-            self.skipped[key_of(question)] = f"image {folder / image} does not exist"
+            self.skipped[key_of(question)] = f"image {shown_name(folder / image)} does not exist"
         return [question for question in questions if key_of(question) not in self.skipped]

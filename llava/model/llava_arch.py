@@ -35,9 +35,12 @@ from llava.model.multimodal_merge import (
 from llava.model.multimodal_projector.base import Projector
 from llava.model.multimodal_projector.builder import build_projector, projector_class
 from llava.model.multimodal_projector.norms import kept_statistics
+from llava.model.repetition import RepetitionPenalty
 from llava.model.tokenizer import separator_ids
 from llava.model.vocabulary import add_words
 from llava.tiling import TILED, WholeImage, num_positions, tiling_of
+
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 class LlavaMetaModel:
@@ -397,6 +400,14 @@ class LlavaMetaForCausalLM:
         own = (pad_token_id, self.generation_config.pad_token_id, self.config.pad_token_id)
         warn_of_padding(input_ids, own, words=(self.config.bos_token_id, self.config.eos_token_id))
 
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """transformers' own, which refuses settings of sampling without do_sample, as Vicuna's
+        generation_config.json has them. They have no effect and are left out."""
+        if not self.generation_config.do_sample:
+            for name in SAMPLING:
+                setattr(self.generation_config, name, None)
+        super().save_pretrained(*args, **kwargs)
+
     @torch.no_grad()
     def generate(
         self, inputs: Tensor | None = None, images=None, image_sizes=None, scale_factor=None, **kwargs
@@ -406,6 +417,7 @@ class LlavaMetaForCausalLM:
         Args:
             inputs: long[B, T] with one IMAGE_TOKEN_INDEX for each image; input_ids is taken too.
             images, image_sizes, attention_mask, scale_factor: as merge_inputs.
+            repetition_penalty: counts the words of the prompt too.
         Returns:
             long[B, new], or what transformers returns for return_dict_in_generate.
         """
@@ -422,6 +434,10 @@ class LlavaMetaForCausalLM:
                 input_ids, mask, images=images, image_sizes=image_sizes, scale_factor=scale_factor
             )
             kwargs |= {"inputs_embeds": merged.inputs_embeds, "attention_mask": merged.attention_mask.long()}
+            if (penalty := kwargs.get("repetition_penalty") or 1.0) != 1.0:
+                penalise = RepetitionPenalty(penalty, input_ids, mask)
+                kwargs["logits_processor"] = [penalise, *(kwargs.get("logits_processor") or [])]
+                kwargs["repetition_penalty"] = 1.0  # transformers' own would penalise the answer twice
         return super().generate(**kwargs)
 
     def initialize_vision_tokenizer(self, fields, tokenizer) -> None:

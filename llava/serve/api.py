@@ -98,17 +98,20 @@ def serve(args: argparse.Namespace) -> None:
         UserError: for what the user can mend; says how.
     """
     try:
-        import uvicorn
+        from llava.serve.app_process import run
 
         app = load_app(args)
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; pip install 'llava[serve]'") from error
-    uvicorn.run(app, host=args.host, port=args.port, timeout_graceful_shutdown=5)
+    run(app, args.host, args.port)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return exit_code(lambda: serve(args))
+    try:
+        return exit_code(lambda: serve(args))
+    except KeyboardInterrupt:  # while the model loads
+        return 130
 
 
 if __name__ == "__main__":

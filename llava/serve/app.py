@@ -2,33 +2,30 @@
 
 import asyncio
 import hmac
-import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from fastapi import Depends, FastAPI
 from fastapi import Request as HttpRequest
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from llava.decoding import Decoding
 from llava.errors import UserError
-from llava.serve.engine import Engine, Event, QueueFull, Request, Ticket
+from llava.serve.app_answer import RETRY_AFTER, Chat, Stream, server_failed, shutting_down
+from llava.serve.engine import Engine, QueueFull, Request, ShuttingDown
 from llava.serve.images import ImageLimits, is_data, read_images
 from llava.serve.metrics import Metrics
-from llava.serve.protocol import ApiError, ChatRequest, Completion, usage
+from llava.serve.protocol import ApiError, ChatRequest, Completion, cut, read_request
 from llava.serve.threads import Threads
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER = 2  # seconds that a refused client is asked to wait
-GRACE = 5.0  # seconds past its time that an answer may take to notice it
 READING_THREADS = 2  # that read requests and their pictures while the model works
 FETCHING_THREADS = 8  # that also wait for pictures at addresses
 COLDEST = 1e-4  # temperature below which the likeliest token is certain, and its division overflows
@@ -57,76 +54,6 @@ class Limits:
     image: ImageLimits = field(default_factory=ImageLimits)
 
 
-class Chat:
-    """One request from its body to its answer."""
-
-    def __init__(self, server: "Server", ticket: Ticket):
-        self.server, self.ticket, self.metrics = server, ticket, server.metrics
-        self.began = time.monotonic()
-        self.deadline = self.began + server.limits.seconds
-        self.events: asyncio.Queue[Event] = asyncio.Queue()
-        self.request: Request | None = None
-        self.num_tokens = 0
-
-    async def start(self, body: bytes) -> ChatRequest:
-        """Check and queue a request.
-
-        Raises:
-            ApiError: if it is refused.
-        """
-        loop = asyncio.get_running_loop()
-        prepared = self.server.prepared(body)
-        try:
-            chat, self.request = await asyncio.wait_for(prepared, max(0, self.deadline - time.monotonic()))
-        except asyncio.TimeoutError:
-            raise too_late() from None
-
-        def emit(event: Event) -> None:
-            if not loop.is_closed():  # the server stopped while the model worked
-                loop.call_soon_threadsafe(self.events.put_nowait, event)
-
-        self.ticket.start(self.request, emit, self.deadline)
-        return chat
-
-    async def answer(self) -> AsyncIterator[Event]:
-        """The answer's events.
-
-        Raises:
-            ApiError: if it ends in an error.
-        """
-        is_first = True
-        while True:
-            try:
-                event = await asyncio.wait_for(
-                    self.events.get(), max(0, self.deadline + GRACE - time.monotonic())
-                )
-            except asyncio.TimeoutError:
-                raise too_late() from None
-            self.num_tokens = event.num_tokens
-            if event.error is not None:
-                raise ApiError(500, f"the model failed ({type(event.error).__name__}).") from event.error
-            if is_first:
-                self.metrics.first_token.observe(time.monotonic() - self.began)
-                is_first = False
-            yield event
-            if event.finish is not None:
-                return
-
-    def close(self) -> None:
-        self.ticket.close()
-        self.metrics.duration.observe(time.monotonic() - self.began)
-        self.metrics.new_tokens.inc(self.num_tokens)
-        if self.request is not None:
-            self.metrics.prompt_tokens.inc(self.request.length)
-
-    def usage(self) -> dict:
-        return usage(self.request.length, self.num_tokens)
-
-
-def too_late() -> ApiError:
-    return ApiError(503, "the server had no time for this request; try again later.", "timeout", RETRY_AFTER)
-
-
 class Server:
     """An engine, and the rules under which it is offered."""
 
@@ -135,13 +62,23 @@ class Server:
         self._api_key = api_key
         self.metrics = Metrics(engine)
         self.reading, self.fetching = Threads(READING_THREADS), Threads(FETCHING_THREADS)
+        self.is_ending = False
+        self._told_of_end: set[asyncio.Future] = set()
+
+    def end(self) -> None:
+        """Take no more requests, and end those under way with a 503; called in the event loop."""
+        self.is_ending = True
+        self.engine.end()
+        for future in self._told_of_end:
+            future.cancel()
 
     def check_key(self, request: HttpRequest) -> None:
         if self._api_key is None:
             return
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
         # a header's bytes come as latin-1
-        if not hmac.compare_digest(given.encode("latin-1"), self._api_key.encode()):
+        is_key = hmac.compare_digest(given.strip().encode("latin-1"), self._api_key.encode())
+        if scheme.lower() != "bearer" or not is_key:
             raise ApiError(401, "the API key is missing or wrong.", "invalid_api_key")
 
     async def prepared(self, body: bytes) -> tuple[ChatRequest, Request]:
@@ -154,21 +91,20 @@ class Server:
             chat = await self.reading.run(self.parse, body)
             threads = self.reading if all(map(is_data, chat.image_urls)) else self.fetching
             return chat, await threads.run(self.prepare, chat)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            raise ApiError(400, f"{place}: {first['msg']}" if place else first["msg"]) from error
         except UserError as error:
             raise ApiError(400, str(error)) from error
 
     def parse(self, body: bytes) -> ChatRequest:
         """Raises UserError for what is no request, ApiError for another model's."""
-        chat = ChatRequest.model_validate_json(body)
-        chat.check()
-        if chat.model != self.model_name:
-            message = f"the model {chat.model!r} is not here; {self.model_name!r} is."
-            raise ApiError(404, message, "model_not_found")
+        chat = read_request(body)
+        self.check_model(chat.model)
         return chat
+
+    def check_model(self, name: str) -> None:
+        """Raises ApiError for another model's name."""
+        if name != self.model_name:
+            message = f"the model '{cut(name)}' is not here; '{self.model_name}' is."
+            raise ApiError(404, message, "model_not_found")
 
     def prepare(self, chat: ChatRequest) -> Request:
         """Read the images and tokenize.
@@ -191,7 +127,14 @@ class Server:
         request = engine.prepare(
             prompt,
             read_images(urls, limits.image),
-            Decoding(temperature, chat.top_p, max_new_tokens=longest),
+            Decoding(
+                temperature,
+                chat.top_p,
+                max_new_tokens=longest,
+                top_k=chat.top_k or 0,
+                min_p=chat.min_p or 0.0,
+                repetition_penalty=chat.repetition_penalty or 1.0,
+            ),
             stop=chat.stop_texts,
             scale_factor=chat.scale_factor,
             seed=chat.seed,
@@ -207,15 +150,17 @@ class Server:
         """Answer one request; its place is free again when this ends, or the stream it returns."""
         try:
             chat = Chat(self, self.engine.admit())
+        except ShuttingDown:
+            raise shutting_down() from None
         except QueueFull:
             raise ApiError(429, "the server is busy; try again later.", "queue_full", RETRY_AFTER) from None
         try:
-            body = await self._body(http, chat.deadline)
-            asked = await self._unless_gone(http, chat.start(body))
+            body = await self._unless_over(self._body(http, chat.deadline))
+            asked = await self._unless_over(chat.start(body), _disconnected(http))
             if asked.stream:
                 with_usage = asked.stream_options is not None and asked.stream_options.include_usage
                 return Stream(self, chat, with_usage)
-            response = await self._unless_gone(http, self._whole(chat))
+            response = await self._unless_over(self._whole(chat), _disconnected(http))
         except BaseException:
             chat.close()
             raise
@@ -252,18 +197,22 @@ class Server:
         except ClientDisconnect:
             raise self._gone() from None
 
-    async def _unless_gone(self, http: HttpRequest, work: Awaitable):
-        """What `work` gives; it is cancelled if the client leaves meanwhile."""
-        working = asyncio.ensure_future(work)
-        leaving = asyncio.ensure_future(_disconnected(http))
+    async def _unless_over(self, work: Awaitable, leaving: Awaitable | None = None):
+        """What `work` gives; it is cancelled if the server ends, or the client leaves, meanwhile."""
+        working, ending = asyncio.ensure_future(work), asyncio.get_running_loop().create_future()
+        waiting = {working, ending} | ({asyncio.ensure_future(leaving)} if leaving else set())
+        # an error of work that is given up is looked at, or asyncio would log it
+        working.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._told_of_end.add(ending)
         try:
-            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 return working.result()
-            raise self._gone()
+            raise shutting_down() if self.is_ending else self._gone()
         finally:
-            working.cancel()
-            leaving.cancel()
+            self._told_of_end.discard(ending)
+            for future in waiting:
+                future.cancel()
 
     def _gone(self) -> ApiError:
         self.metrics.cancelled.inc()
@@ -273,43 +222,6 @@ class Server:
 async def _disconnected(http: HttpRequest) -> None:
     while (await http.receive())["type"] != "http.disconnect":
         pass
-
-
-class Stream(StreamingResponse):
-    """An answer as server-sent events; closes its request however it ends, before its first event too."""
-
-    def __init__(self, server: Server, chat: Chat, with_usage: bool):
-        super().__init__(self._events(with_usage), media_type="text/event-stream")
-        self.headers["Cache-Control"] = "no-store"
-        self._server, self._chat, self._is_whole = server, chat, False
-
-    async def __call__(self, scope, receive, send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._chat.close()
-            if not self._is_whole:
-                self._server.metrics.cancelled.inc()
-
-    async def _events(self, with_usage: bool) -> AsyncIterator[str]:
-        completion = Completion(self._server.model_name)
-        yield _sse(completion.piece({"role": "assistant", "content": ""}))
-        try:
-            async for event in self._chat.answer():
-                if event.text:
-                    yield _sse(completion.piece({"content": event.text}))
-                if event.finish:
-                    yield _sse(completion.piece({}, event.finish))
-            if with_usage:
-                yield _sse(completion.usage_piece(self._chat.usage()))
-        except ApiError as error:
-            yield _sse(error.body())
-        self._is_whole = True
-        yield "data: [DONE]\n\n"
-
-
-def _sse(body: dict) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
 
 
 def create_app(
@@ -326,12 +238,14 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI):
         yield
+        server.end()
         await asyncio.to_thread(engine.close)
         server.reading.shutdown()
         server.fetching.shutdown()
 
     app = FastAPI(title="LLaVA", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    created = int(time.time())
+    app.state.server = server
+    model = {"id": model_name, "object": "model", "created": int(time.time()), "owned_by": "local"}
     key = [Depends(server.check_key)]
 
     @app.post("/v1/chat/completions", dependencies=key)
@@ -344,18 +258,25 @@ def create_app(
         except ApiError as error:
             status = error.status
             raise
+        except Exception as error:
+            logger.exception("a request failed")
+            raise server_failed() from error
         finally:
             server.metrics.requests.labels(status).inc()
 
     @app.get("/v1/models", dependencies=key)
     async def models() -> dict:
-        model = {"id": model_name, "object": "model", "created": created, "owned_by": "local"}
         return {"object": "list", "data": [model]}
+
+    @app.get("/v1/models/{name:path}", dependencies=key)
+    async def model_of(name: str) -> dict:
+        server.check_model(name)
+        return model
 
     @app.get("/health")
     async def health() -> Response:
         if not engine.is_alive:
-            raise ApiError(503, "the model's thread has ended.")
+            raise ApiError(503, "the server is shutting down, or the model's thread has ended.")
         return JSONResponse({"status": "ok"})
 
     @app.get("/metrics")
@@ -376,9 +297,10 @@ def _shape_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def not_there(request: HttpRequest, error: HTTPException) -> Response:
-        body = ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}.").body()
+        message = f"{cut(request.method)} {cut(request.url.path)}: {error.detail}."
+        body = ApiError(error.status_code, message).body()
         return JSONResponse(body, error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def failed(request: HttpRequest, error: Exception) -> Response:
-        return JSONResponse(ApiError(500, "the server failed; its log says why.").body(), 500)
+        return JSONResponse(server_failed().body(), 500)

@@ -16,8 +16,7 @@ from torch import Tensor
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.conversation import Conversation, place_images, template_of
+from llava.conversation import Conversation, MarkedPrompt, chat_prompt, template_of
 from llava.decoding import Decoding, Stopping, TextStream
 from llava.errors import UserError
 from llava.mm_utils import process_images, tokenizer_image_token
@@ -145,15 +144,11 @@ class Chat:
         self.waiting[:0] = turn.images
         return turn.text
 
-    def prompt(self, turns: list[Turn]) -> str:
+    def prompt(self, turns: list[Turn]) -> MarkedPrompt:
         """The text that the model reads, up to where the last turn's answer begins, or through its end."""
-        conversation = self.template.copy()
         wrap = getattr(self.model.config, "mm_use_im_start_end", False)
-        for turn in turns:
-            text = place_images(turn.text, len(turn.images), self.template, wrap)
-            conversation.append_message(conversation.roles[0], text)
-            conversation.append_message(conversation.roles[1], turn.answer)
-        return conversation.get_prompt()
+        said = [(turn.text, len(turn.images), turn.answer) for turn in turns]
+        return chat_prompt(said, self.template, wrap)
 
     def ask(self, text: str, decoding: Decoding) -> Iterator[str]:
         """Ask a question about the waiting pictures and all before; gives the answer piece by piece.
@@ -163,7 +158,8 @@ class Chat:
         then is the answer. Without a word said, the question counts as not asked.
 
         Args:
-            text: may say by <image> where the pictures go; by default they come first.
+            text: may say by <image> where the pictures go; by default they come first. Without waiting
+                pictures <image> is letters.
         Raises:
             UserError: if the text and the pictures disagree, or the conversation is too long for the model
                 or for the device's memory.
@@ -211,9 +207,7 @@ class Chat:
                 now, count = time.perf_counter(), len(stream.ids)
                 self.timing = Timing(positions, visual, count, first - start, now - start)
             if shown:
-                # An answer that spells the mark of a picture has none to show
-                answer = shown.replace(DEFAULT_IMAGE_TOKEN, "")
-                self.turns.append(replace(turn, answer=answer, ids=tuple(stream.ids)))
+                self.turns.append(replace(turn, answer=shown, ids=tuple(stream.ids)))
                 self.waiting = self.waiting[len(turn.images) :]
 
     def attention(self, number: int) -> WordAttention:

@@ -12,7 +12,7 @@ Ctrl-C stops an answer.
 import argparse
 import sys
 from contextlib import closing, suppress
-from io import BytesIO
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 from llava.command import exit_code
@@ -100,6 +100,8 @@ def converse(chat, decoding, debug: bool) -> None:
     """Read lines until the input ends: commands, and questions, which are answered."""
     with suppress(ImportError):
         import readline  # noqa: F401  # input() then has a history and arrow keys
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes of another encoding become U+FFFD
 
     while True:
         try:

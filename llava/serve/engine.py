@@ -7,7 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Condition, Thread
 
 import torch
@@ -24,8 +24,12 @@ from llava.mm_utils import left_pad, process_images, tokenizer_image_token
 logger = logging.getLogger(__name__)
 
 
-class QueueFull(Exception):
+class QueueFull(RuntimeError):
     """As many requests as the engine admits are being answered or wait."""
+
+
+class ShuttingDown(QueueFull):
+    """The engine takes no more requests, and has ended those it had."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +56,8 @@ class Request:
 
     @property
     def _settings(self) -> tuple:
-        return self.decoding.temperature, self.decoding.top_p, self.scale_factor
+        # answers of different length go together
+        return replace(self.decoding, max_new_tokens=1), self.scale_factor
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,10 @@ class Ticket:
 
 
 class Answer:
-    """A request on its way: its tokens so far, and how much of their text was sent."""
+    """A request on its way: its tokens so far, and how much of their text was sent.
+
+    Generation goes on behind the tokens there are, so that after a failure nothing is said anew.
+    """
 
     def __init__(self, request: Request, emit: Callable[[Event], None], deadline: float, stopping: Stopping):
         self.request, self.emit, self.deadline, self.stopping = request, emit, deadline, stopping
@@ -116,13 +124,23 @@ class Answer:
         self.sent = ""
         self.is_done = False
 
+    @property
+    def prompt_ids(self) -> list[int]:
+        """What the model reads before the next token."""
+        return self.request.input_ids + self.stream.ids
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that the answer may still take."""
+        return self.request.decoding.max_new_tokens - len(self.stream.ids)
+
     def push(self, token: int) -> None:
         """Take the next token; send the text that is certain, or the end."""
         self.stream.add(token)
         ids = self.stream.ids
         if token in self.stopping.eos_token_ids or self.stopping.is_over(self.stream.text):
             self._send(self.stopping.decode(ids), "stop")
-        elif len(ids) >= self.request.decoding.max_new_tokens or time.monotonic() >= self.deadline:
+        elif self.num_left < 1 or time.monotonic() >= self.deadline:
             self._send(self.stopping.decode(ids), "length")
         else:
             self._send(self.stopping.settled(self.stream.text), None)
@@ -159,6 +177,8 @@ class Engine:
     Requests are taken in their order: the oldest one that waits, and with it all later ones that fit its
     settings and `token_budget`. Greedy answers are those of the request alone but for rounding. A batch ends
     with its last answer; the place of an answer that ends earlier, or whose client left, is free at once.
+
+    If a batch fails, each of its answers is continued alone, so that only the request that is to blame fails.
 
     Args:
         tokenizer, model, image_processor, context_length: as load_pretrained_model gives them.
@@ -210,16 +230,20 @@ class Engine:
 
     @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive()
+        """Whether requests are taken and answered."""
+        return self._thread.is_alive() and not self._is_closed
 
     def admit(self) -> Ticket:
         """A place for one request.
 
         Raises:
             QueueFull: if all are taken.
+            ShuttingDown: once the engine ends.
         """
         with self._changed:
-            if self._is_closed or self._num_open >= self.max_requests:
+            if self._is_closed:
+                raise ShuttingDown
+            if self._num_open >= self.max_requests:
                 raise QueueFull
             self._num_open += 1
         return Ticket(self)
@@ -228,7 +252,7 @@ class Engine:
         """Tokenize a prompt and make its pixels, in the caller's thread.
 
         Args:
-            prompt: with one <image> for each image.
+            prompt: with one <image> for each image; of a MarkedPrompt, as tokenizer_image_token reads it.
             images: taken one at a time, so that a generator holds a single one of them in memory; no more are
                 asked for once the prompt is too long.
             options: stop, scale_factor and seed of the Request.
@@ -249,6 +273,7 @@ class Engine:
             self._check_length(num_text + num_visual, num_visual, decoding)
             pixels.append(process_images([image], self.image_processor, self.model.config)[0])
             sizes.append(image.size)
+        assert len(input_ids) - num_text == len(pixels), "one <image> for each image"
         length = num_text + num_visual
         self._check_length(length, num_visual, decoding)
         return Request(input_ids, length, pixels, sizes, decoding, **options)
@@ -262,20 +287,24 @@ class Engine:
                 "the messages, send fewer images, or lower max_tokens."
             )
 
-    def close(self) -> None:
-        """End all answers with an error and stop the thread."""
+    def end(self) -> None:
+        """Take no more requests, and end all answers with ShuttingDown; does not wait for the model."""
         with self._changed:
             self._is_closed = True
             for answer in (*self._waiting, *self._running):
-                answer.fail(RuntimeError("the server is shutting down"))
+                answer.fail(ShuttingDown())
             self._waiting.clear()
             self._changed.notify()
+
+    def close(self) -> None:
+        """End all answers with an error and stop the thread."""
+        self.end()
         self._thread.join()
 
     def _enqueue(self, answer: Answer) -> None:
         with self._changed:
             if self._is_closed:
-                answer.fail(RuntimeError("the server is shutting down"))
+                answer.fail(ShuttingDown())
                 return
             self._waiting.append(answer)
             self._changed.notify()
@@ -290,13 +319,23 @@ class Engine:
 
     def _work(self) -> None:
         while batch := self._next_batch():
-            try:
-                self.on_batch(len(batch))
-                self._generate(batch)
-            except Exception as error:  # the thread serves everyone: a batch that fails must not end it
-                logger.exception("a batch of %d requests failed", len(batch))
+            if not self._answer(batch) and len(batch) > 1:
                 for answer in batch:
-                    answer.fail(error)
+                    if not answer.is_done:
+                        self._answer([answer])
+
+    def _answer(self, batch: list[Answer]) -> bool:
+        """Answer a batch, and say whether that went well. If a batch of one fails, its request fails."""
+        try:
+            self.on_batch(len(batch))
+            self._generate(batch)
+        except Exception as error:  # the thread serves everyone: a batch that fails must not end it
+            if not isinstance(error, UserError):
+                logger.exception("a batch of %d requests failed", len(batch))
+            if len(batch) == 1:
+                batch[0].fail(error.with_traceback(None))  # whose frames hold the batch's tensors
+            return False
+        return True
 
     def _next_batch(self) -> list[Answer]:
         """Wait for requests; an empty list once the engine is closed."""
@@ -321,13 +360,14 @@ class Engine:
     def _generate(self, batch: list[Answer]) -> None:
         requests = [answer.request for answer in batch]
         first = requests[0]
-        longest = max(request.decoding.max_new_tokens for request in requests)
-        decoding = Decoding(first.decoding.temperature, first.decoding.top_p, max_new_tokens=longest)
+        # at least one, where it was an answer's last token that failed
+        longest = max(1, *(answer.num_left for answer in batch))
+        decoding = replace(first.decoding, max_new_tokens=longest)
         # texts that end a row are looked for by its answer; generate needs to know the ids alone
         stopping = self.stopping().kwargs()
         ends = {key: stopping[key] for key in ("eos_token_id", "pad_token_id")}
         # stays on the CPU: the model plans its merge there
-        input_ids, attention_mask = left_pad([r.input_ids for r in requests], ends["pad_token_id"])
+        input_ids, attention_mask = left_pad([answer.prompt_ids for answer in batch], ends["pad_token_id"])
         pixels = [pixels.to(self.model.device) for request in requests for pixels in request.pixels]
         if first.seed is not None:
             torch.manual_seed(first.seed)

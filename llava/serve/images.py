@@ -6,25 +6,28 @@ import http.client
 import ipaddress
 import re
 import socket
-import ssl
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
-from threading import Timer
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
 from PIL import Image
 
 from llava.errors import UserError
+from llava.fetch import connect, in_time, timed_tls
 from llava.pictures import ImageError, load_image
+from llava.text import replace_surrogates
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # Pillow's others call programs, or are seldom read
 MAX_ASPECT = 100  # longer to shorter side; the image processor enlarges the shorter to the tower's
 MAX_REDIRECTS = 3
-DATA_URL = re.compile(r"data:(?:image/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*(;base64)?,", re.IGNORECASE)
+MAX_HOST = 253  # letters of a name, as DNS has it
+MAX_HEAD = 1000  # characters of a data URL ahead of its data
+DATA_URL = re.compile(
+    r"data:\s*(?:image/[\w.+-]+)?\s*(?:;\s*[\w.+-]+=[^;,]*)*(;\s*base64\s*)?,", re.IGNORECASE
+)
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # the only part of IPv6 that the open internet uses
 
@@ -58,7 +61,7 @@ def read_images(urls: Iterable[str], limits: ImageLimits) -> Iterator[Image.Imag
 
 
 def is_data(url: str) -> bool:
-    return url[:5].lower() == "data:"
+    return url.lstrip()[:5].lower() == "data:"
 
 
 def read_image(url: str, limits: ImageLimits, deadline: float) -> Image.Image:
@@ -72,19 +75,22 @@ def read_image(url: str, limits: ImageLimits, deadline: float) -> Image.Image:
 
 def data_of(url: str, max_bytes: int) -> bytes:
     """The bytes within a data URL."""
-    head = DATA_URL.match(url[:200])
+    url = replace_surrogates(url.lstrip())
+    head = DATA_URL.match(url[:MAX_HEAD])
     if head is None:
         raise UserError("image_url must start like data:image/png;base64, to be a picture's data URL.")
-    if len(url) - head.end() > max_bytes * (4 / 3 if head[1] else 3) + 4:
+    is_base64, payload = head[1] is not None, url[head.end() :]
+    if is_base64:
+        payload = "".join(payload.split())  # some encoders break lines
+    if len(payload) > max_bytes * (4 / 3 if is_base64 else 3) + 4:
         raise UserError(
             f"an image is larger than {max_bytes} bytes, this server's limit; send a smaller one."
         )
+    data = unquote_to_bytes(payload)
     try:
-        payload = url[head.end() :]
-        data = base64.b64decode(payload, validate=True) if head[1] else unquote_to_bytes(payload)
-    except (binascii.Error, ValueError) as error:
+        return within(base64.b64decode(data, validate=True) if is_base64 else data, max_bytes)
+    except binascii.Error as error:
         raise UserError(f"an image_url's base64 is broken ({error}).") from error
-    return within(data, max_bytes)
 
 
 def within(data: bytes, max_bytes: int) -> bytes:
@@ -133,14 +139,17 @@ def fetch(url: str, limits: ImageLimits, deadline: float) -> bytes:
             return data
         if status not in (301, 302, 303, 307, 308) or not location:
             raise UserError(f"image_url of {urlsplit(url).hostname} answered with status {status}.")
-        url = urljoin(url, location)
+        try:
+            url = urljoin(url, location)
+        except ValueError as error:  # a bracket that is none
+            raise UserError(f"image_url of {urlsplit(url).hostname} leads to no address.") from error
     raise UserError(f"image_url leads through more than {MAX_REDIRECTS} redirects.")
 
 
 def _get(url: str, max_bytes: int, deadline: float) -> tuple[int, str | None, bytes]:
     """Status, Location and body of one hop; no body but of a 200."""
     host, target = split_url(url)
-    connection = _Pinned(host, public_address(host), deadline)
+    connection = _Pinned(host, in_time(deadline, public_address, host), deadline)
     try:
         connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "llava"})
         response = connection.getresponse()
@@ -148,8 +157,6 @@ def _get(url: str, max_bytes: int, deadline: float) -> tuple[int, str | None, by
         while response.status == 200 and (chunk := response.read1(65536)):
             data += chunk
             within(data, max_bytes)
-        if time.monotonic() >= deadline:  # what came may be a part
-            raise TimeoutError
         return response.status, response.headers.get("Location"), bytes(data)
     finally:
         connection.close()
@@ -163,7 +170,7 @@ def split_url(url: str) -> tuple[str, str]:
         host = parts.hostname.encode("idna").decode() if is_plain else ""
     except ValueError:  # a port or a bracket that is none, a name too long
         host = ""
-    if not host or parts.username is not None:
+    if not host or len(host) > MAX_HOST or parts.username is not None:
         raise UserError("image_url must be a data URL or https://host/..., without a port or a user's name.")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return host, re.sub(r"[^!-~]", lambda match: "".join(f"%{b:02X}" for b in match[0].encode()), target)
@@ -196,30 +203,26 @@ def is_public(address: str) -> bool:
 class _Pinned(http.client.HTTPSConnection):
     """Connects to the address that was checked: a second look-up of the name might give another.
 
-    At time.monotonic() == `deadline` the connection ends, whatever it is at: a socket's own timeout begins
-    anew with each byte, so that a server could hold it for hours by sending one now and then.
+    At time.monotonic() == `deadline` the connection ends, whatever it is at.
     """
 
     def __init__(self, host: str, address: str, deadline: float, port: int = 443):
-        self._tls = ssl.create_default_context()
-        super().__init__(host, port, timeout=max(0.1, deadline - time.monotonic()), context=self._tls)
-        self._address = address
-        self._plain: socket.socket | None = None
-        self._timer = Timer(self.timeout, self._end)
-        self._timer.daemon = True
+        self._tls = timed_tls(deadline)
+        super().__init__(host, port, context=self._tls)
+        self._address, self._deadline = address, deadline
+        self._response: http.client.HTTPResponse | None = None
 
     def connect(self) -> None:
-        plain = socket.create_connection((self._address, self.port), self.timeout)
-        self._plain = plain.dup()  # the TLS socket takes the other's place
-        self._timer.start()
+        plain = connect((self._address, self.port), self._deadline)
         self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
 
-    def close(self) -> None:
-        self._timer.cancel()
-        super().close()
-        if self._plain is not None:
-            self._plain.close()
+    def getresponse(self) -> http.client.HTTPResponse:
+        self._response = super().getresponse()
+        return self._response
 
-    def _end(self) -> None:
-        with suppress(OSError):  # the other side was faster
-            self._plain.shutdown(socket.SHUT_RDWR)
+    def close(self) -> None:
+        """Called by http.client too, ahead of the body, where the connection is that of one answer: the body
+        is then still to be read, from the response."""
+        super().close()
+        if self._response is not None:
+            self._response.close()

@@ -1,18 +1,138 @@
 """The part of OpenAI's chat completions that a vision-language model can keep: requests, answers, errors."""
 
+import json
+import re
 import time
 import uuid
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
-from llava.conversation import Conversation, place_images
+from llava.conversation import Conversation, MarkedPrompt, chat_prompt
 from llava.errors import UserError
+from llava.text import replace_surrogates
+
+MAX_MESSAGE = 1000  # characters of an error's message
+MAX_ECHO = 100  # characters of a client's own text in it
+
+# A field that would change the answer or its form and is not honoured, to the values that ask for nothing.
+# With any other value it is refused. Fields that are neither here nor in ChatRequest are ignored.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    # of OpenAI
+    "audio": (None,),
+    "frequency_penalty": (None, 0),
+    "function_call": (None, "none", "auto"),
+    "functions": (None, []),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "modalities": (None, ["text"]),
+    "n": (None, 1),
+    "parallel_tool_calls": (None, True, False),
+    "prediction": (None,),
+    "presence_penalty": (None, 0),
+    "reasoning": (None, {}),
+    "reasoning_effort": (None, "none"),
+    "response_format": (None, {"type": "text"}),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+    "top_logprobs": (None, 0),
+    "verbosity": (None, "medium"),
+    "web_search_options": (None,),
+    # of vLLM and SGLang
+    "add_generation_prompt": (None, True),
+    "add_special_tokens": (None, False),
+    "allowed_token_ids": (None,),
+    "bad_words": (None, []),
+    "best_of": (None, 1),
+    "chat_template": (None,),
+    "chat_template_kwargs": (None, {}),
+    "continue_final_message": (None, False),
+    "custom_logit_processor": (None,),
+    "documents": (None, []),
+    "early_stopping": (None, False),
+    "ebnf": (None,),
+    "echo": (None, False),
+    "guided_choice": (None,),
+    "guided_decoding_backend": (None,),
+    "guided_grammar": (None,),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_whitespace_pattern": (None,),
+    "ignore_eos": (None, False),
+    "include_stop_str_in_output": (None, False),
+    "input_ids": (None,),
+    "length_penalty": (None, 1),
+    "logits_processors": (None, []),
+    "lora_path": (None,),
+    "min_new_tokens": (None, 0),
+    "min_tokens": (None, 0),
+    "mm_processor_kwargs": (None, {}),
+    "no_stop_trim": (None, False),
+    "prompt_logprobs": (None,),
+    "regex": (None,),
+    "repetition_detection": (None,),
+    "return_hidden_states": (None, False),
+    "return_token_ids": (None, False),
+    "return_tokens_as_token_ids": (None, False),
+    "skip_special_tokens": (None, True),
+    "stop_regex": (None, []),
+    "stop_token_ids": (None, []),
+    "structural_tag": (None,),
+    "structured_outputs": (None,),
+    "truncate_prompt_tokens": (None,),
+    "use_beam_search": (None, False),
+    "vllm_xargs": (None, {}),
+    # of transformers, Text Generation Inference and llama.cpp
+    "do_sample": (None,),
+    "dry_multiplier": (None, 0),
+    "dynatemp_range": (None, 0),
+    "epsilon_cutoff": (None, 0),
+    "eta_cutoff": (None, 0),
+    "grammar": (None,),
+    "json_schema": (None,),
+    "max_length": (None,),
+    "max_new_tokens": (None,),
+    "mirostat": (None, 0),
+    "n_predict": (None,),
+    "no_repeat_ngram_size": (None, 0),
+    "num_beams": (None, 1),
+    "penalty_alpha": (None, 0),
+    "repeat_penalty": (None, 1),
+    "tfs_z": (None, 1),
+    "top_a": (None, 0),
+    "top_n_sigma": (None, 0, -1),
+    "typ_p": (None, 1),
+    "typical_p": (None, 1),
+    "xtc_probability": (None, 0),
+}
+# The same of a message's own fields
+NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
+    "audio": (None,),
+    "function_call": (None,),
+    "partial": (None, False),
+    "prefix": (None, False),
+    "refusal": (None, ""),
+    "tool_calls": (None, []),
+}
 
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Probability = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Positive = Annotated[int, Field(ge=1, strict=True)]
+Positive = Annotated[int, Field(ge=1, lt=2**63, strict=True)]
 StopText = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+def tagged(tag: str, kind):
+    """A choice of a union. `explain` knows its tag, which is no field's name, by the brackets."""
+    return Annotated[kind, Tag(f"({tag})")]
+
+
+def text_or_list(value: Any) -> str | None:
+    return "(text)" if isinstance(value, str) else "(list)" if isinstance(value, list) else None
+
+
+def part_type(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else None
+    return f"({kind})" if isinstance(kind, str) else None
 
 
 class ApiError(Exception):
@@ -32,7 +152,13 @@ class ApiError(Exception):
         """In OpenAI's shape."""
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
         kind = "server_error" if self.status >= 500 else kinds.get(self.status, "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": None, "code": self.code}}
+        message = cut(self.message, MAX_MESSAGE)
+        return {"error": {"message": message, "type": kind, "param": None, "code": self.code}}
+
+
+def cut(text: str, most: int = MAX_ECHO) -> str:
+    """A text for a message, without its end where it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 class ImageUrl(BaseModel):
@@ -49,25 +175,41 @@ class ImagePart(BaseModel):
     image_url: ImageUrl
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+Part = Annotated[tagged("text", TextPart) | tagged("image_url", ImagePart), Discriminator(part_type)]
+Parts = Annotated[list[Part], Field(fail_fast=True)]
+StopTexts = Annotated[list[StopText], Field(max_length=4)]
 
 
 class Message(BaseModel):
+    """One message. An assistant's may be without content; it is then an empty answer."""
+
+    model_config = ConfigDict(extra="allow")
+
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: Annotated[tagged("text", str) | tagged("list", Parts), Discriminator(text_or_list)] | None = None
 
     @property
     def text(self) -> str:
         """The text parts, a line each."""
         if isinstance(self.content, str):
             return self.content
-        return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
+        return "\n".join(part.text for part in self.content or () if isinstance(part, TextPart))
 
     @property
     def image_urls(self) -> list[str]:
         if isinstance(self.content, str):
             return []
-        return [part.image_url.url for part in self.content if isinstance(part, ImagePart)]
+        return [part.image_url.url for part in self.content or () if isinstance(part, ImagePart)]
+
+    def check(self, place: str) -> None:
+        """Raises UserError for what its role may not say; `place` names the message."""
+        refuse_unsupported(self.model_extra, NEUTRAL_IN_MESSAGE, f"{place}.")
+        if self.content is None and self.role != "assistant":
+            raise UserError(f"{place}.content must be a text or a list of parts.")
+        if self.role != "user" and self.image_urls:
+            raise UserError(f"{place}: images belong into the user's messages, not the {self.role}'s.")
+        if self.role == "user" and not self.text.strip() and not self.image_urls:
+            raise UserError(f"{place}, the user's, is empty.")
 
 
 class StreamOptions(BaseModel):
@@ -75,22 +217,27 @@ class StreamOptions(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """A body of /v1/chat/completions; `scale_factor`, the compression side of this call, is ours.
+    """A body of /v1/chat/completions.
 
-    Fields that would change the answer and are not here are refused unless they ask for nothing; others, such
-    as `user` and `metadata`, are ignored.
+    `scale_factor`, the compression side of this call, is ours; `top_k`, `min_p` and `repetition_penalty` are
+    those of vLLM.
     """
 
     model_config = ConfigDict(extra="allow")
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_tokens: Positive | None = None
     max_completion_tokens: Positive | None = None
     temperature: Temperature | None = None
     top_p: Probability | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=2**63, strict=True)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
+    stop: (
+        Annotated[tagged("text", StopText) | tagged("list", StopTexts), Discriminator(text_or_list)] | None
+    ) = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     scale_factor: Positive | None = None
@@ -106,20 +253,7 @@ class ChatRequest(BaseModel):
 
     def check(self) -> None:
         """Raises UserError for a field that cannot be kept, or messages that make no conversation."""
-        neutral: dict[str, tuple[Any, ...]] = {
-            "n": (None, 1),
-            "frequency_penalty": (None, 0),
-            "presence_penalty": (None, 0),
-            "logprobs": (None, False),
-            "logit_bias": (None, {}),
-            "tools": (None, []),
-            "functions": (None, []),
-            "response_format": (None, {"type": "text"}),
-            "audio": (None,),
-        }
-        for name, values in neutral.items():
-            if self.model_extra.get(name) not in values:
-                raise UserError(f"{name} is not supported; leave it out.")
+        refuse_unsupported(self.model_extra, NEUTRAL)
         turns = [message for message in self.messages if message.role not in ("system", "developer")]
         if self.messages[len(self.messages) - len(turns) :] != turns:
             raise UserError("system messages must come first.")
@@ -128,26 +262,88 @@ class ChatRequest(BaseModel):
             raise UserError(
                 "messages must alternate between user and assistant, the first and last the user's."
             )
-        for message in self.messages:
-            if message.role != "user" and message.image_urls:
-                raise UserError(f"images belong into the user's messages, not the {message.role}'s.")
-            if not message.text.strip() and not message.image_urls:
-                raise UserError(f"a message of the {message.role} is empty.")
+        for index, message in enumerate(self.messages):
+            message.check(f"messages[{index}]")
 
-    def prompt(self, template: Conversation, use_im_start_end: bool) -> str:
-        """The conversation in the template's words, one <image> for each image.
+    def prompt(self, template: Conversation, use_im_start_end: bool) -> MarkedPrompt:
+        """The conversation in the template's words.
 
         Raises:
             UserError: where the template cannot express it.
         """
         system = [m.text for m in self.messages if m.role in ("system", "developer")]
-        conversation = template.with_system("\n".join(system)) if system else template.copy()
-        for message in self.messages[len(system) :]:
-            role = conversation.roles[message.role == "assistant"]
-            text = place_images(message.text, len(message.image_urls), template, use_im_start_end)
-            conversation.append_message(role, text)
-        conversation.append_message(conversation.roles[1], None)
-        return conversation.get_prompt()
+        if system:
+            template = template.with_system("\n".join(system))
+        questions, answers = self.messages[len(system) :: 2], self.messages[len(system) + 1 :: 2]
+        said = [*(answer.text for answer in answers), None]
+        turns = [
+            (question.text, len(question.image_urls), answer)
+            for question, answer in zip(questions, said, strict=True)
+        ]
+        return chat_prompt(turns, template, use_im_start_end)
+
+
+def refuse_unsupported(fields: dict[str, Any], neutral: dict[str, tuple[Any, ...]], place: str = "") -> None:
+    """Raises UserError for a field of the table whose value asks for something."""
+    for name, values in neutral.items():
+        if fields.get(name) not in values:
+            raise UserError(f"{place}{name} is not supported; leave it out.")
+
+
+def read_request(body: bytes) -> ChatRequest:
+    """A body's request, lone surrogates in it replaced by U+FFFD.
+
+    Raises:
+        UserError: if it is none; names the first place that is wrong.
+    """
+    try:
+        try:
+            chat = ChatRequest.model_validate_json(body)
+        except ValidationError as error:
+            if error.errors(include_url=False)[0]["type"] != "json_invalid":
+                raise
+            # a lone surrogate is JSON, but pydantic takes none
+            chat = ChatRequest.model_validate_json(_replaced(body) or body)
+    except ValidationError as error:
+        raise UserError(explain(error)) from error
+    chat.check()
+    return chat
+
+
+def _replaced(body: bytes) -> str | None:
+    """A JSON text with U+FFFD for its lone surrogates; None if it is no JSON."""
+    try:
+        return replace_surrogates(json.dumps(json.loads(body), ensure_ascii=False))
+    except (ValueError, RecursionError):
+        return None
+
+
+def explain(error: ValidationError) -> str:
+    """What is wrong with a body first, in a sentence."""
+    first = error.errors(include_url=False)[0]
+    kind, value, place = first["type"], first["input"], ""
+    for step in first["loc"]:
+        if isinstance(step, int):
+            place += f"[{step}]"
+        elif not step.startswith("("):  # no tag of ours
+            place += f".{step}" if place else step
+    place = place or "the body"
+    if kind == "json_invalid":
+        return f"the body is no JSON ({first['ctx']['error']})."
+    if kind == "missing":
+        return f"{place} is missing."
+    if kind in ("model_type", "model_attributes_type"):
+        return f"{place} must be an object."
+    if kind == "too_long":
+        return f"{place} may hold up to {first['ctx']['max_length']} items, got {len(value)}."
+    if kind.startswith("union_tag"):
+        if not place.endswith("]"):
+            return f"{place} must be a text or a list."
+        if (tag := part_type(value)) is None:
+            return f'{place} must be an object of type "text" or "image_url".'
+        return f'{place}: type "{cut(tag[1:-1])}" is not known; use "text" or "image_url".'
+    words = re.sub(r"^(Input|Value|List|String)\b", place, first["msg"])
+    return words.replace(" after validation", "") + "."
 
 
 class Completion:

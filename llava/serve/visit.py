@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+import html
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 
 import gradio as gr
+from PIL import Image
 
 from llava.decoding import Decoding
 from llava.errors import UserError
-from llava.mm_utils import load_image
 from llava.serve.chat import Chat, Turn
+from llava.serve.images import ImageLimits, decode_image
 from llava.visualization.words import WordAttention, answer_words, draw_word
 
-CLICK = "Click a word to see where the model looked when it said it."
-
-
-class _Said(gr.Error):
-    """What the visitor can mend: shown on the page, and not in the server's log."""
-
-    def __init__(self, message: str):
-        super().__init__(message, print_exception=False)
+BUG = "The model failed on this, and the server's log says why. Try again, or ask something else."
 
 
 @dataclass
@@ -32,6 +27,7 @@ class Visit:
 
     Attributes:
         turn: number of that answer in the conversation; None: there is none.
+        num_answers: how many were given, those that Retry replaced included.
         attention: of the answer last looked into, beside its Turn.
         word: the one looked at, or None: the whole answer.
         is_over: the visitor began a new one; an answer that is still on its way is shown no more.
@@ -40,6 +36,7 @@ class Visit:
     chat: Chat
     shown: list = field(default_factory=list)
     turn: int | None = None
+    num_answers: int = 0
     attention: tuple[Turn, WordAttention] | None = None
     word: int | None = None
     is_over: bool = False
@@ -49,14 +46,22 @@ class Visit:
 class Page:
     """The page's events.
 
-    `ask` and `retry` give (message box, messages shown, visit, timing) as they are next; `words`, `choose`,
-    `look`, `look_at_all` and `at_layer` give (words, pictures under heat, a line about them).
+    `ask`, `retry` and `reset` give (message box, messages shown, visit, timing, number of answers given, the
+    column of the answer's words) as they are next. `look`, `look_at_all` and `at_layer` give (words, pictures
+    lit where the model looked, a line about them), and `words` and `choose` the column beside these. After an
+    error the page is as it was before, and a toast says what went wrong.
 
     Args:
         chat: a conversation with the model; each visit gets a fresh one.
+        examples: what may be asked first, {"text", "files": [path]} each.
     """
 
     chat: Chat
+    examples: Sequence[dict] = ()
+
+    def example(self, event: gr.SelectData) -> dict:
+        """The message box with the example that was clicked."""
+        return self.examples[event.index]
 
     def ask(
         self, message: dict, visit: Visit | None, num_tokens, temperature, top_p, max_new_tokens
@@ -69,44 +74,45 @@ class Page:
             num_tokens: visual tokens of a view; None: the model's own.
             temperature, top_p, max_new_tokens: as Decoding takes them.
         """
-        text = (message["text"] or "").strip()
-        if not text:
-            raise _Said("Ask something about the picture.")
         visit = visit or Visit(self.chat.fresh())
-        asked = [{"role": "user", "content": {"path": path}} for path in message["files"]]
-        asked.append({"role": "user", "content": text})
-        with _untouched_by_errors(visit):
-            for path in message["files"]:
-                visit.chat.add_image(_picture(path))
-            visit.shown = visit.shown + asked
-            for _ in _answer(visit, text, num_tokens, temperature, top_p, max_new_tokens):
-                yield None, visit.shown, visit, _timing(visit)
-            if visit.is_over:
-                yield _emptied()
+        answer = self._ask(message, visit, num_tokens, temperature, top_p, max_new_tokens)
+        yield from _unless_it_fails(visit, message, answer)
 
     def retry(
         self, message: dict, visit: Visit | None, num_tokens, temperature, top_p, max_new_tokens
     ) -> Iterator[tuple]:
         """Answer the last question anew; as ask, but what is being typed stays."""
-        if visit is None or not visit.chat.turns:
-            raise _Said("Nothing was asked yet.")
-        with _untouched_by_errors(visit):
-            text = visit.chat.withdraw()
-            visit.shown = visit.shown[:-1]
-            for _ in _answer(visit, text, num_tokens, temperature, top_p, max_new_tokens):
-                yield message, visit.shown, visit, _timing(visit)
-            if visit.is_over:
-                yield _emptied()
+        visit = visit or Visit(self.chat.fresh())
+        answer = self._retry(visit, num_tokens, temperature, top_p, max_new_tokens)
+        yield from _unless_it_fails(visit, gr.skip(), answer)
+
+    def _ask(self, message: dict, visit: Visit, *settings) -> Iterator[tuple]:
+        text = (message["text"] or "").strip()
+        if not text:
+            raise UserError("Ask something: type a question about the picture first.")
+        asked = [{"role": "user", "content": {"path": path}} for path in message["files"]]
+        asked.append({"role": "user", "content": text})
+        for path in message["files"]:
+            visit.chat.add_image(_picture(path))
+        visit.shown = visit.shown + asked
+        yield from _steps(visit, None, _answer(visit, text, *settings))
+
+    def _retry(self, visit: Visit, *settings) -> Iterator[tuple]:
+        if not visit.chat.turns:
+            raise UserError("Nothing was asked yet. Ask a question first.")
+        text = visit.chat.withdraw()
+        visit.shown = visit.shown[:-1]
+        yield from _steps(visit, gr.skip(), _answer(visit, text, *settings))
 
     def reset(self, visit: Visit | None) -> tuple:
         if visit is not None:
             visit.is_over = True
             visit.chat.stop()
-        return None, [], None, ""
+        return None, *_emptied()
 
     def words(self, visit: Visit | None) -> tuple:
-        """Offer the last answer's words."""
-        return self._offer(visit, len(visit.chat.turns) - 1 if visit else -1)
+        """Offer the words of the answer that has just come."""
+        return self._offer(visit, None if visit is None else visit.turn)
 
     def choose(self, visit: Visit | None, event: gr.SelectData) -> tuple:
         """Offer the words of the answer that was clicked in the conversation, or whose question was."""
@@ -128,37 +134,43 @@ class Page:
             return gr.skip(), gr.skip(), gr.skip()
         return self._look(visit, layer, visit.word)
 
-    def _offer(self, visit: Visit | None, turn: int) -> tuple:
-        if visit is None or not 0 <= turn < len(visit.chat.turns):
-            return [], [], ""
-        visit.turn, visit.attention, visit.word = turn, None, None
-        words, _ = answer_words(
-            visit.chat.tokenizer, visit.chat.turns[turn].ids, visit.chat.template.stop_str
-        )
-        return [(word, None) for word in words], [], CLICK
+    def _offer(self, visit: Visit | None, turn: int | None) -> tuple:
+        words = []
+        if visit is not None and turn is not None and 0 <= turn < len(visit.chat.turns):
+            visit.turn, visit.attention, visit.word = turn, None, None
+            ids = visit.chat.turns[turn].ids
+            words, _ = answer_words(visit.chat.tokenizer, ids, visit.chat.template.stop_str)
+        offered = [(word, None) for word in words]
+        return offered, gr.Gallery([], visible=False), "", gr.update(visible=bool(words))
 
     def _look(self, visit: Visit | None, layer: int, word: int | None) -> tuple:
-        if visit is None or visit.turn is None or visit.turn >= len(visit.chat.turns):
-            raise _Said("Ask first: there is no answer to look into.")
-        turn = visit.chat.turns[visit.turn]
         try:
-            if visit.attention is None or visit.attention[0] is not turn:
-                visit.attention = turn, visit.chat.attention(visit.turn)
-        except UserError as error:
-            raise _Said(str(error)) from error
-        attention, visit.word = visit.attention[1], word
-        images = [image for asked in visit.chat.turns[: visit.turn + 1] for image in asked.images]
-        shares = attention.weights[layer].sum(axis=1)
-        most = max(shares.max(), 1e-12)
-        words = [(text, float(share / most)) for text, share in zip(attention.words, shares, strict=True)]
-        name = "The whole answer" if word is None else f"“{attention.words[word]}”"
-        share = float(attention.row(layer, word).sum())
-        line = (
-            f"{name}, layer {layer}: {share:.1%} of its attention on the visual tokens; red is "
-            f"{attention.brightest(layer):.2%} or more on one of them."
-        )
-        pictures = [(picture, None) for picture in draw_word(attention, images, layer, word)]
-        return words, gr.Gallery(pictures, selected_index=0), line
+            return _looked(visit, layer, word)
+        except Exception as error:
+            _say(error)
+            return gr.skip(), gr.skip(), gr.skip()
+
+
+def _looked(visit: Visit | None, layer: int, word: int | None) -> tuple:
+    """Where a word looked, or with None the whole answer. Raises UserError if that cannot be shown."""
+    if visit is None or visit.turn is None or visit.turn >= len(visit.chat.turns):
+        raise UserError("Ask first: there is no answer to look into.")
+    turn = visit.chat.turns[visit.turn]
+    if visit.attention is None or visit.attention[0] is not turn:
+        visit.attention = turn, visit.chat.attention(visit.turn)
+    attention, visit.word = visit.attention[1], word
+    images = [image for asked in visit.chat.turns[: visit.turn + 1] for image in asked.images]
+    shares = attention.weights[layer].sum(axis=1)
+    most = max(shares.max(), 1e-12)
+    words = [(text, float(share / most)) for text, share in zip(attention.words, shares, strict=True)]
+    name = "The whole answer" if word is None else f"“{attention.words[word]}”"
+    share = float(attention.row(layer, word).sum())
+    line = (
+        f"{name}, layer {layer}: {share:.1%} of its attention on the visual tokens. Brighter places got more "
+        f"of it; the brightest, {attention.brightest(layer):.2%} or more on one token."
+    )
+    pictures = [(picture, None) for picture in draw_word(attention, images, layer, word)]
+    return words, gr.Gallery(pictures, visible=True), html.escape(line)
 
 
 def stop(visit: Visit | None) -> None:
@@ -170,11 +182,12 @@ def stop(visit: Visit | None) -> None:
         visit.chat.stop()
 
 
-def _picture(path: str):
+def _picture(path: str) -> Image.Image:
     """An uploaded picture; an error calls it by its own name, not by its place on the server."""
-    file = BytesIO(Path(path).read_bytes())
-    file.name = Path(path).name
-    return load_image(file)
+    try:
+        return decode_image(Path(path).read_bytes(), ImageLimits.max_pixels)
+    except UserError as error:
+        raise UserError(f"The file {Path(path).name} cannot be read: {error}") from error
 
 
 def _answer(visit: Visit, text: str, num_tokens, temperature, top_p, max_new_tokens) -> Iterator[None]:
@@ -196,30 +209,62 @@ def _answer(visit: Visit, text: str, num_tokens, temperature, top_p, max_new_tok
     if visit.is_over:
         return
     if len(visit.chat.turns) == num_turns:
-        raise UserError("Nothing was said; the question counts as not asked.")
+        raise UserError("The model said nothing, so the question counts as not asked.")
     visit.turn = num_turns
+    visit.num_answers += 1
     yield
 
 
+def _steps(visit: Visit, message, answer: Iterator[None]) -> Iterator[tuple]:
+    """What the page shows at each step of an answer. The first sets the box and hides the old words."""
+    column = gr.update(visible=False)
+    for _ in answer:
+        yield message, *_talk(visit), column
+        message = column = gr.skip()  # by now the next question may be typed, and the new words be shown
+
+
+def _talk(visit: Visit) -> tuple:
+    """The messages shown, the visit, its timing, and the number of answers given."""
+    return visit.shown, visit, str(visit.chat.timing or ""), visit.num_answers
+
+
 def _emptied() -> tuple:
-    """The page of a new conversation, as the old one's answer leaves it: what it showed last may arrive after
-    the page was emptied. What is being typed stays."""
-    return gr.skip(), [], None, ""
+    """What follows the message box, of a new conversation."""
+    return [], None, "", None, gr.update(visible=False)
 
 
-def _timing(visit: Visit) -> str:
-    return str(visit.chat.timing or "")
+def _unless_it_fails(visit: Visit, message, answer: Iterator[tuple]) -> Iterator[tuple]:
+    """An answer on the page. If it fails, the conversation is as it was before, and a toast says why.
 
-
-@contextmanager
-def _untouched_by_errors(visit: Visit) -> Iterator[None]:
-    """After an error the conversation is as it was before; what the visitor can mend is said on the page."""
-    chat, shown = visit.chat, visit.shown
-    turns, waiting = list(chat.turns), list(chat.waiting)
+    Args:
+        message: what the message box holds again after a failure.
+        answer: ends early once the visit is over.
+    """
+    chat = visit.chat
+    talk = list(chat.turns), list(chat.waiting), chat.timing
+    looked = visit.shown, visit.turn, visit.attention
+    has_begun = False
     try:
-        yield
+        with closing(answer):
+            for step in answer:
+                has_begun = True
+                yield step
     except Exception as error:
-        chat.turns, chat.waiting, visit.shown = turns, waiting, shown
-        if isinstance(error, UserError):
-            raise _Said(str(error)) from error
-        raise
+        chat.turns, chat.waiting, chat.timing = talk
+        visit.shown, visit.turn, visit.attention = looked
+        if not visit.is_over:
+            _say(error)
+            restored = message, *_talk(visit), gr.update(visible=visit.turn is not None)
+            yield restored if has_begun else (gr.skip(),) * len(restored)
+    if visit.is_over:  # what the old conversation showed last may arrive after the page was emptied
+        yield gr.skip(), *_emptied()
+
+
+def _say(error: Exception) -> None:
+    """Say in a toast, which takes HTML, what went wrong. If it is a bug, the log has its traceback."""
+    if isinstance(error, UserError):
+        text = str(error)
+        gr.Warning(html.escape(text[:1].upper() + text[1:]))
+    else:
+        traceback.print_exception(error)
+        gr.Warning(BUG)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import html
+import os
+from copy import deepcopy
 
 from llava.command import exit_code
 from llava.errors import UserError
@@ -16,12 +19,42 @@ KEEP_FILES = (
     86400,
 )  # seconds: how often to look for visitors' files to delete, and how old they must be
 FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
+HOW = "Add a picture or take an example, and ask about it. Then click a word to see where the model looked."
+CLICK = "Click a word of an answer, and see."
+# A toast says what went wrong, so the panels that gradio lays over every output after an error are hidden
 CSS = """
-#words .empty { min-height: 2.5em; }
-#words .textfield { max-height: 11em; overflow-y: auto; }
-#timing, #line { min-height: 1.6em; }
-#chat img { max-height: 200px; width: auto; }
-#examples img { max-height: 72px; }
+[data-testid="status-tracker"]:has(.error) { display: none !important; }
+.gradio-container > .main { padding: 16px clamp(12px, 2.5vw, 32px) !important; }
+#title .html-container, #looked .html-container { padding: 0 !important; }
+#title h1 { font-size: 1.6em; margin: 0; }
+#title p { margin: 0.3em 0 0; }
+#looked h2 { font-size: 1.1em; margin: 0; }
+#looked p { margin: 0.3em 0 0; }
+#words .textfield { max-height: 8em; overflow-y: auto; }
+#words [role=button] { cursor: pointer; margin-right: 4px; padding: 0 4px; }
+#words [role=button]:not(.highlighted) { border: 1px solid var(--color-accent); border-radius: 4px; }
+#heat .grid-wrap { min-height: 0; height: auto !important; }
+#heat .thumbnail-item { aspect-ratio: auto; height: 300px; border: none; background: none; }
+#heat img { object-fit: contain; }
+#timing:not(:has(p)) { display: none; }
+#chat .message-buttons-right { display: none; }
+#chat .message img { max-height: 160px; width: auto; }
+#chat .placeholder-content { height: 100%; justify-content: center; }
+#chat .placeholder { flex: none; height: auto; padding: 8px 16px; }
+#chat .examples { grid-template-columns: minmax(0, 400px); justify-content: center; gap: 8px; padding: 8px; }
+#chat .example { border: 1px solid var(--border-color-primary); padding: 8px; }
+#chat .example-content { flex-direction: row; align-items: center; gap: 12px; }
+#chat .example-image-container, #chat .example-image { width: 64px; height: 64px; margin: 0; flex: none; }
+@media (max-width: 640px) {
+  #chat { height: auto !important; min-height: 200px; max-height: 340px; }
+  #chat .message img { max-height: 80px; }
+  #chat .message-buttons-left { display: none; }
+  #chat .bubble-wrap { padding-top: 0; }
+  #chat .example-image-container, #chat .example-image { width: 44px; height: 44px; }
+  #heat .thumbnail-item { height: 240px; }
+  #timing p { font-size: 0.75em; }
+  .column { gap: 8px !important; }
+}
 """
 
 
@@ -31,79 +64,108 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_model_flags(parser)
     add = parser.add_argument
+    add("--model-name", help="what the page calls the model; default: the folder's name")
     add("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine alone)")
     add("--port", type=int, default=7860, help="port (default 7860)")
     add("--share", action="store_true", help="also make a public address, through gradio's servers")
     return parser.parse_args(argv)
 
 
-def build(chat):
+def build(chat, name: str | None = None):
     """The page as gradio Blocks.
 
     Args:
         chat: llava.serve.chat.Chat with the model; its own conversation is not used.
+        name: of the model, in the title; None: the name of the folder that it was loaded from.
     """
     import gradio as gr
 
+    from llava.mm_utils import get_model_name_from_path
     from llava.serve import visit
     from llava.serve.chat import token_budgets
 
-    page, model = visit.Page(chat), chat.model
+    model = chat.model
     sees = model.get_vision_tower() is not None
+    page = visit.Page(chat, [message for (message,) in questions()] if sees else [])
+    name = name or get_model_name_from_path(model.config.name_or_path)
     with gr.Blocks(
-        title="LLaVA", analytics_enabled=False, fill_width=True, delete_cache=KEEP_FILES
+        title=f"LLaVA: {name}", analytics_enabled=False, fill_width=True, delete_cache=KEEP_FILES
     ) as blocks:
         state = gr.State(None, time_to_live=3600, delete_callback=visit.stop)
+        how = HOW if sees else "The model reads text alone. Ask it something."
+        gr.HTML(f"<h1>LLaVA: {html.escape(name)}</h1><p>{how}</p>", elem_id="title")
         with gr.Row():
-            with gr.Column(scale=3, min_width=420):
-                shown = gr.Chatbot(label="Conversation", height=440, buttons=["copy"], elem_id="chat")
-                timing = gr.Markdown(elem_id="timing")
-                message = gr.MultimodalTextbox(
-                    file_types=["image"],
-                    file_count="multiple",
-                    sources=["upload"],
-                    placeholder="Add pictures, and ask about them",
-                    show_label=False,
-                )
-                with gr.Row():
-                    stop, retry, reset = gr.Button("Stop"), gr.Button("Retry"), gr.Button("New conversation")
-                if sees:
-                    gr.Examples(questions(), message, label="Examples", elem_id="examples")
-            with gr.Column(scale=2, min_width=360):
+            with gr.Column(scale=3, min_width=320):
+                talk = _talk(page.examples)
+            with gr.Column(scale=2, min_width=320):
                 looked = _looking(visible=sees, num_layers=model.config.num_hidden_layers)
                 settings = _settings(token_budgets(model), model.num_visual_tokens if sees else None)
-        _connect(page, state, message, shown, timing, (stop, retry, reset), looked, settings)
+        _connect(page, state, talk, looked, settings)
     return blocks.queue(max_size=MAX_WAITING)
 
 
-def _looking(visible: bool, num_layers: int) -> tuple:
-    """Where the model looked: (words, whole answer, layer, pictures, a line about them)."""
+def _talk(examples: list[dict]) -> tuple:
+    """The conversation: (message box, messages shown, timing, its three buttons).
+
+    Args:
+        examples: what may be asked first; shown until something was asked.
+    """
     import gradio as gr
 
-    with gr.Column(visible=visible):
-        words = gr.HighlightedText(
-            label="Where did the model look? The answer's words", show_legend=False, elem_id="words"
-        )
-        pictures = gr.Gallery(
-            show_label=False,
-            height=320,
-            object_fit="contain",
-            preview=True,
-            elem_id="heat",
-            interactive=False,
-        )
-        line = gr.Markdown(elem_id="line")
+    shown = gr.Chatbot(
+        show_label=False,
+        height=430,
+        buttons=["copy"],
+        allow_file_downloads=False,
+        elem_id="chat",
+        placeholder="Take an example, or add a picture of your own below." if examples else None,
+        examples=deepcopy(examples) or None,  # gradio changes them
+        allow_tags=["image"],  # <image> is shown as it was typed
+    )
+    timing = gr.Markdown(elem_id="timing")
+    message = gr.MultimodalTextbox(
+        file_types=["image"],
+        file_count="multiple",
+        sources=["upload"],
+        placeholder="Add pictures, and ask about them",
+        show_label=False,
+    )
+    with gr.Row():
+        buttons = [
+            gr.Button(name, size="sm", min_width=60, scale=scale)
+            for name, scale in (("Stop", 1), ("Retry", 1), ("New conversation", 2))
+        ]
+    return message, shown, timing, buttons
+
+
+def _looking(visible: bool, num_layers: int) -> tuple:
+    """Where the model looked: (words, whole answer, layer, pictures, a line, column of an answer)."""
+    import gradio as gr
+
+    with gr.Column(visible=visible, elem_id="looked"):
+        gr.HTML(f"<h2>Where did the model look?</h2><p>{CLICK}</p>")
+        with gr.Column(visible=False) as column:
+            words = gr.HighlightedText(show_label=False, show_legend=False, elem_id="words")
+            pictures = gr.Gallery(
+                show_label=False,
+                object_fit="contain",
+                buttons=["fullscreen"],
+                elem_id="heat",
+                interactive=False,
+                visible=False,
+            )
+            line = gr.Markdown(elem_id="line")
         with gr.Row():
             layer = gr.Slider(0, num_layers - 1, num_layers - 1, step=1, label="Layer", scale=3)
-            whole = gr.Button("Whole answer", scale=1)
-    return words, whole, layer, pictures, line
+            whole = gr.Button("Whole answer", size="sm", scale=1, min_width=100)
+    return words, whole, layer, pictures, line, column
 
 
 def _settings(budgets: dict[int, int], own: int | None) -> list:
     """How the next answer is given: visual tokens of a view, temperature, top p, longest answer."""
     import gradio as gr
 
-    with gr.Accordion("Settings"):
+    with gr.Accordion("Settings of the next answer", elem_id="settings"):
         num_tokens = gr.Radio(
             list(budgets),
             value=own if budgets else None,
@@ -117,25 +179,36 @@ def _settings(budgets: dict[int, int], own: int | None) -> list:
     return [num_tokens, temperature, top_p, max_new_tokens]
 
 
-def _connect(page, state, message, shown, timing, buttons, looked, settings) -> None:
+def _connect(page, state, talk, looked, settings) -> None:
     """What each control does. Whatever runs the model waits for its turn at it."""
+    import gradio as gr
+
     from llava.serve import visit
 
-    stop, retry, reset = buttons
-    words, whole, layer, pictures, line = looked
-    talk, heat = [message, shown, state, timing], [words, pictures, line]
+    message, shown, timing, (stop, retry, reset) = talk
+    words, whole, layer, pictures, line, column = looked
+    num_answers = gr.State(None)  # its change says that an answer is complete
+    talk = [message, shown, state, timing, num_answers, column]
+    heat, offered = [words, pictures, line], [words, pictures, line, column]
     model = {"concurrency_id": "model", "concurrency_limit": 1}
+    answers = [
+        trigger(
+            action,
+            [message, state, *settings],
+            talk,
+            api_name=action.__name__,
+            show_progress_on=message,  # on the conversation it would be a bubble ahead of the question
+            **model,
+        )
+        for trigger, action in ((message.submit, page.ask), (retry.click, page.retry))
+    ]
     quick = {"queue": False, "api_visibility": "private"}
-    answers = []
-    for trigger, action in ((message.submit, page.ask), (retry.click, page.retry)):
-        trigger(lambda: ([], [], ""), None, heat, **quick)
-        answer = trigger(action, [message, state, *settings], talk, api_name=action.__name__, **model)
-        answer.then(page.words, [state], heat, api_name=False)
-        answers.append(answer)
+    num_answers.change(page.words, [state], offered, show_progress="hidden", **quick)
+    shown.example_select(page.example, None, message, **quick)
     stop.click(visit.stop, [state], api_name="stop", queue=False)
-    reset.click(page.reset, [state], talk, api_name="reset", queue=False, cancels=answers)
-    reset.click(lambda: ([], [], ""), None, heat, **quick)
-    shown.select(page.choose, [state], heat, api_name=False)
+    for trigger, api_name in ((reset.click, "reset"), (shown.clear, False)):
+        trigger(page.reset, [state], talk, api_name=api_name, queue=False, cancels=answers)
+    shown.select(page.choose, [state], offered, api_name=False)
     words.select(page.look, [state, layer], heat, api_name=False, **model)
     whole.click(page.look_at_all, [state, layer], heat, api_name="look_at_all", **model)
     layer.input(page.at_layer, [state, layer], heat, api_name="at_layer", trigger_mode="always_last")
@@ -156,6 +229,7 @@ def run(args: argparse.Namespace) -> None:
         import gradio  # noqa: F401
     except ImportError as error:
         raise UserError(f"the page needs {error.name}; pip install 'llava[serve]'.") from error
+    from llava.mm_utils import get_model_name_from_path
     from llava.serve.chat import open_chat
 
     chat = open_chat(
@@ -166,8 +240,9 @@ def run(args: argparse.Namespace) -> None:
         load_8bit=args.load_8bit,
         load_4bit=args.load_4bit,
     )
+    blocks = build(chat, args.model_name or get_model_name_from_path(os.path.abspath(args.model_path)))
     try:
-        build(chat).launch(server_name=args.host, server_port=args.port, share=args.share, **launch_options())
+        blocks.launch(server_name=args.host, server_port=args.port, share=args.share, **launch_options())
     except OSError as error:  # the port is taken
         raise UserError(f"--host {args.host} --port {args.port}: {error}") from error
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from llava.data.record import iter_records
-from llava.data.shards import expand_shards, is_shards
+from llava.data.shards import check_data_paths, is_shards
 from llava.errors import UserError
 from llava.model.adapters import ADAPTER_WEIGHTS
 from llava.model.checkpoint import WEIGHT_FILES, find_folder
@@ -26,10 +26,9 @@ def check_inputs(model: ModelArguments, data: DataArguments, training: TrainingF
     if training.bits < 16:
         check_package(f"--bits {training.bits}", "bitsandbytes")
     for path in data.data_path:
-        if is_shards(path):
-            expand_shards(path)
-        else:
+        if not is_shards(path):
             check_file("--data_path", path, "a JSON or JSONL file of LLaVA records")
+    check_data_paths(data.data_path)
     if data.image_folder is not None and not Path(data.image_folder).is_dir():
         for path in data.data_path:
             if not is_shards(path) and needs_images(path):

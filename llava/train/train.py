@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 import transformers
+from huggingface_hub.utils import enable_progress_bars
 
 from llava.command import message
 from llava.data.collator import Collator
@@ -31,6 +32,7 @@ from llava.model.checkpoint import (
 from llava.model.compatibility import check_stage_1
 from llava.model.files import read_json
 from llava.model.tokenizer import load_tokenizer
+from llava.quiet import BUILT, quiet_libraries, without_lines
 from llava.tiling import num_positions
 from llava.train import saving, trainable
 from llava.train.architecture import check_changes
@@ -153,10 +155,13 @@ def add_words(model, tokenizer) -> None:
 
 def prepare(argv: list[str] | None) -> LlavaTrainer | None:
     """All up to the first step, so that what a user got wrong ends the run here; None for a complete run."""
+    quiet_libraries()
     model_args, data_args, training_args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if not training_args.should_log:
-        logging.getLogger().setLevel(logging.WARNING)
+        logging.getLogger().setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()  # of files read and written; the steps have one
+    enable_progress_bars()  # of downloads
     if saving.is_complete(training_args.output_dir):
         logger.info(
             "%s is complete; remove it or choose another --output_dir to run anew.", training_args.output_dir
@@ -171,12 +176,16 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
         import deepspeed
 
         # Ahead of from_pretrained, which under ZeRO-3 deals the weights out as it reads them
-        deepspeed.init_distributed(dist_backend="gloo" if training_args.use_cpu else None)
+        with without_lines(BUILT):
+            deepspeed.init_distributed(dist_backend="gloo" if training_args.use_cpu else None)
     transformers.set_seed(training_args.seed)
+    logger.info("loading %s", folder.path)
     model = load_model(model_args, data_args, training_args, folder)
     tokenizer = load_tokenizer(
         folder.path, padding_side="right", model_max_length=training_args.model_max_length
     )
+    # Otherwise it warns of each text that is cut to --model_max_length; run.json counts them.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     if data_args.packing and not model.takes_position_ids:
         raise UserError(
             f"--packing: {type(model).__name__} cannot count positions anew for each record of a sequence; "
@@ -197,6 +206,8 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
         model_max_length=training_args.model_max_length,
         mm_use_im_start_end=model.config.mm_use_im_start_end,
     )
+    if not training_args.should_log:
+        logging.getLogger().setLevel(logging.WARNING)  # each process has records of its own to warn of
     dataset = load_data(data_args, training_args, builder)
     return LlavaTrainer(
         model=model,

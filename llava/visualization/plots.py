@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 COLORMAP = cv2.COLORMAP_TURBO
 OPACITY = 0.55  # of the heat over the photograph, which is made grey: colour means heat alone
 UNSEEN_BRIGHTNESS = 0.3  # of pixels that no token sees
+# In light_up: brightness of pixels without heat, and of those that no token sees; the light's RGB and opacity
+DIM, DARK = 0.4, 0.12
+LIGHT, LIGHT_OPACITY = (255, 225, 140), 0.2
 PANEL_INCHES, NARROWEST_INCHES = 2.1, 1.3  # longer side of a panel; width that a caption needs
 COLUMNS, ROWS = 6, 5  # panels of a page, at most
 BAR_INCHES = 2.0  # a colour bar's height, at least: its label's length
@@ -61,12 +64,32 @@ def overlay(image: np.ndarray, heat: np.ndarray, limit: float) -> np.ndarray:
     Returns:
         uint8[H, W, 3], RGB.
     """
-    unseen = np.isnan(heat)
-    level = np.clip(np.nan_to_num(heat) / max(limit, np.finfo(np.float32).tiny), 0, 1)
+    unseen, level = np.isnan(heat), _level(heat, limit)
     colours = cv2.applyColorMap(np.round(255 * level).astype(np.uint8), COLORMAP)[..., ::-1]
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     mixed = cv2.addWeighted(np.ascontiguousarray(colours), OPACITY, grey, 1 - OPACITY, 0)
     return np.where(unseen[..., None], (grey * UNSEEN_BRIGHTNESS).astype(np.uint8), mixed)
+
+
+def light_up(image: np.ndarray, heat: np.ndarray, limit: float) -> np.ndarray:
+    """Dim an image, and light it by heat. Its colours stay recognisable, and black pixels show heat too.
+
+    Args:
+        image, heat: as in overlay.
+        limit: heat of full brightness. Pixels of heat 0 are dimmed; those that no token saw are nearly black.
+    Returns:
+        uint8[H, W, 3], RGB.
+    """
+    level = _level(heat, limit)[..., None]
+    dim = DIM * image
+    lit = (1 - LIGHT_OPACITY) * image + LIGHT_OPACITY * np.array(LIGHT)
+    shown = np.where(np.isnan(heat)[..., None], DARK * image, dim + level * (lit - dim))
+    return np.round(shown).astype(np.uint8)
+
+
+def _level(heat: np.ndarray, limit: float) -> np.ndarray:
+    """Heat in shares of `limit`, from 0 to 1, and 0 where nothing is known."""
+    return np.clip(np.nan_to_num(heat) / max(limit, np.finfo(np.float32).tiny), 0, 1)
 
 
 def contact_sheets(

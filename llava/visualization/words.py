@@ -39,7 +39,7 @@ class WordAttention:
         return self.mean[layer] if word is None else self.weights[layer, word]
 
     def brightest(self, layer: int) -> float:
-        """Share of one visual token that gets the brightest colour, the same for all words of a layer."""
+        """Share of one visual token that is shown at full brightness, the same for all words of a layer."""
         return float(np.percentile(self.weights[layer], 99.5))
 
 
@@ -97,7 +97,7 @@ def word_attention(
 def draw_word(
     attention: WordAttention, images: Sequence[Image.Image], layer: int, word: int | None
 ) -> list[np.ndarray]:
-    """The pictures of a prompt, each under the heat of one word.
+    """The pictures of a prompt, each lit where one word looked; their own colours stay recognisable.
 
     Args:
         images: RGB, those of `attention.mappings`.
@@ -106,7 +106,7 @@ def draw_word(
     Returns:
         uint8[H, W, 3] for each picture, its longest side at most PICTURE_SIDE.
     """
-    from llava.visualization.plots import overlay, paint_tokens
+    from llava.visualization.plots import light_up, paint_tokens
 
     ends = np.cumsum([len(mapping.order) for mapping in attention.mappings])
     parts = np.split(attention.row(layer, word), ends[:-1])
@@ -115,5 +115,5 @@ def draw_word(
         scale = PICTURE_SIDE / max(image.size)
         shown = image.resize([max(1, round(scale * side)) for side in image.size])
         heat = paint_tokens(part, mapping.resized(*shown.size), smooth=False)
-        drawn.append(overlay(np.asarray(shown), heat, attention.brightest(layer)))
+        drawn.append(light_up(np.asarray(shown), heat, attention.brightest(layer)))
     return drawn

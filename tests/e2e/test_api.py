@@ -1,12 +1,15 @@
 """`python -m llava.serve.api` as its users meet it: a process, a socket, and OpenAI's own client."""
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 import tiny
@@ -25,30 +28,40 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("api")
+@contextmanager
+def served(folder, *flags):
+    """A tiny model's server: its process, its address and its log's path. It must end without a traceback."""
     model, port = tiny.save_llava(folder / "tiny"), free_port()
     command = [sys.executable, "-m", "llava.serve.api", "--model-path", model, "--device", "cpu"]
-    command += ["--port", str(port), "--api-key-env", "TEST_KEY", "--max-requests", str(MAX_REQUESTS)]
+    command += ["--port", str(port), *flags]
     log = (folder / "log").open("w+")
     process = subprocess.Popen(command, env={**os.environ, "TEST_KEY": KEY}, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     give_up = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(f"{address}/health", timeout=5).close()
-            break
-        except OSError:
-            alive = process.poll() is None and time.monotonic() < give_up
-            assert alive, (folder / "log").read_text()
-            time.sleep(0.2)
-    yield address
-    process.terminate()
-    code = process.wait(60)
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=5).close()
+                break
+            except OSError:
+                alive = process.poll() is None and time.monotonic() < give_up
+                assert alive, (folder / "log").read_text()
+                time.sleep(0.2)
+        yield process, address
+        process.terminate()
+        code = process.wait(60)
+    finally:
+        process.kill()
     text = (folder / "log").read_text()
     assert code in (0, -15), text
     assert "Traceback" not in text, text
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    flags = ["--api-key-env", "TEST_KEY", "--max-requests", str(MAX_REQUESTS)]
+    with served(tmp_path_factory.mktemp("api"), *flags) as (_, address):
+        yield address
 
 
 @pytest.fixture
@@ -169,6 +182,40 @@ def test_a_client_that_leaves_frees_its_place(url, client, stream):
             client.with_options(timeout=0.3).chat.completions.create(**request)
     wait_for(lambda: metric(url, "llava_requests_open") == 0)
     assert metric(url, "llava_cancelled_total") == before + 1
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_server_that_is_stopped_says_so_to_every_request_under_way(tmp_path, sign):
+    """A stream, a whole answer that waits, a body on its way, and a client that reads nothing."""
+    request = {"model": "tiny", "messages": question(), "max_tokens": 800}
+
+    def whole():
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.chat.completions.create(**request, seed=1)
+        return caught.value
+
+    with served(tmp_path) as (process, address), ThreadPoolExecutor(1) as pool:
+        host = address.removeprefix("http://").split(":")
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60)
+        with client, socket.create_connection(host) as sending, socket.create_connection(host) as deaf:
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+            sending.sendall(head % 1000 + b"{")
+            body = json.dumps(request | {"stream": True, "max_tokens": 400}).encode()
+            deaf.sendall(head % len(body) + body)
+            stream = iter(client.chat.completions.create(**request, stream=True))
+            next(stream)
+            waiting = pool.submit(whole)
+            wait_for(lambda: metric(address, "llava_requests_open") == 4)
+            process.send_signal(sign)
+            with pytest.raises(openai.APIError, match="shutting down"):
+                list(stream)
+            error = waiting.result(60)
+            assert (error.status_code, error.body["code"]) == (503, "shutting_down")
+            assert int(error.response.headers["Retry-After"]) > 0
+            answer = b"".join(iter(lambda: sending.recv(4096), b""))
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b"shutting_down" in answer
+            assert process.wait(60) in (0, -15)
 
 
 def test_help_is_there_without_the_heavy_imports():

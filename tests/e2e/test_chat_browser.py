@@ -30,13 +30,18 @@ LONG = 900  # tokens, seconds of the tiny model
 
 
 class Hold:
-    """Keeps the model ahead of a token until it is let go, once `at` is set to that token's number."""
+    """Keeps the model ahead of a token until it is let go, once `at` is set to that token's number.
+
+    With `error` the model fails there instead.
+    """
 
     def __init__(self):
-        self.at, self.go = 0, threading.Event()
+        self.at, self.go, self.error = 0, threading.Event(), None
 
     def __call__(self, *forward) -> None:
         self.at -= 1
+        if self.at == 0 and self.error is not None:
+            raise self.error
         if self.at == 0:
             assert self.go.wait(WAIT / 1000)
 
@@ -53,6 +58,8 @@ def world(tmp_path_factory, hold):
 
     folder = tmp_path_factory.mktemp("browser")
     Image.new("RGB", (60, 40), "red").save(folder / "a.png")
+    Image.new("RGB", (40, 60), "blue").save(folder / "b.png")
+    (folder / "text.png").write_text("What is on a picture?")
     chat = open_chat(str(tiny.save_llava(folder / "model")), device="cpu")
     chat.model.lm_head.register_forward_hook(hold)
     page = web.build(chat)
@@ -71,9 +78,15 @@ def browser():
 
 
 @pytest.fixture
-def page(world, browser):
+def size():
+    """Of the visitor's screen, pixels."""
+    return 1280, 900
+
+
+@pytest.fixture
+def page(world, browser, size):
     """A new visitor's page; what it asked of other machines fails the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context = browser.new_context(viewport=dict(zip(("width", "height"), size, strict=True)))
     context.set_default_timeout(WAIT)
     page, elsewhere, errors = context.new_page(), [], []
     page.on("request", lambda request: world[1] in request.url or elsewhere.append(request.url))
@@ -98,13 +111,17 @@ def words(page):
     return page.locator("#words [role=button]")
 
 
+def add(page, picture) -> None:
+    page.locator("input[type=file]").first.set_input_files(picture)
+    page.locator(".multimodal-textbox .thumbnail-item").first.wait_for()
+
+
 def ask(page, text: str, picture=None, longest: int = 40) -> None:
     number = page.get_by_label(re.compile("number input for Longest answer"))
     number.fill(str(longest))
     number.press("Tab")
     if picture is not None:
-        page.locator("input[type=file]").first.set_input_files(picture)
-        page.get_by_label("Remove attachment").or_(page.locator(".thumbnail-item")).first.wait_for()
+        add(page, picture)
     box(page).fill(text)
     box(page).press("Enter")
 
@@ -182,3 +199,119 @@ def test_an_example_brings_its_picture_and_question(page):
     page.get_by_label("4", exact=True).check()
     box(page).press("Enter")
     page.locator("#timing", has_text="4 visual of").wait_for()
+
+
+def says(page, text: str) -> None:
+    """The one toast says it, and no panel lies over the page; closes the toast."""
+    toast = page.get_by_test_id("toast-text")
+    sync_api.expect(toast).to_have_count(1, timeout=WAIT)
+    assert text in toast.inner_text()
+    assert page.locator(".error").count() == 0
+    page.get_by_test_id("toast-close").click()
+    toast.wait_for(state="detached")
+
+
+def test_mistakes_of_a_new_visitor_are_said_in_words(world, page):
+    box(page).press("Enter")
+    says(page, "Ask something")
+    page.get_by_role("button", name="Retry").click()
+    says(page, "Nothing was asked yet")
+    page.get_by_role("button", name="Whole answer").click()
+    says(page, "there is no answer")
+    add(page, world[0] / "text.png")
+    box(page).fill("what is it?")
+    box(page).press("Enter")
+    says(page, "The file text.png cannot be read: ")
+    assert box(page).input_value() == "what is it?"
+    assert answers(page).count() == 0
+
+
+def test_a_mistake_leaves_conversation_and_heat_as_they_are(world, page):
+    ask(page, "what is it?", world[0] / "a.png")
+    words(page).first.wait_for()
+    words(page).first.click()
+    page.locator("#heat img").first.wait_for()
+    shown = [page.locator(part).inner_text() for part in ("#chat", "#timing", "#words", "#line")]
+    box(page).press("Enter")
+    says(page, "Ask something")
+    box(page).fill("<image> or <image>?")
+    box(page).press("Enter")
+    says(page, "2 <image> for 0 image")
+    assert box(page).input_value() == "<image> or <image>?"
+    assert [page.locator(part).inner_text() for part in ("#chat", "#timing", "#words", "#line")] == shown
+    assert page.locator("#heat img").count() == 1
+    add(page, world[0] / "b.png")  # a browser does not take the same file twice in a row
+    box(page).fill("is <image> blue?")
+    box(page).press("Enter")
+    page.locator("#chat", has_text="is <image> blue?").wait_for()
+
+
+def test_a_failure_of_the_model_gives_the_page_back(world, page, hold):
+    ask(page, "what is it?", world[0] / "a.png")
+    words(page).first.wait_for()
+    words(page).first.click()
+    page.locator("#heat img").first.wait_for()
+    parts = ("#chat", "#timing", "#words", "#line")
+    shown = [page.locator(part).inner_text() for part in parts]
+    hold.error, hold.at = RuntimeError("a bug of ours"), 5
+    ask(page, "and now?")
+    says(page, "The model failed")
+    hold.error = None
+    page.locator("#heat img").first.wait_for()
+    assert [page.locator(part).inner_text() for part in parts] == shown
+    assert box(page).input_value() == "and now?"
+    box(page).press("Enter")
+    page.locator("#chat", has_text="and now?").wait_for()
+
+
+def test_emptying_the_conversation_forgets_it(world, page):
+    ask(page, "what is it?", world[0] / "a.png", longest=8)
+    words(page).first.wait_for()
+    page.get_by_role("button", name="Clear").first.click()
+    sync_api.expect(words(page)).to_have_count(0, timeout=WAIT)
+    ask(page, "why?", longest=8)
+    page.locator("#timing", has_text="0 visual of").wait_for()
+
+
+def test_a_question_typed_while_an_answer_comes_stays_in_the_box(world, page, hold):
+    hold.go.clear()
+    hold.at = 20
+    ask(page, "what is it?", world[0] / "a.png")
+    answers(page).first.wait_for()
+    box(page).fill("and then?")
+    hold.go.set()
+    words(page).first.wait_for()
+    assert box(page).input_value() == "and then?"
+
+
+def top(page, part: str) -> float:
+    return page.locator(part).first.bounding_box()["y"]
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=str)
+def test_a_newcomer_sees_what_the_page_does_and_where_the_model_looked(world, page, size):
+    assert page.title() == "LLaVA: model"
+    assert page.get_by_role("heading", level=1).inner_text() == "LLaVA: model"
+    page.get_by_text("Add a picture or take an example").wait_for()
+    example = page.get_by_text("what shape is in the image?")
+    for seen in (example, box(page)):
+        place = seen.bounding_box()
+        assert place["y"] + place["height"] < size[1]
+    example.click()
+    sync_api.expect(box(page)).to_have_value("what shape is in the image?", timeout=WAIT)
+    ask(page, "what shape is in the image?", longest=8)
+    words(page).first.wait_for()
+    words(page).first.click()
+    page.locator("#heat img").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    assert page.get_by_role("button", name="Share").count() == 0
+    assert page.locator("footer a, footer button").count() == 0
+    assert page.get_by_text("what shape is in the image?").count() == 1  # no example is left
+    assert page.locator("#chat .label, [data-testid=block-label]:visible").count() == 0
+    heat = top(page, "#heat")
+    assert heat - top(page, "#chat .bot.message") < size[1] / 2
+    assert heat < top(page, "#settings")
+    order = page.locator("#chat, #heat, #settings").evaluate_all("parts => parts.map(part => part.id)")
+    assert order == ["chat", "heat", "settings"]
+    buttons = [page.get_by_role("button", name=name) for name in ("Stop", "Retry", "New conversation")]
+    assert len({button.bounding_box()["y"] for button in buttons}) == 1  # beside one another

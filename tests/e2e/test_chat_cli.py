@@ -1,5 +1,6 @@
 """The chat in a terminal, driven by its standard input; and the commands that it and others replace."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -85,6 +86,25 @@ def test_a_conversation_with_pictures_budgets_and_a_new_start(world, address):
     assert quoted == "(1 picture(s) go with the next question)"
     timings = [line for line in err.splitlines() if "visual of" in line]
     assert [line.split(" visual")[0] for line in timings] == ["9", "9", "4", "0", "8"]
+
+
+def test_bytes_that_are_no_utf_8_become_a_mark_and_image_is_letters_without_pictures(world):
+    """Where Python would fail at such bytes, and where it hides them in surrogates; in a path too."""
+    lines = b"caf\xe9 \xff?\nan <image>?\n/image caf\xe9.png\nand now?\n"
+    command = [sys.executable, "-m", "llava.serve.cli", "--model-path", str(world / "model"), *GREEDY]
+    command += ["--max-new-tokens", "3", "--debug"]
+    for errors in ("strict", "surrogateescape"):
+        environment = {**os.environ, "PYTHONIOENCODING": f"utf-8:{errors}"}
+        done = subprocess.run(
+            command, input=lines, capture_output=True, env=environment, timeout=240, check=False
+        )
+        out, err = done.stdout.decode(), done.stderr.decode()
+        assert done.returncode == 0, err
+        assert out.count("ASSISTANT: ") == 3
+        assert "error: caf\ufffd.png: there is no such picture." in out
+        assert "USER: caf\ufffd \ufffd? ASSISTANT:" in err
+        assert "USER: an <image>? ASSISTANT:" in err
+        assert "Traceback" not in err
 
 
 def test_several_pictures_on_the_command_line_are_shown_with_the_first_question(world):

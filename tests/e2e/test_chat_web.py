@@ -1,5 +1,6 @@
-"""The web page over a tiny model, through gradio's own client."""
+"""The web page over a tiny model: through gradio's own client, and by the functions behind its buttons."""
 
+import html
 import subprocess
 import sys
 import time
@@ -18,14 +19,29 @@ SETTINGS = {"num_tokens": 9, "temperature": 0, "top_p": 1, "max_new_tokens": 12}
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A folder with a picture, and the page's address."""
-    from llava.serve.chat import open_chat
-
+def folder(tmp_path_factory):
+    """A picture, and files that are none, or none that a model can see."""
     folder = tmp_path_factory.mktemp("web")
     Image.new("RGB", (60, 40), "red").save(folder / "a.png")
     (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:60])
-    page = web.build(open_chat(str(tiny.save_llava(folder / "model")), device="cpu"))
+    (folder / "text.png").write_text("What is on a picture?")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "a<b>&c.png").write_text("not a picture")
+    Image.new("RGB", (1, 2000), "red").save(folder / "thin.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chat(folder):
+    from llava.serve.chat import open_chat
+
+    return open_chat(str(tiny.save_llava(folder / "model")), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def world(folder, chat):
+    """A folder with a picture, and the page's address."""
+    page = web.build(chat)
     _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     yield folder, address
     page.close()
@@ -102,19 +118,164 @@ def test_visitors_have_conversations_of_their_own(world, client):
     assert timing.startswith("0 visual of")
 
 
+class Visitor:
+    """Does what gradio does: hands Page's functions what the page shows, and shows what they give."""
+
+    def __init__(self, page):
+        self.page, self.visit = page, None
+        self.box, self.talk, self.heat, self.column = None, ([], "", None), ([], [], ""), None
+
+    def ask(self, text: str, *files, action: str = "ask") -> None:
+        self.box = {"text": text, "files": list(map(str, files))}
+        num_answers = self.talk[2]
+        for box, shown, visit, timing, answers, column in getattr(self.page, action)(
+            self.box, self.visit, *SETTINGS.values()
+        ):
+            self.box, self.visit, self.column = map(
+                kept, (self.box, self.visit, self.column), (box, visit, column)
+            )
+            self.talk = tuple(map(kept, self.talk, (shown, timing, answers)))
+        if self.talk[2] != num_answers:
+            *self.heat, self.column = self.page.words(self.visit)
+
+    def look(self, action: str, *arguments) -> None:
+        self.heat = tuple(map(kept, self.heat, getattr(self.page, action)(self.visit, 1, *arguments)))
+
+    def state(self) -> tuple:
+        """All that is to be left alone by what fails."""
+        visit = self.visit
+        said = visit and (visit.turn, visit.word, list(visit.chat.turns), list(visit.chat.waiting))
+        return self.box, visit, said, self.talk, self.heat, self.column
+
+
+def kept(old, new):
+    return old if new == gradio.skip() else new
+
+
+@pytest.fixture
+def toasts(monkeypatch):
+    """The messages of gradio's toasts, which are HTML."""
+    messages = []
+    monkeypatch.setattr(gradio, "Warning", lambda message, **options: messages.append(message))
+    return messages
+
+
+@pytest.fixture(params=["a new visitor", "a visitor who asked and looked"])
+def visitor(request, chat, folder, toasts):
+    from llava.serve.visit import Page
+
+    visitor = Visitor(Page(chat))
+    if request.param == "a visitor who asked and looked":
+        visitor.ask("what is it?", folder / "a.png")
+        visitor.look("look_at_all")
+        assert visitor.talk[1].startswith("9 visual of")
+    assert toasts == []
+    return visitor
+
+
 @pytest.mark.parametrize(
-    ("text", "file", "complaint"),
+    ("text", "files", "complaint"),
     [
-        ("", "a.png", "Ask something"),
-        ("why?", "broken.png", "cannot be read"),
-        ("<image> or <image>?", "a.png", "2 <image> for 1 image"),
+        ("", [], "Ask something"),
+        ("", ["a.png"], "Ask something"),
+        (" \n\t", ["a.png"], "Ask something"),
+        ("why?", ["broken.png"], "The file broken.png cannot be read"),
+        ("why?", ["a.png", "text.png"], "The file text.png cannot be read"),
+        ("why?", ["empty.jpg"], "The file empty.jpg cannot be read"),
+        ("why?", ["a<b>&c.png"], "The file a<b>&c.png cannot be read"),
+        ("why?", ["thin.png"], "1x2000"),
+        ("<image> or <image>?", ["a.png"], "2 <image> for 1 image"),
+        ("<image> or <image>?", [], "2 <image> for 0 image"),
     ],
 )
-def test_what_is_wrong_is_said_on_the_page_and_leaves_no_trace(world, client, text, file, complaint):
-    with pytest.raises(gradio_client.exceptions.AppError, match=complaint):
-        ask(client, text, world[0] / file)
-    _, timing = ask(client, "why?")
-    assert timing.startswith("0 visual of")
+def test_a_mistake_is_said_in_one_whole_toast_and_leaves_the_page_alone(
+    visitor, folder, toasts, text, files, complaint
+):
+    before = visitor.state()
+    visitor.ask(text, *(folder / name for name in files))
+    box = {"text": text, "files": [str(folder / name) for name in files]}
+    assert visitor.state() == (box, *before[1:])
+    (toast,) = toasts
+    assert complaint in html.unescape(toast)
+    assert "<" not in toast
+    assert "BytesIO" not in toast
+    assert str(folder) not in toast
+
+
+@pytest.mark.parametrize("visitor", ["a new visitor"], indirect=True)
+@pytest.mark.parametrize(
+    ("act", "complaint"),
+    [
+        (lambda visitor: visitor.ask("", action="retry"), "Nothing was asked yet"),
+        (lambda visitor: visitor.look("look_at_all"), "there is no answer"),
+        (
+            lambda visitor: visitor.look("look", gradio.SelectData(None, {"index": 0, "value": "a"})),
+            "no answer",
+        ),
+    ],
+)
+def test_what_needs_an_answer_says_so_ahead_of_any(visitor, toasts, act, complaint):
+    before = visitor.state()
+    act(visitor)
+    assert visitor.state()[1:] == before[1:]
+    (toast,) = toasts
+    assert complaint in toast
+
+
+@pytest.mark.parametrize("at", [1, 5])
+@pytest.mark.parametrize("action", ["ask", "retry"])
+@pytest.mark.parametrize("visitor", ["a visitor who asked and looked"], indirect=True)
+def test_a_failure_of_the_model_gives_the_page_back(chat, visitor, toasts, capfd, action, at):
+    from llava.serve.visit import BUG
+
+    calls = []
+
+    def fail(*forward):
+        calls.append(forward)
+        if len(calls) == at:
+            raise RuntimeError("a <bug> of ours")
+
+    before = visitor.state()
+    handle = chat.model.lm_head.register_forward_hook(fail)
+    visitor.ask("and now?", action=action)
+    handle.remove()
+    assert visitor.state() == ({"text": "and now?", "files": []}, *before[1:])
+    assert toasts == [BUG]
+    assert "RuntimeError: a <bug> of ours" in capfd.readouterr().err
+    visitor.ask("and now?")
+    assert len(visitor.visit.chat.turns) == 2
+
+
+@pytest.mark.parametrize("visitor", ["a visitor who asked and looked"], indirect=True)
+def test_a_failure_of_a_look_leaves_the_heat_alone(visitor, toasts, monkeypatch, capfd):
+    from llava.serve.visit import BUG
+
+    visitor.visit.attention = None
+    monkeypatch.setattr(visitor.visit.chat, "attention", lambda number: 1 / 0)
+    before = visitor.state()
+    visitor.look("look_at_all")
+    assert visitor.state() == before
+    assert toasts == [BUG]
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_a_mistake_is_no_error_of_the_event(world, client):
+    shown, _ = ask(client, "what is it?", world[0] / "a.png")
+    ask(client, "", world[0] / "a.png")
+    ask(client, "why?", world[0] / "broken.png")
+    again, later = ask(client, "and now?")
+    assert again[:3] == shown
+    assert len(again) == 5
+    assert later.startswith("9 visual of")
+
+
+@pytest.mark.parametrize("name", [None, "llava <7b> & co"])
+def test_the_page_is_called_by_its_models_name(chat, name):
+    page = web.build(chat, name)
+    assert page.title == f"LLaVA: {name or 'model'}"
+    (title,) = [block for block in page.blocks.values() if block.elem_id == "title"]
+    assert f"<h1>LLaVA: {html.escape(name or 'model')}</h1>" in title.value
+    assert "picture" in title.value
 
 
 def test_the_page_listens_to_this_machine_alone_unless_told():
@@ -152,11 +313,6 @@ def test_where_the_whole_answer_looked_at_any_layer(world, client):
     assert max(word["class_or_confidence"] for word in words) == 1
     _, _, other = client.predict(layer=2, api_name="/at_layer")
     assert other.startswith("The whole answer, layer 2: ")
-
-
-def test_a_look_ahead_of_any_answer_is_refused(client):
-    with pytest.raises(gradio_client.exceptions.AppError, match="Ask first"):
-        client.predict(layer=0, api_name="/look_at_all")
 
 
 def test_the_examples_are_pictures_with_questions():

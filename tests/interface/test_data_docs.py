@@ -31,7 +31,7 @@ def images(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("language", "number", "version", "num_records"),
-    [("json", 0, "v1", 3), ("json", 1, "plain", 1), ("jsonl", 0, "v1", 2)],
+    [("json", 0, "v1", 3), ("json", 1, "plain", 1), ("json", 2, "v1", 1), ("jsonl", 0, "v1", 2)],
 )
 def test_each_shown_format_is_what_training_takes(images, language, number, version, num_records):
     Path("data").write_text(blocks("data.md", language)[number])

@@ -1,11 +1,21 @@
 """Prompts against the recorded ones, and what evaluators do with a conversation."""
 
 import json
+import re
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jinja2 import Template
 
-from llava.conversation import Conversation, Segment, SeparatorStyle, conv_templates
+from llava.conversation import (
+    Conversation,
+    Segment,
+    SeparatorStyle,
+    chat_prompt,
+    conv_templates,
+    question_prompt,
+)
 
 # ChatML as Qwen2 and SmolLM2 publish it, with the system message always given
 CHATML = (
@@ -95,6 +105,78 @@ def test_the_first_message_as_a_tuple_puts_its_image_ahead():
 
 def test_an_empty_answer_is_one_still_to_come():
     assert talk("v1", "Hi", "").get_prompt() == talk("v1", "Hi", None).get_prompt()
+
+
+@pytest.mark.parametrize("template", CHAT_TEMPLATES)
+def test_an_empty_answer_that_was_given_ends_like_any_other(template):
+    def prompt(answer):
+        return talk(template, "Hi", answer, "Again?", None).get_prompt()
+
+    assert prompt("") == prompt("Hello!").replace("Hello!", "")
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        ("v0", "Human: Hi###Assistant:"),
+        ("v1", "USER: Hi ASSISTANT:"),
+        ("llava_llama_2", "[INST] Hi [/INST]"),
+        ("mpt", "<|im_start|>system\n<|im_end|><|im_start|>user\nHi<|im_end|><|im_start|>assistant\n"),
+        ("qwen_2", "<|im_start|>system\n<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"),
+    ],
+)
+def test_an_empty_system_text_leaves_its_marks_alone(template, prompt):
+    assert question_prompt("Hi", 0, conv_templates[template].with_system("")) == prompt
+
+
+MARK, LETTERS = "<image>", "(image)"  # of the same length
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_marks_are_those_of_the_images_and_every_other_is_letters(name, wrap, data):
+    """The prompt is that of other letters in the system's words, answers and questions without images."""
+    words = st.lists(st.sampled_from(["a", " ", "\n", "é", MARK]), min_size=1, max_size=5).map("".join)
+    system, turns = data.draw(words), []
+    for _ in range(data.draw(st.integers(1, 4))):
+        question, answer = data.draw(words), data.draw(words)
+        turns.append((question, question.count(MARK) * data.draw(st.booleans()), answer))
+    turns[-1] = (*turns[-1][:2], None)
+    disguised = [
+        (
+            question if num_images else question.replace(MARK, LETTERS),
+            num_images,
+            answer and answer.replace(MARK, LETTERS),
+        )
+        for question, num_images, answer in turns
+    ]
+    prompt = chat_prompt(turns, conv_templates[name].with_system(system), wrap)
+    other = chat_prompt(disguised, conv_templates[name].with_system(system.replace(MARK, LETTERS)), wrap)
+    assert prompt.replace(MARK, LETTERS) == other.replace(MARK, LETTERS)
+    assert prompt.marks == tuple(match.start() for match in re.finditer(MARK, other))
+
+
+def test_a_prompt_says_where_its_images_are():
+    turns = [("Is <image> a mark?", 0, "No, <image> is letters."), ("And <image>?", 1, None)]
+    prompt = chat_prompt(turns, conv_templates["v1"].with_system("An <image> may come."))
+    assert prompt == (
+        "An <image> may come. USER: Is <image> a mark? ASSISTANT: No, <image> is letters.</s>"
+        "USER: And <image>? ASSISTANT:"
+    )
+    assert prompt.marks == (prompt.rindex("<image>"),)
+
+
+def test_surrogates_of_a_conversation_are_replaced():
+    prompt = chat_prompt([("a\ud800", 0, "b\udc00"), ("c\udfff", 0, None)], conv_templates["v1"])
+    assert prompt.endswith("USER: a\ufffd ASSISTANT: b\ufffd</s>USER: c\ufffd ASSISTANT:")
+
+
+def test_a_question_with_other_marks_than_images_is_refused():
+    for text, num_images in (("<image>", 2), ("<image><image>", 1)):
+        with pytest.raises(ValueError, match="they must agree"):
+            question_prompt(text, num_images, conv_templates["v1"])
 
 
 def test_a_copy_leaves_the_template_alone():

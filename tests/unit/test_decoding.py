@@ -30,6 +30,39 @@ def test_a_compiled_graph_over_a_fixed_cache_gives_the_same_answers(tmp_path):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"top_k": -2}, "--top_k must be at least 1"),
+        ({"min_p": -0.1}, "--min_p must be from 0 to 1"),
+        ({"min_p": 1.1}, "--min_p must be from 0 to 1"),
+        ({"min_p": float("nan")}, "--min_p must be from 0 to 1"),
+        ({"repetition_penalty": 0.0}, "--repetition_penalty must be above 0"),
+        ({"repetition_penalty": -1.0}, "--repetition_penalty must be above 0"),
+        ({"repetition_penalty": float("inf")}, "--repetition_penalty must be above 0"),
+        ({"repetition_penalty": float("nan")}, "--repetition_penalty must be above 0"),
+    ],
+)
+def test_settings_out_of_their_range_are_refused(fields, says):
+    with pytest.raises(ValueError, match=says):
+        Decoding(**fields)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("fields", [{"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-9}, {}])
+def test_sampling_from_the_likeliest_token_alone_is_greedy(tmp_path, fields):
+    """And what is not limited is drawn from all tokens, whatever the model folder says."""
+    model = tiny.build(tmp_path)
+    model.generation_config.update(top_k=1, min_p=1.0, repetition_penalty=9.0, do_sample=True)
+    ids = torch.tensor([[5, 6, 7]])
+    call = {"pad_token_id": 0, "eos_token_id": None}
+    greedy = model.generate(ids, **call, **Decoding(max_new_tokens=12).kwargs())
+    sampled = model.generate(ids, **call, **Decoding(2.0, max_new_tokens=12, **fields).kwargs())
+    assert torch.equal(greedy, sampled) == bool(fields)
+    model.generation_config.update(top_k=50, min_p=None, repetition_penalty=1.0, do_sample=False)
+    assert torch.equal(greedy, model.generate(ids, max_new_tokens=12, **call))
+
+
 def test_plain_decoding_asks_for_no_compiler():
     assert "compile_config" not in Decoding().kwargs()
     kwargs = Decoding(compiled=True).kwargs()

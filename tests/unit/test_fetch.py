@@ -5,7 +5,9 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from drips import DRIPS, HANDSHAKE, dripping, serving_tls
 
+from llava import fetch as fetch_module
 from llava.fetch import fetch
 
 
@@ -15,6 +17,11 @@ def address():
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
+            if self.path == "/ftp":
+                self.send_response(302)
+                self.send_header("Location", "ftp://127.0.0.1/file")
+                self.end_headers()
+                return
             if self.path not in ("/file", "/slow"):
                 self.send_error(404)
                 return
@@ -53,7 +60,54 @@ def test_a_server_that_takes_its_time_is_left(address):
         fetch(f"{address}/slow", seconds=0.3)
 
 
-@pytest.mark.parametrize("path", ["/nothing", "\n"])
+@pytest.mark.parametrize("drip", [*DRIPS, "a handshake"])
+def test_a_server_that_never_ends_is_left_at_the_deadline(drip):
+    """Hours before it would have ended, whatever it is at."""
+    scheme = "http" if drip in DRIPS else "https"
+    with dripping(*DRIPS.get(drip, HANDSHAKE)) as (port, server, ends):
+        with pytest.raises(ValueError, match=r"/x.png: took longer than 0.4 s"):
+            fetch(f"{scheme}://127.0.0.1:{port}/x.png", seconds=0.4)
+        assert not ends.is_set()
+        server.join(30)  # it saw the connection end
+        assert not server.is_alive()
+
+
+def test_a_file_comes_whole_over_tls_from_the_host_of_the_certificate_alone(tmp_path, monkeypatch):
+    body = bytes(range(256)) * 1000
+    with serving_tls(tmp_path, "localhost", body) as (port, certificate):
+        with pytest.raises(ValueError, match="cannot be fetched.*CERTIFICATE_VERIFY_FAILED"):
+            fetch(f"https://localhost:{port}/")
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert fetch(f"https://localhost:{port}/") == body
+        with pytest.raises(ValueError, match="cannot be fetched.*CERTIFICATE_VERIFY_FAILED"):
+            fetch(f"https://127.0.0.1:{port}/")
+
+
+def test_a_file_comes_by_the_proxy_of_the_environment(address, monkeypatch):
+    monkeypatch.setenv("http_proxy", address)
+    with pytest.raises(ValueError, match="cannot be fetched.*404"):  # the proxy is asked for a whole address
+        fetch("http://a.invalid/file")
+
+
+def test_a_redirect_leads_on_within_the_same_time(address):
+    with dripping(f"HTTP/1.1 302 Found\r\nLocation: {address}/slow\r\n\r\n".encode(), b"") as (port, _, ends):
+        with pytest.raises(ValueError, match="took longer than 0.4 s"):
+            fetch(f"http://127.0.0.1:{port}/", seconds=0.4)
+        assert not ends.is_set()
+
+
+def test_a_name_that_is_never_resolved_is_left_at_the_deadline(monkeypatch):
+    ends = threading.Event()
+    monkeypatch.setattr(fetch_module.socket, "getaddrinfo", lambda *arguments: ends.wait(60))
+    try:
+        with pytest.raises(ValueError, match="took longer than 0.2 s"):
+            fetch("http://a.org/x.png", seconds=0.2)
+        assert not ends.is_set()
+    finally:
+        ends.set()
+
+
+@pytest.mark.parametrize("path", ["/nothing", "\n", "/\u00e9", "/ftp"])
 def test_an_address_that_gives_nothing_is_named(address, path):
     with pytest.raises(ValueError, match="cannot be fetched"):
         fetch(address + path)

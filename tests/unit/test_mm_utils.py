@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import BitImageProcessor, CLIPImageProcessor
 
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.conversation import MarkedPrompt
 from llava.mm_utils import (
     KeywordsStoppingCriteria,
     expand2square,
@@ -126,6 +127,19 @@ def test_a_mark_that_happens_to_be_the_bos_costs_no_chunk_its_first_token(bpe_to
     ids = tokenizer_image_token(prompt, bpe_tokenizer)
     at = ids.index(IMAGE_TOKEN_INDEX)
     assert bpe_tokenizer.decode(ids[:at]) + "<image>" + bpe_tokenizer.decode(ids[at + 1 :]) == prompt
+
+
+@pytest.mark.parametrize("kind", ["legacy_tokenizer", "bpe_tokenizer", "llama_3_tokenizer"])
+def test_of_a_marked_prompt_only_the_marks_are_images_and_the_rest_is_tokenised_as_letters(kind, request):
+    tokenizer = request.getfixturevalue(kind)
+    text = "An <image> or <image>\nWhat is <image>?"
+    at = text.index("<image>\n")
+    ids = tokenizer_image_token(MarkedPrompt(text, [at]), tokenizer)
+    chunks = [tokenizer(c, add_special_tokens=False).input_ids for c in (text[:at], text[at + 7 :])]
+    with_bos = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+    assert ids == [tokenizer.bos_token_id] * with_bos + chunks[0] + [IMAGE_TOKEN_INDEX] + chunks[1]
+    assert IMAGE_TOKEN_INDEX not in tokenizer_image_token(MarkedPrompt(text, []), tokenizer)
+    assert tokenizer_image_token(text, tokenizer).count(IMAGE_TOKEN_INDEX) == 3  # a string cannot tell
 
 
 def test_return_tensors(bpe_tokenizer):

@@ -177,6 +177,15 @@ def test_a_channel_of_transparency_is_laid_on_white(mode):
     assert torch.equal(*pixels), "evaluators hand over pictures of any mode"
 
 
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.tiff", "a.ico", "a.tga"])
+def test_each_format_that_has_transparency_shows_it_white(tmp_path, name):
+    image = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    image.paste((200, 0, 0, 255), (0, 0, 16, 32))
+    red, white = np.asarray(load_image(saved(tmp_path / name, image)))[16, [4, 28]]
+    assert (red > 190).tolist() == [True, False, False]
+    assert white.tolist() == WHITE
+
+
 def test_where_nothing_is_transparent_the_pixels_are_those_of_plain_conversion(tmp_path):
     rng = np.random.default_rng(0)
     rgba = rng.integers(0, 256, (40, 30, 4), dtype=np.uint8)

@@ -13,6 +13,7 @@ import yaml
 
 from llava.errors import UserError
 from llava.model.vision_config import VisionFields
+from llava.textfile import read_text
 
 QUESTION_ONLY = "none"  # a row's projector: the reader gets no image
 
@@ -162,8 +163,8 @@ def read_study(path: Path) -> Study:
             projector or switch that does not exist, a table of unknown rows.
     """
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        content = yaml.safe_load(read_text(path))
+    except (UserError, yaml.YAMLError) as error:
         raise UserError(f"--config {path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: expected keys and values, got {type(content).__name__}.")

@@ -13,6 +13,7 @@ from llava.errors import UserError
 from llava.eval.metrics import CircularAnswer, circular_table
 from llava.eval.task import File, Scores, Task
 from llava.eval.tasks.shared import LETTERS, OPTION_LETTER, credit_of, letter_of
+from llava.textfile import open_text
 
 INSTRUCTIONS = {"en": OPTION_LETTER, "cn": "请直接回答选项字母。"}
 COLUMNS = "ABCD"
@@ -22,15 +23,15 @@ PREDICTION_COLUMN = 6  # of the upload, from 0
 
 
 def read_table(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a tsv file, whose images are base64."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file.")
+    """The rows of a tsv file; an image is base64, or the index of another row that has it."""
     csv.field_size_limit(2**31 - 1)  # an image is one field
-    with open(path, encoding="utf-8", newline="") as file:
+    with open_text(path, newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     for number, row in enumerate(rows, start=1):
         if None in row.values() or not {"index", "question", "image", "A", "B"} <= row.keys():
             raise UserError(f"{path}, row {number}: has columns missing; fetch the file again.")
+        if not row["index"].isdecimal():
+            raise UserError(f"{path}, row {number}: its index is {row['index']!r}; fetch the file again.")
     return rows
 
 
@@ -41,8 +42,9 @@ def read_questions(path: str | Path, instruction: str, all_rounds: bool = False)
         instruction: follows the options on a line of its own; may be empty.
         all_rounds: ask each question once for each rotation of its options, under the same id.
     """
-    rows = []
-    for columns in read_table(path):
+    rows, table = [], read_table(path)
+    images = _images(table, path)
+    for columns in table:
         options = _options(columns)
         for shift in range(len(options) if all_rounds else 1):
             rotated = options[shift:] + options[:shift]
@@ -54,9 +56,9 @@ def read_questions(path: str | Path, instruction: str, all_rounds: bool = False)
                 {
                     "question_id": int(columns["index"]),
                     "text": "\n".join([*lines, instruction] if instruction else lines),
-                    "image": _image(columns, path),
+                    "image": images[int(columns["index"])],
                     "options": options,
-                    "columns": {name: text for name, text in columns.items() if name != "image"},
+                    "columns": columns,
                     # of LLaVA's answer rows
                     "answer_fields": {
                         "round_id": shift,
@@ -68,14 +70,46 @@ def read_questions(path: str | Path, instruction: str, all_rounds: bool = False)
     return rows
 
 
-def _image(columns: dict, path: str | Path) -> bytes:
-    """The encoded image of a row; an empty one would be a question without an image."""
+def _images(table: list[dict], path: str | Path) -> dict[int, bytes]:
+    """The encoded image of each index; rows that name another row share its bytes.
+
+    Takes the column "image" out of the rows, so that no picture is held twice.
+    """
+    images, named = {}, {}
+    for columns in table:
+        index, cell = int(columns["index"]), columns.pop("image").strip()
+        if cell.isdecimal():
+            named[index] = int(cell)
+        else:
+            images[index] = _decoded(cell, index, path)
+    for index in named:
+        last, passed = index, {}
+        while last is not None and last not in images and last not in passed:
+            passed[last] = None
+            last = named.get(last)
+        if last is None:
+            *_, lacking = passed
+            raise UserError(
+                f"{path}, question {index}: its image is that of row {lacking}, which is not there; use the "
+                "whole file."
+            )
+        if last not in images:
+            raise UserError(
+                f"{path}, question {index}: the rows {', '.join(map(str, passed))} name one another for an "
+                "image, and none has it; fetch the file again."
+            )
+        images |= dict.fromkeys(passed, images[last])
+    return images
+
+
+def _decoded(cell: str, index: int, path: str | Path) -> bytes:
+    """An image's bytes; an empty one would be a question without an image."""
     try:
-        image = b64decode(columns["image"], validate=True)
+        image = b64decode(cell, validate=True)
     except ValueError:
         image = b""
     if not image:
-        raise UserError(f"{path}, question {columns['index']}: no base64 image; fetch the file again.")
+        raise UserError(f"{path}, question {index}: no base64 image; fetch the file again.")
     return image
 
 

@@ -12,6 +12,7 @@ from llava.eval.metrics import MMEAnswer, mme_table, parse_mme_answer
 from llava.eval.records import load_questions, write_text
 from llava.eval.task import File, Scores, Task
 from llava.eval.tasks.shared import EVAL_ZIP, SINGLE_WORD, credit_of, images_in
+from llava.textfile import read_text
 
 QUESTIONS = "llava_mme.jsonl"
 IMAGES = "MME_Benchmark_release_version"
@@ -51,7 +52,7 @@ def _read_truth(folder: Path, name: str) -> dict[str, str]:
     path = (deeper if deeper.is_dir() else folder) / name
     if not path.is_file():
         raise UserError(f"{path}: no such file; fetch the benchmark anew.")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if any(line.count("\t") != 1 for line in lines):
         raise UserError(f"{path}: expected lines of a question, a tab and an answer.")
     return {_words(line.split("\t")[0]): line for line in lines}

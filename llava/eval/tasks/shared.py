@@ -8,6 +8,7 @@ from llava.errors import UserError
 from llava.eval.metrics import mean_table, parse_option_letter
 from llava.eval.records import texts_by_id
 from llava.eval.task import Scores
+from llava.textfile import read_text
 
 SINGLE_WORD = "Answer the question using a single word or phrase."
 OPTION_LETTER = "Answer with the option's letter from the given choices directly."
@@ -19,12 +20,10 @@ def read_json(path: str | Path) -> dict | list:
     """A JSON file.
 
     Raises:
-        UserError: if it is missing or cut off; names it.
+        UserError: if it is missing, cut off, or no text in UTF-8; names it.
     """
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file.")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON ({error}); fetch it again.") from None
 

@@ -1,11 +1,21 @@
 """Reading records, and the one clear message for each kind of bad one."""
 
+import bz2
+import gzip
 import json
+import lzma
 import tracemalloc
 
 import pytest
 
-from llava.data.record import BadRecord, describe_record, image_files, iter_records, validate_record
+from llava.data.record import (
+    BadRecord,
+    check_data_file,
+    describe_record,
+    image_files,
+    iter_records,
+    validate_record,
+)
 
 
 def turns(*values):
@@ -23,7 +33,7 @@ BAD = [
     ({"conversations": []}, "'conversations' is missing or empty"),
     ({"conversations": ["Hi"]}, "turn 0 is from 'Hi', expected 'human'"),
     ({"conversations": list(reversed(turns("Hi", "Hello!")))}, "turn 0 is from 'gpt', expected 'human'"),
-    ({"conversations": [{"from": "system", "value": "x"}]}, "turn 0 is from 'system'"),
+    ({"conversations": [{"from": "system", "value": "x"}]}, "turn 0 is from 'system' and nobody follows"),
     (
         {"conversations": turns("Hi", "Hello!", "And?")},
         "the last of 3 turns is the human's; add the gpt's answer",
@@ -37,6 +47,72 @@ BAD = [
     ({"image": 3, "conversations": turns("<image>", "Hello!")}, "'image' is 3; make it a file name"),
 ]
 
+TALK = turns("Hi", "Hello!")
+HALF = "cut \ude00 off"
+SYSTEM_TURN = {"from": "system", "value": "Be brief."}
+# what stands for something that would be left out, and the remedy
+BAD += [
+    *(
+        ({key: value, "conversations": TALK}, rf"'{key}' is not read; name it 'image'\.$")
+        for key in ("images", "Image", "img", "image_path", "image-files", "imageUrl", "picture")
+        for value in ("a.png", ["a.png"])
+    ),
+    *(
+        ({key: TALK}, rf"'{key}' is not read; name it 'conversations'\.$")
+        for key in ("messages", "conversation", "Conversations", "dialogue")
+    ),
+    *(
+        ({key: "Be brief.", "conversations": TALK}, rf"'{key}' is not read; name it 'system'\.$")
+        for key in ("system_prompt", "System", "system-message")
+    ),
+    *(
+        ({key: "a.mp4", "conversations": turns(f"<{key}>\nHi", "Hello!")}, f"'{key}' is not read, for models")
+        for key in ("video", "videos", "audio", "Video", "video_path", "audios")
+    ),
+    ({"conversations": [{"role": "user", "content": "Hi"}]}, "turn 0: 'role' is not read; name it 'from'"),
+    ({"conversations": [{"from": "human", "content": "Hi"}]}, "'content' is not read; name it 'value'"),
+    ({"system": 3, "conversations": TALK}, "'system' is 3; make it words"),
+    ({"system": "An <image>.", "conversations": TALK}, "the system text contains <image>"),
+    ({"system": "Else.", "conversations": [SYSTEM_TURN, *TALK]}, "two system texts; keep one of them"),
+    ({"conversations": [{"from": "system"}, *TALK]}, r"turn 0 \(system\) has the value None"),
+    ({"conversations": [*TALK, SYSTEM_TURN]}, "turn 2 is from 'system', expected 'human'"),
+    ({"conversations": [SYSTEM_TURN, TALK[0]]}, "the last of 1 turns is the human's"),
+    *(
+        ({**record, "conversations": record.get("conversations", TALK)}, f"{name} holds U.DE00, a lone surr")
+        for record, name in (
+            ({"id": HALF}, "'id'"),
+            ({"system": HALF}, "'system'"),
+            ({"image": HALF, "conversations": turns("<image>", "A.")}, "image 0"),
+            ({"image": ["a", HALF], "conversations": turns("<image><image>", "A.")}, "image 1"),
+            ({"conversations": turns(HALF, "Hello!")}, "turn 0"),
+            ({"conversations": turns("Hi", HALF)}, "turn 1"),
+            ({"conversations": [{"from": "system", "value": HALF}, *TALK]}, "'system'"),
+        )
+    ),
+    ({"image": [""], "conversations": turns("<image>", "Hello!")}, r"'image' is \[''\]; make it a file name"),
+    (
+        {"image": {"bytes": "x" * 9999}, "conversations": TALK},
+        r"'image' is \{'bytes': 'x{10,90}\.\.\.; make it",
+    ),
+]
+GOOD += [
+    {"system": "Be brief.", "conversations": TALK},
+    {"conversations": [SYSTEM_TURN, *TALK]},
+    {"system": "Be brief.", "conversations": [SYSTEM_TURN, *TALK]},
+    # says nothing, or nothing that training would use
+    {"system": "", "images": [], "video": None, "audio": "", "conversations": TALK},
+    {
+        "id": {"a": 1},
+        "source": "web",
+        "width": 3,
+        "image_id": 9,
+        "metadata": {"video": "x"},
+        "conversations": TALK,
+    },
+    {"image": "a.png", "image_url": "https://x/a.png", "conversations": turns("<image>", "A.")},
+    {"conversations": turns("What does <video> mean in HTML? \U0001f600", "A film.")},
+]
+
 
 @pytest.mark.parametrize("record", GOOD)
 def test_good_records_pass(record):
@@ -45,17 +121,20 @@ def test_good_records_pass(record):
 
 @pytest.mark.parametrize(("record", "problem"), BAD)
 def test_bad_records_are_named(record, problem):
-    with pytest.raises(BadRecord, match=f"^data.json, record 4: .*{problem}"):
+    with pytest.raises(BadRecord, match=f"^data.json, record 4: .*{problem}") as error:
         validate_record(record, "data.json, record 4")
+    str(error.value).encode()
+    assert len(str(error.value)) < 300
 
 
 def test_a_record_is_described_by_file_index_and_id():
     assert describe_record("data.json", 4, {"id": "00012"}) == "data.json, record 4 (id 00012)"
     assert describe_record("data.json", 4, ["no object"]) == "data.json, record 4 (id none)"
+    assert describe_record("data.json", 4, {"id": "a\ude00"}) == "data.json, record 4 (id a\ufffd)"
 
 
 def test_image_files():
-    assert [len(image_files(record)) for record in GOOD] == [0, 1, 2]
+    assert [len(image_files(record)) for record in GOOD[:3]] == [0, 1, 2]
 
 
 def test_json_and_jsonl_read_the_same(tmp_path):
@@ -114,3 +193,70 @@ def test_a_missing_or_binary_file_is_named(tmp_path):
     (tmp_path / "b.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"b.json.*check --data_path"):
         list(iter_records(tmp_path / "b.json"))
+
+
+MARK = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize("separator", [b"\n", b"\r\n"])
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path, separator):
+    lines = [json.dumps(record, ensure_ascii=False).encode() for record in GOOD]
+    (tmp_path / "a.jsonl").write_bytes(MARK + separator.join(lines))
+    (tmp_path / "a.json").write_bytes(MARK + b"[" + (b"," + separator).join(lines) + b"]")
+    assert list(iter_records(tmp_path / "a.jsonl")) == list(iter_records(tmp_path / "a.json")) == GOOD
+
+
+RECORDS = json.dumps(GOOD).encode()
+YAML = b"datasets:\n  - json_path: a.json\n    sampling_strategy: all\n"
+TABLE = b"image,question,answer\na.png,What?,It.\n"
+OTHER_KINDS = {
+    "a.json": (RECORDS.decode().encode("utf-16"), "text in UTF-16"),
+    "b.json": (RECORDS.decode().encode("utf-16-le"), "text in UTF-16"),
+    "c.jsonl": (RECORDS.decode().encode("utf-32"), "text in UTF-32"),
+    "a.yaml": (YAML, "a YAML file.*--data_weights"),
+    "yaml": (YAML, "a YAML file"),
+    "list.yml": (b"- a: 1\n- a: 2\n", "a YAML file"),
+    "a.csv": (TABLE, "a table.*finetune_custom_data"),
+    "table": (TABLE, "a table"),
+    "tabs.txt": (b"image\tquestion\na.png\tWhat?\n", "a table"),
+    "a.tar.gz": (gzip.compress(bytes(2048)), "compressed with gzip.*gunzip"),
+    "a.jsonl.gz": (gzip.compress(RECORDS), "compressed with gzip"),
+    "gz.json": (gzip.compress(RECORDS), "compressed with gzip"),
+    "a.json.bz2": (bz2.compress(RECORDS), "compressed with bzip2"),
+    "a.xz": (lzma.compress(RECORDS), "compressed with xz"),
+    "a.zip": (b"PK\x03\x04" + bytes(99), "a zip archive"),
+    "zip.jsonl": (b"PK\x03\x04" + bytes(99), "a zip archive"),
+    "a.parquet": (b"PAR1" + bytes(99), "a parquet file"),
+    "parquet": (b"PAR1" + bytes(99), "a parquet file"),
+    "tar": (bytes(257) + b"ustar" + bytes(999), "a tar archive.*let its name end in .tar"),
+    "pointer.json": (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer"),
+    "page.json": (b"<!DOCTYPE html>\n<html>", "no JSON: it starts with '<!DOCTYPE html>'"),
+    "object.json": (b'{\n "data": []\n}', "one JSON object over several lines"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_KINDS)
+def test_a_file_of_another_kind_is_named_in_one_line(tmp_path, name):
+    content, kind = OTHER_KINDS[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is {kind}") as error:
+        list(iter_records(tmp_path / name))
+    assert "but records come in JSON or JSONL files, or in tar shards" in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "b/{00..63}.tar.gz", "a.zip", "a.parquet", "."])
+def test_a_folder_and_files_that_are_not_there_are_named_by_their_names(tmp_path, name):
+    with pytest.raises(ValueError, match="but records come in JSON or JSONL files"):
+        check_data_file(tmp_path / name)
+
+
+def test_a_number_or_a_nesting_without_end_is_a_broken_line(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": 1}\n' + "1" * 9999 + "\n" + "[" * 99_999 + '\n{"id": 2}\n')
+    first, number, nesting, last = iter_records(tmp_path / "a.jsonl")
+    assert (first, last) == ({"id": 1}, {"id": 2})
+    assert isinstance(number, BadRecord)
+    assert isinstance(nesting, BadRecord)
+    (tmp_path / "a.json").write_text("[" + "1" * 9999 + "]")
+    with pytest.raises(ValueError, match="a.json, line 1"):
+        list(iter_records(tmp_path / "a.json"))

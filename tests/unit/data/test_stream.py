@@ -1,5 +1,6 @@
 """Tar shards: what a sample is, and a stream that loses nothing, repeats nothing and starts anywhere."""
 
+import gzip
 import io
 import tarfile
 from argparse import Namespace
@@ -16,7 +17,7 @@ from transformers import CLIPImageProcessor
 from llava.data.collator import Collator
 from llava.data.record import BadRecord
 from llava.data.sample import SampleBuilder
-from llava.data.shards import expand_shards, read_shard
+from llava.data.shards import check_data_paths, expand_shards, read_shard
 from llava.data.stream import ShardDataset
 
 PROCESSOR = CLIPImageProcessor(size={"shortest_edge": 14}, crop_size={"height": 14, "width": 14})
@@ -226,6 +227,9 @@ BAD = {
     "syntax": ({"json": b"{"}, "syntax.json cannot be read"),
     "lone": ({"png": png(1)}, "neither lone.json nor lone.txt; its members: png"),
     "images": ({"json": with_image(1)["json"]}, r"1 <image> in the conversation but 0 image file\(s\)"),
+    "video": ({**with_image(1), "mp4": b"film"}, "video.mp4 is not read, for models here take pictures"),
+    "images_key": ({"json": {"images": ["a"], **with_image(1)["json"]}}, "'images' is not read; name it"),
+    "half": ({"json": {"conversations": turns("a \ud800", "b")}}, r"turn 0 holds U\+D800"),
     "a_list": ({"json": [1]}, "it is a list"),
 }
 
@@ -293,6 +297,27 @@ def test_a_corrupt_shard_is_named_or_skipped_and_counted(shards, stream, tmp_pat
     samples = set(keys(islice(dataset, 60)))
     assert samples >= {f"{n:06}" for n in range(60) if n // PER_SHARD != 3}
     assert dataset.bad_records
+
+
+@pytest.mark.parametrize(
+    "content", [gzip.compress(bytes(10_240)), b"PK\x03\x04" + bytes(999)], ids=["gzip", "zip"]
+)
+def test_a_shard_of_another_kind_is_named(tmp_path, stream, content):
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(BadRecord, match=r"a.tar is .*, but a shard is a tar archive as it is: unpack it"):
+        next(iter(stream(f"{tmp_path}/a.tar")))
+
+
+def test_data_paths_of_other_kinds_are_refused_before_they_are_read(shards, tmp_path):
+    (tmp_path / "a.json").write_text("[")
+    check_data_paths([shards])
+    check_data_paths([f"{tmp_path}/a.json"])
+    with pytest.raises(ValueError, match="a.tar.gz is compressed with gzip"):
+        check_data_paths([shards, f"{tmp_path}/a.tar.gz"])
+    with pytest.raises(ValueError, match="mixes tar shards with"):
+        check_data_paths([shards, f"{tmp_path}/a.json"])
+    with pytest.raises(ValueError, match="do not exist"):
+        check_data_paths([f"{tmp_path}/none.tar"])
 
 
 def test_a_stream_with_nothing_good_ends_with_a_reason(tmp_path, stream):

@@ -194,3 +194,39 @@ def test_plain_refuses_a_conversation_and_unknown_templates_are_named():
         conversation_from_record(record, "plain")
     with pytest.raises(ValueError, match=r"--version must be one of chatml_direct, .*got 'v9'"):
         conversation_from_record(record, "v9")
+
+
+@pytest.mark.parametrize("template", CHAT_TEMPLATES)
+@pytest.mark.parametrize("as_turn", [False, True])
+def test_a_records_system_text_stands_where_inference_puts_it_and_carries_no_loss(
+    template, as_turn, bpe_tokenizer
+):
+    spoken = turns("Hi", "Hello!", "And?", "Bye.")
+    said = {"from": "system", "value": "Always answer in French."}
+    record = (
+        {"conversations": [said, *spoken]} if as_turn else {"system": said["value"], "conversations": spoken}
+    )
+    conversation = conversation_from_record(record, template)
+    expected = conv_templates[template].with_system("Always answer in French.")
+    for index, turn in enumerate(spoken):
+        expected.append_message(expected.roles[index % 2], turn["value"])
+    assert conversation.get_prompt() == expected.get_prompt()
+    assert "Always answer in French." in expected.get_prompt()
+    spoken_ids = runs(build_targets(conversation, bpe_tokenizer)[1])
+    without = runs(
+        build_targets(conversation_from_record({"conversations": spoken}, template), bpe_tokenizer)[1]
+    )
+    assert spoken_ids == without
+
+
+@pytest.mark.parametrize("system", ["", "  ", None])
+def test_an_empty_system_text_leaves_the_templates_own(system):
+    record = {"conversations": turns("Hi", "Hello!")}
+    own = conversation_from_record(record, "v1").get_prompt()
+    assert conversation_from_record({"system": system, **record}, "v1").get_prompt() == own
+
+
+def test_plain_has_no_place_for_a_system_text():
+    record = {"system": "Be brief.", "image": "a.png", "conversations": turns("<image>", "A bus.")}
+    with pytest.raises(ValueError, match="A plain template has no system part"):
+        conversation_from_record(record, "plain")

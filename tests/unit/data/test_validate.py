@@ -5,13 +5,21 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from test_stream import png, turns, with_image, write
+from transformers import CLIPImageProcessor
 
+from llava.data.dataset import SupervisedDataset
+from llava.data.record import BadRecord
+from llava.data.sample import SampleBuilder
 from llava.data.validate import main, validate
+from llava.errors import UserError
 
 GOOD = {"id": 1, "image": "a.png", "conversations": turns("<image>\nWhat?", "A bus.", "Sure?", "Yes.")}
 TEXT = {"id": 2, "conversations": turns("Hi", "Hello!")}
+CAPTION = {"id": 3, "image": ["a.png"], "conversations": turns("<image>", "A bus.")}
 
 
 @pytest.fixture
@@ -75,6 +83,94 @@ def test_shards_are_read_to_the_end_whatever_is_bad_in_between(folder):
 def test_the_template_is_part_of_the_check(folder):
     problems, _ = run(folder, "data.jsonl", None, "plain")
     assert sum("the template 'plain' takes one image" in problem for problem in problems) == 2
+
+
+NASTY = (
+    *("a.png", "", ".", "..", "lost.png", "nul\0.png", "half\udc00.png", "\ud83d", "x" * 300, "/a.png"),
+    *("<image>", "Hi", " ", "<image>\nHi", "<video>", None, 0, 7, 1.5, True, [], {}, ["a.png", "a.png"]),
+    *([["a.png"]], {"bytes": "x"}, [None], "system", "human", "gpt", "user", [TEXT["conversations"][0]]),
+)
+KEYS = ("id", "image", "conversations", "system", "images", "video", "messages", "Image", "meta", "turns")
+values = st.sampled_from(NASTY)
+changes = st.lists(
+    st.tuples(st.sampled_from(KEYS), values)
+    | st.tuples(
+        st.sampled_from(["turn"]), st.integers(0, 3), st.sampled_from(["from", "value", "role"]), values
+    )
+    | st.tuples(st.sampled_from(["first", "drop"])),
+    min_size=1,
+    max_size=3,
+)
+
+
+def changed(record: dict, edits: list[tuple]) -> object:
+    record = json.loads(json.dumps(record))
+    for edit in edits:
+        turns_now = record.get("conversations")
+        if len(edit) == 2:
+            record[edit[0]] = edit[1]
+        elif not isinstance(turns_now, list) or not turns_now:
+            continue
+        elif edit[0] == "first":
+            turns_now.insert(0, {"from": "system", "value": "Be brief."})
+        elif edit[0] == "drop":
+            turns_now.pop()
+        elif isinstance(turn := turns_now[edit[1] % len(turns_now)], dict):
+            turn[edit[2]] = edit[3]
+    return record
+
+
+@pytest.mark.parametrize("version", ["v1", "plain", "llama_2", "qwen_2"])
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(edits=st.lists(st.tuples(st.sampled_from([GOOD, TEXT, CAPTION]), changes), min_size=1, max_size=4))
+def test_training_says_of_every_record_what_the_validator_says(tmp_path, bpe_tokenizer, version, edits):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    records = [changed(record, edit) for record, edit in edits] + [CAPTION if version == "plain" else TEXT]
+    (tmp_path / "data.json").write_text(json.dumps(records))
+    problems = []
+    counts = validate([str(tmp_path / "data.json")], str(tmp_path), version, True, report=problems.append)
+    for problem in problems:
+        problem.encode()
+    processor = CLIPImageProcessor(size={"shortest_edge": 14}, crop_size={"height": 14, "width": 14})
+    builder = SampleBuilder(bpe_tokenizer, processor, version, None, visual_positions=lambda size: 4)
+    dataset = SupervisedDataset([tmp_path / "data.json"], builder, tmp_path, on_bad_record="skip")
+    assert dataset.bad_records == problems
+    assert len(list(dataset)) == len(dataset) == counts["records"], "what is good can be trained on"
+    if problems:
+        with pytest.raises(BadRecord) as error:
+            SupervisedDataset([tmp_path / "data.json"], builder, tmp_path)
+        assert all(problem in str(error.value) for problem in problems)
+
+
+OTHER_KINDS = {
+    "a.yaml": b"datasets:\n  - json_path: a.json\n",
+    "a.csv": b"image,question\n",
+    "a.jsonl.gz": b"\x1f\x8b" + bytes(9),
+    "a.zip": b"PK\x03\x04",
+    "a.parquet": b"PAR1",
+    "utf16.json": "[1]".encode("utf-16"),
+    "missing.json": None,
+    "missing.tar.gz": None,
+    "empty.json": b"",
+    "latin.json": '["\xe9"]'.encode("latin-1"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_KINDS)
+def test_training_says_of_a_file_of_another_kind_what_the_validator_says(tmp_path, name):
+    if OTHER_KINDS[name] is not None:
+        (tmp_path / name).write_bytes(OTHER_KINDS[name])
+    problems = []
+    validate([str(tmp_path / name)], report=problems.append)
+    with pytest.raises(UserError) as error:
+        SupervisedDataset([str(tmp_path / name)], None, tmp_path)
+    assert problems == [str(error.value)]
+    assert len(problems[0].splitlines()) == 1
 
 
 def test_the_exit_status_tells(folder, capsys):

@@ -29,3 +29,28 @@ def test_missing_files_are_named_with_their_source(tmp_path, name):
     assert all(
         line.startswith(f"{name}: {tmp_path}") and ("http" in line or "python -m " in line) for line in lines
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_files_may_start_with_a_byte_order_mark(load, tmp_path, name):
+    rows = load(name)
+    folder = tmp_path / TASKS[name].folder
+    marked = [
+        file for file in folder.rglob("*") if file.suffix in (".json", ".jsonl", ".tsv", ".txt", ".csv")
+    ]
+    for file in marked:
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert marked or name.startswith("mmmu")  # whose files are parquet
+    assert TASKS[name].load(folder) == rows
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_files_of_another_encoding_are_named_with_the_remedy(load, tmp_path, name):
+    load(name)
+    folder = tmp_path / TASKS[name].folder
+    for file in folder.rglob("*"):
+        if file.suffix in (".json", ".jsonl", ".tsv", ".txt", ".csv"):
+            file.write_bytes(file.read_text(encoding="utf-8").encode("utf-16"))
+    if not name.startswith("mmmu"):
+        with pytest.raises(ValueError, match="is text in UTF-16; expected text in UTF-8: save it as UTF-8"):
+            TASKS[name].load(folder)

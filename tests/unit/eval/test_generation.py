@@ -144,6 +144,18 @@ def test_a_prompts_length_counts_every_image_as_the_model_takes_it(tokenizer, tm
     assert prompt.length == len(prompt.input_ids) - 3 + visual
 
 
+@pytest.mark.parametrize("text", ["what is <image> ?", "<image>", "<image><image>"])
+def test_what_a_question_without_an_image_says_is_letters(legacy_tokenizer, tmp_path, text):
+    template = template_named("vicuna_v1")
+    prompt = make_prompt(
+        {"question_id": 0, "text": text}, tiny_world("pad"), legacy_tokenizer, template, tmp_path
+    )
+    assert IMAGE_TOKEN_INDEX not in prompt.input_ids
+    assert prompt.length == len(prompt.input_ids)
+    whole = f"{template.system} USER: {text} ASSISTANT:"
+    assert prompt.input_ids == legacy_tokenizer(whole)["input_ids"]
+
+
 def test_images_of_a_question_come_from_files_and_from_bytes_and_a_bad_one_is_named(tmp_path):
     Image.new("RGB", (4, 3), "red").save(tmp_path / "a.png")
     encoded = (tmp_path / "a.png").read_bytes()

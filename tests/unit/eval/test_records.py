@@ -11,6 +11,7 @@ from llava.eval.records import (
     get_chunk,
     load_questions,
     model_fingerprint,
+    read_jsonl,
     texts_by_id,
 )
 
@@ -199,3 +200,65 @@ def test_answers_that_do_not_pair_with_the_questions_are_refused(ids, message):
 def test_answers_pair_with_questions_in_any_order():
     rows = [{"question_id": i, "text": str(i)} for i in (2, 0, 3, 1)]
     assert list(texts_by_id(QUESTIONS, rows).items()) == [(0, "0"), (1, "1"), (2, "2"), (3, "3")]
+
+
+HALF = "cut \ude00 off"
+
+
+def test_half_a_character_in_a_question_is_asked_and_written_as_the_replacement_character(tmp_path):
+    asked = [{"question_id": HALF, "text": HALF, "answer_fields": {"options": [HALF]}}, *QUESTIONS]
+    questions = load_questions(write_jsonl(tmp_path / "q.jsonl", asked))
+    assert (questions[0]["question_id"], questions[0]["text"]) == ("cut \ufffd off", "cut \ufffd off")
+    file = open_file(tmp_path, questions)
+    file.append(questions[0], HALF)
+    resumed = open_file(tmp_path, questions)
+    resumed.finish()
+    (row,) = read_jsonl(resumed.path)
+    assert [row["question_id"], row["prompt"], row["text"], *row["options"]] == ["cut \ufffd off"] * 4
+    whole = {"question_id": 1, "text": "\U0001f600", "image": "a"}
+    assert load_questions(write_jsonl(tmp_path / "q.jsonl", [whole])) == [whole]
+
+
+def test_rows_that_are_made_without_a_question_file_are_kept_under_the_text_that_is_written(tmp_path):
+    questions = [{"question_id": 1, "text": HALF}]
+    open_file(tmp_path, questions).append(questions[0], "A.")
+    assert len(open_file(tmp_path, questions).answered) == 1
+
+
+def test_question_and_answer_files_may_start_with_a_byte_order_mark(tmp_path):
+    path = write_jsonl(tmp_path / "q.jsonl", QUESTIONS)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_questions(path) == QUESTIONS
+    file = open_file(tmp_path)
+    file.append(QUESTIONS[0], "A.")
+    file.path.write_bytes(b"\xef\xbb\xbf" + file.path.read_bytes())
+    assert len(open_file(tmp_path).answered) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (
+            '{"question_id": 1}'.encode("utf-16"),
+            "is text in UTF-16; expected text in UTF-8: save it as UTF-8",
+        ),
+        ('{"question_id": 1}'.encode("utf-16-be"), "is text in UTF-16"),
+        ('{"question_id": "é"}'.encode("latin-1"), "is not text in UTF-8"),
+        (b"\x1f\x8b\x08\x00", "is compressed with gzip; expected text in UTF-8: unpack it with gunzip"),
+        (b"PK\x03\x04", "is a zip archive"),
+    ],
+)
+def test_a_question_file_that_is_no_utf_8_is_named_with_the_remedy(tmp_path, content, says):
+    (tmp_path / "q.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"q\.jsonl {says}"):
+        load_questions(tmp_path / "q.jsonl")
+
+
+def test_a_folder_or_no_file_in_place_of_questions_is_named(tmp_path):
+    for path, says in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "no", "no such file"),
+        ("a\0b", "cannot be opened"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            load_questions(path)

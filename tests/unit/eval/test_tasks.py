@@ -1,5 +1,6 @@
 """Benchmarks in their own file formats: prompts, scores by hand, submissions, files that do not fit."""
 
+import base64
 import json
 import sys
 
@@ -235,6 +236,53 @@ def test_mmbench_refuses_a_file_that_is_cut_and_a_row_without_an_image(load, tmp
     path.write_text(text.replace(benchmarks.encoded_image(), "", 1))
     with pytest.raises(ValueError, match="question 241: no base64 image"):
         TASKS["mmbench"].load(path.parent)
+
+
+def write_mmbench(folder, images: dict, line_end="\r\n"):
+    """Two-way questions whose image column is as given, by their index."""
+    names = ("index", "question", "A", "B", "answer", "category", "l2-category", "image", "split")
+    rows = [
+        dict(zip(names, (i, "Which?", "red", "blue", "A", "c", "l", x, "dev"), strict=True))
+        for i, x in images.items()
+    ]
+    lines = ["\t".join(names), *("\t".join(str(row[name]) for name in names) for row in rows)]
+    folder.mkdir(exist_ok=True)
+    (folder / "mmbench_dev_20230712.tsv").write_bytes(line_end.join([*lines, ""]).encode())
+    return folder
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_an_image_of_mmbench_may_be_the_index_of_the_row_that_has_it(tmp_path, line_end):
+    encoded = benchmarks.encoded_image()
+    images = {5: "1000241", 241: encoded, 1000241: "241", 2000241: "1000241", 3000241: "5", 7: encoded}
+    rows = TASKS["mmbench"].load(write_mmbench(tmp_path / "mmbench", images, line_end))
+    assert [row["question_id"] for row in rows] == list(images)
+    assert {row["image"] for row in rows} == {base64.b64decode(encoded)}
+    assert len({id(row["image"]) for row in rows[:5]}) == 1, "rows hold one picture, not a copy each"
+    assert [row["group"] for row in rows] == [5, 241, 241, 241, 241, 7]
+    scores = TASKS["mmbench"].score(rows, {row["question_id"]: "A" for row in rows})
+    assert values(scores)["overall"] == {"circular": 1, "vanilla": 1}
+
+
+def test_a_long_chain_of_mmbench_rows_ends_at_its_picture(tmp_path):
+    images = {0: benchmarks.encoded_image(), **{i: i - 1 for i in range(1, 5000)}}
+    rows = TASKS["mmbench"].load(write_mmbench(tmp_path / "mmbench", dict(reversed(images.items()))))
+    assert len({id(row["image"]) for row in rows}) == 1
+
+
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        ({1: "2", 2: "9"}, "question 1: its image is that of row 9, which is not there"),
+        ({1: "1"}, "question 1: the rows 1 name one another"),
+        ({1: "2", 2: "3", 3: "2"}, "question 1: the rows 1, 2, 3 name one another"),
+        ({1: "@@"}, "question 1: no base64 image"),
+        ({"x1": ""}, "row 1: its index is 'x1'"),
+    ],
+)
+def test_mmbench_names_the_row_whose_image_is_nowhere(tmp_path, images, says):
+    with pytest.raises(ValueError, match=says):
+        TASKS["mmbench"].load(write_mmbench(tmp_path / "mmbench", images))
 
 
 # ---- MME ----

@@ -165,8 +165,39 @@ def test_a_withdrawn_question_can_be_asked_again(chat):
 
 
 def test_marks_in_a_question_must_be_as_many_as_its_pictures(chat):
-    with pytest.raises(ValueError, match="1 <image> for 0 image"):
-        list(chat.ask("what is <image>?", GREEDY))
+    chat.add_image(RED)
+    with pytest.raises(ValueError, match="2 <image> for 1 image"):
+        list(chat.ask("what are <image> and <image>?", GREEDY))
+
+
+@pytest.mark.parametrize("question", ["what is <image>?", "<image>", "<image><image>", "a\ud800b", "\udce9"])
+def test_what_a_question_without_pictures_says_is_letters(chat, question):
+    chat.add_image(RED)
+    list(chat.ask("what is it?", GREEDY))
+    list(chat.ask(question, GREEDY))
+    assert chat.timing.visual_tokens == 9
+    list(chat.ask("and now?", GREEDY))
+    ids = chat.inputs(chat.turns)[0]["input_ids"]
+    assert (ids == IMAGE_TOKEN_INDEX).sum() == 1
+
+
+ANSWERS = ["<image>", "an <image> of <image>", "<im<image>age>", "###", "USER:", "</s>", "a"]
+
+
+@pytest.mark.parametrize("template", ["vicuna_v1", "v0", "llava_llama_2", "mpt", "qwen_2"])
+@pytest.mark.parametrize("said", ANSWERS)
+def test_whatever_was_answered_is_read_with_the_next_question(loaded, monkeypatch, template, said):
+    chat = Chat(*loaded, conv_templates[template])
+    ids = loaded[0](said, add_special_tokens=False)["input_ids"]
+    with monkeypatch.context() as patch:
+        patch.setattr("llava.serve.chat.stream_tokens", lambda *args, **kwargs: (token for token in ids))
+        answer = "".join(chat.ask("what is it?", GREEDY))
+    assert [turn.answer for turn in chat.turns] == [answer] * bool(answer)
+    chat.add_image(RED)
+    list(chat.ask("and now?", GREEDY))
+    prompt = chat.prompt(chat.turns)
+    assert len(prompt.marks) == 1
+    assert answer in prompt
 
 
 def test_a_text_only_model_talks_and_takes_no_picture(loaded, tmp_path):

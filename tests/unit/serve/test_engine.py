@@ -5,12 +5,15 @@ from queue import Queue
 
 import pytest
 import tiny
+import torch
 from PIL import Image
 
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import question_prompt, template_named
-from llava.decoding import Decoding, Stopping
+from llava.decoding import Decoding, Stopping, TextStream
+from llava.errors import UserError
 from llava.model.builder import load_pretrained_model
-from llava.serve.engine import Engine, QueueFull
+from llava.serve.engine import Engine, QueueFull, ShuttingDown
 
 TEMPLATE = template_named("vicuna_v1")
 WORDS = ["what colour is the circle?", "is it blue?", "the answer", "red or blue, what is the triangle?"]
@@ -34,10 +37,11 @@ def make_engine(loaded):
         engine.close()
 
 
-def request(engine, text, colour=None, max_new_tokens=12, temperature=0.0, **options):
+def request(engine, text, colour=None, max_new_tokens=12, temperature=0.0, sampling=None, **options):
     images = [] if colour is None else [Image.new("RGB", (60, 48), colour)]
     prompt = question_prompt(text, len(images), TEMPLATE)
-    return engine.prepare(prompt, images, Decoding(temperature, max_new_tokens=max_new_tokens), **options)
+    decoding = Decoding(temperature, max_new_tokens=max_new_tokens, **(sampling or {}))
+    return engine.prepare(prompt, images, decoding, **options)
 
 
 def start(engine, *args, **kwargs):
@@ -59,8 +63,6 @@ def finished(events: Queue):
 
 def alone(loaded, prepared):
     """What the model itself answers to one request, without the engine."""
-    import torch
-
     tokenizer, model = loaded[:2]
     ids = model.generate(
         torch.tensor([prepared.input_ids]),
@@ -201,6 +203,133 @@ def test_an_answer_is_cut_at_its_deadline(make_engine):
     assert (event.finish, event.num_tokens) == ("length", 1)
 
 
+@pytest.mark.parametrize(
+    "sampling",
+    [{"top_k": 3}, {"min_p": 0.5}, {"repetition_penalty": 1.5}, {"top_p": 0.5}],
+    ids=lambda sampling: next(iter(sampling)),
+)
+def test_requests_of_other_sampling_go_in_another_batch(make_engine, sampling):
+    held = Held()
+    engine = make_engine(on_batch=held)
+    first = start(engine, "hello")
+    assert held.entered.wait(60)
+    running = [start(engine, WORDS[1], temperature=0.5, sampling=each) for each in (None, sampling, sampling)]
+    held.go.set()
+    for _, events in [first, *running]:
+        assert finished(events)[1].error is None
+    assert held.sizes == [1, 1, 2]
+
+
+def test_a_repetition_penalty_reaches_the_model(loaded, make_engine):
+    engine = make_engine()
+    prepared = request(engine, WORDS[0], "red", max_new_tokens=24, sampling={"repetition_penalty": 1e9})
+    events = Queue()
+    ticket = engine.admit()
+    ticket.start(prepared, events.put)
+    finished(events)
+    ids = ticket._answer.stream.ids
+    assert len(set(ids)) == len(ids) == 24
+    assert not set(ids) & set(prepared.input_ids)
+
+
+ERRORS = [ValueError, torch.OutOfMemoryError, AssertionError, UserError]
+
+
+class Failing:
+    """A model's generate that fails for some prompts, after some tokens; `sizes` are those of its calls."""
+
+    def __init__(self, generate, error, guilty, num_tokens: int):
+        self.generate, self.error, self.guilty, self.num_tokens = generate, error, guilty, num_tokens
+        self.sizes = []
+
+    def __call__(self, input_ids, *, stopping_criteria, **options):
+        self.sizes.append(len(input_ids))
+
+        def fail(ids, scores, **kwargs):
+            if self.guilty(input_ids) and ids.shape[1] >= self.num_tokens:
+                raise self.error("no luck")
+            return torch.zeros(len(ids), dtype=torch.bool)
+
+        if self.guilty(input_ids) and self.num_tokens == 0:
+            raise self.error("no luck")
+        return self.generate(input_ids, stopping_criteria=[*stopping_criteria, fail], **options)
+
+
+def failing_batch(make_engine, monkeypatch, cases, error, guilty, num_tokens, **options):
+    """(text, last event) of each case, all of one batch behind another of one; the sizes of all calls."""
+    held = Held()
+    engine = make_engine(on_batch=held)
+    first = start(engine, "hello")
+    assert held.entered.wait(60)
+    running = [start(engine, *case, max_new_tokens=12, **options) for case in cases]
+    failing = Failing(engine.model.generate, error, guilty, num_tokens)
+    monkeypatch.setattr(engine.model, "generate", failing)
+    held.go.set()
+    finished(first[1])
+    outcomes = [finished(events) for _, events in running]
+    assert all(events.empty() for _, events in running)
+    monkeypatch.undo()
+    return outcomes, failing.sizes, [ticket._answer for ticket, _ in running]
+
+
+CASES = [(WORDS[0], "red"), (WORDS[1], None), (WORDS[2], None), (WORDS[3], None)]
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 5])
+@pytest.mark.parametrize("error", ERRORS)
+def test_of_a_batch_that_fails_only_the_guilty_request_does(
+    loaded, make_engine, monkeypatch, error, num_tokens
+):
+    """The others get the answer that they would get alone, also where a part of it was sent already."""
+
+    def guilty(input_ids):
+        return (input_ids == IMAGE_TOKEN_INDEX).any()
+
+    outcomes, sizes, _ = failing_batch(make_engine, monkeypatch, CASES, error, guilty, num_tokens)
+    assert sizes == [1, 4, 1, 1, 1, 1]
+    assert isinstance(outcomes[0][1].error, error)
+    engine = make_engine()
+    for case, (text, last) in list(zip(CASES, outcomes, strict=True))[1:]:
+        assert (last.error, text) == (None, alone(loaded, request(engine, *case, max_new_tokens=12)))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_a_batch_beyond_the_memory_is_answered_one_by_one(make_engine, monkeypatch, temperature):
+    """Sampled answers too go on behind what was sent of them."""
+
+    def guilty(input_ids):
+        return len(input_ids) > 1
+
+    outcomes, sizes, answers = failing_batch(
+        make_engine, monkeypatch, CASES, torch.OutOfMemoryError, guilty, 4, temperature=temperature
+    )
+    assert sizes == [1, 4, 1, 1, 1, 1]
+    for (text, last), answer in zip(outcomes, answers, strict=True):
+        assert last.error is None
+        assert text == answer.stopping.decode(answer.stream.ids)
+        assert last.num_tokens <= 12
+
+
+def test_an_answer_that_cannot_be_read_takes_no_other_along(make_engine, monkeypatch):
+    held = Held()
+    engine = make_engine(on_batch=held)
+    first = start(engine, "hello")
+    assert held.entered.wait(60)
+    (guilty, _), (_, others) = running = [start(engine, WORDS[0]), start(engine, WORDS[1])]
+    add = TextStream.add
+
+    def fail(stream, token):
+        if stream is guilty._answer.stream and len(stream.ids) > 2:
+            raise ValueError("a bug")
+        add(stream, token)
+
+    monkeypatch.setattr(TextStream, "add", fail)
+    held.go.set()
+    finished(first[1])
+    assert finished(others)[1].error is None
+    assert isinstance(finished(running[0][1])[1].error, ValueError)
+
+
 def test_a_batch_that_fails_does_not_end_the_engine(make_engine, monkeypatch):
     engine = make_engine()
     generate = engine.model.generate
@@ -218,9 +347,9 @@ def test_closing_ends_what_runs_and_waits_with_an_error(loaded):
     running[1].get(timeout=60)
     waiting = start(engine, WORDS[1])
     engine.close()
-    assert all(isinstance(finished(events)[1].error, RuntimeError) for _, events in (running, waiting))
+    assert all(isinstance(finished(events)[1].error, ShuttingDown) for _, events in (running, waiting))
     assert not engine.is_alive
-    with pytest.raises(QueueFull):
+    with pytest.raises(ShuttingDown):
         engine.admit()
 
 

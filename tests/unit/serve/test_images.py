@@ -1,11 +1,12 @@
 """Pictures from strangers: what is refused, and before what work."""
 
-import socket
+import base64
 import threading
 import time
 from io import BytesIO
 
 import pytest
+from drips import DRIPS, HANDSHAKE, dripping, serving_tls
 from pictures import data_url, encoded, header_only_png
 from PIL import Image
 
@@ -26,9 +27,45 @@ def test_a_data_url_is_read(kind):
     assert (image.mode, image.size) == ("RGB", (20, 10))
 
 
+PAYLOAD = base64.b64encode(encoded()).decode()
+LINES = [PAYLOAD[i : i + 76] for i in range(0, len(PAYLOAD), 76)]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "data:image/png;base64," + "\n".join(LINES),
+        "data:image/png;base64," + "\r\n".join(LINES) + "\r\n",
+        "data:image/png;base64, " + " ".join(LINES),
+        "data:image/png;base64,\t" + "\t".join(LINES),
+        "data:image/png;base64," + "%0A".join(LINES).replace("%0A", "") + "\n",
+        "data:image/png;base64," + PAYLOAD.replace("+", "%2B").replace("/", "%2F").replace("=", "%3D"),
+        "DATA:IMAGE/PNG;BASE64," + PAYLOAD,
+        "Data:image/PNG;Base64," + PAYLOAD,
+        "data:image/png;charset=utf-8;base64," + PAYLOAD,
+        "data:image/png;name=a b.png;CHARSET=UTF-8;base64," + PAYLOAD,
+        "data:image/png; charset=utf-8; base64, " + PAYLOAD,
+        "data:image/png;name=" + "a" * 500 + ";base64," + PAYLOAD,
+        "data:;base64," + PAYLOAD,
+        " \ndata:image/png;base64," + PAYLOAD,
+        "data:image/png," + "".join(f"%{byte:02x}" for byte in encoded()),
+    ],
+)
+def test_a_data_url_is_read_however_it_is_written(url):
+    assert read(url).size == (20, 10)
+
+
+def test_a_data_url_that_is_none_is_refused_at_once():
+    """Its parameters can be read in one way alone, or a thousand letters would take for ever."""
+    with pytest.raises(ValueError, match="must start like"):
+        read("data:" + ";a=  " * 150 + "x" * 1000)
+
+
 @pytest.mark.parametrize(
     ("url", "says"),
     [
+        ("data:image/png;base64,\ud800", "base64 is broken"),
+        ("data:image/png;base64,AAAA\u00e9", "base64 is broken"),
         ("data:image/png;base64,@@@", "base64 is broken"),
         ("data:image/png;base64,aGVsbG8=", "is none of BMP"),
         ("data:text/html;base64,aGVsbG8=", "must start like"),
@@ -110,6 +147,7 @@ def test_addresses_that_are(address):
         "https://example.org:99999/",
         "ftp://example.org/a",
         "https://" + "a" * 300 + ".org/",
+        "https://" + "a." * 300 + "org/",
         "\ud800",
     ],
 )
@@ -180,12 +218,14 @@ def test_a_name_that_leads_to_a_private_address_is_never_asked(internet, address
     assert asked == []
 
 
-@pytest.mark.parametrize("location", ["https://inside.org/", "http://a.org/", "file:///etc/passwd"])
+@pytest.mark.parametrize(
+    "location", ["https://inside.org/", "http://a.org/", "file:///etc/passwd", "https://[::1", "//[a"]
+)
 def test_a_redirect_to_what_is_not_allowed_is_not_followed(internet, location):
     hosts, asked = internet
     hosts["a.org"] = ["8.8.8.8"], Answer(302, Location=location)
     hosts["inside.org"] = ["192.168.0.1"], Answer(200, encoded())
-    with pytest.raises(ValueError, match="public address|must be a data URL"):
+    with pytest.raises(ValueError, match="public address|must be a data URL|no address"):
         fetch("https://a.org/x.png", URLS, time.monotonic() + 10)
     assert asked == ["8.8.8.8"]
 
@@ -210,40 +250,53 @@ def test_a_body_beyond_the_limit_and_a_status_other_than_200_are_refused(interne
         fetch("https://nowhere.org/", URLS, time.monotonic() + 10)
 
 
-def test_a_server_that_sends_a_byte_now_and_then_is_left_at_the_deadline(monkeypatch):
-    listener = socket.create_server(("127.0.0.1", 0))
-    given_up = threading.Event()
+@pytest.mark.parametrize("drip", [*DRIPS, "a handshake"])
+def test_a_server_that_never_ends_is_left_at_the_deadline(monkeypatch, drip):
+    """Hours before it would have ended, whatever it is at."""
 
-    def drip():
-        client, _ = listener.accept()
-        with client:
-            try:
-                client.sendall(b"HTTP/1.1 200 OK\r\nX-Endless: ")
-                while not given_up.wait(0.05):
-                    client.sendall(b"a")
-            except OSError:  # the client left
-                pass
-
-    class Plain(images._Pinned):
-        """Without TLS, at the port of the server above."""
+    class Local(images._Pinned):
+        """At the port of the server below, without TLS but where the server drips that."""
 
         def __init__(self, host, address, deadline):
-            super().__init__(host, address, deadline, port=listener.getsockname()[1])
-            self._tls.wrap_socket = lambda plain, server_hostname: plain
+            super().__init__(host, address, deadline, port=port)
+            if drip in DRIPS:
+                self._tls.wrap_socket = lambda plain, server_hostname: plain
 
-    server = threading.Thread(target=drip)
-    server.start()
-    monkeypatch.setattr(images, "_Pinned", Plain)
-    monkeypatch.setattr(images, "public_address", lambda host: "127.0.0.1")
-    end = threading.Timer(20, given_up.set)  # or the test might never end
-    end.start()
+    with dripping(*DRIPS.get(drip, HANDSHAKE)) as (port, server, ends):
+        monkeypatch.setattr(images, "_Pinned", Local)
+        monkeypatch.setattr(images, "public_address", lambda host: "127.0.0.1")
+        with pytest.raises(ValueError, match="could not be fetched"):
+            fetch("https://a.org/x.png", URLS, time.monotonic() + 0.4)
+        assert not ends.is_set()
+        server.join(30)  # it saw the connection end
+        assert not server.is_alive()
+
+
+@pytest.mark.parametrize("name", ["a.org", "b.org"])
+def test_a_picture_comes_over_tls_from_the_host_of_the_certificate_alone(tmp_path, monkeypatch, name):
+    """Though its address is connected to, and not its name."""
+
+    class Local(images._Pinned):
+        def __init__(self, host, address, deadline):
+            super().__init__(host, address, deadline, port=port)
+
+    with serving_tls(tmp_path, "a.org", encoded()) as (port, certificate):
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        monkeypatch.setattr(images, "_Pinned", Local)
+        monkeypatch.setattr(images, "public_address", lambda host: "127.0.0.1")
+        if name == "a.org":
+            assert read("https://a.org/x.png", URLS).size == (20, 10)
+        else:
+            with pytest.raises(ValueError, match="could not be fetched"):
+                read(f"https://{name}/x.png", URLS)
+
+
+def test_a_name_that_is_never_resolved_is_left_at_the_deadline(monkeypatch):
+    ends = threading.Event()
+    monkeypatch.setattr(images.socket, "getaddrinfo", lambda *args, **kwargs: ends.wait(60))
     try:
         with pytest.raises(ValueError, match="could not be fetched"):
-            fetch("https://a.org/x.png", URLS, time.monotonic() + 0.5)
-        assert not given_up.is_set()
-        server.join(20)  # it saw the connection end
-        assert not server.is_alive()
+            fetch("https://a.org/x.png", URLS, time.monotonic() + 0.2)
+        assert not ends.is_set()
     finally:
-        end.cancel()
-        given_up.set()
-        listener.close()
+        ends.set()

@@ -9,8 +9,8 @@ from PIL import Image
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.visualization.attention import attention_to_image
-from llava.visualization.token_map import token_map
-from llava.visualization.words import PICTURE_SIDE, answer_words, draw_word, word_attention
+from llava.visualization.token_map import ImageMapping, TokenMap, token_map
+from llava.visualization.words import PICTURE_SIDE, WordAttention, answer_words, draw_word, word_attention
 
 ANSWER = "a triangle"
 
@@ -96,3 +96,29 @@ def test_a_map_of_another_s_has_its_tokens(folder):
 def test_an_answer_without_pictures_looked_nowhere(folder):
     with pytest.raises(ValueError, match="no picture was shown until this answer"):
         look(load(folder), [])
+
+
+def one_word(weights: list[float]) -> WordAttention:
+    """A word over a 2x2 grid of a square picture."""
+    mapping = TokenMap((ImageMapping(40, 40, 40, (1.0, 1.0), (0.0, 0.0)),), 2, np.arange(4))
+    row = np.array(weights, np.float32)
+    return WordAttention(["word"], row[None, None], row[None], [mapping])
+
+
+@pytest.mark.parametrize("colour", ["red", "orange", "yellow", "lime", "cyan", "blue", "purple", "magenta"])
+def test_a_picture_keeps_its_hues_under_any_attention(colour):
+    picture = Image.new("RGB", (40, 40), colour)
+    (drawn,) = draw_word(one_word([0, 0.1, 0.2, 0.3]), [picture], 0, 0)
+    shown = np.asarray(Image.fromarray(drawn).convert("HSV")).astype(int)
+    hue = np.asarray(picture.convert("HSV")).astype(int)[0, 0, 0]
+    assert np.abs((shown[..., 0] - hue + 128) % 256 - 128).max() < 256 * 15 / 360  # 15 degrees
+    assert shown[..., 1].min() > 160
+
+
+@pytest.mark.parametrize("colour", ["black", "grey", "white", "red", "blue", "navy"])
+def test_attention_brightens_pixels_of_every_colour(colour):
+    (drawn,) = draw_word(one_word([0, 0.1, 0.2, 0.3]), [Image.new("RGB", (40, 40), colour)], 0, 0)
+    side = PICTURE_SIDE
+    places = [(0, 0), (0, side - 1), (side - 1, 0), (side - 1, side - 1)]
+    brightness = [int(drawn[place].sum()) for place in places]
+    assert (np.diff(brightness) > 20).all()
