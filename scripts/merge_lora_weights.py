@@ -29,7 +29,7 @@ def merge(model_path: str, model_base: str | None, output: Path) -> bool:
 
 
 def _write(model_path: str, model_base: str | None, folder: Path) -> None:
-    from llava.conversation import template_of
+    from llava.conversation import chat_template, template_of
     from llava.decoding import end_with_turns
     from llava.model.builder import load_pretrained_model
     from llava.model.checkpoint import ADAPTER_CONFIG, inspect_folder
@@ -40,7 +40,9 @@ def _write(model_path: str, model_base: str | None, folder: Path) -> None:
     tokenizer, model, image_processor, _ = load_pretrained_model(
         str(source.path), model_base, device="cpu", torch_dtype="auto"
     )
-    end_with_turns(model, tokenizer, template_of(model.config))
+    template = template_of(model.config)
+    end_with_turns(model, tokenizer, template)
+    tokenizer.chat_template = chat_template(template, model.config.mm_use_im_start_end)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     image_processor.save_pretrained(folder)

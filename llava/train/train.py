@@ -10,7 +10,7 @@ from accelerate import PartialState
 from huggingface_hub.utils import enable_progress_bars
 
 from llava.command import message
-from llava.conversation import template_of
+from llava.conversation import chat_template, template_of
 from llava.data.collator import Collator
 from llava.data.sample import SampleBuilder
 from llava.decoding import end_with_turns
@@ -208,7 +208,9 @@ def build_trainer(
             "leave it out, or take a language model with rotary positions."
         )
     add_words(model, tokenizer)
-    end_with_turns(model, tokenizer, template_of(model.config))
+    template = template_of(model.config)
+    end_with_turns(model, tokenizer, template)
+    tokenizer.chat_template = chat_template(template, model.config.mm_use_im_start_end)  # is saved with it
     image_processor = image_processor_of(model, folder.path)
     budgets = model.config.elastic_scale_factors or [None]
     tokens = [model.tokens_per_view(scale_factor) for scale_factor in budgets]

@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 from llava.constants import IGNORE_INDEX
 from llava.conversation import conv_templates, question_prompt
 from llava.data.targets import build_targets, conversation_from_record
+from llava.decoding import Stopping
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model import builder
 from llava.train.train import train
@@ -137,6 +138,19 @@ def test_a_backbone_trains_is_saved_loaded_and_answers_alike_in_batches_and_alon
     conversation = conversation_from_record(record, template)
     labels = [label for label in build_targets(conversation, tokenizer)[1] if label != IGNORE_INDEX]
     assert tokenizer.decode(labels).replace(" ", "") == f"Aredbus.{conversation.stop_str}"
+
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    ends = generation["eos_token_id"]
+    ends = set(ends) if isinstance(ends, list) else {ends}
+    assert ends == set(Stopping(model, tokenizer, conv_templates[template]).eos_token_ids)
+    assert tokenizer.get_added_vocab().get(conversation.stop_str) in {None, *ends}
+    assert generation["pad_token_id"] == tokenizer.pad_token_id
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which colour?"}]}],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    assert asked == question_prompt("Which colour?", 1, conv_templates[template])
 
     questions = [
         ("Which colour?", parts / "red.png"),

@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from test_training import flags, losses
 from transformers import AutoModelForCausalLM
 
+from llava.conversation import conv_templates, question_prompt
 from llava.model.adapters import PUBLISHED_PREFIX, read_trainables
 from llava.model.checkpoint import read_projector
+from llava.model.tokenizer import load_tokenizer
 from llava.train.train import prepare
 
 
@@ -295,6 +297,11 @@ def test_stage_1_then_2_then_lora_then_merged_gives_the_logits_of_training(parts
     script = Path(__file__).parents[2] / "scripts" / "merge_lora_weights.py"
     flags_given = [str(item) for pair in folders.items() for item in pair]
     subprocess.run([sys.executable, script, *flags_given], check=True, timeout=300)
+    for folder in (tmp_path / "lora", tmp_path / "merged"):
+        tokenizer = load_tokenizer(folder, padding_side="left")
+        asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which colour?"}]}]
+        prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        assert prompt == question_prompt("Which colour?", 1, conv_templates["qwen_2"])
     assert torch.allclose(logits(load(tmp_path / "merged")), logits(trained), atol=1e-5)
 
 
