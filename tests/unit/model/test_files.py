@@ -6,7 +6,6 @@ import shutil
 import pytest
 import tiny
 import torch
-from conftest import save_sentencepiece
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
@@ -68,7 +67,14 @@ def sources(tmp_path_factory, bpe_tokenizer, sentencepiece_model):
     index = {"metadata": {}, "weight_map": {name: file for file, names in halves.items() for name in names}}
     (folder / "bin shards" / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     model.save_pretrained(folder / "sentencepiece")
-    save_sentencepiece(sentencepiece_model, folder / "sentencepiece", legacy=True)
+    shutil.copy(sentencepiece_model, folder / "sentencepiece" / "tokenizer.model")
+    marks = {
+        "tokenizer_class": "LlamaTokenizer",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    (folder / "sentencepiece" / "tokenizer_config.json").write_text(json.dumps(marks))
     for name in ("whole", "shards", "bin", "bin shards"):
         bpe_tokenizer.save_pretrained(folder / name)
     for name in ("whole", "shards", "bin", "bin shards", "sentencepiece"):
