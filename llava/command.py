@@ -6,10 +6,12 @@ import traceback
 from collections.abc import Callable
 
 from llava.errors import UserError
+from llava.quiet import quiet_libraries
 
 
 def exit_code(action: Callable[[], object]) -> int:
     """Run `action`: 0, or 1 after printing the UserError that says what to mend."""
+    quiet_libraries()
     try:
         action()
     except UserError as error:

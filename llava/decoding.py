@@ -140,6 +140,16 @@ class Stopping:
         return text[: min((text.index(closing) for closing in self._texts if closing in text), default=None)]
 
 
+def end_with_turns(model, tokenizer, template: Conversation) -> None:
+    """Make the end of the template's turns an end of the model's answers, here and where it is saved.
+
+    Plain `generate` then ends where a turn does, if one token writes that end, such as <|im_end|> or </s>.
+    """
+    settings = Stopping(model, tokenizer, template).kwargs()
+    model.generation_config.eos_token_id = settings["eos_token_id"]
+    model.generation_config.pad_token_id = settings["pad_token_id"]
+
+
 class TextStream:
     """Text of tokens as they come, whole characters at a time.
 

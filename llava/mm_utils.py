@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 
 import torch
@@ -148,6 +148,46 @@ def encode_prompt(
     if bos is not None and tokenizer("")["input_ids"][:1] == [bos] and ids[:1] != [bos]:
         ids, spans = [bos, *ids], [(-1, 0), *spans]
     return ids, spans if has_offsets else None
+
+
+def encode_prompts(
+    prompts: Sequence[str], tokenizer, image_token_index: int = IMAGE_TOKEN_INDEX
+) -> list[list[int]]:
+    """The ids that encode_prompt gives of each prompt, for many prompts in a fraction of the time.
+
+    Every chunk is tokenised once, all of them in one call.
+    """
+    known = _KnownChunks(tokenizer)
+    for prompt in prompts:  # finds the chunks
+        encode_prompt(prompt, known, image_token_index)
+    known.tokenise_all()
+    return [encode_prompt(prompt, known, image_token_index)[0] for prompt in prompts]
+
+
+class _KnownChunks:
+    """Stands in for a tokenizer in encode_prompt, so that it alone says what a prompt's chunks are."""
+
+    is_fast = False  # nobody asks for positions
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.bos_token_id = tokenizer.bos_token_id
+        self.ids: dict[str, list[int]] = {}
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        if add_special_tokens:
+            return {"input_ids": self._with_special_tokens(text)}
+        return {"input_ids": self.ids.setdefault(text, [])}
+
+    @cache  # noqa: B019
+    def _with_special_tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text)["input_ids"]
+
+    def tokenise_all(self) -> None:
+        chunks = list(self.ids)
+        if chunks:
+            encoded = self.tokenizer(chunks, add_special_tokens=False)["input_ids"]
+            self.ids = dict(zip(chunks, encoded, strict=True))
 
 
 def tokenizer_image_token(

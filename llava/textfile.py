@@ -55,7 +55,7 @@ def kind_of(head: bytes) -> tuple[str, str] | None:
         if head.startswith(mark):
             return kind
     # without a byte order mark, each ASCII character has a zero beside it
-    if len(head) > 3 and (not any(head[0:64:2]) or not any(head[1:64:2])):
+    if len(head) > 3 and any(head[0:64:2]) != any(head[1:64:2]):
         return "text in UTF-16", AS_UTF_8
     return None
 
@@ -69,14 +69,25 @@ def open_text(path: str | Path, newline: str | None = None) -> Iterator[TextIO]:
     Raises:
         UserError: naming the file: if it cannot be opened, is of another kind, or, as it is read, not UTF-8.
     """
-    with _opened(path) as raw:
-        if kind := kind_of(raw.peek(HEAD)[:HEAD]):
-            raise UserError(f"{path} is {kind[0]}; expected text in UTF-8: {kind[1]}.")
+    with open_bytes(path) as raw:
         try:
             with TextIOWrapper(raw, encoding="utf-8-sig", newline=newline) as file:
                 yield file
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not text in UTF-8 ({error}); {AS_UTF_8}.") from error
+
+
+@contextmanager
+def open_bytes(path: str | Path) -> Iterator[BufferedReader]:
+    """A file of text as its bytes.
+
+    Raises:
+        UserError: naming the file: if it cannot be opened, or is of another kind.
+    """
+    with _opened(path) as raw:
+        if kind := kind_of(raw.peek(HEAD)[:HEAD]):
+            raise UserError(f"{path} is {kind[0]}; expected text in UTF-8: {kind[1]}.")
+        yield raw
 
 
 def _opened(path: str | Path) -> BufferedReader:

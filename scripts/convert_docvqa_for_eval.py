@@ -4,14 +4,16 @@ import argparse
 from pathlib import Path
 
 from llava.command import exit_code
-from llava.eval.records import read_jsonl, write_text
+from llava.eval.json_files import ID
+from llava.eval.records import load_answers, write_text
 from llava.eval.tasks import docvqa
-from llava.eval.tasks.shared import answers_by_id
+from llava.eval.tasks.shared import by_id
 
 
 def convert(source: str, target: Path) -> None:
-    rows = [{"question_id": row["questionId"], "text": row["answer"]} for row in read_jsonl(source)]
-    write_text(target, docvqa.submission(answers_by_id(rows)))
+    rows = load_answers(source, {"questionId": ID, "answer": str})
+    rows = [{"question_id": row["questionId"], "text": row["answer"]} for row in rows]
+    write_text(target, docvqa.submission(by_id(rows, source)))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from llava.command import exit_code
-from llava.eval.records import read_jsonl, write_text
+from llava.eval.records import write_text
 from llava.eval.tasks import gqa
 from llava.eval.tasks.shared import answers_by_id
 
@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--src", required=True, help="answers, JSON lines")
     parser.add_argument("--dst", type=Path, required=True, help="testdev_balanced_predictions.json")
     args = parser.parse_args(argv)
-    return exit_code(lambda: write_text(args.dst, gqa.submission(answers_by_id(read_jsonl(args.src)))))
+    return exit_code(lambda: write_text(args.dst, gqa.submission(answers_by_id(args.src))))
 
 
 if __name__ == "__main__":

@@ -4,15 +4,15 @@ import argparse
 from pathlib import Path
 
 from llava.command import exit_code
-from llava.eval.records import read_jsonl, texts_by_id
+from llava.eval.records import load_answers, texts_by_id
 from llava.eval.tasks import mmbench
 
 
 def convert(annotation_file: str, result_file: Path, upload: Path) -> None:
     questions = mmbench.read_questions(annotation_file, instruction="")
     # --all-rounds asked with rotated options, too
-    rows = [row for row in read_jsonl(result_file) if row.get("round_id", 0) == 0]
-    mmbench.write_submission(questions, texts_by_id(questions, rows), upload)
+    rows = [row for row in load_answers(result_file) if row.get("round_id", 0) == 0]
+    mmbench.write_submission(questions, texts_by_id(questions, rows, result_file), upload)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,14 +4,14 @@ import argparse
 from pathlib import Path
 
 from llava.command import exit_code
-from llava.eval.records import read_jsonl, write_text
+from llava.eval.records import load_answers, write_text
 from llava.eval.tasks import seed
-from llava.eval.tasks.shared import answers_by_id
+from llava.eval.tasks.shared import by_id
 
 
 def convert(annotation_file: str, result_file: str, upload: Path) -> None:
-    answered = read_jsonl(result_file)
-    answers = answers_by_id(answered)
+    answered = load_answers(result_file)
+    answers = by_id(answered, result_file)
     rows = seed.annotate(answered, annotation_file)
     for part, measures in seed.score(rows, answers).table.items():
         print(f"{part}: {100 * measures['accuracy'].value:.2f}%")

@@ -4,13 +4,14 @@ import argparse
 from pathlib import Path
 
 from llava.command import exit_code
-from llava.eval.records import load_questions, read_jsonl, texts_by_id, write_text
+from llava.eval.records import load_answers, texts_by_id, write_text
 from llava.eval.tasks import vizwiz
 
 
 def convert(annotation_file: str, result_file: str, upload: Path) -> None:
-    rows = load_questions(annotation_file)
-    write_text(upload, vizwiz.submission(rows, texts_by_id(rows, read_jsonl(result_file))))
+    rows = vizwiz.read_questions(annotation_file)
+    answers = texts_by_id(rows, load_answers(result_file), result_file)
+    write_text(upload, vizwiz.submission(rows, answers))
 
 
 def main(argv: list[str] | None = None) -> int:

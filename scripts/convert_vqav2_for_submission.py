@@ -9,14 +9,14 @@ import argparse
 from pathlib import Path
 
 from llava.command import exit_code
-from llava.eval.records import load_questions, read_jsonl, texts_by_id, write_text
+from llava.eval.records import load_answers, load_questions, texts_by_id, write_text
 from llava.eval.tasks import vqav2
 
 
 def convert(folder: Path, split: str, ckpt: str) -> None:
-    test_ids = [row["question_id"] for row in read_jsonl(folder / vqav2.TEST)]
-    rows = read_jsonl(folder / "answers" / split / ckpt / "merge.jsonl")
-    answers = texts_by_id(load_questions(folder / f"{split}.jsonl"), rows)
+    test_ids = vqav2.read_test_ids(folder)
+    merged = folder / "answers" / split / ckpt / "merge.jsonl"
+    answers = texts_by_id(load_questions(folder / f"{split}.jsonl"), load_answers(merged), merged)
     path = folder / "answers_upload" / split / f"{ckpt}.json"
     write_text(path, vqav2.submission(answers, test_ids))
     print(f"{path}: {len(answers)} answers to {len(test_ids)} test questions")

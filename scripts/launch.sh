@@ -79,6 +79,7 @@ launch_by_torchrun() {
     nodes=(--nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
   fi
   DEVICES=$((NNODES * NUM_PROCESSES))
+  ((NUM_PROCESSES == 1)) || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # as torchrun sets it, with a page of warning
   LAUNCHER=("$PYTHON" -m torch.distributed.run "${nodes[@]}" --nproc_per_node "$NUM_PROCESSES")
 }
 
@@ -183,7 +184,7 @@ run_stoppable() {
   local launcher="" code interrupted=1 stopped=0
   local stop='stopped=1 interrupted=1; if [[ $launcher ]]; then stop_processes_of "$launcher" & fi'
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}  # should SIGTERM reach torchrun too
-  export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM  # torchrun would hand on Ctrl-C as it is, and nothing would be saved
+  export PET_SIGNALS_TO_HANDLE=SIGTERM  # torchrun would hand on Ctrl-C as it is, and nothing would be saved
   trap "$stop" TERM INT
   trap '' HUP  # the launcher is born ignoring it, as are its processes: this shell alone answers
   "$@" &

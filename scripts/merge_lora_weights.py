@@ -14,6 +14,7 @@ from output_folder import write_folder
 
 from llava.command import message
 from llava.errors import UserError
+from llava.quiet import quiet_libraries
 
 REQUIRED = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
 
@@ -28,6 +29,8 @@ def merge(model_path: str, model_base: str | None, output: Path) -> bool:
 
 
 def _write(model_path: str, model_base: str | None, folder: Path) -> None:
+    from llava.conversation import template_of
+    from llava.decoding import end_with_turns
     from llava.model.builder import load_pretrained_model
     from llava.model.checkpoint import ADAPTER_CONFIG, inspect_folder
 
@@ -37,6 +40,7 @@ def _write(model_path: str, model_base: str | None, folder: Path) -> None:
     tokenizer, model, image_processor, _ = load_pretrained_model(
         str(source.path), model_base, device="cpu", torch_dtype="auto"
     )
+    end_with_turns(model, tokenizer, template_of(model.config))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     image_processor.save_pretrained(folder)
@@ -48,6 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model-base", help="the model they were trained on; default: what they name")
     parser.add_argument("--save-model-path", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
+    quiet_libraries()
     try:
         written = merge(options.model_path, options.model_base, options.save_model_path)
     except UserError as error:

@@ -172,5 +172,5 @@ else
   printf '  conda activate %q\n' "$CONDA_PREFIX"
 fi
 printf '  python -m llava.serve.cli --model-path %q --image-file %q\n' "$RUN_DIR/stage2" "$RUN_DIR/photo.png"
-printf '  MODEL_PATH=%q IMAGE_PATH=%q TEXT=%q bash scripts/heatmap.sh\n' \
+printf '  MODEL_PATH=%q IMAGE_PATH=%q TEXT="%s" bash scripts/heatmap.sh\n' \
   "$RUN_DIR/stage2" "$RUN_DIR/photo.png" "$PHOTO_QUESTION"

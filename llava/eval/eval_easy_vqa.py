@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 from llava.command import exit_code
-from llava.eval.records import read_jsonl, write_text
-from llava.eval.tasks.easy_vqa import score
+from llava.eval.records import load_answers, read_jsonl, write_text
+from llava.eval.tasks.easy_vqa import TEST_QUESTION, TRAIN_QUESTION, score
 
 ROWS = {"model": "model", "question_only": "question only", "majority": "majority"}
 
@@ -34,8 +34,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def score_all() -> None:
-        files = args.question_file, args.answers_file, args.train_question_file
-        scores = score(*map(read_jsonl, files))
+        scores = score(
+            read_jsonl(args.question_file, TEST_QUESTION),
+            load_answers(args.answers_file),
+            read_jsonl(args.train_question_file, TRAIN_QUESTION),
+            args.answers_file,
+        )
         print(table(scores))
         if args.output:
             write_text(Path(args.output), json.dumps(scores, indent=2) + "\n")

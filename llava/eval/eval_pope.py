@@ -4,15 +4,16 @@ import argparse
 from pathlib import Path
 
 from llava.command import exit_code
-from llava.eval.records import load_questions, read_jsonl, texts_by_id
+from llava.eval.records import load_answers, texts_by_id
 from llava.eval.tasks import pope
 
 NAMES = {"accuracy": "Accuracy", "precision": "Precision", "recall": "Recall", "f1": "F1 score"}
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    rows = pope.with_labels(load_questions(args.question_file), args.annotation_dir)
-    table = pope.score(rows, texts_by_id(rows, read_jsonl(args.result_file))).table
+    rows = pope.with_labels(pope.read_questions(args.question_file), args.annotation_dir)
+    answers = texts_by_id(rows, load_answers(args.result_file), args.result_file)
+    table = pope.score(rows, answers).table
     for category, measures in table.items():
         print(f"Category: {category}, # samples: {measures['accuracy'].total}")
         for measure, name in NAMES.items():

@@ -6,20 +6,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llava.command import exit_code
+from llava.errors import UserError
 from llava.eval.metrics import parse_option_letter
-from llava.eval.records import read_jsonl, texts_by_id, write_text
+from llava.eval.records import ANSWER, load_answers, texts_by_id, write_text
 from llava.eval.tasks import science_qa
 from llava.eval.tasks.shared import LETTERS
 
 
-def analyse(problems: dict[str, dict], answers: list[dict], letters: Sequence[str] = LETTERS) -> list[dict]:
+def analyse(
+    problems: dict[str, dict], answers: list[dict], letters: Sequence[str] = LETTERS, path: str | Path = ""
+) -> list[dict]:
     """A row of LLaVA's analysis for each problem.
 
     Args:
         answers: rows {"question_id", "prompt", "text"}, exactly one for each problem.
         letters: names of the options.
+        path: of the answers, for messages.
+    Raises:
+        UserError: as texts_by_id; or if there are too few letters.
     """
-    texts = texts_by_id([{"question_id": i} for i in problems], answers)
+    most = max(len(problem["choices"]) for problem in problems.values())
+    if len(letters) < most:
+        raise UserError(
+            f"--options: a question has {most} choices, got {len(letters)} letters; give one for each."
+        )
+    texts = texts_by_id([{"question_id": i} for i in problems], answers, path)
     prompts = {row["question_id"]: row["prompt"] for row in answers}
     rows = []
     for i, problem in problems.items():
@@ -38,9 +49,9 @@ def analyse(problems: dict[str, dict], answers: list[dict], letters: Sequence[st
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    rows = analyse(
-        science_qa.read_problems(args.base_dir, args.split), read_jsonl(args.result_file), args.options
-    )
+    problems = science_qa.read_problems(args.base_dir, args.split)
+    answers = load_answers(args.result_file, {**ANSWER, "prompt": str})
+    rows = analyse(problems, answers, args.options, args.result_file)
     correct = [row for row in rows if row["parsed_ans"] == row["ground_truth"]]
     incorrect = [row for row in rows if row["parsed_ans"] != row["ground_truth"]]
     with_image, right_with_image = (sum(row["is_multimodal"] for row in part) for part in (rows, correct))

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from llava.command import exit_code
 from llava.eval.metrics import mean_score, vqa_soft_accuracy
-from llava.eval.records import read_jsonl
+from llava.eval.records import ANSWER, load_answers
 from llava.eval.tasks import textvqa
 
 
 def evaluate(annotation_file: Path, result_file: Path) -> None:
-    rows = read_jsonl(result_file)
+    rows = load_answers(result_file, {**ANSWER, "prompt": str})
     found = textvqa.find_annotations(annotation_file, [(row["question_id"], row["prompt"]) for row in rows])
     accuracy = mean_score(
         [vqa_soft_accuracy(row["text"], known["answers"]) for row, known in zip(rows, found, strict=True)]

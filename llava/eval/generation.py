@@ -3,8 +3,9 @@
 B questions of a batch, T prompt ids (one IMAGE_TOKEN_INDEX for each image), n images.
 """
 
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,30 +15,30 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import Conversation, question_prompt
 from llava.decoding import Decoding, Stopping
 from llava.errors import UserError
+from llava.eval.meter import Meter
 from llava.eval.records import images_of
 from llava.mm_utils import (
+    encode_prompts,
     get_aspect_ratio,
     image_size,
     left_pad,
     load_image,
     process_images,
-    tokenizer_image_token,
 )
 from llava.tiling import TILED
 
 READ_AHEAD = 4  # batches whose images are being read, a thread each, while the model works on another
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """One question, tokenized; `length` counts the positions the language model sees, an image's included."""
 
     question: dict
-    input_ids: list[int]
+    input_ids: Sequence[int]
     length: int
 
 
@@ -47,22 +48,68 @@ def make_prompt(question: dict, model, tokenizer, template: Conversation, image_
     Raises:
         UserError: if its text and its image disagree, or there is no such image.
     """
-    images = images_of(question)
-    num_images = len(images)
-    if num_images and model.get_vision_tower() is None:
-        raise UserError("it has an image, but the model is text-only; pass a multimodal --model-path")
-    wrap = getattr(model.config, "mm_use_im_start_end", False)
-    input_ids = list(
-        tokenizer_image_token(
-            question_prompt(question["text"], num_images, template, wrap), tokenizer, IMAGE_TOKEN_INDEX
-        )
-    )
-    if num_images and get_aspect_ratio(model.config) in TILED:
-        sizes = (image_size(_source(image, image_folder)) for image in images)
-        num_visual = sum(model.visual_positions_of(size) for size in sizes)
-    else:
-        num_visual = num_images and num_images * model.num_visual_tokens
-    return Prompt(question, input_ids, len(input_ids) - num_images + num_visual)
+    (prompt,) = PromptMaker(model, tokenizer, template, image_folder)([question])
+    if isinstance(prompt, UserError):
+        raise prompt
+    return prompt
+
+
+class PromptMaker:
+    """Makes prompts of questions, list after list: each distinct text is tokenized once, in one call a list.
+
+    Args:
+        image_folder: where relative image paths start.
+    """
+
+    def __init__(self, model, tokenizer, template: Conversation, image_folder: Path):
+        self.model, self.tokenizer, self.template = model, tokenizer, template
+        self.image_folder = image_folder
+        # packed, for a benchmark may have a hundred thousand texts; by text and number of images
+        self._input_ids: dict[tuple[str, int], array] = {}
+        self._positions: dict[str, int] = {}  # by image path, for many questions may be about one image
+
+    def __call__(self, questions: Sequence[dict]) -> list[Prompt | UserError]:
+        """For each question its prompt, or the error that says why it cannot be asked."""
+        texts, checked = {}, []
+        for question in questions:
+            try:
+                texts |= self._new_text(question, texts)
+                checked.append((question, self._num_visual(question)))
+            except UserError as error:
+                checked.append(error)
+        for key, input_ids in zip(texts, encode_prompts(list(texts.values()), self.tokenizer), strict=True):
+            self._input_ids[key] = array("i", input_ids)
+        return [one if isinstance(one, UserError) else self._prompt(*one) for one in checked]
+
+    def _new_text(self, question: dict, known: dict) -> dict[tuple[str, int], str]:
+        """The prompt's text by what it is made of, unless that is known."""
+        key = question["text"], len(images_of(question))
+        if key[1] and self.model.get_vision_tower() is None:
+            raise UserError("it has an image, but the model is text-only; pass a multimodal --model-path")
+        if key in known or key in self._input_ids:
+            return {}
+        wrap = getattr(self.model.config, "mm_use_im_start_end", False)
+        return {key: question_prompt(*key, self.template, wrap)}
+
+    def _num_visual(self, question: dict) -> int:
+        """The positions that its images take."""
+        images = images_of(question)
+        if images and get_aspect_ratio(self.model.config) in TILED:
+            return sum(map(self._positions_of, images))
+        return len(images) * self.model.num_visual_tokens if images else 0
+
+    def _positions_of(self, image: str | bytes) -> int:
+        if image in self._positions:
+            return self._positions[image]
+        positions = self.model.visual_positions_of(image_size(_source(image, self.image_folder)))
+        if isinstance(image, str):
+            self._positions[image] = positions
+        return positions
+
+    def _prompt(self, question: dict, num_visual: int) -> Prompt:
+        num_images = len(images_of(question))
+        input_ids = self._input_ids[question["text"], num_images]
+        return Prompt(question, input_ids, len(input_ids) - num_images + num_visual)
 
 
 def split_batches(
@@ -93,6 +140,7 @@ def answer_batches(
     template: Conversation,
     decoding: Decoding,
     refuse: Callable[[dict, UserError], None],
+    progress: Callable[[list[Prompt], float], None] = lambda batch, share: None,
 ) -> Iterator[tuple[dict, str]]:
     """Answer batch after batch, and give each answer as soon as its batch is done.
 
@@ -101,6 +149,8 @@ def answer_batches(
     Args:
         image_folder: where relative image paths start.
         refuse: called with a question whose image cannot be read and the reason; may raise.
+        progress: called many times with the batch that the model works on and the share of it, 0 to 1, that
+            is done.
     Yields:
         (question, answer text), in the batches' order.
     Raises:
@@ -108,6 +158,7 @@ def answer_batches(
     """
     stopping = Stopping(model, tokenizer, template)
     generation = {**decoding.kwargs(), **stopping.kwargs()}
+    meter = Meter(model, decoding.max_new_tokens, lambda share: progress(good, share))
 
     def read(batch: list[Prompt]):
         return read_batch(batch, Path(image_folder), image_processor, model.config)
@@ -121,7 +172,8 @@ def answer_batches(
         input_ids, attention_mask = left_pad(
             [prompt.input_ids for prompt in good], generation["pad_token_id"]
         )
-        with torch.inference_mode(), _memory_advice(good):
+        num_rows, length = len(good) * decoding.num_beams, good[0].length
+        with torch.inference_mode(), _memory_advice(good), meter.batch(num_rows, length, images):
             output = model.generate(
                 input_ids,
                 attention_mask=attention_mask,
@@ -129,6 +181,7 @@ def answer_batches(
                 image_sizes=sizes,
                 **generation,
             )
+        meter.new_tokens = output.shape[1]
         for prompt, new_ids in zip(good, output.tolist(), strict=True):
             yield prompt.question, stopping.decode(new_ids)
 

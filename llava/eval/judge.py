@@ -9,10 +9,13 @@ import urllib.request
 from pathlib import Path
 
 from llava.errors import UserError
-from llava.eval.records import parse_jsonl
+from llava.eval.json_files import GrowingFile, without_surrogates
+from llava.progress import is_first_process
 
 ATTEMPTS = 5
 TIMEOUT = 120  # seconds a request
+ROW_START = b'{"key"'  # of every line of a judge's memory
+ROW = {"key": str, "reply": str}
 
 
 class Judge:
@@ -24,6 +27,8 @@ class Judge:
         key_env: environment variable that holds the key; may be unset for a server of one's own.
         memory: JSON-lines file of replies, appended to.
         pause: seconds before the second attempt, doubled each time.
+    Raises:
+        UserError: if a line of `memory` is damaged.
     """
 
     def __init__(self, url: str, model: str, key_env: str, memory: Path, pause: float = 2.0):
@@ -34,11 +39,12 @@ class Judge:
             self.headers["Authorization"] = f"Bearer {key}"
         self.memory = memory
         self.pause = pause
-        lines = memory.read_text(encoding="utf-8") if memory.is_file() else ""
-        whole = lines[: lines.rfind("\n") + 1]
-        if len(whole) < len(lines):  # killed while it was writing
-            memory.write_text(whole, encoding="utf-8")
-        self.replies = {row["key"]: row["reply"] for row in parse_jsonl(whole, memory)}
+        otherwise = "delete it, and the judge is asked everything again"
+        kept = GrowingFile(memory, "a judge's replies", ROW_START, otherwise)
+        self.replies = {row["key"]: row["reply"] for _, row in kept.rows(ROW)}
+        kept.cut()  # what a kill or a power cut left
+        if kept.note and is_first_process():
+            print(kept.note, flush=True)
 
     def __call__(self, prompt: str, system: str = "") -> str:
         """The reply, greedy. Raises UserError if the endpoint refuses or stays silent."""
@@ -61,7 +67,10 @@ class Judge:
                 time.sleep(self.pause * 2 ** (attempt - 1))
             try:
                 with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-                    return json.load(response)["choices"][0]["message"]["content"]
+                    reply = json.load(response)["choices"][0]["message"]["content"]
+                if isinstance(reply, str):
+                    return without_surrogates(reply)
+                problem = f"its content is {reply!r}, expected words"
             except urllib.error.HTTPError as error:
                 problem = f"{error} {error.read(500).decode(errors='replace')}"
                 if error.code != 429 and error.code < 500:  # asking again would not help

@@ -16,60 +16,65 @@ from operator import itemgetter
 from pathlib import Path
 
 from llava.errors import UserError
+from llava.eval.json_files import ID, GrowingFile, Line, lines_of, misfit, read_jsonl
 from llava.text import replace_surrogates
-from llava.textfile import read_text
 
+# Forms of rows, as json_files.misfit takes them
+QUESTION = {"question_id": ID, "text": str, "image?": (str, bytes, [(str, bytes)])}
+ANSWER = {"question_id": ID, "text": str}
+OWN_ANSWER = {**ANSWER, "prompt": str, "metadata?": {}}  # of an AnswerFile
+ANOTHER_FILE = "delete it or choose another --answers-file or --output-dir"
 ROW_START = b'{"question_id"'  # of every line that AnswerFile writes
 WEIGHT_FILES = ("*.safetensors", "*.bin", "config.json")
 SAMPLES, SAMPLE_BYTES = 32, 4096  # read from each weight file: enough to tell two trainings apart
 
 
-def read_jsonl(path: str | Path) -> list[dict]:
-    """All rows of a JSON-lines file.
-
-    Raises:
-        UserError: naming the file (missing, or no text in UTF-8) or the line (not a JSON object).
-    """
-    return parse_jsonl(read_text(path), path)
-
-
-def parse_jsonl(text: str, path: str | Path) -> list[dict]:
-    """The objects of JSON lines; `path` is for messages, as in read_jsonl."""
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}, line {number}: not JSON ({error}); one object a line is expected."
-            ) from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}.")
-        rows.append(row)
-    return rows
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(replace_surrogates(text), encoding="utf-8")
-    os.replace(partial, path)
+    _write(path, [text])
 
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
     """Write rows as JSON lines, whole or not at all."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    _write(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def load_questions(path: str | Path) -> list[dict]:
+def _write(path: Path, pieces: Iterable[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(pieces)
+    os.replace(partial, path)
+
+
+def load_questions(path: str | Path, **more) -> list[dict]:
     """Rows {"question_id", "text", "image"?} of a question file, in its order.
 
-    One id may have several texts: TextVQA's published file has the images' ids. Errors as check_questions.
+    One id may have several texts: TextVQA's published file has the images' ids.
+
+    Args:
+        more: further fields that each row needs, and their forms.
+    Raises:
+        UserError: as read_jsonl and check_questions.
     """
-    return check_questions(read_jsonl(path), path, key_of)
+    rows = []
+    for number, line in enumerate(lines_of(path), start=1):
+        rows.append(line.row())
+        if problem := misfit(rows[-1], {**QUESTION, **more}):
+            raise line.error(f"question {number}: {problem}")
+    return check_questions(rows, path, key_of)
+
+
+def load_answers(path: str | Path, form: dict = ANSWER) -> list[dict]:
+    """The rows of an answers file, for scoring.
+
+    Raises:
+        UserError: as read_jsonl; or if there are none.
+    """
+    rows = read_jsonl(path, form)
+    if not rows:
+        raise UserError(f"{path}: holds no answers; run the evaluation to its end.")
+    return rows
 
 
 def key_of(question: dict) -> tuple:
@@ -86,15 +91,13 @@ def check_questions(
         where: the file or benchmark they are from, for messages.
         key: of a row, by which no two may be the same.
     Raises:
-        UserError: if there are none, for a row without an id or a text, or a key that stands twice.
+        UserError: if there are none, for a row that is not of the form QUESTION, or a key that stands twice.
     """
     if not rows:
         raise UserError(f"{where}: holds no questions.")
     for number, row in enumerate(rows, start=1):
-        if "question_id" not in row or not isinstance(row.get("text"), str):
-            raise UserError(
-                f'{where}, question {number}: needs "question_id" and a string "text", has {sorted(row)}.'
-            )
+        if problem := misfit(row, QUESTION):
+            raise UserError(f"{where}, question {number}: {problem}; correct the question.")
         row["text"] = replace_surrogates(row["text"])
         if isinstance(row["question_id"], str):
             row["question_id"] = replace_surrogates(row["question_id"])
@@ -113,27 +116,30 @@ def images_of(question: dict) -> list[str | bytes]:
     return images if isinstance(images, list) else [images]
 
 
-def texts_by_id(questions: list[dict], answers: list[dict]) -> dict:
+def texts_by_id(questions: list[dict], answers: list[dict], path: str | Path = "") -> dict:
     """{question_id: answer text} in question order, for scoring.
 
     Args:
         questions: rows {"question_id"}.
         answers: rows {"question_id", "text"}, exactly one for each question.
+        path: of the answers, for messages.
     Raises:
         UserError: for missing, duplicate or unknown ids.
     """
-    for rows, where in ((questions, "question file"), (answers, "answers file")):
+    answers_file = f"answers file {path}".strip()
+    for rows, where in ((questions, "question file"), (answers, answers_file)):
         if repeated := _repeated(rows, itemgetter("question_id")):
             raise UserError(f"question {_some(repeated)}: more than once in the {where}; keep one row an id.")
     said = {row["question_id"]: row["text"] for row in answers}
     asked = {question["question_id"]: None for question in questions}
     if missing := [question_id for question_id in asked if question_id not in said]:
         raise UserError(
-            f"question {_some(missing)}: no answer in the answers file; run the evaluation to its end."
+            f"question {_some(missing)}: no answer in the {answers_file}; run the evaluation to its end."
         )
     if unknown := [question_id for question_id in said if question_id not in asked]:
         raise UserError(
-            f"question {_some(unknown)}: answered but not in the question file; pass the one that was asked."
+            f"question {_some(unknown)}: answered but not in the question file; pass the one of the "
+            f"{answers_file}."
         )
     return {question_id: said[question_id] for question_id in asked}
 
@@ -169,8 +175,8 @@ class AnswerFile:
     """The answers of one model under one set of settings, written line by line, resumable at any point.
 
     Several processes may fill one file: the first appends to it, number n to `path`.partn beside it. Opening
-    reads them all, however many processes there are now, and passes over lines that were cut off; `answered`
-    maps what `key_of` gives of a question to the row found. `finish` leaves one file, in question order.
+    reads them all, however many processes there are now, and passes over what a kill or a power cut left
+    behind the last whole line: a part of a line, NUL bytes. `finish` leaves one file, in question order.
 
     Args:
         path: the answers file; may exist.
@@ -178,9 +184,12 @@ class AnswerFile:
         model_id: the model's name, kept in each row.
         settings: whatever changes answers (JSON values); kept in each row as `metadata`.
         process: number of this process, from 0.
+    Attributes:
+        answered: the row of each question that has an answer, by what `key_of` gives of the question.
+        notes: what to tell a user about the files.
     Raises:
-        UserError: if the files hold answers of another model, other settings or other questions, or two
-            different answers to a question.
+        UserError: if a line is damaged, or holds an answer of another model, under other settings, to
+            another question, or a second and different answer to a question.
     """
 
     def __init__(
@@ -189,44 +198,47 @@ class AnswerFile:
         self.path = Path(path)
         self.model_id = model_id
         self.settings = json.loads(json.dumps(settings))  # as they will be read back
-        self._own = self.path.with_name(f"{self.path.name}.part{process}") if process else self.path
-        self._keys = {key_of(question): None for question in questions}  # in order
-        self._ids = {question_id for question_id, _ in self._keys}
+        part = self.path.with_name(f"{self.path.name}.part{process}") if process else self.path
+        self._own = self._file(part)
+        self._questions = {key_of(question): question for question in questions}  # in order
+        self._ids = {question_id for question_id, _ in self._questions}
         self._is_open = False
         self.answered = self._read()
+
+    def _file(self, path: Path) -> GrowingFile:
+        return GrowingFile(path, "an answers file", ROW_START, ANOTHER_FILE)
 
     def _parts(self) -> list[Path]:
         return sorted(self.path.parent.glob(glob.escape(self.path.name) + ".part[0-9]*"))
 
     def _read(self) -> dict:
         answered: dict = {}
+        self.notes = []
         for path in [self.path, *self._parts()]:
-            if not path.exists():
-                continue
-            for row in _whole_lines(path)[0]:
-                self._check(row, path)
+            file = self._own if path == self._own.path else self._file(path)
+            for line, row in file.rows(OWN_ANSWER):
+                self._check(line, row)
+                key = row["question_id"], row["prompt"]
+                # one object for all rows that hold it: there may be a hundred thousand
+                row |= {"prompt": self._questions[key]["text"], "metadata": self.settings}
                 # the same row twice is what a kill during `finish` leaves
-                if answered.setdefault((row["question_id"], row["prompt"]), row)["text"] != row["text"]:
-                    raise UserError(
-                        f"{path} answers question {row['question_id']} a second time and otherwise; "
-                        "delete it or choose another --answers-file or --output-dir."
-                    )
+                if answered.setdefault(key, row)["text"] != row["text"]:
+                    raise line.error(f"answers question {row['question_id']} a second time and otherwise")
+            self.notes += [file.note] * bool(file.note)
         return answered
 
-    def _check(self, row: dict, path: Path) -> None:
-        remedy = "delete it or choose another --answers-file or --output-dir."
-        question_id = row.get("question_id")
+    def _check(self, line: Line, row: dict) -> None:
+        question_id = row["question_id"]
         mine = {"model_id": self.model_id, **self.settings}
         theirs = {"model_id": row.get("model_id"), **(row.get("metadata") or {})}
         if theirs != mine:
-            raise UserError(f"{path} holds answers made otherwise ({changes(theirs, mine)}); {remedy}")
+            raise line.error(f"holds an answer made otherwise ({changes(theirs, mine)})")
         if question_id not in self._ids:
-            raise UserError(
-                f"{path} answers question {question_id}, which is not in this (chunk of the) question "
-                f"file; {remedy}"
+            raise line.error(
+                f"answers question {question_id!r}, which is not in this (chunk of the) question file"
             )
-        if (question_id, row.get("prompt")) not in self._keys:
-            raise UserError(f"{path} answers question {question_id} with another text than now; {remedy}")
+        if (question_id, row["prompt"]) not in self._questions:
+            raise line.error(f"answers question {question_id!r} with another text than now")
 
     def append(self, question: dict, text: str) -> None:
         """Add one answer; it is on disk when this returns to the caller."""
@@ -243,27 +255,24 @@ class AnswerFile:
             **question.get("answer_fields", {}),
         }
         if not self._is_open:
-            self._open()
-        with self._own.open("a", encoding="utf-8") as file:
+            self._own.path.parent.mkdir(parents=True, exist_ok=True)
+            self._own.cut()  # what a killed run left behind the last whole line
+            self._is_open = True
+        with self._own.path.open("a", encoding="utf-8") as file:
             file.write(replace_surrogates(json.dumps(row, ensure_ascii=False)) + "\n")
         self.answered[key_of(question)] = row
-
-    def _open(self) -> None:
-        """Cut off what a killed run left behind the last whole line of this process's file."""
-        self._own.parent.mkdir(parents=True, exist_ok=True)
-        if self._own.exists():
-            os.truncate(self._own, _whole_lines(self._own)[1])
-        self._is_open = True
 
     def finish(self) -> None:
         """Make one file of what all processes wrote, in question order, each question once.
 
         For one process alone, when no other writes any more.
         """
-        found = self._read()
-        self.answered = {key: found[key] for key in self._keys if key in found}
+        if parts := self._parts():
+            self.answered = {}  # held twice, they are large
+            self.answered = self._read()
+        self.answered = {key: self.answered[key] for key in self._questions if key in self.answered}
         write_jsonl(self.path, self.answered.values())
-        for part in self._parts():
+        for part in parts:
             part.unlink()
 
 
@@ -271,16 +280,6 @@ def changes(before: dict, now: dict) -> str:
     """What differs between two sets of settings, in words."""
     names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
     return ", ".join(f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in names)
-
-
-def _whole_lines(path: Path) -> tuple[list[dict], int]:
-    """The rows of an answers file's complete lines, and how many bytes those are."""
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    cut_off = content[end:]
-    if not cut_off.startswith(ROW_START[: len(cut_off)]):
-        raise UserError(f"{path} does not look like an answers file; choose another --answers-file.")
-    return parse_jsonl(content[:end].decode("utf-8-sig"), path), end
 
 
 def _repeated(rows: list[dict], key: Callable) -> list:

@@ -14,6 +14,7 @@ from llava.eval.records import changes, images_of, write_jsonl, write_text
 from llava.eval.report_template import HTML, MARKDOWN
 from llava.eval.session import Answered, Session
 from llava.eval.task import Scores, Task
+from llava.eval.tasks.shared import read_json
 
 NUM_SHOWN = 60  # answers to look at, of all tasks together
 WRONG_SHARE = 0.75  # of those, as far as there are wrong and right ones
@@ -26,11 +27,58 @@ PUBLISHED = {"gqa": "GQA", "vizwiz": "VizWiz", "vqav2": "VQAv2", "mmvet": "MM-Ve
 AVERAGED = (*PUBLISHED, "pope", "mmbench")
 NOT_RUN = "–"
 
+# Forms of what save_result writes, as json_files.misfit takes them
+NUMBER_OR_NONE = (float, type(None))
+SCORES = {
+    "headline": [str, ...],
+    "table": {str: {str: {"value": float, "low": float, "high": float, "total": int}}},
+    "points": [str],
+    "unparsed": int,
+}
+RESULT = {
+    **dict.fromkeys(("name", "title", "model_id", "model_path", "submit_to"), str),
+    **dict.fromkeys(("limit", "visual_tokens", "server_score"), NUMBER_OR_NONE),
+    "settings": dict,
+    "questions": int,
+    "skipped": [[object]],
+    "timing": {"answers": int, "seconds": float},
+    "versions": {str: str},
+    "submission": [str],
+    "scores": (SCORES, type(None)),
+}
+SAMPLE = {"question": str, "said": str, "expected": str, "credit": NUMBER_OR_NONE, "pictures": [str]}
+
 
 def read_results(folder: Path) -> list[dict]:
-    """What `save_result` wrote below a folder, by name of the task."""
-    files = sorted(folder.glob("*/result.json"))
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    """What `save_result` wrote below a folder, by name of the task.
+
+    Raises:
+        UserError: for a file that is damaged.
+    """
+    return [_read_result(file) for file in sorted(folder.glob("*/result.json"))]
+
+
+def _read_result(path: Path) -> dict:
+    result = _read(path, RESULT)
+    scores = result["scores"]
+    is_whole = all(len(reason) == 2 for reason in result["skipped"])
+    if scores:
+        part, measure = (scores["headline"] * 2)[:2]
+        is_whole &= measure in scores["table"].get(part, {}) and all(scores["table"].values())
+    if not is_whole:
+        raise UserError(f"{path}: it is not as it was written; {_anew(path)}.")
+    return result
+
+
+def _read(path: Path, form: object) -> dict | list:
+    try:
+        return read_json(path, form)
+    except UserError as error:
+        raise UserError(f"{error} To mend it, {_anew(path)}.") from None
+
+
+def _anew(path: Path) -> str:
+    return f"remove {path.parent / 'result.json'} and evaluate that task again, which keeps its answers"
 
 
 def check_folder(folder: Path, model_id: str, settings: dict) -> None:
@@ -38,7 +86,7 @@ def check_folder(folder: Path, model_id: str, settings: dict) -> None:
     now = {"model_id": model_id, **settings}
     for result in read_results(folder):
         before = {"model_id": result["model_id"], **result["settings"]}
-        del before["max_new_tokens"]  # each task's own
+        before.pop("max_new_tokens", None)  # each task's own
         if before != now:
             raise UserError(
                 f"{folder} has results of {result['name']} that were made otherwise "
@@ -65,7 +113,7 @@ def save_result(
         data: where relative image paths start.
     """
     path = folder / "result.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    before = _read_result(path) if path.is_file() else {}
     timing = before.get("timing") or {"answers": 0, "seconds": 0.0}
     if answered.num_new:  # a run that was killed left its answers, but not its time
         timing = {
@@ -222,7 +270,7 @@ def write_report(folder: Path) -> str:
     each = max(6, NUM_SHOWN // len(results))
     tasks = []
     for result in results:
-        samples = json.loads((folder / result["name"] / "samples.json").read_text(encoding="utf-8"))
+        samples = _read(folder / result["name"] / "samples.json", [SAMPLE])
         tasks.append(_facts(result, wrong_first(samples, [row["credit"] for row in samples], each)))
     published = published_table(results)
     compared = bool({row["name"] for row in results} & PUBLISHED.keys())

@@ -13,13 +13,14 @@ from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 
-from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import DEFAULT_TEMPLATE, template_named
 from llava.errors import UserError
 from llava.eval import TOKEN_BUDGET
 from llava.eval.records import AnswerFile, images_of, key_of, model_fingerprint
+from llava.progress import progress_bar
 from llava.textfile import absence, shown_name
 
+PROMPTS_AT_ONCE = 1024  # tokenized in one call
 PATIENCE = timedelta(days=7)  # for a process that is done to wait for the others
 
 
@@ -204,7 +205,8 @@ class Session:
         kept = set(answers.answered)
         refusals = _Refusals(kept, skip=args.on_bad_record == "skip")
         if state.is_main_process:
-            print(f"{path}: {len(kept)} answers kept, {len(questions) - len(kept)} to go", flush=True)
+            lines = [*answers.notes, f"{path}: {len(kept)} answers kept, {len(questions) - len(kept)} to go"]
+            print(*lines, sep="\n", flush=True)
         questions = refusals.without_image(questions, Path(image_folder))
         state.wait_for_everyone()  # all have read the files before one writes
         seconds, visual_tokens = 0.0, None
@@ -249,10 +251,20 @@ class Session:
         batches = split_batches(prompts, args.batch_size, budget, decoding.max_new_tokens)
         unfinished = [batch for batch in batches if any(key_of(p.question) not in kept for p in batch)]
         mine = unfinished[state.process_index :: state.num_processes]  # neighbours are alike in length
-        total = sum(key_of(prompt.question) not in kept for batch in mine for prompt in batch)
-        share = f", process 1 of {state.num_processes}" if state.num_processes > 1 else ""
+        part = f", process 1 of {state.num_processes}" if state.num_processes > 1 else ""
+        num_done, total = 0, sum(_num_new(batch, kept) for batch in mine)
+
+        def progress(batch: list, share: float) -> None:
+            """The bar moves within a batch, by the share of it that is done."""
+            bar.update(max(0, num_done + int(share * _num_new(batch, kept)) - bar.n))
+
         with tqdm(
-            total=total, unit="q", desc=f"answers{share}", smoothing=0.05, disable=not state.is_main_process
+            total=total,
+            unit="q",
+            desc=f"answers{part}",
+            smoothing=0.05,
+            miniters=1,
+            disable=not state.is_main_process,
         ) as bar:
             for question, text in answer_batches(
                 model,
@@ -263,10 +275,12 @@ class Session:
                 template=self.template,
                 decoding=decoding,
                 refuse=refusals.refuse,
+                progress=progress,
             ):
                 if key_of(question) not in kept:
                     answers.append(question, text)
-                    bar.update()
+                    num_done += 1
+                    bar.update(max(0, num_done - bar.n))
         return _positions_per_image(prompts)
 
     def _prompts(self, questions: list[dict], image_folder: Path, refusals: "_Refusals") -> list:
@@ -276,16 +290,22 @@ class Session:
         """
         from accelerate.utils import gather_object
 
-        from llava.eval.generation import Prompt, make_prompt
+        from llava.eval.generation import Prompt, PromptMaker
 
         tokenizer, model, _ = self._loaded
+        make_prompts = PromptMaker(model, tokenizer, self.template, image_folder)
+        mine = range(self.processes.process_index, len(questions), self.processes.num_processes)
         made = []
-        for i in range(self.processes.process_index, len(questions), self.processes.num_processes):
-            try:
-                prompt = make_prompt(questions[i], model, tokenizer, self.template, image_folder)
-                made.append((i, prompt.input_ids, prompt.length))
-            except UserError as error:
-                refusals.refuse(questions[i], error)
+        with progress_bar("prompts", len(mine), "q") as bar:
+            for start in range(0, len(mine), PROMPTS_AT_ONCE):
+                indices = mine[start : start + PROMPTS_AT_ONCE]
+                prompts = make_prompts([questions[i] for i in indices])
+                for i, prompt in zip(indices, prompts, strict=True):
+                    if isinstance(prompt, UserError):
+                        refusals.refuse(questions[i], prompt)
+                    else:
+                        made.append((i, prompt.input_ids, prompt.length))
+                bar.update(len(indices))
         made = sorted(gather_object(made), key=lambda part: (-part[2], part[0]))
         return [Prompt(questions[i], input_ids, length) for i, input_ids, length in made]
 
@@ -304,8 +324,14 @@ def override_settings(model, image_aspect_ratio: str | None, scale_factor: int |
 
 def _positions_per_image(prompts: list) -> float | None:
     num_images = sum(len(images_of(prompt.question)) for prompt in prompts)
-    words = sum(token != IMAGE_TOKEN_INDEX for prompt in prompts for token in prompt.input_ids)
-    return (sum(prompt.length for prompt in prompts) - words) / num_images if num_images else None
+    # an image has one id in its prompt
+    positions = num_images + sum(prompt.length - len(prompt.input_ids) for prompt in prompts)
+    return positions / num_images if num_images else None
+
+
+def _num_new(batch: list, kept: set) -> int:
+    """The questions of a batch of prompts that have no answer yet."""
+    return sum(key_of(prompt.question) not in kept for prompt in batch)
 
 
 class _Refusals:
@@ -329,7 +355,12 @@ class _Refusals:
         """The questions whose image files exist, looked for ahead of loading a model."""
         open_questions = [question for question in questions if key_of(question) not in self.kept]
         names = {image for q in open_questions for image in images_of(q) if isinstance(image, str)}
-        missing = {name for name in names if not os.path.isfile(folder / name)}
+        with progress_bar("image files", len(names), "file") as bar:
+            missing = set()
+            for name in names:
+                if not os.path.isfile(folder / name):
+                    missing.add(name)
+                bar.update()
         if not missing:
             return questions
         lacking = [(q, image) for q in open_questions for image in images_of(q) if image in missing]

@@ -95,14 +95,29 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> None:
     """Fill the adapters that the model has, and the biases that learnt with them, from a folder.
 
     Raises:
-        UserError: if the file is missing or damaged, or a weight is missing, unexpected or of another shape.
+        UserError: if the file is missing or damaged, a weight is missing, unexpected or of another shape, or
+            the adapters were trained at another scale than the model's have.
     """
+    _check_scale(model, folder)
     file = adapter_file(folder)
     state = load_file(file) if file.suffix == ".safetensors" else read_bin(file)
     own = {plain_key(name): parameter for name, parameter in model.named_parameters()}
     adapters = [plain_key(name) for name, _ in model.named_parameters() if is_adapter(name)]
     advice = "Give --lora_r and the language model that they were trained with."
     _fill(own, {plain_key(key): value for key, value in state.items()}, adapters, str(file), advice)
+
+
+def _check_scale(model: PreTrainedModel, folder: Path) -> None:
+    """Adapters count lora_alpha / lora_r times (/ sqrt(lora_r) with use_rslora); no shape tells alpha."""
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return
+    trained, own = read_json(folder / ADAPTER_CONFIG), model.peft_config[ADAPTER_NAME]
+    for key, default in (("lora_alpha", 8), ("use_rslora", False)):
+        if trained.get(key, default) != getattr(own, key):
+            raise UserError(
+                f"the adapters of {folder} were trained with {key} {trained.get(key, default)}, this run has "
+                f"{getattr(own, key)}; pass --{key} {trained.get(key, default)}."
+            )
 
 
 def merge_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -121,6 +136,11 @@ def read_trainables(folder: Path) -> dict[str, Tensor]:
     """non_lora_trainables.bin by the plain model's names: model.mm_projector.0.weight."""
     state = read_bin(folder / TRAINABLES_FILE, "copy it from where the adapters come from.")
     return {plain_key(key): value for key, value in state.items()}
+
+
+def has_words(state: dict[str, Tensor]) -> bool:
+    """Whether the embeddings of a vocabulary, perhaps of added words, are among what learnt."""
+    return any(key.endswith((".embed_tokens.weight", ".wte.weight")) for key in state)
 
 
 def load_trainables(model: PreTrainedModel, state: dict[str, Tensor], source: str, complete: bool) -> None:

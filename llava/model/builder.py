@@ -10,6 +10,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from llava.errors import UserError
 from llava.model.adapters import (
     adapter_file,
+    has_words,
     load_trainables,
     merge_adapters,
     read_adapter_config,
@@ -29,6 +30,7 @@ from llava.model.checkpoint import (
     read_projector,
 )
 from llava.model.checkpoint import find_folder as find_folder  # for rooms that know the model through here
+from llava.model.compatibility import check_base, note_other_name
 from llava.model.files import check_model, read_json, read_weights, weight_names
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
@@ -102,14 +104,23 @@ def read_config(path: str | Path, model_class: type[PreTrainedModel] | None = No
         raise UserError(f"{file} is no configuration of a {model_class.__name__} ({reason}).") from error
 
 
-def checkpoint_config(folder: CheckpointFolder) -> PretrainedConfig:
-    """A folder's configuration; where it sees, with the projector's type by the weights present."""
-    config = read_config(folder.path)
-    if config.mm_vision_tower is not None:
-        names = cut_to_projector(weight_names(folder.path))
-        declared = folder.config.get("mm_projector_type")
-        config.mm_projector_type = projector_type_of(names, declared, str(folder.path))
+def seeing_config(path: Path, names: list[str]) -> PretrainedConfig:
+    """A folder's configuration, with the type of projector that its weights have.
+
+    Args:
+        names: of the projector's weights, cut to its own.
+    """
+    config = read_config(path)
+    declared = read_json(path / "config.json").get("mm_projector_type")
+    config.mm_projector_type = projector_type_of(names, declared, str(path))
     return config
+
+
+def checkpoint_config(folder: CheckpointFolder) -> PretrainedConfig:
+    """A whole model's configuration; where it sees, with the type of projector that its weights have."""
+    if folder.config.get("mm_vision_tower") is None:
+        return read_config(folder.path)
+    return seeing_config(folder.path, cut_to_projector(weight_names(folder.path)))
 
 
 def copy_fields(config: PretrainedConfig, fields: VisionFields) -> None:
@@ -295,9 +306,7 @@ def load_with_vision(
             state = projector_state(read_weights(folder.path, names))
             load_projector(model, state, str(folder.path))
         return model
-    check_model(folder.path)
-    config = read_config(folder.path)
-    model = type_of(config).from_pretrained(folder.path, config=config, **options)
+    model = load_whole_model(folder, options)
     attach_vision(model, fields, projector_dtype)
     return model
 
@@ -316,10 +325,9 @@ def load_projector_over_base(
             "name the language model it was trained on with --model-base."
         )
     base = inspect_folder(model_base, "--model-base")
-    fields = read_config(folder.path)
     state = read_projector(folder.path / PROJECTOR_FILE)
-    declared = folder.config.get("mm_projector_type")
-    fields.mm_projector_type = projector_type_of(list(state), declared, str(folder.path))
+    fields = seeing_config(folder.path, list(state))
+    check_base(fields, checkpoint_config(base), str(folder.path), f"--model-base {model_base}")
     model = load_with_vision(base, fields, options)
     load_projector(model, state, str(folder.path))
     return model, base.path
@@ -342,15 +350,40 @@ def load_adapters_over_base(
     flag = "--model-base" if model_base else f"--model-base is missing, and {folder.path} names"
     base = inspect_folder(model_base or named, flag)
     adapter_file(folder.path)  # read after the base, which may take minutes
-    fields = read_config(folder.path)
     state = read_trainables(folder.path) if (folder.path / TRAINABLES_FILE).is_file() else {}
-    names, declared = cut_to_projector(list(state)), folder.config.get("mm_projector_type")
-    fields.mm_projector_type = projector_type_of(names, declared, str(folder.path))
+    fields = seeing_config(folder.path, cut_to_projector(list(state)))
+    base_config = checkpoint_config(base)
+    check_base(fields, base_config, str(folder.path), f"{flag} {base.path}", has_words(state))
+    if model_base:
+        note_other_name(named, model_base, str(folder.path), flag)
     model = load_with_vision(base, fields, options)
-    base_sees = read_config(base.path).mm_vision_tower is not None
+    base_sees = base_config.mm_vision_tower is not None
     load_trainables(model, state, str(folder.path / TRAINABLES_FILE), complete=not base_sees)
     own_tokenizer = any((folder.path / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
     return merge_adapters(model, folder.path), folder.path if own_tokenizer else base.path
+
+
+def check_start(folder: Path, state: dict, config: PretrainedConfig, name_or_path: str) -> None:
+    """Refuse a training run that starts from adapters of another model than its own.
+
+    Where no config.json is beside the adapters, shapes alone decide.
+
+    Args:
+        folder: the adapters'.
+        state: what learnt beside them, perhaps nothing.
+        config: the model's, its tower built.
+        name_or_path: the run's --model_name_or_path.
+    Raises:
+        UserError: with each key that differs and both values.
+    """
+    if not (folder / "config.json").is_file():
+        return
+    names = cut_to_projector(list(state))
+    given = f"--model_name_or_path {name_or_path}"
+    source = f"--lora_weight_path {folder}"
+    check_base(seeing_config(folder, names), config, source, given, has_words(state), bool(names))
+    named = read_adapter_config(folder).base_model_name_or_path
+    note_other_name(named, name_or_path, str(folder), "--model_name_or_path")
 
 
 def type_of(config: PretrainedConfig) -> type[PreTrainedModel]:

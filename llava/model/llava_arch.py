@@ -40,6 +40,8 @@ from llava.model.tokenizer import separator_ids
 from llava.model.vocabulary import add_words
 from llava.tiling import TILED, WholeImage, num_positions, tiling_of
 
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+
 
 class LlavaMetaModel:
     """The decoder's half: owns vision_tower, mm_projector and, with mm_patch_merge_type spatial_unpad,
@@ -397,6 +399,14 @@ class LlavaMetaForCausalLM:
     def _warn_of_padding(self, input_ids: Tensor, pad_token_id: int | None = None) -> None:
         own = (pad_token_id, self.generation_config.pad_token_id, self.config.pad_token_id)
         warn_of_padding(input_ids, own, words=(self.config.bos_token_id, self.config.eos_token_id))
+
+    def save_pretrained(self, *args, **kwargs) -> None:
+        """transformers' own, which refuses settings of sampling without do_sample, as Vicuna's
+        generation_config.json has them. They have no effect and are left out."""
+        if not self.generation_config.do_sample:
+            for name in SAMPLING:
+                setattr(self.generation_config, name, None)
+        super().save_pretrained(*args, **kwargs)
 
     @torch.no_grad()
     def generate(

@@ -49,6 +49,14 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
         if isinstance(self.deepspeed, str) and self.deepspeed[:1] != "{" and "." in self.deepspeed:
             # else JSON or, without a dot, base64, as DeepSpeed's autotuning passes them
             check_json("--deepspeed", self.deepspeed, "a DeepSpeed configuration such as scripts/zero2.json")
+        if hasattr(self, "activation_checkpointing") and self.activation_checkpointing is None:
+            # the name that newer versions of transformers give to --gradient_checkpointing
+            self.activation_checkpointing = self.gradient_checkpointing
+            self.activation_checkpointing_kwargs = (
+                self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs
+            )
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # the loss depends on all that learns, images or not
         if not torch.cuda.is_available() and not torch.backends.mps.is_available():
             self.use_cpu = True  # without it the world size of several CPU processes reads 1
             self.tf32 = None

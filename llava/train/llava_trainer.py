@@ -4,6 +4,7 @@ import math
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -39,6 +40,7 @@ class LlavaTrainer(Trainer):
         self.data_collator = WithHostCopy(self.data_collator)
         self.add_callback(DataPosition())
         self.image_processor = image_processor
+        self.folder_lock = ExitStack()  # set by who prepares a run, and closed by who ends it
         self._checkpoint_root: Path | None = None
         self.guard = StepGuard(self, self.args.max_nan_steps)
         self.throughput = Throughput(self)
@@ -183,9 +185,7 @@ class LlavaTrainer(Trainer):
             self._write(name, lambda staging: write(model, trial))
         finally:
             self._checkpoint_root = None
-        if self.is_world_process_zero():
-            saving.publish_checkpoint(output_dir, name, self.args.save_total_limit)
-        self.accelerator.wait_for_everyone()
+        self._publish(name, lambda: saving.publish_checkpoint(output_dir, name, self.args.save_total_limit))
 
     def save_result(self) -> None:
         """The run's outcome in output_dir; its trainer_state.json comes last and says that all is there."""
@@ -196,33 +196,50 @@ class LlavaTrainer(Trainer):
                 self.state.save_to_json(str(staging / saving.STATE_FILE))
 
         self._write("the result", write)
-        if self.is_world_process_zero():
-            saving.publish_result(Path(self.args.output_dir))
-        self.accelerator.wait_for_everyone()
+        self._publish("the result", lambda: saving.publish_result(Path(self.args.output_dir)))
 
     def _write(self, what: str, write: Callable[[Path], None]) -> None:
-        """Write into the staging folder, every rank its part; nothing is left of what not all can write.
+        """Write into the staging folder, every rank its part.
 
         Raises:
-            RunStopped: on every rank, if one fails. Under DeepSpeed, whose own collectives the others may
-                be in, on that rank alone: its end is theirs.
+            RunStopped: see _attempt. Under DeepSpeed it is raised on the rank that fails alone, because the
+                others may be in DeepSpeed's own collectives; they end with that rank.
         """
-        output_dir = Path(self.args.output_dir)
-        staging = output_dir / saving.STAGING
+        staging = Path(self.args.output_dir) / saving.STAGING
         if self.is_world_process_zero():
             shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        together = not self.is_deepspeed_enabled
+        self._attempt(what, lambda: write(staging), together=not self.is_deepspeed_enabled)
+
+    def _publish(self, what: str, publish: Callable[[], None]) -> None:
+        """Have rank 0 give names to what is written; every other node first syncs what its own ranks wrote.
+
+        Raises:
+            RunStopped: see _attempt.
+        """
+        staging = Path(self.args.output_dir) / saving.STAGING
+        is_first = self.is_world_process_zero()
+        is_another_node = self.is_local_process_zero() and not is_first
+        self._attempt(what, lambda: saving.sync_tree(staging) if is_another_node else None)
+        self._attempt(what, lambda: publish() if is_first else None)
+
+    def _attempt(self, what: str, action: Callable[[], None], together: bool = True) -> None:
+        """Run one part of a save on every rank and wait for all of them.
+
+        Raises:
+            RunStopped: on every rank if the action fails on one, with nothing left in the staging folder.
+        """
+        output_dir = Path(self.args.output_dir)
         failures = []
         try:
-            write(staging)
+            action()
         except saving.WRITE_ERRORS as error:
             failures = [saving.describe_failure(what, error, output_dir)]
         if self.args.world_size > 1 and together:
             failures = gather_object(failures)
         if failures:
             if self.is_world_process_zero():
-                shutil.rmtree(staging, ignore_errors=True)
+                shutil.rmtree(output_dir / saving.STAGING, ignore_errors=True)
             says_it = self.is_world_process_zero() or not together
             raise RunStopped(failures[0] if says_it else "", together=together)
         self.accelerator.wait_for_everyone()

@@ -2,10 +2,10 @@
 
 import dataclasses
 import importlib.metadata
+import io
 import json
 import logging
 import math
-import os
 import platform
 import subprocess
 import sys
@@ -17,6 +17,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 import llava
+from llava.train.saving import write_whole
 from llava.train.trainable import part_of
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,8 @@ class RunRecord(TrainerCallback):
             "data_arguments": dataclasses.asdict(self.data_args),
             "training_arguments": args.to_dict(),
         }
-        write_whole(Path(args.output_dir) / RUN_FILE, json.dumps(description, indent=2, default=str) + "\n")
+        text = json.dumps(description, indent=2, default=str) + "\n"
+        write_whole(Path(args.output_dir) / RUN_FILE, text.encode())
 
 
 def versions() -> dict[str, str | None]:
@@ -132,7 +134,7 @@ def describe_data(paths: list[str], dataset) -> dict:
 def rewrite_metrics(args, state) -> None:
     """The rows up to the checkpoint a run goes on from: what came after it comes again."""
     rows = [row for row in state.log_history if "loss" in row]
-    write_whole(Path(args.output_dir) / METRICS_FILE, "".join(map(metrics_line, rows)))
+    write_whole(Path(args.output_dir) / METRICS_FILE, "".join(map(metrics_line, rows)).encode())
 
 
 def append_metrics(args, state) -> None:
@@ -167,17 +169,11 @@ def draw_loss(args, state) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(Path(args.output_dir) / CURVE_FILE, dpi=120)
+    figure.savefig(picture := io.BytesIO(), dpi=120)
+    write_whole(Path(args.output_dir) / CURVE_FILE, picture.getvalue())
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
     """Of up to SMOOTHING values that end at each."""
     windows = (values[max(0, end - SMOOTHING) : end] for end in range(1, len(values) + 1))
     return [sum(window) / len(window) for window in windows]
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Text under its name in one rename, so that a kill leaves no half of it."""
-    scratch = file.with_name(f".{file.name}")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, file)

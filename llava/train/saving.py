@@ -1,8 +1,10 @@
 """What a run writes: visible only when whole, found again by what is in it."""
 
 import copy
+import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -29,6 +31,7 @@ STATE_FILE = "trainer_state.json"
 CHECKPOINT_PREFIX = "checkpoint-"
 STAGING = "incomplete"
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # the last is torch.save's
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
 def saves_adapters(model: PreTrainedModel) -> bool:
@@ -89,9 +92,14 @@ def save_config(model: PreTrainedModel, folder: Path) -> None:
 def publish_result(output_dir: Path) -> None:
     """Move a written result out of its staging folder, each file in one rename, the trainer's state last."""
     staging = output_dir / STAGING
-    for item in sorted(staging.iterdir(), key=lambda item: item.name == STATE_FILE):
-        os.replace(item, output_dir / item.name)
+    sync_tree(staging)
+    for item in sorted(staging.iterdir()):
+        if item.name != STATE_FILE:
+            os.replace(item, output_dir / item.name)
+    sync(output_dir)  # ahead of the state, which says that all the others are there
+    os.replace(staging / STATE_FILE, output_dir / STATE_FILE)
     staging.rmdir()
+    sync(output_dir)
 
 
 def publish_checkpoint(output_dir: Path, name: str, limit: int | None) -> None:
@@ -102,10 +110,39 @@ def publish_checkpoint(output_dir: Path, name: str, limit: int | None) -> None:
     staging = output_dir / STAGING
     if not (output_dir / name / STATE_FILE).is_file():  # else the same step's, saved before
         shutil.rmtree(output_dir / name, ignore_errors=True)  # of a run that wrote in place
+        sync_tree(staging / name)
         (staging / name).rename(output_dir / name)
+        sync(output_dir)  # ahead of the old ones' end
     for old in checkpoints(output_dir)[: -limit if limit else 0]:
         old.rename(staging / f"old-{old.name}")
     shutil.rmtree(staging)
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Give content its name in one rename, so that neither a kill nor a power failure leaves half of it."""
+    scratch = file.with_name(f".{file.name}")
+    scratch.write_bytes(content)
+    sync(scratch)
+    os.replace(scratch, file)
+    sync(file.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Sync a folder and everything in it."""
+    for path in (*folder.rglob("*"), folder):
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk holds a file's content, or a folder's names; else a rename may reach it earlier."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems sync files alone
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
@@ -139,25 +176,37 @@ def check_writable(output_dir: str | Path) -> None:
         with tempfile.TemporaryFile(dir=nearest) as file:
             file.write(b"?")
     except OSError as error:
-        raise UserError(
-            f"--output_dir {str(output_dir)!r} cannot be written to ({error}); choose another, or make room."
-        ) from error
+        raise UserError(cannot_be_written(output_dir, error)) from error
+
+
+def cannot_be_written(output_dir: str | Path, error: OSError) -> str:
+    """What the user of --output_dir is told."""
+    remedy = "choose another, or make room" if error.errno in NO_SPACE else "choose another"
+    return f"--output_dir {str(output_dir)!r} cannot be written to ({error}); {remedy}."
 
 
 def describe_failure(what: str, error: BaseException, output_dir: str | Path) -> str:
-    """One line: what could not be written, why, the space that is free and where the run goes on."""
+    """One line: what could not be written, why, where the run goes on; and the free space if it is short."""
     causes = [error]
     while causes[-1].__context__ is not None:
         causes.append(causes[-1].__context__)
     cause = next((cause for cause in causes if isinstance(cause, OSError)), error)
     reason = str(cause).splitlines()[0]
+    lacks_space = error_number(cause) in NO_SPACE
     if "inline_container" in reason:  # torch.save's, which does not keep what the system said
         reason = f"a part of a file was refused, as by a full disk or a quota: {reason}"
-    free = shutil.disk_usage(output_dir).free / 2**30
-    return (
-        f"{what} could not be written to {output_dir}: {reason} ({free:.1f} GiB are free there). "
-        f"{what_is_left(output_dir)}"
-    )
+        lacks_space = True
+    if lacks_space:
+        reason += f" ({shutil.disk_usage(output_dir).free / 2**30:.1f} GiB are free there)"
+    return f"{what} could not be written to {output_dir}: {reason}. {what_is_left(output_dir)}"
+
+
+def error_number(error: BaseException) -> int | None:
+    """The system's number of an error; safetensors has it in its text alone."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def what_is_left(output_dir: str | Path) -> str:

@@ -1,20 +1,28 @@
 """One training stage, as a page: arguments, tokenizer, model, what learns, data, trainer, result."""
 
-import json
 import logging
 import sys
 from functools import partial
 
 import torch
 import transformers
+from accelerate import PartialState
+from huggingface_hub.utils import enable_progress_bars
 
 from llava.command import message
+from llava.conversation import template_of
 from llava.data.collator import Collator
-from llava.data.record import BadRecord
 from llava.data.sample import SampleBuilder
+from llava.decoding import end_with_turns
 from llava.errors import UserError
 from llava.model.adapters import load_adapters, load_trainables, read_trainables
-from llava.model.builder import checkpoint_config, image_processor_of, load_with_vision, quantization
+from llava.model.builder import (
+    check_start,
+    checkpoint_config,
+    image_processor_of,
+    load_with_vision,
+    quantization,
+)
 from llava.model.checkpoint import (
     TRAINABLES_FILE,
     CheckpointFolder,
@@ -23,7 +31,10 @@ from llava.model.checkpoint import (
     load_projector,
     read_projector,
 )
+from llava.model.compatibility import check_stage_1
+from llava.model.files import read_json
 from llava.model.tokenizer import load_tokenizer
+from llava.quiet import BUILT, quiet_libraries, without_lines
 from llava.tiling import num_positions
 from llava.train import saving, trainable
 from llava.train.architecture import check_changes
@@ -35,6 +46,7 @@ from llava.train.arguments import (
     parse,
     vision_fields,
 )
+from llava.train.folder_lock import lock_output_folder
 from llava.train.guard import RunStopped
 from llava.train.inputs import check_inputs
 from llava.train.llava_trainer import LlavaTrainer
@@ -107,7 +119,7 @@ def trained_templates(
         start = find_folder(training_args.lora_weight_path, "--lora_weight_path", training_args.cache_dir)
         config = start / "config.json"
         templates[training_args.lora_weight_path] = (
-            json.loads(config.read_text()).get("conv_version") if config.is_file() else None
+            read_json(config).get("conv_version") if config.is_file() else None
         )
     return {**templates, model_args.model_name_or_path: folder.config.get("conv_version")}
 
@@ -116,12 +128,16 @@ def load_earlier_stage(model, model_args: ModelArguments, training_args: Trainin
     """Stage 1's projector; then adapters to start from, with the projector that learnt beside them if any."""
     if model_args.pretrain_mm_mlp_adapter:
         source = model_args.pretrain_mm_mlp_adapter
-        load_projector(model, read_projector(source), source)
+        state = read_projector(source)
+        check_stage_1(source, state, model.config)
+        load_projector(model, state, source)
     if training_args.lora_weight_path:
         start = find_folder(training_args.lora_weight_path, "--lora_weight_path", training_args.cache_dir)
+        state = read_trainables(start) if (start / TRAINABLES_FILE).is_file() else {}
+        check_start(start, state, model.config, model_args.model_name_or_path)
         load_adapters(model, start)
-        if (start / TRAINABLES_FILE).is_file():
-            load_trainables(model, read_trainables(start), str(start / TRAINABLES_FILE), complete=True)
+        if state:
+            load_trainables(model, state, str(start / TRAINABLES_FILE), complete=True)
             logger.info("projector: from %s, as the adapters", start)
 
 
@@ -142,10 +158,13 @@ def add_words(model, tokenizer) -> None:
 
 def prepare(argv: list[str] | None) -> LlavaTrainer | None:
     """All up to the first step, so that what a user got wrong ends the run here; None for a complete run."""
+    quiet_libraries()
     model_args, data_args, training_args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if not training_args.should_log:
-        logging.getLogger().setLevel(logging.WARNING)
+        logging.getLogger().setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()  # of files read and written; the steps have one
+    enable_progress_bars()  # of downloads
     if saving.is_complete(training_args.output_dir):
         logger.info(
             "%s is complete; remove it or choose another --output_dir to run anew.", training_args.output_dir
@@ -160,18 +179,36 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
         import deepspeed
 
         # Ahead of from_pretrained, which under ZeRO-3 deals the weights out as it reads them
-        deepspeed.init_distributed(dist_backend="gloo" if training_args.use_cpu else None)
+        with without_lines(BUILT):
+            deepspeed.init_distributed(dist_backend="gloo" if training_args.use_cpu else None)
+    with lock_output_folder(training_args) as lock:
+        trainer = build_trainer(model_args, data_args, training_args, folder)
+        trainer.folder_lock = lock.pop_all()
+    return trainer
+
+
+def build_trainer(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    folder: CheckpointFolder,
+) -> LlavaTrainer:
+    """Model, tokenizer, data and what trains them."""
     transformers.set_seed(training_args.seed)
+    logger.info("loading %s", folder.path)
     model = load_model(model_args, data_args, training_args, folder)
     tokenizer = load_tokenizer(
         folder.path, padding_side="right", model_max_length=training_args.model_max_length
     )
+    # Otherwise it warns of each text that is cut to --model_max_length; run.json counts them.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     if data_args.packing and not model.takes_position_ids:
         raise UserError(
             f"--packing: {type(model).__name__} cannot count positions anew for each record of a sequence; "
             "leave it out, or take a language model with rotary positions."
         )
     add_words(model, tokenizer)
+    end_with_turns(model, tokenizer, template_of(model.config))
     image_processor = image_processor_of(model, folder.path)
     budgets = model.config.elastic_scale_factors or [None]
     tokens = [model.tokens_per_view(scale_factor) for scale_factor in budgets]
@@ -186,6 +223,8 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
         model_max_length=training_args.model_max_length,
         mm_use_im_start_end=model.config.mm_use_im_start_end,
     )
+    if not training_args.should_log:
+        logging.getLogger().setLevel(logging.WARNING)  # each process has records of its own to warn of
     dataset = load_data(data_args, training_args, builder)
     return LlavaTrainer(
         model=model,
@@ -208,24 +247,26 @@ def train(argv: list[str] | None = None) -> None:
     """
     try:
         trainer = prepare(argv)
+        if trainer is not None:
+            with trainer.folder_lock:
+                run(trainer)
     except UserError as error:
-        sys.exit(message(error, "train_mem.py"))
-    if trainer is None:
-        return
-    whole = saving.checkpoints(trainer.args.output_dir)
-    try:
-        with trainer.guard.sigterm:
-            trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
-        trainer.guard.raise_if_stopped()
-        trainer.save_result()
-    except BadRecord as error:
         sys.exit(message(error, "train_mem.py"))
     except RunStopped as stop:
         if str(stop):
             print(f"train_mem.py: {stop}", file=sys.stderr)
         if stop.together:
-            trainer.accelerator.end_training()
+            PartialState().destroy_process_group()
         sys.exit(stop.status)
+
+
+def run(trainer: LlavaTrainer) -> None:
+    """Train to the end and save the result."""
+    whole = saving.checkpoints(trainer.args.output_dir)
+    with trainer.guard.sigterm:
+        trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+    trainer.guard.raise_if_stopped()
+    trainer.save_result()
     for bad in trainer.train_dataset.bad_records:
         logger.warning("left out: %s", bad)
     logger.info("result: %s", trainer.args.output_dir)

@@ -11,6 +11,9 @@ def main() -> None:
 
             print(help_page(), end="")
             return
+        from llava.train.launcher import end_with_launcher
+
+        end_with_launcher()  # ahead of imports that take seconds
         from llava.train.train import train
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("llava."):

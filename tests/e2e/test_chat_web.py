@@ -185,7 +185,6 @@ def visitor(request, chat, folder, toasts):
         ("why?", ["a<b>&c.png"], "The file a<b>&c.png cannot be read"),
         ("why?", ["thin.png"], "1x2000"),
         ("<image> or <image>?", ["a.png"], "2 <image> for 1 image"),
-        ("<image> or <image>?", [], "2 <image> for 0 image"),
     ],
 )
 def test_a_mistake_is_said_in_one_whole_toast_and_leaves_the_page_alone(

@@ -191,7 +191,8 @@ def test_a_save_that_does_not_fit_ends_in_one_message_and_the_same_command_goes_
     (message,) = (line for line in output.splitlines() if line.startswith("train_mem.py:"))
     assert f"{what} could not be written to {output_dir}: " in message
     assert "too large" in message or "a part of a file was refused" in message
-    assert "GiB are free there" in message
+    # torch.save does not tell why; a limit on the size of files is no lack of space
+    assert ("GiB are free there" in message) == ("a part of a file was refused" in message)
     assert (f"The last whole checkpoint is {output_dir / left}" if left else "starts anew") in message
     assert not (output_dir / saving.STAGING).exists()
     assert [folder.name for folder in output_dir.glob("checkpoint-*")] == ([left] if left else [])

@@ -1,6 +1,8 @@
 """A run that SIGKILL ends, at any point, and that is started again, is the uninterrupted run."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from ranks import KillAt
 from test_training import flags
 
 from llava.train import saving
+from llava.train.folder_lock import LOCK_FILE, FolderLock
 
 TRAINER, SAVING = "llava.train.llava_trainer", "llava.train.saving"
 # Four steps, a checkpoint after the second and after the last
@@ -21,7 +24,7 @@ KILLS = {
     "with_a_checkpoint_named": KillAt(SAVING, "publish_checkpoint", when="after"),
     "while_an_old_checkpoint_leaves": KillAt("pathlib", "Path.rename", call=3, when="after"),
     "before_the_result": KillAt(TRAINER, "LlavaTrainer.save_result"),
-    "with_half_of_the_result_moved": KillAt("os", "replace", call=5),
+    "with_half_of_the_result_moved": KillAt("os", "replace", call=6),
 }
 
 
@@ -92,3 +95,41 @@ def test_two_ranks_killed_and_started_again_are_the_uninterrupted_ones(parts, tm
         assert -9 in ranks.run(cut, log, world_size=2, prepare=kill), log.read_text()
     assert ranks.run(cut, log, world_size=2) == [0, 0], log.read_text()
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+# ---- Two runs, one folder
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_second_start_ends_on_all_ranks_with_one_line_and_changes_nothing(parts, tmp_path, world_size):
+    argv, log = stage_flags(parts, tmp_path / "run", 1), tmp_path / "log"
+    lock = FolderLock(tmp_path / "run")
+    assert ranks.run(argv, log, world_size) == [1] * world_size, log.read_text()
+    assert "Traceback" not in log.read_text()
+    (line,) = (line for line in log.read_text().splitlines() if line.startswith("train_mem.py:"))
+    assert f"--output_dir '{tmp_path / 'run'}' is in use by a run: process {os.getpid()} on " in line
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK_FILE]
+    lock.release()
+    assert ranks.run(argv, log, world_size) == [0] * world_size, log.read_text()
+
+
+def test_of_two_runs_started_at_once_one_trains(parts, tmp_path, uninterrupted):
+    argv, logs = stage_flags(parts, tmp_path / "run", 1), [tmp_path / "log 1", tmp_path / "log 2"]
+    with ThreadPoolExecutor() as pool:
+        statuses = list(pool.map(lambda log: ranks.run(argv, log), logs))
+    refused = [log for log, status in zip(logs, statuses, strict=True) if status != [0]]
+    assert len(refused) <= 1  # none if the other was complete by then
+    for log in refused:
+        assert "is in use by a run" in log.read_text()
+    assert_same_run(tmp_path / "run", uninterrupted[1])
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_checkpoint_that_is_damaged_is_named_without_a_traceback(parts, tmp_path, world_size):
+    argv, log = stage_flags(parts, tmp_path / "run", 1), tmp_path / "log"
+    assert ranks.run(argv, log, prepare=KillAt(TRAINER, "LlavaTrainer.save_result")) == [-9]
+    damaged = tmp_path / "run" / "checkpoint-4" / "mm_projector.bin"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    assert ranks.run(argv, log, world_size) == [1] * world_size, log.read_text()
+    assert f"train_mem.py: {damaged} cannot be read" in log.read_text()
+    assert "Traceback" not in log.read_text()

@@ -1,15 +1,23 @@
-"""A training script on two nodes, which are two launchers on this machine."""
+"""The launchers of a training script: two of them on one machine as two nodes, and what ends them."""
 
 import json
 import os
+import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
+import psutil
+import pytest
 import tiny
 from PIL import Image
 
+from llava.train import saving
+from llava.train.folder_lock import LOCK_FILE, FolderLock
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
+RESULT = "playground/checkpoints/tiny-pretrain"
 
 
 def free_port() -> int:
@@ -18,7 +26,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_stage_1_on_two_nodes_counts_both_in_the_batch_and_leaves_one_result(tmp_path, bpe_tokenizer):
+@pytest.fixture
+def folder(tmp_path, bpe_tokenizer):
+    """Where stage 1 is run, with what it starts from."""
     tiny.save_language_model(tmp_path / "language_model")
     bpe_tokenizer.save_pretrained(tmp_path / "language_model")
     tiny.save_tower(tmp_path / "tower")
@@ -26,27 +36,90 @@ def test_stage_1_on_two_nodes_counts_both_in_the_batch_and_leaves_one_result(tmp
     turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a red picture"}]
     records = [{"id": str(index), "image": "red.png", "conversations": turns} for index in range(16)]
     (tmp_path / "captions.json").write_text(json.dumps(records))
+    return tmp_path
+
+
+def start(folder: Path, **variables) -> subprocess.Popen:
+    """Stage 1 in a session of its own, as of a terminal."""
     settings = {
         **{"MODEL": "language_model", "VISION_TOWER": "tower", "DATA_PATH": "captions.json"},
         **{"IMAGE_FOLDER": ".", "RUN_NAME": "tiny", "NUM_WORKERS": "0", "CUDA_VISIBLE_DEVICES": ""},
         **{"GLOBAL_BATCH_SIZE": "8", "BATCH_SIZE": "2", "OMP_NUM_THREADS": "1"},
-        **{"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())},
     }
-    nodes = [
-        subprocess.Popen(
-            ["bash", SCRIPTS / "v1_5" / "pretrain.sh"],
-            cwd=tmp_path,
-            env={**os.environ, **settings, "NODE_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
+    return subprocess.Popen(
+        ["bash", SCRIPTS / "v1_5" / "pretrain.sh"],
+        cwd=folder,
+        env={**os.environ, **settings, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        # a job in the background is born deaf to SIGINT, and bash then cannot trap it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def test_stage_1_on_two_nodes_counts_both_in_the_batch_and_leaves_one_result(folder):
+    nodes = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    nodes = [start(folder, **nodes, NODE_RANK=rank) for rank in ("0", "1")]
     printed = [node.communicate(timeout=300)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], printed
     assert all("8 = 2 a device x 2 devices x 2 accumulated" in text for text in printed)
-    result = tmp_path / "playground/checkpoints/tiny-pretrain"
-    assert (result / "mm_projector.bin").is_file()
-    state = json.loads((result / "trainer_state.json").read_text())
+    assert (folder / RESULT / "mm_projector.bin").is_file()
+    state = json.loads((folder / RESULT / "trainer_state.json").read_text())
     assert (state["global_step"], state["max_steps"]) == (2, 2)  # 16 records, 8 a step
+
+
+# ---- What ends two ranks
+
+
+@pytest.fixture
+def training(folder):
+    """(A script whose two ranks train without an end, all processes below it)."""
+    script = start(folder, NUM_PROCESSES="2", MAX_STEPS="1000000", SAVE_STEPS="1000000")
+    metrics = folder / RESULT / "metrics.jsonl"
+    while script.poll() is None and not (metrics.is_file() and metrics.read_text()):
+        time.sleep(0.05)
+    assert script.poll() is None, script.stdout.read()
+    processes = psutil.Process(script.pid).children(recursive=True)
+    yield script, processes
+    for process in processes:
+        if process.is_running():
+            process.kill()
+    script.kill()
+    script.communicate()
+
+
+def launcher_of(processes: list[psutil.Process]) -> psutil.Process:
+    return next(process for process in processes if "torch.distributed.run" in process.cmdline())
+
+
+def test_ranks_end_with_a_killed_launcher_and_leave_the_folder(folder, training):
+    script, processes = training
+    launcher_of(processes).kill()
+    printed, _ = script.communicate(timeout=300)  # to the end of all that could write there
+    assert script.returncode == 137
+    assert printed.count("train_mem.py: the launcher, process ") == 1, printed
+    assert "Traceback" not in printed
+    assert saving.checkpoints(folder / RESULT) == []
+    FolderLock(folder / RESULT).release()  # which nobody holds
+
+
+STOPS = {
+    "Ctrl-C": lambda script: os.killpg(script.pid, signal.SIGINT),
+    "a closed terminal": lambda script: os.killpg(script.pid, signal.SIGHUP),
+    "SIGKILL to the shell": lambda script: script.kill(),
+}
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_ranks_save_and_end_with_their_script(folder, training, stop):
+    script, _ = training
+    STOPS[stop](script)
+    printed, _ = script.communicate(timeout=300)  # to the end of all that could write there
+    assert script.returncode == (-9 if "SIGKILL" in stop else 143), printed
+    (checkpoint,) = saving.checkpoints(folder / RESULT)
+    assert printed.count("train_mem.py: SIGTERM: stopped after step") == 1, printed
+    assert f"The last whole checkpoint is {RESULT}/{checkpoint.name}" in printed
+    assert "train_mem.py: the launcher" not in printed
+    assert not (folder / RESULT / LOCK_FILE).exists()

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from llava.model.adapters import PUBLISHED_PREFIX, read_trainables
 from llava.model.checkpoint import read_projector
+from llava.train.train import prepare
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,101 @@ def test_a_run_starts_from_adapters_and_the_projector_beside_them(adapted, parts
     start = {"model_name_or_path": base, "lora_weight_path": folder, "lora_bias": "all"}
     model = trainer_of(parts, tmp_path, **LORA, **start).model
     tiny.assert_same(model, trained, logits)
+
+
+def copied(source, target, **changes):
+    """A copy of a folder whose config.json says something else."""
+    shutil.copytree(source, target)
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, **changes}))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rms_norm_eps": 1e-5}, "rms_norm_eps is 1e-06, the model's is 1e-05"),
+        ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, "rope_parameters is"),
+        ({"model_type": "mistral"}, "model_type is 'qwen2', the model's is 'mistral'"),
+    ],
+)
+def test_a_run_does_not_start_from_adapters_of_another_model(adapted, parts, tmp_path, changes, says):
+    folder, base, _ = adapted
+    other = copied(base, tmp_path / "base", **changes)
+    start = {"model_name_or_path": other, "lora_weight_path": folder}
+    with pytest.raises(ValueError, match=f"--lora_weight_path .*--model_name_or_path {other}: its {says}"):
+        trainer_of(parts, tmp_path, **LORA, **start)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "says"),
+    [
+        ("lora_alpha", 16, "were trained with lora_alpha 8, this run has 16; pass --lora_alpha 8"),
+        ("mm_vision_select_layer", -3, "mm_vision_select_layer is -2, the model's is -3"),
+        ("visualprism_wavelet", "db2", "visualprism_wavelet is 'haar', the model's is 'db2'"),
+    ],
+)
+def test_a_run_does_not_start_from_adapters_with_flags_that_change_what_they_do(
+    adapted, parts, tmp_path, flag, value, says
+):
+    folder, base, _ = adapted
+    start = {"model_name_or_path": base, "lora_weight_path": folder, "lora_bias": "all"}
+    with pytest.raises(ValueError, match=says):
+        trainer_of(parts, tmp_path, **{**LORA, **start, flag: value})
+
+
+@pytest.mark.parametrize(
+    ("flags_given", "says"),
+    [
+        ({"mm_vision_select_layer": -3}, "mm_vision_select_layer is -2, the model's is -3"),
+        ({"mm_vision_select_feature": "cls_patch"}, "mm_vision_select_feature is 'patch'"),
+        ({"mm_vision_levels": "1 2 3 5"}, "mm_vision_levels is"),
+        ({"mm_vision_image_size": 112}, "mm_vision_image_size is 56, the model's is 112"),
+        ({"scale_factor": 4}, "scale_factor is 2, the model's is 4"),
+        ({"visualprism_wavelet": "db2"}, "visualprism_wavelet is 'haar'"),
+        (
+            {"mm_projector_type": "tokenpacker"},
+            "mm_projector_type is 'visualprism', the model's is 'tokenpacker'",
+        ),
+        ({"vision_tower": "siglip"}, r"mm_vision_config\.model_type is 'clip_vision_model'"),
+    ],
+)
+def test_stage_2_refuses_stage_1s_projector_where_the_config_beside_it_says_otherwise(
+    parts, stage1, tmp_path, flags_given, says
+):
+    if "vision_tower" in flags_given:
+        flags_given = {"vision_tower": tiny.save_tower(tmp_path / "tower", flags_given["vision_tower"])}
+    given = {k: v.split() if k == "mm_vision_levels" else v for k, v in flags_given.items()}
+    levels = given.pop("mm_vision_levels", [])
+    argv = flags(parts, tmp_path / "out", "conversations.json", version="qwen_2", **given)
+    argv += ["--pretrain_mm_mlp_adapter", str(stage1 / "mm_projector.bin")]
+    argv += ["--mm_vision_levels", *levels] if levels else []
+    with pytest.raises(ValueError, match=rf"--pretrain_mm_mlp_adapter .*its {says}"):
+        prepare(argv)
+
+
+@pytest.mark.parametrize(
+    "flags_given",
+    [
+        {"image_aspect_ratio": "pad", "model_max_length": 77},
+        {"elastic_scale_factors": "2"},
+        {
+            "image_aspect_ratio": "anyres",
+            "image_grid_pinpoints": "[[112, 56]]",
+            "mm_patch_merge_type": "spatial_unpad",
+        },
+    ],
+    ids=["aspect ratio", "elastic", "learnt newline"],
+)
+def test_stage_2_may_change_what_needs_no_other_projector(parts, qwen, stage1, tmp_path, flags_given):
+    """Its language model may be another one as well, as qwen is."""
+    projector = stage1 / "mm_projector.bin"
+    trainer_of(parts, tmp_path, model_name_or_path=qwen, pretrain_mm_mlp_adapter=projector, **flags_given)
+
+
+def test_a_projector_without_a_config_beside_it_is_judged_by_its_shapes(parts, stage1, tmp_path):
+    shutil.copy(stage1 / "mm_projector.bin", tmp_path)
+    trainer_of(parts, tmp_path / "out", pretrain_mm_mlp_adapter=tmp_path / "mm_projector.bin", scale_factor=4)
 
 
 def test_a_killed_lora_run_started_again_gives_the_uninterrupted_losses_and_weights(parts, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import GenerationConfig
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.data.validate import validate
@@ -93,6 +94,9 @@ def test_stage_2_leaves_a_folder_that_answers_by_itself(trained, parts, tmp_path
     ids = torch.tensor([[*tokenizer("What?").input_ids, IMAGE_TOKEN_INDEX]])
     assert model.generate(ids, images=pixels, max_new_tokens=3, do_sample=False).shape[0] == 1
     assert model.config.conv_version == "qwen_2"
+    # the end of the template's turn, where plain `generate` ends
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end in GenerationConfig.from_pretrained(folder).eos_token_id
     assert model.config.tune_mm_mlp_adapter is False
 
 

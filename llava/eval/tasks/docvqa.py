@@ -8,39 +8,46 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from llava.errors import UserError
+from llava.eval.json_files import ID, misfit
 from llava.eval.metrics import anls, mean_table
 from llava.eval.records import write_text
 from llava.eval.task import File, Scores, Task
 from llava.eval.tasks.shared import SINGLE_WORD, read_json
 
+QUESTION = {"questionId": ID, "image": str, "question": str, "question_types?": [str]}
+ANSWERS = {"answers": [str, ...]}
 VAL_FILES, TEST_FILES = "val_v1.0*.json", "test_v1.0*.json"
 
 
-def read_questions(path: str | Path) -> list[dict]:
+def read_questions(path: str | Path, form: dict = QUESTION) -> list[dict]:
     """Rows {"question_id", "text", "image": a file name, "answer" and "question_types" if they are known}.
 
+    Args:
+        form: of each question in the file.
     Raises:
         UserError: if the file is missing or no DocVQA file.
     """
     published = read_json(path)
     if not isinstance(published, dict) or "data" not in published:
         raise UserError(f'{path}: expected DocVQA\'s questions below "data"; fetch the file again.')
+    if problem := misfit(published["data"], [form], '"data"'):
+        raise UserError(f"{path}: {problem}; fetch the file again.")
     return [
         {
             "question_id": question["questionId"],
             # older files have "documents/" before it
             "image": PurePosixPath(question["image"]).name,
             "text": f"{question['question']}\n{SINGLE_WORD}",
-            "question_types": question.get("question_types", []),
+            "question_types": question.get("question_types") or [],
         }
         | ({"answer": question["answers"]} if "answers" in question else {})
         for question in published["data"]
     ]
 
 
-def load(folder: Path, pattern: str) -> list[dict]:
+def load(folder: Path, pattern: str, form: dict = QUESTION) -> list[dict]:
     path = max(folder.glob(pattern))  # the one with question types, where there are both
-    return [row | {"image": f"images/{row['image']}"} for row in read_questions(path)]
+    return [row | {"image": f"images/{row['image']}"} for row in read_questions(path, form)]
 
 
 def score(rows: list[dict], answers: dict) -> Scores:
@@ -67,7 +74,7 @@ TASK = Task(
     title="DocVQA val",
     folder="docvqa",
     needs=(File(VAL_FILES, _RRC), File("images", f"all documents' pages, {_RRC}")),
-    load=partial(load, pattern=VAL_FILES),
+    load=partial(load, pattern=VAL_FILES, form={**QUESTION, **ANSWERS}),
     max_new_tokens=128,
     score=score,
 )

@@ -7,14 +7,19 @@ from pathlib import Path
 from llava.errors import UserError
 from llava.eval.metrics import exact_match, mean_score, mean_table, wilson_interval
 from llava.eval.metrics.text_match import normalise
-from llava.eval.records import load_questions, texts_by_id
+from llava.eval.records import QUESTION, load_questions, texts_by_id
 from llava.eval.task import File, Scores, Task
 
 CATEGORIES = ("color", "shape")
+# Forms of rows, as json_files.misfit takes them
+TRAIN_QUESTION = {"text": str, "answer": str}
+TEST_QUESTION = {**QUESTION, **TRAIN_QUESTION, "category": str}
 TEST, TRAIN, IMAGES = "test_questions.jsonl", "train_questions.jsonl", "test/images"
 
 
-def score(questions: list[dict], answers: list[dict], train_questions: list[dict]) -> dict:
+def score(
+    questions: list[dict], answers: list[dict], train_questions: list[dict], answers_file: str | Path = ""
+) -> dict:
     """Exact-match accuracy of a model and of two baselines that never see an image.
 
     `question_only` answers each question text with its most frequent training answer (the overall one for a
@@ -25,13 +30,14 @@ def score(questions: list[dict], answers: list[dict], train_questions: list[dict
         questions: test rows {"question_id", "text", "answer", "category"}.
         answers: rows {"question_id", "text"}, exactly one for each question.
         train_questions: rows {"text", "answer"} of the train split.
+        answers_file: where the answers are from, for messages.
     Returns:
         {"model" | "question_only" | "majority": {"overall" | "color" | "shape": {"correct", "total",
         "accuracy", "low", "high"}}}; accuracy and the 95% Wilson bounds are fractions in 0..1.
     Raises:
         UserError: for missing, duplicate or unknown ids, or a category that is neither color nor shape.
     """
-    said = texts_by_id(questions, answers)
+    said = texts_by_id(questions, answers, answers_file)
     if odd := [row["question_id"] for row in questions if row.get("category") not in CATEGORIES]:
         raise UserError(f"question {odd[0]}: category must be one of {', '.join(CATEGORIES)}.")
     guess_question, guess_majority = _baselines(train_questions)
@@ -83,10 +89,10 @@ def _tally(questions: list[dict], answer_of: Callable[[dict], str]) -> dict:
 
 def load(folder: Path) -> list[dict]:
     """Test rows, each with what the two baselines answer."""
-    question_only, majority = _baselines(load_questions(folder / TRAIN))
+    question_only, majority = _baselines(load_questions(folder / TRAIN, answer=str))
     return [
         row | {"question_only": question_only(row), "majority": majority(row)}
-        for row in load_questions(folder / TEST)
+        for row in load_questions(folder / TEST, answer=str, category=str)
     ]
 
 

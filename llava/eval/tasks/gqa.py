@@ -15,13 +15,15 @@ from llava.eval.tasks.shared import EVAL_ZIP, annotations_of, images_in, read_js
 QUESTIONS = "llava_gqa_testdev_balanced.jsonl"
 ANNOTATIONS = "data/testdev_balanced_questions.json"
 IMAGES = "data/images"
+ANNOTATION = {"answer": str, "types": {"structural": str}}
 
 
 def load(folder: Path) -> list[dict]:
     """Question rows with "answer" and "structural_type"."""
-    rows = images_in(IMAGES, load_questions(folder / QUESTIONS))
+    rows = images_in(IMAGES, load_questions(folder / QUESTIONS, image=str))
     ids = [str(row["question_id"]) for row in rows]
-    found = annotations_of(ids, read_json(folder / ANNOTATIONS), folder / ANNOTATIONS)
+    annotations = read_json(folder / ANNOTATIONS, {str: ANNOTATION})
+    found = annotations_of(ids, annotations, folder / ANNOTATIONS)
     return [
         row | {"answer": known["answer"], "structural_type": known["types"]["structural"]}
         for row, known in zip(rows, found, strict=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llava.errors import UserError
 from llava.eval.metrics import LlavaBenchAnswer, llava_bench_table, parse_score_pair
-from llava.eval.records import load_questions, read_jsonl
+from llava.eval.records import load_answers, load_questions, read_jsonl
 from llava.eval.task import File, Scores, Task
 from llava.eval.tasks.shared import find, images_in
 
@@ -34,9 +34,10 @@ RULE = (
 
 def load(folder: Path) -> list[dict]:
     """Question rows with "category", "context", a description of the image, and "answer", GPT-4's."""
-    contexts = {row["image"]: row["caption"] for row in read_jsonl(folder / CONTEXT)}
-    references = {row["question_id"]: row["text"] for row in read_jsonl(folder / REFERENCES)}
-    rows = load_questions(folder / QUESTIONS)
+    captions = read_jsonl(folder / CONTEXT, {"image": str, "caption": (str, [str])})
+    contexts = {row["image"]: row["caption"] for row in captions}
+    references = {row["question_id"]: row["text"] for row in load_answers(folder / REFERENCES)}
+    rows = load_questions(folder / QUESTIONS, image=str, category=str)
     for row in rows:
         context = find(contexts, row["image"], folder / CONTEXT)
         row["context"] = "\n".join(context) if isinstance(context, list) else context

@@ -12,11 +12,12 @@ from pathlib import Path
 from llava.errors import UserError
 from llava.eval.metrics import CircularAnswer, circular_table
 from llava.eval.task import File, Scores, Task
-from llava.eval.tasks.shared import LETTERS, OPTION_LETTER, credit_of, letter_of
+from llava.eval.tasks.shared import LETTERS, OPTION_LETTER, WHOLE_NUMBER, credit_of, letter_of
 from llava.textfile import open_text
 
 INSTRUCTIONS = {"en": OPTION_LETTER, "cn": "请直接回答选项字母。"}
 COLUMNS = "ABCD"
+SCORED = {"answer", "category", "l2-category"}  # columns that scoring needs
 ROTATION = 1_000_000  # question n's rotations are n, n + ROTATION, n + 2 ROTATION, ...
 NOT_UPLOADED = ("hint", "category", "source", "image", "comment", "l2-category")
 PREDICTION_COLUMN = 6  # of the upload, from 0
@@ -25,12 +26,17 @@ PREDICTION_COLUMN = 6  # of the upload, from 0
 def read_table(path: str | Path) -> list[dict[str, str]]:
     """The rows of a tsv file; an image is base64, or the index of another row that has it."""
     csv.field_size_limit(2**31 - 1)  # an image is one field
-    with open_text(path, newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    try:
+        with open_text(path, newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+    except csv.Error as error:
+        raise UserError(f"{path}: cannot be read as a table ({error}); fetch the file again.") from error
     for number, row in enumerate(rows, start=1):
         if None in row.values() or not {"index", "question", "image", "A", "B"} <= row.keys():
             raise UserError(f"{path}, row {number}: has columns missing; fetch the file again.")
-        if not row["index"].isdecimal():
+        if None in row:
+            raise UserError(f"{path}, row {number}: has more cells than columns; fetch the file again.")
+        if not WHOLE_NUMBER.fullmatch(row["index"]):
             raise UserError(f"{path}, row {number}: its index is {row['index']!r}; fetch the file again.")
     return rows
 
@@ -128,6 +134,8 @@ def load(folder: Path, name: str, language: str) -> list[dict]:
     _openpyxl()  # should it be missing, say so before any question is asked
     rows = read_questions(folder / name, INSTRUCTIONS[language])
     for row in rows:
+        if absent := SCORED - row["columns"].keys():
+            raise UserError(f"{folder / name}: no column {', '.join(sorted(absent))}; fetch the file again.")
         row |= {"answer": row["columns"]["answer"], "group": row["question_id"] % ROTATION}
     return rows
 
@@ -171,7 +179,8 @@ def write_submission(rows: list[dict], answers: dict, path: Path) -> None:
         return cell
 
     names = [name for name in rows[0]["columns"] if name not in NOT_UPLOADED] if rows else []
-    sheet.append([*names[:PREDICTION_COLUMN], "prediction", *names[PREDICTION_COLUMN:]])
+    header = [*names[:PREDICTION_COLUMN], "prediction", *names[PREDICTION_COLUMN:]]
+    sheet.append([text_cell(name) for name in header])
     for row in rows:
         cells = [text_cell(row["columns"][name]) for name in names]
         cells[names.index("index")] = row["question_id"]

@@ -26,7 +26,7 @@ def load(folder: Path) -> list[dict]:
     own, and the image as "group".
     """
     truth, times, rows = {}, Counter(), []
-    for row in images_in(IMAGES, load_questions(folder / QUESTIONS)):
+    for row in images_in(IMAGES, load_questions(folder / QUESTIONS, question_id=str, image=str)):
         image = row["question_id"]
         category, name = image.split("/")[0], Path(image).stem + ".txt"
         if image not in truth:

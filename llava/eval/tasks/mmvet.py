@@ -7,12 +7,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from llava.errors import UserError
 from llava.eval.metrics import MMVetAnswer, mmvet_table, parse_correctness
 from llava.eval.records import write_text
 from llava.eval.task import File, Scores, Task
-from llava.eval.tasks.shared import read_json
+from llava.eval.tasks.shared import WHOLE_NUMBER, read_json
 
 QUESTIONS = "mm-vet.json"
+QUESTION = {"imagename": str, "question": str, "answer": str, "capability": [str, ...]}
 ID_PREFIX = "v1_"  # of the benchmark's ids; LLaVA's answers have the number alone
 
 _MEME = (
@@ -54,8 +56,15 @@ def load(folder: Path) -> list[dict]:
             "answer": row["answer"],
             "capability": row["capability"],
         }
-        for question_id, row in read_json(folder / QUESTIONS).items()
+        for question_id, row in _published(folder / QUESTIONS).items()
     ]
+
+
+def _published(path: Path) -> dict[str, dict]:
+    rows = read_json(path, {str: QUESTION})
+    if odd := [name for name in rows if not WHOLE_NUMBER.fullmatch(name.removeprefix(ID_PREFIX))]:
+        raise UserError(f"{path}: {odd[0]!r} is no question's id, such as {ID_PREFIX}0; fetch it again.")
+    return rows
 
 
 def review_prompt(row: dict, answer: str) -> str:

@@ -10,6 +10,13 @@ from llava.eval.metrics import OCRBenchAnswer, ocrbench_correct, ocrbench_table
 from llava.eval.task import File, Scores, Task
 from llava.eval.tasks.shared import SINGLE_WORD, images_in, read_json
 
+QUESTION = {
+    "image_path": str,
+    "question": str,
+    "answers": (str, [str, ...]),
+    "dataset_name": str,
+    "type": str,
+}
 QUESTIONS, IMAGES = "OCRBench.json", "OCRBench_Images"
 
 
@@ -23,7 +30,7 @@ def read_questions(path: str | Path) -> list[dict]:
             "answer": published["answers"],
             "published": published,
         }
-        for i, published in enumerate(read_json(path))
+        for i, published in enumerate(read_json(path, [QUESTION]))
     ]
 
 

@@ -16,11 +16,17 @@ CATEGORIES = ("random", "popular", "adversarial")
 QUESTIONS = "llava_pope_test.jsonl"
 LABEL_FOLDER, LABELS = "coco", "coco_pope_{}.json"
 IMAGES = "val2014"
+LABEL = {"image": str, "text": str, "label": str}
 
 
 def load(folder: Path) -> list[dict]:
     """Question rows with "category" and "answer", "yes" or "no"."""
-    return images_in(IMAGES, with_labels(load_questions(folder / QUESTIONS), folder / LABEL_FOLDER))
+    return images_in(IMAGES, with_labels(read_questions(folder / QUESTIONS), folder / LABEL_FOLDER))
+
+
+def read_questions(path: str | Path) -> list[dict]:
+    """Question rows, each with its "category"."""
+    return load_questions(path, image=str, category=str)
 
 
 def with_labels(rows: list[dict], folder: Path) -> list[dict]:
@@ -31,7 +37,7 @@ def with_labels(rows: list[dict], folder: Path) -> list[dict]:
     """
     labels = {}
     for category in CATEGORIES:
-        for row in read_jsonl(folder / LABELS.format(category)):
+        for row in read_jsonl(folder / LABELS.format(category), LABEL):
             labels[category, row["image"], _words(row["text"])] = row["label"]
     keys = [(row["category"], row["image"], _words(row["text"])) for row in rows]
     if missing := [key for key in keys if key not in labels]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from llava.errors import UserError
+from llava.eval.json_files import misfit
 from llava.eval.metrics import PrismVQAAnswer, exact_match, prismvqa_table
 from llava.eval.records import load_questions
 from llava.eval.task import File, Scores, Task
@@ -23,6 +24,10 @@ def load(folder: Path) -> list[dict]:
             raise UserError(
                 f"{folder / QUESTIONS}, question {row['question_id']}: no {', '.join(sorted(absent))}; "
                 "make the files anew with python -m llava.benchmark.prismvqa."
+            )
+        if problem := misfit(row, {"answer": str, "family": str, "chance": float}):
+            raise UserError(
+                f"{folder / QUESTIONS}, question {row['question_id']}: {problem}; make the files anew."
             )
     return [row | {"text": f"{row['text']}\n{SINGLE_WORD}"} for row in rows]
 

@@ -13,16 +13,18 @@ from llava.eval.records import write_jsonl
 from llava.eval.task import File, Scores, Task
 from llava.eval.tasks.shared import LETTERS, credit_of, letter_of, read_json
 
+QUESTION = {"question": str, "img_path": str, "candidates": [str, ...]}
+DEV_QUESTION = {**QUESTION, "correct_ans": str}
 CHOOSE = {
     "en": "\nChoose between one of the options as follows:\n",
     "zh": "\\在下列选项中选择一个:\n",  # LLaVA asks with this backslash; published scores have it in
 }
 
 
-def load(folder: Path, name: str, language: str) -> list[dict]:
-    """Question rows with "published", the file's own row, and "answer", a letter, where it is known."""
+def load(folder: Path, name: str, language: str, has_answers: bool) -> list[dict]:
+    """Question rows with "published", the file's own row, and "answer", a letter, where the file has them."""
     rows = []
-    for i, published in enumerate(read_json(folder / name)):
+    for i, published in enumerate(read_json(folder / name, [DEV_QUESTION if has_answers else QUESTION])):
         options = published["candidates"]
         listed = "".join(f"{letter}. {text}\n" for letter, text in zip(LETTERS, options, strict=False))
         row = {
@@ -31,7 +33,7 @@ def load(folder: Path, name: str, language: str) -> list[dict]:
             "text": f"{published['question']}{CHOOSE[language]}{listed}",
             "published": published,
         }
-        if "correct_ans" in published:
+        if has_answers:
             if published["correct_ans"] not in options:
                 raise UserError(f"{folder / name}, question {i}: its correct_ans is none of its candidates.")
             row["answer"] = LETTERS[options.index(published["correct_ans"])]
@@ -77,7 +79,7 @@ def _task(name: str, title: str, file: str, language: str, scorer: Callable | No
             File(file, f"from {hub}"),
             File("images_llvisionqa", f"unpack images_llvisionqa.tar of {hub}"),
         ),
-        load=partial(load, name=file, language=language),
+        load=partial(load, name=file, language=language, has_answers=scorer is not None),
         max_new_tokens=128,
         score=scorer,
         export=export,

@@ -6,6 +6,8 @@ answering", 2022; the question file is LLaVA-1.5's.
 
 from pathlib import Path
 
+from llava.errors import UserError
+from llava.eval.json_files import ID
 from llava.eval.metrics import ScienceQAAnswer, science_qa_table
 from llava.eval.task import File, Scores, Task
 from llava.eval.tasks.shared import (
@@ -20,6 +22,8 @@ from llava.eval.tasks.shared import (
 )
 
 QUESTIONS = "llava_test_CQM-A.json"
+RECORD = {"id": ID, "conversations": [{"value": str}, ...], "image?": str}
+PROBLEM = {"choices": [str, ...], "answer": int, "subject": str, "grade": str, "hint?": str}
 PROBLEMS, SPLITS, IMAGES = "problems.json", "pid_splits.json", "images/test"
 
 
@@ -30,7 +34,7 @@ def read_questions(path: str | Path, instruction: str = OPTION_LETTER) -> list[d
         instruction: follows the question on a line of its own; may be empty.
     """
     rows = []
-    for record in read_json(path):
+    for record in read_json(path, [RECORD]):
         words = record["conversations"][0]["value"].replace("<image>", "").strip()
         text = f"{words}\n{instruction}" if instruction else words
         row = {"question_id": record["id"], "text": text}
@@ -42,8 +46,18 @@ def read_questions(path: str | Path, instruction: str = OPTION_LETTER) -> list[d
 
 def read_problems(folder: Path, split: str = "test") -> dict[str, dict]:
     """{id: problem} of a split, in its order."""
-    problems = read_json(folder / PROBLEMS)
-    return {i: find(problems, i, folder / PROBLEMS) for i in read_json(folder / SPLITS)[split]}
+    problems = read_json(folder / PROBLEMS, {str: PROBLEM})
+    splits = read_json(folder / SPLITS, {str: [str, ...]})
+    if split not in splits:
+        raise UserError(f"{folder / SPLITS} has no split {split!r}; choose from {', '.join(splits)}.")
+    chosen = {i: find(problems, i, folder / PROBLEMS) for i in splits[split]}
+    for i, problem in chosen.items():
+        if not 0 <= problem["answer"] < len(problem["choices"]) <= len(LETTERS):
+            raise UserError(
+                f"{folder / PROBLEMS}, problem {i}: answer {problem['answer']} of "
+                f"{len(problem['choices'])} choices cannot be; fetch it again."
+            )
+    return chosen
 
 
 def load(folder: Path) -> list[dict]:
@@ -69,7 +83,7 @@ def score(rows: list[dict], answers: dict) -> Scores:
             correct=bool(credit[row["question_id"]]),
             subject=row["problem"]["subject"],
             grade=row["problem"]["grade"],
-            has_text=bool(row["problem"]["hint"]),
+            has_text=bool(row["problem"].get("hint")),
             has_image="image" in row,
         )
         for row in rows

@@ -7,6 +7,8 @@ question file is LLaVA-1.5's.
 import json
 from pathlib import Path
 
+from llava.errors import UserError
+from llava.eval.json_files import ID
 from llava.eval.metrics import SeedAnswer, seed_table
 from llava.eval.records import load_questions, write_text
 from llava.eval.task import File, Scores, Task
@@ -14,6 +16,11 @@ from llava.eval.tasks.shared import EVAL_ZIP, annotations_of, credit_of, letter_
 
 QUESTIONS, ANNOTATIONS = "llava-seed-bench.jsonl", "SEED-Bench.json"
 NUM_OPTIONS = 4
+# Of the whole file, as json_files.misfit takes it
+ALL = {
+    "question_type": {str: ID},
+    "questions": [{"question_id": ID, "answer": str, "question_type_id": ID, "data_type": str}],
+}
 
 
 def annotate(rows: list[dict], path: str | Path) -> list[dict]:
@@ -22,8 +29,13 @@ def annotate(rows: list[dict], path: str | Path) -> list[dict]:
     Raises:
         UserError: if rows and annotations are not of the same questions.
     """
-    published = read_json(path)
+    published = read_json(path, ALL)
     names = {number: name for name, number in published["question_type"].items()}
+    if odd := [row for row in published["questions"] if row["question_type_id"] not in names]:
+        raise UserError(
+            f"{path}: question {odd[0]['question_id']} is of type {odd[0]['question_type_id']!r}, which "
+            '"question_type" lacks; fetch it again.'
+        )
     # LLaVA's ids are numbers where they can be
     annotations = {str(question["question_id"]): question for question in published["questions"]}
     found = annotations_of([str(row["question_id"]) for row in rows], annotations, path)

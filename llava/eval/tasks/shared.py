@@ -1,31 +1,39 @@
 """What several benchmarks have in common: LLaVA-1.5's instructions, sources, and how files are read."""
 
-import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llava.errors import UserError
+from llava.eval.json_files import misfit, parse
 from llava.eval.metrics import mean_table, parse_option_letter
-from llava.eval.records import texts_by_id
+from llava.eval.records import load_answers, texts_by_id
 from llava.eval.task import Scores
 from llava.textfile import read_text
 
 SINGLE_WORD = "Answer the question using a single word or phrase."
 OPTION_LETTER = "Answer with the option's letter from the given choices directly."
 LETTERS = "ABCDE"
+WHOLE_NUMBER = re.compile("[0-9]{1,15}")  # an id
 EVAL_ZIP = "in eval.zip of LLaVA-1.5, see https://github.com/haotian-liu/LLaVA/blob/main/docs/Evaluation.md"
 
 
-def read_json(path: str | Path) -> dict | list:
+def read_json(path: str | Path, form: object = (dict, list)) -> dict | list:
     """A JSON file.
 
+    Args:
+        form: of its value, as json_files.misfit takes it.
     Raises:
-        UserError: if it is missing, cut off, or no text in UTF-8; names it.
+        UserError: if it is missing, damaged or not of the form; names it, and the place where it can.
     """
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
+        value = parse(text)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error}); fetch it again.") from None
+    if problem := misfit(value, form):
+        raise UserError(f"{path}: {problem}; fetch it again.")
+    return value
 
 
 def images_in(folder: str, rows: list[dict]) -> list[dict]:
@@ -57,14 +65,21 @@ def annotations_of(keys: list, annotations: dict, where: str | Path) -> list:
     """
     if missing := annotations.keys() - set(keys):
         raise UserError(
-            f"{len(missing)} questions of {where} are not there, among them {min(missing)}; use whole files."
+            f"{len(missing)} questions of {where} are not there, among them {min(missing, key=str)}; "
+            "use whole files."
         )
     return [find(annotations, key, where) for key in keys]
 
 
-def answers_by_id(rows: list[dict]) -> dict:
+def answers_by_id(path: str | Path) -> dict:
+    """{question_id: text} of an answers file. Errors as load_answers and by_id."""
+    return by_id(load_answers(path), path)
+
+
+def by_id(rows: list[dict], path: str | Path) -> dict:
     """{question_id: text} of an answers file's rows. Raises UserError for an id that stands twice."""
-    return texts_by_id([{"question_id": i} for i in dict.fromkeys(row["question_id"] for row in rows)], rows)
+    ids = dict.fromkeys(row["question_id"] for row in rows)
+    return texts_by_id([{"question_id": i} for i in ids], rows, path)
 
 
 def credit_of(rows: list[dict], said: dict) -> dict:

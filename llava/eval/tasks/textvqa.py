@@ -8,6 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from llava.errors import UserError
+from llava.eval.json_files import ID
 from llava.eval.metrics import vqa_soft_accuracy
 from llava.eval.records import load_questions
 from llava.eval.task import File, Scores, Task
@@ -16,6 +17,7 @@ from llava.eval.tasks.shared import EVAL_ZIP, images_in, open_answer_scores, rea
 QUESTIONS = "llava_textvqa_val_v051_ocr.jsonl"
 ANNOTATIONS = "TextVQA_0.5.1_val.json"
 IMAGES = "train_images"
+ANNOTATION = {"question_id": ID, "image_id": ID, "question": str, "answers": [str, ...]}
 
 
 def question_of(prompt: str) -> str:
@@ -37,7 +39,7 @@ def find_annotations(path: str | Path, asked: list[tuple[str, str]]) -> list[dic
         UserError: if one has none, or an annotation is left over.
     """
     left = defaultdict(list)
-    for annotation in read_json(path)["data"]:
+    for annotation in read_json(path, {"data": [ANNOTATION]})["data"]:
         left[annotation["image_id"], annotation["question"].strip().lower()].append(annotation)
     found = []
     for image_id, prompt in asked:
@@ -58,7 +60,7 @@ def find_annotations(path: str | Path, asked: list[tuple[str, str]]) -> list[dic
 
 def load(folder: Path) -> list[dict]:
     """Question rows under the annotations' ids, with "answer", ten texts."""
-    rows = images_in(IMAGES, load_questions(folder / QUESTIONS))
+    rows = images_in(IMAGES, load_questions(folder / QUESTIONS, image=str))
     found = find_annotations(folder / ANNOTATIONS, [(row["question_id"], row["text"]) for row in rows])
     return [
         row | {"question_id": known["question_id"], "answer": known["answers"]}

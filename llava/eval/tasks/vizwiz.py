@@ -14,11 +14,17 @@ from llava.eval.tasks.shared import EVAL_ZIP, SINGLE_WORD, images_in, open_answe
 from llava.eval.tasks.vqav2 import accuracy
 
 TEST, VAL_ANNOTATIONS = "llava_test.jsonl", "val.json"
+ANNOTATION = {"image": str, "question": str, "answers": [{"answer": str}, ...], "answer_type": str}
 UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
 
 
 def load(folder: Path) -> list[dict]:
-    return images_in("test", load_questions(folder / TEST))
+    return images_in("test", read_questions(folder / TEST))
+
+
+def read_questions(path: str | Path) -> list[dict]:
+    """Question rows, each with its one image."""
+    return load_questions(path, image=str)
 
 
 def submission(rows: list[dict], answers: dict) -> str:
@@ -50,7 +56,7 @@ def load_val(folder: Path) -> list[dict]:
             "answer": [given["answer"] for given in row["answers"]],
             "answer_type": row["answer_type"],
         }
-        for row in read_json(folder / VAL_ANNOTATIONS)
+        for row in read_json(folder / VAL_ANNOTATIONS, [ANNOTATION])
     ]
 
 

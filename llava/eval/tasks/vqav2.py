@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from llava.eval.json_files import ID
 from llava.eval.metrics import normalize_vqa_answer, vqa_accuracy
 from llava.eval.records import load_questions, read_jsonl, write_text
 from llava.eval.task import File, Scores, Task
@@ -22,14 +23,21 @@ from llava.eval.tasks.shared import (
 TEST_DEV = "llava_vqav2_mscoco_test-dev2015.jsonl"
 TEST = "llava_vqav2_mscoco_test2015.jsonl"
 VAL_QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
+QUESTION = {"question_id": ID, "image_id": int, "question": str}
+ANNOTATION = {"question_id": ID, "answers": [{"answer": str}, ...], "answer_type": str}
 VAL_ANSWERS = "v2_mscoco_val2014_annotations.json"
 
 
 def load(folder: Path) -> list[dict]:
     """Rows of test-dev; each has the ids of all test questions as "test_ids", one list for all of them."""
-    test_ids = [row["question_id"] for row in read_jsonl(folder / TEST)]
-    rows = images_in("test2015", load_questions(folder / TEST_DEV))
+    test_ids = read_test_ids(folder)
+    rows = images_in("test2015", load_questions(folder / TEST_DEV, image=str))
     return [row | {"test_ids": test_ids} for row in rows]
+
+
+def read_test_ids(folder: Path) -> list:
+    """The ids of all test questions."""
+    return [row["question_id"] for row in read_jsonl(folder / TEST, {"question_id": ID})]
 
 
 def submission(answers: dict, test_ids: Iterable[int]) -> str:
@@ -47,8 +55,9 @@ def export(rows: list[dict], answers: dict, folder: Path) -> list[Path]:
 
 def load_val(folder: Path) -> list[dict]:
     """Rows of val, asked as LLaVA-1.5 asks test-dev, with "answer", ten texts, and "answer_type"."""
-    annotations = {row["question_id"]: row for row in read_json(folder / VAL_ANSWERS)["annotations"]}
-    questions = read_json(folder / VAL_QUESTIONS)["questions"]
+    published = read_json(folder / VAL_ANSWERS, {"annotations": [ANNOTATION]})["annotations"]
+    annotations = {row["question_id"]: row for row in published}
+    questions = read_json(folder / VAL_QUESTIONS, {"questions": [QUESTION]})["questions"]
     ids = [question["question_id"] for question in questions]
     found = annotations_of(ids, annotations, folder / VAL_ANSWERS)
     return [

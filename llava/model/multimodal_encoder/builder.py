@@ -10,6 +10,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from llava.errors import UserError
 from llava.model.checkpoint import gathered
+from llava.model.compatibility import differences, tower_settings
 from llava.model.files import check_model, first_line, read_json
 from llava.model.multimodal_encoder.clip import CLIPVisionTower
 from llava.model.multimodal_encoder.dinov2 import Dinov2VisionTower
@@ -72,10 +73,18 @@ def load_vision_weights(tower: VisionTower, name_or_path: str) -> None:
     """Fill the tower from a folder or hub name.
 
     Raises:
-        UserError: if files are missing or damaged, or weights of layers that are run are missing.
+        UserError: if files are missing or damaged, weights of layers that are run are missing, or they are
+            another tower's.
     """
     if Path(name_or_path).is_dir():
         check_model(Path(name_or_path))
+        if (Path(name_or_path) / "config.json").is_file():
+            found = tower_settings(read_vision_config(name_or_path))
+            if problems := differences(tower_settings(tower.config.to_dict()), found):
+                raise UserError(
+                    f"--vision_tower {name_or_path!r} is not the tower of this model: {'; '.join(problems)}. "
+                    "Give the tower that it was trained with."
+                )
     source, info = tower.model_class.from_pretrained(
         name_or_path, config=tower.config, dtype=tower.dtype, output_loading_info=True
     )

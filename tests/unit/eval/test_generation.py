@@ -153,7 +153,7 @@ def test_what_a_question_without_an_image_says_is_letters(legacy_tokenizer, tmp_
     assert IMAGE_TOKEN_INDEX not in prompt.input_ids
     assert prompt.length == len(prompt.input_ids)
     whole = f"{template.system} USER: {text} ASSISTANT:"
-    assert prompt.input_ids == legacy_tokenizer(whole)["input_ids"]
+    assert list(prompt.input_ids) == legacy_tokenizer(whole)["input_ids"]
 
 
 def test_images_of_a_question_come_from_files_and_from_bytes_and_a_bad_one_is_named(tmp_path):

@@ -106,6 +106,20 @@ def test_a_missing_projector_weight_is_named(tmp_path, bpe_tokenizer):
         load_pretrained_model(folder)
 
 
+@pytest.mark.parametrize("family", tiny.LANGUAGE_MODELS)
+def test_a_missing_weight_of_the_language_model_below_a_projector_is_named(tmp_path, bpe_tokenizer, family):
+    model = tiny.build(tmp_path, family)
+    save_projector(model, tmp_path / "stage1")
+    file = tmp_path / "language_model" / "model.safetensors"
+    weights = load_file(file)
+    gone = next(
+        name for name in weights if name.endswith("norm_1.weight") or name.endswith("input_layernorm.weight")
+    )
+    save_file({k: v for k, v in weights.items() if k != gone}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"language_model does not fit its config.json: missing {gone}"):
+        load_pretrained_model(str(tmp_path / "stage1"), str(tmp_path / "language_model"))
+
+
 def test_a_projector_of_another_width_is_refused_key_by_key(tmp_path):
     model = tiny.build(tmp_path)
     other = tiny.build(tmp_path, "qwen2", mm_projector_type="mlp2x_gelu")

@@ -1,10 +1,14 @@
 """Forward, loss and generation with images."""
 
+import json
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.model.builder import read_config, type_of
 
 IMAGE = IMAGE_TOKEN_INDEX
 
@@ -154,3 +158,24 @@ def test_rows_without_padding_and_a_row_that_ends_its_text_are_not_warned_of(pad
 def test_the_padding_token_of_the_call_counts_first(padded_model, caplog):
     padded_model.generate(torch.tensor([[1, 5, 6], [1, 5, 9]]), pad_token_id=9, max_new_tokens=1)
     assert "padding token 9" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"temperature": 0.9, "top_p": 0.6}, {}),  # Vicuna's
+        ({"do_sample": False, "top_k": 20, "min_p": 0.1}, {"do_sample": False}),
+        ({"do_sample": True, "temperature": 0.9}, {"do_sample": True, "temperature": 0.9}),
+    ],
+)
+def test_a_model_over_a_language_model_that_holds_idle_sampling_settings_can_be_saved(
+    tmp_path, settings, kept
+):
+    language_model = Path(tiny.save_language_model(tmp_path / "language_model"))
+    (language_model / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, **settings}))
+    config = read_config(language_model)
+    model = type_of(config).from_pretrained(language_model, config=config)
+    model.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert {name: value for name, value in saved.items() if name in {*settings, "do_sample"}} == kept
+    assert saved["eos_token_id"] == 2

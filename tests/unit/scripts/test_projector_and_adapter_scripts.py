@@ -1,5 +1,7 @@
 """Merged adapters give the unmerged logits; an extracted projector is the model's, whatever the files."""
 
+import json
+
 import extract_mm_projector
 import merge_lora_weights
 import pytest
@@ -47,6 +49,16 @@ def test_a_merged_folder_stands_alone_and_gives_the_logits_of_base_and_adapters(
     _, loaded, processor, _ = load_pretrained_model(str(merged))
     assert torch.allclose(logits(loaded), logits(model), atol=1e-5)
     assert processor.crop_size["height"] == 56
+
+
+def test_adapters_are_not_merged_into_a_model_that_they_were_not_trained_on(tmp_path, bpe_tokenizer):
+    with_adapters(tmp_path, bpe_tokenizer, "llama")
+    config = tmp_path / "language_model" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "rms_norm_eps": 1e-5}))
+    argv = ["--model-path", str(tmp_path / "lora"), "--model-base", str(tmp_path / "language_model")]
+    with pytest.raises(SystemExit, match="its rms_norm_eps is 1e-06, the model's is 1e-05"):
+        merge_lora_weights.main([*argv, "--save-model-path", str(tmp_path / "merged")])
+    assert not (tmp_path / "merged").exists()
 
 
 def test_a_folder_without_adapters_is_not_merged(tmp_path, bpe_tokenizer):

@@ -1,0 +1,215 @@
+"""Whether parts that were saved apart belong together, by what their config.json files say.
+
+Weights of many models have equal shapes and mean different things. With adapters, a projector or a tower of
+another model, nothing else would fail, and every answer would be wrong.
+"""
+
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from llava.errors import UserError
+from llava.model.files import read_json
+from llava.model.multimodal_projector.base import FixedScaleProjector
+from llava.model.multimodal_projector.builder import projector_class, projector_type_of
+from llava.model.vision_config import VisionFields, parse_paths, resolve_levels, resolve_select_layer
+
+logger = logging.getLogger(__name__)
+
+# What a language model computes with its weights, in the words of all families
+LANGUAGE_KEYS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("head_dim", "hidden_act", "rms_norm_eps", "rope_parameters", "sliding_window"),
+    *("attention_bias", "mlp_bias"),
+    *("expansion_ratio", "layer_norm_epsilon", "logit_scale", "no_bias"),
+)
+ATTENTION_KEYS = ("alibi", "alibi_bias_max", "clip_qkv", "prefix_lm", "qk_ln", "softmax_scale")  # MPT's
+ADDED_WORDS = 4  # <im_patch>, <im_start>, <im_end>, [PAD]: rows that a vocabulary may have gained
+TOWER_KEYS = (
+    *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("patch_size", "image_size", "hidden_act", "layer_norm_eps"),
+)
+
+
+def language_settings(config: PretrainedConfig) -> dict:
+    """What of a language model's configuration its weights were trained with, in a form that compares."""
+    family = next(kind for kind in type(config).__mro__ if not issubclass(kind, VisionFields))
+    settings = {"model_type": family.model_type}
+    settings |= {key: getattr(config, key) for key in LANGUAGE_KEYS if hasattr(config, key)}
+    if settings.get("rope_parameters"):
+        rope = {key: value for key, value in settings["rope_parameters"].items() if key != "type"}
+        settings["rope_parameters"] = rope  # `type` is an older name of rope_type, which is there too
+    attention = getattr(config, "attn_config", None)
+    return settings | {f"attn_config.{key}": getattr(attention, key) for key in ATTENTION_KEYS if attention}
+
+
+def fixed_by_weights(fields: VisionFields, depth: int) -> dict:
+    """The keys that a projector's weights were made or trained for, in a form that compares.
+
+    Args:
+        depth: layers of the tower.
+    """
+    layer = fields.mm_vision_select_layer
+    fixed = {
+        "mm_projector_type": fields.mm_projector_type,
+        "mm_vision_select_layer": resolve_select_layer(layer, depth),
+        "mm_vision_select_feature": fields.mm_vision_select_feature,
+        "mm_patch_merge_type": fields.mm_patch_merge_type == "spatial_unpad",  # has the learnt newline
+    }
+    kind = projector_class(fields.mm_projector_type)
+    if kind.needs_levels:
+        fixed["mm_vision_levels"] = resolve_levels(fields.mm_vision_levels, depth, layer)
+    if issubclass(kind, FixedScaleProjector):
+        fixed["scale_factor"] = fields.scale_factor
+    if fields.mm_projector_type in ("visualprism", "visualprism_v2"):
+        fixed |= {
+            "visualprism_tpqp": fields.visualprism_tpqp,
+            "visualprism_paths": sorted(parse_paths(fields.visualprism_paths)),
+            "visualprism_hkve": fields.visualprism_hkve,
+            "visualprism_wavelet": fields.visualprism_wavelet,
+        }
+    if fields.mm_projector_type == "visualprism":
+        fixed["visualprism_norm"] = fields.visualprism_norm.removeprefix("sync_")  # the same weights
+    if fields.mm_projector_type == "visualprism_v2":
+        fixed["visualprism_level_norm"] = fields.visualprism_level_norm
+        fixed["visualprism_positions"] = fields.visualprism_positions
+        fixed["visualprism_shortcut"] = fields.visualprism_shortcut
+    return fixed
+
+
+def tower_settings(vision_config: dict | None) -> dict:
+    """What of a tower's configuration its weights were trained with; nothing where it is not known."""
+    return {key: vision_config[key] for key in TOWER_KEYS if vision_config and key in vision_config}
+
+
+def vision_settings(config: dict, depth: int) -> dict:
+    """What a config.json says of tower and projector, in a form that compares; without keys that it lacks.
+
+    Args:
+        config: of a multimodal model, with the projector's type that its weights have.
+        depth: layers of the tower.
+    """
+    known = VisionFields.__dataclass_fields__.keys() & config.keys()
+    fields = VisionFields(**{key: config[key] for key in known})
+    fixed = {key: value for key, value in fixed_by_weights(fields, depth).items() if key in known}
+    tower = {f"mm_vision_config.{key}": v for key, v in tower_settings(fields.mm_vision_config).items()}
+    return fixed | tower
+
+
+def stage_1_settings(config: dict, depth: int) -> dict:
+    """What stage 1's projector was trained with and stage 2 keeps, as vision_settings.
+
+    The language model may be another of the same width, and a learnt newline may be new in stage 2. Where the
+    projector serves several budgets (elastic_scale_factors), on either side, scale_factor is open.
+    """
+    settings = vision_settings(config, depth)
+    settings.pop("mm_patch_merge_type", None)
+    tower = config.get("mm_vision_config") or {}
+    found = {
+        "hidden_size": config.get("hidden_size"),
+        "mm_vision_image_size": config.get("mm_vision_image_size") or tower.get("image_size"),
+    }
+    if projector_class(config["mm_projector_type"]).compresses and not config.get("elastic_scale_factors"):
+        found["scale_factor"] = config.get("scale_factor")
+    return settings | {key: value for key, value in found.items() if value is not None}
+
+
+def differences(own: dict, other: dict, written: dict | None = None, others: dict | None = None) -> list[str]:
+    """What two sets of settings say differently, in words, `own` being its and `other` the model's.
+
+    Args:
+        written, others: the two as a user wrote them (-2 for the 23rd of 24 layers), if otherwise.
+    """
+    keys = [key for key in own if key in other and own[key] != other[key]]
+    if "model_type" in keys:  # no other key means the same then
+        keys = ["model_type"]
+
+    def said(settings: dict, words: dict | None, key: str):
+        value = (words or {}).get(key)
+        return settings[key] if value is None else value
+
+    return [
+        f"its {key} is {said(own, written, key)!r}, the model's is {said(other, others, key)!r}"
+        for key in keys
+    ]
+
+
+def check_base(
+    own: PretrainedConfig,
+    model: PretrainedConfig,
+    source: str,
+    given: str,
+    brings_words: bool = False,
+    compares_vision: bool = True,
+) -> None:
+    """Refuse a model that adapters or a projector were not trained on.
+
+    Args:
+        own: the configuration beside them, with the projector's type that their weights have.
+        model: that of the model that is to take them. It may be text-only, and then gets their eyes.
+        source, given: the two for the message, the model with its flag.
+        brings_words: whether embeddings of the whole vocabulary come with them.
+        compares_vision: False where no weights come that learnt with tower and projector.
+    Raises:
+        UserError: with each key that differs and both values.
+    """
+    problems = differences(language_settings(own), language_settings(model))
+    if not brings_words and abs(own.vocab_size - model.vocab_size) > ADDED_WORDS:
+        problems.append(f"its vocab_size is {own.vocab_size}, the model's is {model.vocab_size}")
+    if compares_vision and own.mm_vision_tower is not None and model.mm_vision_tower is not None:
+        tower = model.mm_vision_config or own.mm_vision_config
+        if tower is not None:  # else it is known only to the folder that both name
+            written = own.to_dict(), model.to_dict()
+            settings = (vision_settings(config, tower["num_hidden_layers"]) for config in written)
+            problems += differences(*settings, *written)
+    if problems:
+        raise UserError(
+            f"{source} was trained on another model than {given}: {'; '.join(problems)}. "
+            "Give the model that it was trained on."
+        )
+
+
+def check_stage_1(file: str | Path, weights: Iterable[str], model_config: PretrainedConfig) -> None:
+    """Refuse a --pretrain_mm_mlp_adapter whose config.json tells of another tower or other settings.
+
+    Where there is no config.json beside it, as beside published projectors, shapes alone decide.
+
+    Args:
+        file: mm_projector.bin.
+        weights: names in it, cut to the projector's own.
+        model_config: of the model that is to take it; its tower is built.
+    Raises:
+        UserError: with each key that differs and both values.
+    """
+    beside = Path(file).with_name("config.json")
+    own = read_json(beside) if beside.is_file() else {}
+    if own.get("mm_vision_tower") is None:
+        return
+    own["mm_projector_type"] = projector_type_of(list(weights), own.get("mm_projector_type"), str(beside))
+    depth = model_config.mm_vision_config["num_hidden_layers"]
+    written = own, model_config.to_dict()
+    if problems := differences(*(stage_1_settings(config, depth) for config in written), *written):
+        raise UserError(
+            f"--pretrain_mm_mlp_adapter {file} was trained otherwise, as the config.json beside it says: "
+            f"{'; '.join(problems)}. Pass the flags that it was trained with, or run stage 1 with these "
+            "(without that config.json, shapes alone decide)."
+        )
+
+
+def note_other_name(named: str | None, given: str, source: str, flag: str) -> None:
+    """Say so where adapters name another model than they are given; configurations cannot tell the two apart.
+
+    One model has many names: a path or a hub name agree if the last part of one is a part of the other.
+    """
+    if not named:
+        return
+    ours, theirs = (re.split(r"[/\\]|--", name.strip("/").lower()) for name in (named, given))
+    if ours[-1] not in theirs and theirs[-1] not in ours:
+        logger.warning(
+            "%s names %s as the model it was trained on, and %s is %s. Their configurations agree, which "
+            "does not tell whether their weights do; if not, answers will be wrong.",
+            *(source, named, flag, given),
+        )

@@ -1,0 +1,34 @@
+"""Ranks end when the launcher that started them is gone: nobody could stop them any more."""
+
+import os
+import sys
+import threading
+import time
+
+MARKS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")  # set for each rank by torchrun and by DeepSpeed's launcher
+SECONDS_BETWEEN_LOOKS = 1.0
+
+
+def end_with_launcher() -> None:
+    """From now on this process ends soon after its parent does, if the parent is a launcher.
+
+    It ends as by SIGKILL, which leaves no half of a checkpoint under a checkpoint's name. A process that was
+    started by hand goes on after its shell.
+    """
+    if any(mark in os.environ for mark in MARKS):
+        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(launcher: int) -> None:
+    while os.getppid() == launcher:  # an orphan gets another parent at once
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    try:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # one line a node
+            print(
+                f"train_mem.py: the launcher, process {launcher}, has ended, so its training processes end "
+                "too. The same command goes on from the last whole checkpoint.",
+                file=sys.stderr,
+                flush=True,
+            )
+    finally:
+        os._exit(1)

@@ -1,0 +1,61 @@
+"""A training process ends with its launcher, and one that was started by hand outlives its shell."""
+
+import subprocess
+import sys
+
+import pytest
+
+from llava.train import launcher
+
+# A process that starts another, which looks after its parent, and ends at once by SIGKILL
+PARENT = """
+import os, signal, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+child.stdout.readline()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+CHILD = """
+import os, sys, time
+from llava.train import launcher
+launcher.SECONDS_BETWEEN_LOOKS = 0.01
+parent = os.getppid()
+launcher.end_with_launcher()
+print("ready", flush=True)
+while os.getppid() == parent:
+    time.sleep(0.01)
+time.sleep({rest})
+print("went on", file=sys.stderr)
+"""
+
+
+def outlived(environment: dict[str, str], rest: float) -> str:
+    """What a process wrote whose parent was killed; `rest` seconds later it says that it went on."""
+    command = [sys.executable, "-c", PARENT, CHILD.format(rest=rest)]
+    parent = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=300)
+    return parent.stderr  # read to its end: the child has ended as well
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for mark in launcher.MARKS:
+        monkeypatch.delenv(mark, raising=False)
+    return dict(launcher.os.environ)
+
+
+@pytest.mark.parametrize("mark", launcher.MARKS)
+@pytest.mark.parametrize("rank", [None, "0", "1"])
+def test_a_rank_ends_with_its_launcher_and_one_rank_of_a_node_says_so(environment, mark, rank):
+    written = outlived({**environment, mark: "1"} | ({"LOCAL_RANK": rank} if rank else {}), rest=600)
+    assert "went on" not in written
+    lines = written.splitlines()
+    if rank == "1":
+        assert lines == []
+    else:
+        (line,) = lines
+        assert line.startswith("train_mem.py: the launcher, process ")
+        assert "has ended" in line
+
+
+def test_a_process_started_by_hand_outlives_its_shell(environment):
+    by_hand = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    assert outlived(environment | by_hand, rest=0.5).splitlines() == ["went on"]
