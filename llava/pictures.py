@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import os
 import struct
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -27,7 +28,7 @@ Source = str | Path | BinaryIO
 # What Pillow's decoders raise for a broken file, found by trial: SyntaxError, say, for a chunk of a PNG
 BROKEN = (
     *(OSError, EOFError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, RuntimeError),
-    struct.error,
+    *(struct.error, zlib.error),
 )
 TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT,

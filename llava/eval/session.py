@@ -18,7 +18,7 @@ from llava.errors import UserError
 from llava.eval import TOKEN_BUDGET
 from llava.eval.records import AnswerFile, images_of, key_of, model_fingerprint
 from llava.progress import progress_bar
-from llava.textfile import shown_name
+from llava.textfile import absence, shown_name
 
 PROMPTS_AT_ONCE = 1024  # tokenized in one call
 PATIENCE = timedelta(days=7)  # for a process that is done to wait for the others
@@ -372,5 +372,5 @@ class _Refusals:
                 "--on_bad_record skip."
             )
         for question, image in lacking:
-            self.skipped[key_of(question)] = f"image {shown_name(folder / image)} does not exist"
+            self.skipped[key_of(question)] = f"image {shown_name(folder / image)} {absence(folder / image)}"
         return [question for question in questions if key_of(question) not in self.skipped]

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import GenerationConfig
 
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.data.validate import validate
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import read_projector
 from llava.model.multimodal_projector.visualprism import VisualPrism
@@ -241,6 +242,34 @@ def test_a_missing_image_fails_by_name_or_is_counted_and_listed(parts, tmp_path,
     assert "left out" in caplog.text
     assert "lost.png" in caplog.text
     assert (tmp_path / "skips" / "mm_projector.bin").is_file()
+
+
+def test_training_leaves_out_what_the_validator_names_and_goes_to_its_end(parts, tmp_path, caplog):
+    good = json.loads((parts / "conversations.json").read_text())
+    bad = [
+        {"conversations": [{"from": "human", "value": "half \ude00"}, {"from": "gpt", "value": "Yes."}]},
+        {**good[0], "image": "nul\0.png"},
+        {**good[0], "image": "x" * 300},
+        {**good[0], "image": "grey.tiff"},
+        {"video": "a.mp4", "conversations": good[-1]["conversations"]},
+        {"images": ["0.png"], "conversations": good[-1]["conversations"]},
+    ]
+    system = {"system": "Be brief.", "conversations": good[-1]["conversations"]}
+    Image.new("F", (9, 9)).save(parts / "images" / "grey.tiff")
+    (tmp_path / "data.json").write_text(json.dumps([*bad, system, *good]), encoding="utf-8-sig")
+    problems = []
+    validate([str(tmp_path / "data.json")], str(parts / "images"), "qwen_2", True, report=problems.append)
+    changes = {
+        "data_path": tmp_path / "data.json",
+        "version": "qwen_2",
+        "num_train_epochs": 1,
+        "max_steps": -1,
+    }
+    with caplog.at_level("INFO"):
+        train(flags(parts, tmp_path / "out", "captions.json", on_bad_record="skip", **changes))
+    assert len(problems) == len(bad)
+    assert all(problem in caplog.text for problem in problems)
+    assert (tmp_path / "out" / "config.json").is_file()
 
 
 def test_a_run_leaves_its_flags_versions_data_and_rates(trained, parts):
