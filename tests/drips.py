@@ -5,8 +5,9 @@ import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -29,16 +30,35 @@ DRIPS = {
 HANDSHAKE = (b"\x16\x03\x03\x3f\xff\x02", b"\x00")  # the start of a long TLS record, then its bytes
 
 
+SECONDS = (0.4, 4.0, 40.0)  # that a client waits: a busy machine may not even connect in the first
+
+
+@dataclass
+class Drip:
+    """A server that drips.
+
+    Attributes:
+        thread: ends when the client leaves.
+        came: set once a client is connected.
+        ends: set, it ends the server in any case.
+    """
+
+    port: int
+    thread: threading.Thread
+    came: threading.Event
+    ends: threading.Event
+
+
 @contextmanager
-def dripping(start: bytes, drop: bytes) -> Iterator[tuple[int, threading.Thread, threading.Event]]:
-    """Its port, its thread, which ends when the client leaves, and an event that ends it in any case."""
-    listener, ends = socket.create_server(("127.0.0.1", 0)), threading.Event()
+def dripping(start: bytes, drop: bytes) -> Iterator[Drip]:
+    listener, came, ends = socket.create_server(("127.0.0.1", 0)), threading.Event(), threading.Event()
 
     def drip() -> None:
-        client, _ = listener.accept()
-        with client:
-            try:
+        try:
+            client, _ = listener.accept()
+            with client:
                 client.sendall(start)
+                came.set()
                 while not ends.wait(0.02):
                     client.sendall(drop)
                     client.settimeout(0.001)
@@ -47,19 +67,39 @@ def dripping(start: bytes, drop: bytes) -> Iterator[tuple[int, threading.Thread,
                             return
                     except TimeoutError:
                         pass
-            except OSError:  # the client left
-                pass
+        except OSError:  # the client left, or none came
+            pass
 
     thread = threading.Thread(target=drip, daemon=True)
     thread.start()
-    fuse = threading.Timer(60, ends.set)  # or a client that does not end would hold the test for ever
+    fuse = threading.Timer(300, ends.set)  # or a client that does not end would hold the test for ever
     fuse.start()
     try:
-        yield listener.getsockname()[1], thread, ends
+        yield Drip(listener.getsockname()[1], thread, came, ends)
     finally:
         fuse.cancel()
         ends.set()
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)  # wakes a server to which nobody came
         listener.close()
+
+
+def check_that_it_leaves(drip: str, ask: Callable[[int, float], None]) -> None:
+    """Whether a client that may wait some seconds leaves a server that would go on for hours.
+
+    Args:
+        drip: of DRIPS, or any other name for a TLS handshake.
+        ask: is given the port and the seconds, and returns when the client has given up.
+    """
+    for seconds in SECONDS:
+        with dripping(*DRIPS.get(drip, HANDSHAKE)) as server:
+            ask(server.port, seconds)
+            assert not server.ends.is_set()
+            if server.came.is_set():
+                server.thread.join(60)  # it saw the connection end
+                assert not server.thread.is_alive()
+                return
+    raise AssertionError("no client connected in time")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from drips import DRIPS, HANDSHAKE, dripping, serving_tls
+from drips import DRIPS, check_that_it_leaves, dripping, serving_tls
 
 from llava import fetch as fetch_module
 from llava.fetch import fetch
@@ -64,12 +64,12 @@ def test_a_server_that_takes_its_time_is_left(address):
 def test_a_server_that_never_ends_is_left_at_the_deadline(drip):
     """Hours before it would have ended, whatever it is at."""
     scheme = "http" if drip in DRIPS else "https"
-    with dripping(*DRIPS.get(drip, HANDSHAKE)) as (port, server, ends):
-        with pytest.raises(ValueError, match=r"/x.png: took longer than 0.4 s"):
-            fetch(f"{scheme}://127.0.0.1:{port}/x.png", seconds=0.4)
-        assert not ends.is_set()
-        server.join(30)  # it saw the connection end
-        assert not server.is_alive()
+
+    def ask(port: int, seconds: float) -> None:
+        with pytest.raises(ValueError, match=rf"/x.png: took longer than {seconds:g} s"):
+            fetch(f"{scheme}://127.0.0.1:{port}/x.png", seconds=seconds)
+
+    check_that_it_leaves(drip, ask)
 
 
 def test_a_file_comes_whole_over_tls_from_the_host_of_the_certificate_alone(tmp_path, monkeypatch):
@@ -90,10 +90,10 @@ def test_a_file_comes_by_the_proxy_of_the_environment(address, monkeypatch):
 
 
 def test_a_redirect_leads_on_within_the_same_time(address):
-    with dripping(f"HTTP/1.1 302 Found\r\nLocation: {address}/slow\r\n\r\n".encode(), b"") as (port, _, ends):
+    with dripping(f"HTTP/1.1 302 Found\r\nLocation: {address}/slow\r\n\r\n".encode(), b"") as server:
         with pytest.raises(ValueError, match="took longer than 0.4 s"):
-            fetch(f"http://127.0.0.1:{port}/", seconds=0.4)
-        assert not ends.is_set()
+            fetch(f"http://127.0.0.1:{server.port}/", seconds=0.4)
+        assert not server.ends.is_set()
 
 
 def test_a_name_that_is_never_resolved_is_left_at_the_deadline(monkeypatch):

@@ -6,7 +6,7 @@ import time
 from io import BytesIO
 
 import pytest
-from drips import DRIPS, HANDSHAKE, dripping, serving_tls
+from drips import DRIPS, check_that_it_leaves, serving_tls
 from pictures import data_url, encoded, header_only_png
 from PIL import Image
 
@@ -258,18 +258,20 @@ def test_a_server_that_never_ends_is_left_at_the_deadline(monkeypatch, drip):
         """At the port of the server below, without TLS but where the server drips that."""
 
         def __init__(self, host, address, deadline):
-            super().__init__(host, address, deadline, port=port)
+            super().__init__(host, address, deadline, port=ports[-1])
             if drip in DRIPS:
                 self._tls.wrap_socket = lambda plain, server_hostname: plain
 
-    with dripping(*DRIPS.get(drip, HANDSHAKE)) as (port, server, ends):
-        monkeypatch.setattr(images, "_Pinned", Local)
-        monkeypatch.setattr(images, "public_address", lambda host: "127.0.0.1")
+    ports = []
+    monkeypatch.setattr(images, "_Pinned", Local)
+    monkeypatch.setattr(images, "public_address", lambda host: "127.0.0.1")
+
+    def ask(port: int, seconds: float) -> None:
+        ports.append(port)
         with pytest.raises(ValueError, match="could not be fetched"):
-            fetch("https://a.org/x.png", URLS, time.monotonic() + 0.4)
-        assert not ends.is_set()
-        server.join(30)  # it saw the connection end
-        assert not server.is_alive()
+            fetch("https://a.org/x.png", URLS, time.monotonic() + seconds)
+
+    check_that_it_leaves(drip, ask)
 
 
 @pytest.mark.parametrize("name", ["a.org", "b.org"])
