@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # ahead of transformers: no test asks a hub
 
@@ -16,6 +17,10 @@ import tiny
 from transformers import PreTrainedTokenizerFast
 
 from llava.model.tokenizer import load_tokenizer
+
+# No test fails for want of time, which is a matter of what else the machine does
+settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any load")
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 SENTENCES = (
