@@ -4,9 +4,11 @@ import os
 import sys
 import threading
 import time
+from functools import partial
 
 MARKS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")  # set for each rank by torchrun and by DeepSpeed's launcher
 SECONDS_BETWEEN_LOOKS = 1.0
+_ENDING = threading.Lock()
 
 
 def end_with_launcher() -> None:
@@ -16,12 +18,27 @@ def end_with_launcher() -> None:
     started by hand goes on after its shell.
     """
     if any(mark in os.environ for mark in MARKS):
-        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+        launcher = os.getppid()
+        sys.excepthook = partial(_report, launcher)
+        threading.Thread(target=_watch, args=(launcher,), daemon=True).start()
 
 
 def _watch(launcher: int) -> None:
     while os.getppid() == launcher:  # an orphan gets another parent at once
         time.sleep(SECONDS_BETWEEN_LOOKS)
+    _end(launcher)
+
+
+def _report(launcher: int, *exception) -> None:
+    """sys.excepthook: a rank that ended earlier with the launcher breaks the collectives of this one."""
+    if os.getppid() == launcher:
+        sys.__excepthook__(*exception)
+    else:
+        _end(launcher)
+
+
+def _end(launcher: int) -> None:
+    _ENDING.acquire()  # by the first thread that comes here, for good
     try:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # one line a node
             print(

@@ -8,6 +8,7 @@ import torch
 import transformers
 from accelerate import PartialState
 from huggingface_hub.utils import enable_progress_bars
+from tqdm import tqdm
 
 from llava.command import message
 from llava.conversation import chat_template, template_of
@@ -256,7 +257,7 @@ def train(argv: list[str] | None = None) -> None:
         sys.exit(message(error, "train_mem.py"))
     except RunStopped as stop:
         if str(stop):
-            print(f"train_mem.py: {stop}", file=sys.stderr)
+            tqdm.write(f"train_mem.py: {stop}", file=sys.stderr)  # on a line of its own, beside a bar
         if stop.together:
             PartialState().destroy_process_group()
         sys.exit(stop.status)

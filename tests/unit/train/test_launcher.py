@@ -56,6 +56,21 @@ def test_a_rank_ends_with_its_launcher_and_one_rank_of_a_node_says_so(environmen
         assert "has ended" in line
 
 
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_what_fails_for_want_of_ranks_that_ended_is_no_traceback(environment, is_gone):
+    """The thread looks too late here: the failure itself has the rank look at its launcher."""
+    fails = CHILD.replace("LOOKS = 0.01", "LOOKS = 600").replace(
+        "time.sleep({rest})", "raise RuntimeError('reset')"
+    )
+    if not is_gone:
+        fails = fails.replace("while os.getppid() == parent", "while False")
+    command = [sys.executable, "-c", PARENT, fails] if is_gone else [sys.executable, "-c", fails]
+    environment |= {launcher.MARKS[0]: "1"}
+    written = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300).stderr
+    assert ("Traceback" in written) is not is_gone
+    assert ("train_mem.py: the launcher" in written) is is_gone
+
+
 def test_a_process_started_by_hand_outlives_its_shell(environment):
     by_hand = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
     assert outlived(environment | by_hand, rest=0.5).splitlines() == ["went on"]
