@@ -2,12 +2,12 @@
 
 Sizes are those of CLIP ViT-L/14 at 336 px (24x24 patches of 1024 channels, 4 levels) before a 4096-wide
 language model. Figures are for one batch: forward in evaluation without gradients, step a forward and
-backward in training.
+backward in training. On a GPU the forward is measured compiled and in a CUDA graph, too, where asked for.
 """
 
 import argparse
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from llava.benchmark.timing import (
@@ -20,9 +20,13 @@ from llava.benchmark.timing import (
     table,
     write,
 )
+from llava.errors import UserError
 
 GRID, VISION_WIDTH, NUM_LEVELS, LLM_WIDTH = 24, 1024, 4, 4096
 UNCOMPRESSED = ("linear", "mlp2x_gelu")
+PLAIN = "visualprism_plain"  # the published form, which is no type of --mm_projector_type
+FORM_NAMES = {"compile": "compiled", "graph": "in a CUDA graph"}
+FORMS = tuple(FORM_NAMES)
 
 
 @dataclass
@@ -38,38 +42,56 @@ class Row:
     step_ms: float
     forward_mib: float  # most memory at a time beside weights and inputs
     step_mib: float
+    forms_ms: dict[str, float] = field(default_factory=dict)  # the forward's, of those of FORMS asked for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--types", help="projector types, separated by commas; default: all that fit")
+    parser.add_argument("--types", help=f"separated by commas; {PLAIN} is the published form; default: all")
     parser.add_argument("--scale_factors", type=int, nargs="+", default=[2, 3, 4])
     parser.add_argument("--batch_size", type=int, default=4, help="images")
     parser.add_argument(
         "--repeats", type=int, default=7, help="timed rounds over all rows, after one of warm-up"
     )
+    parser.add_argument(
+        "--forms",
+        nargs="+",
+        choices=FORMS,
+        default=[],
+        help="of the forward, beside the eager one",
+    )
     parser.add_argument("--device", help="cuda or cpu; default: cuda where there is one")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--output_dir", type=Path, default=Path("playground/benchmark"))
+    parser.add_argument("--name", default="projectors", help="of the files in --output_dir")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, print the table, write projectors.md and projectors.json."""
+    """Measure, print the table, write NAME.md and NAME.json."""
     import torch
 
     device = args.device or default_device()
     types = args.types.split(",") if args.types else None
+    if "graph" in args.forms and not device.startswith("cuda"):
+        raise UserError("--forms graph needs a GPU.")
     rows = measure(
-        types, args.scale_factors, args.batch_size, args.repeats, device, getattr(torch, args.dtype)
+        *(types, args.scale_factors, args.batch_size, args.repeats, device, getattr(torch, args.dtype)),
+        args.forms,
     )
     about = {**provenance(device, args.dtype), "batch_size": args.batch_size}
     text = as_markdown(rows, about)
-    write(args.output_dir, "projectors", {**about, "rows": [asdict(row) for row in rows]}, text)
+    write(args.output_dir, args.name, {**about, "rows": [asdict(row) for row in rows]}, text)
     print(text)
 
 
 def measure(
-    types: list[str] | None, scale_factors: list[int], batch_size: int, repeats: int, device: str, dtype
+    types: list[str] | None,
+    scale_factors: list[int],
+    batch_size: int,
+    repeats: int,
+    device: str,
+    dtype,
+    forms: Sequence[str] = (),
 ) -> list[Row]:
     """One row a projector and s."""
     import torch
@@ -87,6 +109,11 @@ def measure(
     steps = {key: step(module, features) for key, module in candidates.items()}
     forward_seconds = medians(forwards, repeats, device)
     step_seconds = medians(steps, repeats, device)
+    # the forward again with its other forms, in turns
+    of_forms = {
+        (form, key): FORM[form](module, features) for form in forms for key, module in candidates.items()
+    }
+    form_seconds = medians(of_forms, repeats, device) if forms else {}
     rows = []
     for key, module in tqdm(candidates.items(), desc="work and memory"):
         name, scale_factor = key
@@ -103,6 +130,7 @@ def measure(
                 1e3 * step_seconds[key],
                 peak_mib(forwards[key], device),
                 peak_mib(steps[key], device),
+                {form: 1e3 * form_seconds[form, key] for form in forms},
             )
         )
     return rows
@@ -110,21 +138,26 @@ def measure(
 
 def build_candidates(types: list[str] | None, scale_factors: list[int], device: str, dtype) -> dict:
     """(type, s) to a projector; s is None for those that do not compress."""
+    from llava.benchmark.plain_visualprism import PlainVisualPrism
     from llava.model.multimodal_projector.builder import PROJECTORS, build_projector, projector_class
     from llava.model.vision_config import VisionFields
 
     names = types or [*UNCOMPRESSED, *(name for name, kind in PROJECTORS.items() if kind.compresses)]
     candidates = {}
     for name in names:
-        for scale_factor in scale_factors if projector_class(name).compresses else [None]:
+        kind = "visualprism" if name == PLAIN else name
+        for scale_factor in scale_factors if projector_class(kind).compresses else [None]:
             fields = VisionFields(
-                mm_projector_type=name,
+                mm_projector_type=kind,
                 mm_vision_config={"image_size": GRID * 14, "patch_size": 14},
                 mm_hidden_size=VISION_WIDTH,
                 mm_vision_levels=list(range(NUM_LEVELS)),
                 scale_factor=scale_factor or 1,
             )
-            candidates[name, scale_factor] = build_projector(fields, LLM_WIDTH).to(device=device, dtype=dtype)
+            module = build_projector(fields, LLM_WIDTH).to(device=device, dtype=dtype)
+            if name == PLAIN:
+                module.__class__ = PlainVisualPrism
+            candidates[name, scale_factor] = module
     return candidates
 
 
@@ -141,6 +174,39 @@ def forward(module, features) -> Callable[[], None]:
     return call
 
 
+def compiled(module, features) -> Callable[[], None]:
+    """The evaluation forward compiled for this batch, as a call; the first one compiles."""
+    import torch
+
+    function = torch.compile(module.eval(), dynamic=False)
+
+    def call() -> None:
+        with torch.no_grad():
+            function(features)
+
+    return call
+
+
+def graphed(module, features) -> Callable[[], None]:
+    """The evaluation forward as one CUDA graph, replayed."""
+    import torch
+
+    module.eval()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side), torch.no_grad():
+        for _ in range(2):  # libraries make their handles and workspaces ahead of the capture
+            module(features)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph), torch.no_grad():
+        module(features)
+    return graph.replay
+
+
+FORM = {"compile": compiled, "graph": graphed}
+
+
 def step(module, features) -> Callable[[], None]:
     """A training forward and backward, as a call."""
 
@@ -152,13 +218,20 @@ def step(module, features) -> Callable[[], None]:
     return call
 
 
+def milliseconds(time: float) -> str:
+    return f"{time:.0f}" if time >= 100 else f"{time:.1f}" if time >= 10 else f"{time:.2f}"
+
+
 def as_markdown(rows: list[Row], about: dict) -> str:
     columns = ["projector", "s", "tokens", "parameters, M", "GFLOP"]
-    columns += ["forward, ms", "step, ms", "forward, MiB", "step, MiB"]
+    forms = list(rows[0].forms_ms)
+    columns += ["forward, ms", *(f"{FORM_NAMES[form]}, ms" for form in forms)]
+    columns += ["step, ms", "forward, MiB", "step, MiB"]
     cells = []
     for row in rows:
-        figures = (row.forward_ms, row.step_ms, row.forward_mib, row.step_mib)
         line = [row.projector, row.scale_factor or "–", row.tokens, f"{row.parameters / 1e6:.1f}"]
-        cells.append([*line, f"{row.gflop:.1f}", *(f"{figure:.0f}" for figure in figures)])
+        times = [row.forward_ms, *row.forms_ms.values(), row.step_ms]
+        sizes = [f"{mib:.0f}" for mib in (row.forward_mib, row.step_mib)]
+        cells.append([*line, f"{row.gflop:.1f}", *map(milliseconds, times), *sizes])
     size = f"{about['batch_size']} images of {GRID}x{GRID} patches"
     return f"{headline(about)}, {size}.\n\n{table(columns, cells)}"

@@ -5,11 +5,11 @@ from itertools import combinations
 
 import pytest
 import pywt
-import reference
 import tiny
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from llava.benchmark.plain_visualprism import PlainVisualPrism
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_projector.base import downsample
 from llava.model.multimodal_projector.norms import NORMS
@@ -40,7 +40,7 @@ def trained(module):
 def plain(module, inputs, s=2):
     """The same weights in the plain form."""
     twin = copy.copy(module)
-    twin.__class__ = reference.PlainVisualPrism
+    twin.__class__ = PlainVisualPrism
     with torch.no_grad():
         return twin(inputs, s)
 
@@ -152,7 +152,7 @@ def gflop(module, s, backward=False):
 @pytest.mark.parametrize(("s", "most", "share"), [(2, 68.5, 0.86), (3, 50.0, 0.78), (4, 43.5, 0.75)])
 def test_work_stays_within_its_budget(s, most, share):
     with torch.device("meta"):
-        module, plain_form = (kind(1024, 4096, s) for kind in (VisualPrism, reference.PlainVisualPrism))
+        module, plain_form = (kind(1024, 4096, s) for kind in (VisualPrism, PlainVisualPrism))
     assert 0.9 * most < gflop(module.eval(), s) <= most  # less would be work that the counter does not see
     assert gflop(module.train(), s, backward=True) <= share * gflop(plain_form.train(), s, backward=True)
 
@@ -170,7 +170,7 @@ def test_the_folded_form_is_exact_at_any_scale(s):
 @pytest.mark.parametrize("s", [2, 3, 4])
 def test_training_gradients_are_those_of_the_plain_form(s):
     module = VisualPrism(16, 24, s)
-    twin = reference.PlainVisualPrism(16, 24, s)
+    twin = PlainVisualPrism(16, 24, s)
     twin.load_state_dict(module.state_dict())
     inputs = features()
     for kind in (module, twin):
