@@ -2,13 +2,14 @@
 
 import argparse
 
-from llava.benchmark import capture, loss, packing, projectors
+from llava.benchmark import capture, loss, machine, packing, projectors
 from llava.benchmark.ablation import command as ablation
 from llava.benchmark.speed import command as speed
 from llava.benchmark.speed import training as step
 from llava.command import exit_code
 
 COMMANDS = {
+    "machine": machine,
     "projectors": projectors,
     "packing": packing,
     "loss": loss,

@@ -11,7 +11,6 @@ RESUMES = "the same command goes on from the last checkpoint in --output_dir by 
 
 # A flag that is refused with any value but its default, or "flag value"; and the reason.
 REFUSED: dict[str, str] = {
-    "use_liger_kernel": "would change no module, for Liger knows none of our model types",
     **dict.fromkeys(
         (
             *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_accumulation_steps"),

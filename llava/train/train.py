@@ -34,6 +34,7 @@ from llava.model.checkpoint import (
 )
 from llava.model.compatibility import check_stage_1
 from llava.model.files import read_json
+from llava.model.liger import apply_liger_kernels, check_liger
 from llava.model.tokenizer import load_tokenizer
 from llava.quiet import BUILT, quiet_libraries, without_lines
 from llava.tiling import num_positions
@@ -97,6 +98,8 @@ def load_model(
         check_changes(fields, own, model_args.model_name_or_path)
     model = load_with_vision(folder, fields, options, torch.float32 if autocast else None)
     model.config.use_cache = False
+    if training_args.use_liger_kernel:
+        apply_liger_kernels(model)
     if training_args.lora_enable:
         add_adapters(model, training_args, model_args.model_name_or_path)
     trainable.apply(model, learns, adapters=training_args.lora_enable)
@@ -171,6 +174,8 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
             "%s is complete; remove it or choose another --output_dir to run anew.", training_args.output_dir
         )
         return None
+    if training_args.use_liger_kernel:
+        check_liger()
     check_inputs(model_args, data_args, training_args)
     saving.check_writable(training_args.output_dir)
     folder = inspect_folder(

@@ -118,12 +118,7 @@ def test_contradictions_end_the_run_in_the_flags_own_spelling():
 # ---- Flags of transformers that would not do what they say ----
 
 VALUES = {  # where "True" is none; each is no default
-    **{
-        "liger_kernel_config": '{"rope": true}',
-        "eval_strategy": "steps",
-        "eval_steps": "5",
-        "eval_delay": "5",
-    },
+    **{"eval_strategy": "steps", "eval_steps": "5", "eval_delay": "5"},
     **{"eval_accumulation_steps": "2", "include_for_metrics": "loss", "eval_do_concat_batches": "False"},
     **{"metric_for_best_model": "loss", "hub_strategy": "end", "label_smoothing_factor": "0.1"},
     **{"label_names": "labels", "length_column_name": "words", "data_seed": "7"},

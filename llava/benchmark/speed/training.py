@@ -1,7 +1,8 @@
 """A training step of a whole model: samples a second, and its share of the machine's arithmetic (MFU).
 
 Random weights of a known shape, forward, backward and AdamW in the dtype. Stage 1 trains the projector,
-stage 2 the language model too; the tower is frozen. MFU counts what the step needs, no recomputation.
+stage 2 the language model too, in full or by LoRA; the tower is frozen. MFU counts what the step needs, no
+recomputation.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ PEAKS = {
     "NVIDIA GeForce RTX 4090": 165e12,
 }
 FORWARD_AND_BACKWARD = 3  # times the forward's FLOPs; a map whose weight does not learn saves one of them
+OUT_OF_MEMORY = "out of memory"
+LORA = {"r": 128, "lora_alpha": 256, "lora_dropout": 0.05}  # scripts/v1_5/finetune_lora.sh
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,30 +53,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--scale_factors", type=int, nargs="+", default=[2, 3, 4])
     add("--stage", type=int, choices=(1, 2), default=2, help="1: the projector alone learns")
     add("--answer_tokens", type=int, default=20, help="of the text tokens, those with a label")
+    add("--lora", action="store_true", help="stage 2 by adapters of the language model, of rank 128")
     add("--gradient_checkpointing", action="store_true", help="less memory for more arithmetic")
+    add("--use_liger_kernel", action="store_true", help="fused kernels, as the trainer's flag")
     add("--peak_tflops", type=float, help="of the machine; default: by the GPU's name, else a product timed")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print the table, write step_SHAPE.{md,json}."""
+    if args.lora and args.stage == 1:
+        raise UserError("--lora is of --stage 2: in stage 1 the projector alone learns.")
     if not 0 < args.answer_tokens < args.text_tokens:
         raise UserError(
             f"--answer_tokens must be from 1 to {args.text_tokens - 1}, less than --text_tokens, "
             f"got {args.answer_tokens}."
         )
-    name = file_name("step", args)
+    name = step_name(args)
     check_place(args.docs, name)
     device, dtype = device_and_dtype(args)
     shape = SHAPES[args.shape].truncated(args.layers)
     rows = measure(shape, args, device, dtype)
     peak, source = peak_flops(device, dtype, args.peak_tflops, Clock(device, args.processor_time))
     for row in rows:
-        row["mfu"] = 1e9 * row["gflop"] / row["seconds"] / peak
+        if "seconds" in row:
+            row["mfu"] = 1e9 * row["gflop"] / row["seconds"] / peak
     about = describe(args, device, dtype, shape) | {
         "stage": args.stage,
         "answer_tokens": args.answer_tokens,
+        "lora": args.lora,
         "gradient_checkpointing": args.gradient_checkpointing,
+        "use_liger_kernel": args.use_liger_kernel,
         "peak_flops": peak,
         "peak_source": source,
     }
@@ -84,16 +94,32 @@ def run(args: argparse.Namespace) -> None:
     print(text)
 
 
+def step_name(args: argparse.Namespace) -> str:
+    """Of the run's files: what is not the default is in it."""
+    marks = {
+        "stage1": args.stage == 1,
+        "lora": args.lora,
+        "recompute": args.gradient_checkpointing,
+        "liger": args.use_liger_kernel,
+    }
+    return "_".join([file_name("step", args), *(mark for mark, given in marks.items() if given)])
+
+
 def measure(shape: Shape, args: argparse.Namespace, device: str, dtype_name: str) -> list[dict]:
     """A row for each projector and s: medians of steps that take turns."""
     import torch
 
     from llava.benchmark.speed.models import build_model, build_prompt, build_variants
+    from llava.model.liger import apply_liger_kernels
 
     dtype, clock = getattr(torch, dtype_name), Clock(device, args.processor_time)
     model = build_model(shape, device, dtype)
     variants = build_variants(model, args.projectors.split(","), args.scale_factors, dtype)
-    model.requires_grad_(args.stage == 2)
+    if args.use_liger_kernel:
+        apply_liger_kernels(model)
+    model.requires_grad_(args.stage == 2 and not args.lora)
+    if args.lora:
+        add_lora(model)
     model.get_vision_tower().requires_grad_(False)
     for variant in variants:
         variant.projector.requires_grad_(True)
@@ -104,25 +130,58 @@ def measure(shape: Shape, args: argparse.Namespace, device: str, dtype_name: str
     prompt = build_prompt(model, args.batch_size, args.text_tokens, dtype)
     labels = prompt.input_ids.clone()
     labels[:, : -args.answer_tokens] = -100
-    calls = {}
+    steps = {v: _step(model, v, prompt, labels, shared, device) for v in variants}
+    peaks = {v: peak_gib(step, model, device) for v, step in steps.items()}
+    fitting = {
+        v: lambda step=step: {"seconds": clock.timed(step)}
+        for v, step in steps.items()
+        if peaks[v] is not OUT_OF_MEMORY
+    }
+    rounds = take_turns(fitting, args.repeats)
+    rows = []
     for variant in variants:
-        step = _step(model, variant, prompt, labels, shared, device)
-        calls[variant] = lambda step=step: {"seconds": clock.timed(step)}
-    rounds = take_turns(calls, args.repeats)
-    return [
-        {
-            "name": variant.name,
-            "scale_factor": variant.scale_factor,
-            "tokens": tokens,
-            "gflop": step_gflop(model, shape, variant, args, tokens),
-            "seconds": median(rounds[variant], "seconds"),
-            "samples_per_second": args.batch_size / median(rounds[variant], "seconds"),
-            "step_ratio": median_ratio(rounds[variant], rounds[variants[0]], "seconds"),
-            "rounds": rounds[variant],
-        }
-        for variant in variants
-        for tokens in [variant.num_tokens(model)]
-    ]
+        tokens = variant.num_tokens(model)
+        row = {"name": variant.name, "scale_factor": variant.scale_factor, "tokens": tokens}
+        row |= {"gflop": step_gflop(model, shape, variant, args, tokens), "peak_gib": peaks[variant]}
+        if variant in rounds:
+            seconds = median(rounds[variant], "seconds")
+            row |= {"seconds": seconds, "samples_per_second": args.batch_size / seconds}
+            row |= {"rounds": rounds[variant]}
+            if variants[0] in rounds:
+                row["step_ratio"] = median_ratio(rounds[variant], rounds[variants[0]], "seconds")
+        rows.append(row)
+    return rows
+
+
+def add_lora(model) -> None:
+    """Adapters on the language model as scripts/v1_5/finetune_lora.sh trains them, in the model's dtype."""
+    from peft import LoraConfig
+
+    from llava.model.adapters import VISION_MODULES, linear_maps
+
+    config = LoraConfig(**LORA, target_modules=linear_maps(model), exclude_modules=VISION_MODULES)
+    model.add_adapter(config)
+    for parameter in model.parameters():  # peft makes adapters in float32
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(model.dtype)
+
+
+def peak_gib(step: Callable[[], None], model, device: str) -> float | str | None:
+    """Most memory during a step, weights included: GiB, OUT_OF_MEMORY, or None off a GPU."""
+    import torch
+
+    if not device.startswith("cuda"):
+        step()
+        return None
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        step()  # makes the optimiser's state
+        step()
+        return torch.cuda.max_memory_allocated() / 2**30
+    except torch.OutOfMemoryError:
+        model.zero_grad(set_to_none=True)
+        return OUT_OF_MEMORY
 
 
 def _is_projector(parameter, variants: list) -> bool:
@@ -167,7 +226,7 @@ def step_gflop(model, shape: Shape, variant, args: argparse.Namespace, tokens: i
     positions = tokens + args.text_tokens
     language = language_flop(shape, args.batch_size, positions, args.answer_tokens) / 1e9
     attention = attention_flop(shape, args.batch_size, positions) / 1e9
-    frozen_maps = language - attention if args.stage == 1 else 0
+    frozen_maps = language - attention if args.stage == 1 or args.lora else 0
     tower = tower_flop(shape.tower, args.batch_size, model.get_vision_tower().depth) / 1e9
     return tower + FORWARD_AND_BACKWARD * (projector + language) - frozen_maps
 
@@ -189,17 +248,37 @@ def peak_flops(device: str, dtype: str, given_tflops: float | None, clock: Clock
 
 
 def as_markdown(rows: list[dict], about: dict) -> str:
+    options = {
+        "by LoRA": about["lora"],
+        "gradient checkpointing": about["gradient_checkpointing"],
+        "Liger's kernels": about["use_liger_kernel"],
+    }
     size = (
         f"{about['shape']}, {about['layers']} of {about['full_layers']} layers; stage {about['stage']}, "
         f"batch {about['batch_size']}, {about['text_tokens']} tokens of text, {about['answer_tokens']} with "
-        f"a label{', gradient checkpointing' if about['gradient_checkpointing'] else ''}, "
-        f"{about['time']} time"
+        f"a label{''.join(f', {name}' for name, given in options.items() if given)}, {about['time']} time"
     )
-    columns = ["projector", "s", "tokens", "step, ms", "of 576", "samples/s", "GFLOP a step", "MFU"]
+    columns = [
+        "projector",
+        "s",
+        "tokens",
+        "step, ms",
+        "of 576",
+        "samples/s",
+        "GFLOP a step",
+        "MFU",
+        "peak, GiB",
+    ]
     cells = []
     for row in rows:
-        line = [row["name"], row["scale_factor"] or "–", row["tokens"], f"{1e3 * row['seconds']:.0f}"]
-        line += [f"{row['step_ratio']:.2f}", f"{row['samples_per_second']:.2f}"]
-        cells.append([*line, f"{row['gflop']:.0f}", f"{row['mfu']:.1%}"])
+        line = [row["name"], row["scale_factor"] or "–", row["tokens"]]
+        if "seconds" in row:
+            ratio = f"{row['step_ratio']:.2f}" if "step_ratio" in row else "–"
+            line += [f"{1e3 * row['seconds']:.0f}", ratio, f"{row['samples_per_second']:.2f}"]
+            line += [f"{row['gflop']:.0f}", f"{row['mfu']:.1%}"]
+        else:
+            line += ["–", "–", "–", f"{row['gflop']:.0f}", "–"]
+        peak = row["peak_gib"]
+        cells.append([*line, f"{peak:.1f}" if isinstance(peak, float) else peak or "–"])
     peak = f"MFU is of {about['peak_flops'] / 1e12:.3g} TFLOP/s, {about['peak_source']}."
     return f"{headline(about)}; {size}.\n\n{table(columns, cells)}\n- {peak}\n"

@@ -156,17 +156,48 @@ def test_a_truncated_shape_says_so_and_is_extrapolated_by_its_layers():
 
 def test_a_step_reports_samples_and_their_arithmetic(small, tmp_path):
     arguments = "--device cpu --repeats 1 --batch_size 2 --text_tokens 8 --answer_tokens 4 --scale_factors 4"
-    for stage in ("1", "2"):
-        folder = tmp_path / stage
-        main(["step", *arguments.split(), "--stage", stage, "--output_dir", str(folder)])
-        content = json.loads((folder / "step_tiny.json").read_text())
+    runs = {
+        "--stage 1": "step_tiny_stage1",
+        "--stage 2": "step_tiny",
+        "--lora --gradient_checkpointing": "step_tiny_lora_recompute",
+    }
+    for flags, name in runs.items():
+        main(["step", *arguments.split(), *flags.split(), "--output_dir", str(tmp_path)])
+        content = json.loads((tmp_path / f"{name}.json").read_text())
         assert content["peak_flops"] > 0
         assert content["peak_source"].startswith("best of ten products")
         for row in content["rows"]:
             assert row["samples_per_second"] == pytest.approx(2 / row["seconds"])
             work = 1e9 * row["gflop"] / row["seconds"]
             assert row["mfu"] == pytest.approx(work / content["peak_flops"])
-        assert (folder / "step_tiny.md").read_text().count("\n|") == 2 + 2
+        assert (tmp_path / f"{name}.md").read_text().count("\n|") == 2 + 2
+
+
+def test_a_row_that_is_out_of_memory_has_no_time_and_harms_no_other():
+    from llava.benchmark.speed.training import OUT_OF_MEMORY, as_markdown
+
+    about = {"shape": "7b", "layers": 32, "full_layers": 32, "stage": 2, "batch_size": 16, "text_tokens": 40}
+    about |= {"answer_tokens": 20, "lora": True, "gradient_checkpointing": False, "use_liger_kernel": False}
+    about |= {"time": "wall", "peak_flops": 1e15, "peak_source": "a data sheet", "command": "c", "date": "d"}
+    about |= {
+        "machine": "GPU",
+        "device": "cuda",
+        "dtype": "bfloat16",
+        "versions": {"torch": "2", "transformers": "5"},
+    }
+    full = {
+        "name": "mlp2x_gelu",
+        "scale_factor": None,
+        "tokens": 576,
+        "gflop": 9.0,
+        "peak_gib": OUT_OF_MEMORY,
+    }
+    row = {**full, "name": "avgpool", "scale_factor": 2, "tokens": 144, "peak_gib": 61.25}
+    row |= {"seconds": 0.5, "samples_per_second": 32.0, "mfu": 0.5}
+    text = as_markdown([full, row], about)
+    assert "| mlp2x_gelu | – | 576 | – | – | – | 9 | – | out of memory |" in text
+    assert "| avgpool | 2 | 144 | 500 | – | 32.00 | 9 | 50.0% | 61.2 |" in text
+    assert "20 with a label, by LoRA, wall time" in text
 
 
 def test_a_step_needs_what_torch_counts_of_it():
@@ -191,6 +222,6 @@ def test_a_step_needs_what_torch_counts_of_it():
             batch = {"input_ids": prompt.input_ids, "labels": labels, "images": prompt.images}
             model(**batch, use_cache=False).loss.backward()
 
-        args = SimpleNamespace(batch_size=2, text_tokens=8, answer_tokens=4, stage=stage)
+        args = SimpleNamespace(batch_size=2, text_tokens=8, answer_tokens=4, stage=stage, lora=False)
         expected = step_gflop(model, shape, variant, args, 576)
         assert gflop(step) == pytest.approx(expected, rel=0.03)

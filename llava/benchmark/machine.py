@@ -1,0 +1,90 @@
+"""What this machine can do at most: a matrix product's FLOP/s and a copy's bytes a second.
+
+Both are the best of several timings, after a warm-up, on random numbers: products of zeros run faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from llava.benchmark.timing import Clock, default_device, headline, provenance, table, write
+
+PRODUCT_SIZE = {"cuda": 8192, "cpu": 1024}  # rows and columns of both matrices
+COPY_BYTES = {"cuda": 4 * 2**30, "cpu": 2**28}  # read, and as many written
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repeats", type=int, default=10, help="timings of each, after one of warm-up")
+    parser.add_argument("--device", help="cuda or cpu; default: cuda where there is one")
+    parser.add_argument("--output_dir", type=Path, default=Path("playground/benchmark"))
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print the table, write machine.md and machine.json."""
+    device = args.device or default_device()
+    figures = {**describe(device), **ceilings(device, args.repeats)}
+    about = {**provenance(device, "bfloat16"), **figures}
+    text = as_markdown(about)
+    write(args.output_dir, "machine", about, text)
+    print(text)
+
+
+def describe(device: str) -> dict:
+    """Memory, driver and CUDA; of a machine without a GPU nothing."""
+    import torch
+
+    if not device.startswith("cuda"):
+        return {}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "memory_gib": properties.total_memory / 2**30,
+        "multiprocessors": properties.multi_processor_count,
+        "capability": f"{properties.major}.{properties.minor}",
+        "driver": driver_version(),
+        "cuda": torch.version.cuda,
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+    }
+
+
+def driver_version() -> str:
+    """As nvidia-smi gives it; "unknown" where there is no nvidia-smi."""
+    import subprocess
+
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.split()[0]
+    except (OSError, IndexError, subprocess.TimeoutExpired):
+        return "unknown"
+
+
+def ceilings(device: str, repeats: int) -> dict[str, float]:
+    """tflops of a bfloat16 product, and tb_s of a copy within the device, bytes read and written."""
+    import torch
+
+    kind, clock = device.split(":")[0], Clock(device)
+    size, num_bytes = PRODUCT_SIZE[kind], COPY_BYTES[kind]
+    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    source = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+
+    def best(call) -> float:
+        call()
+        return min(clock.timed(call) for _ in range(repeats))
+
+    return {
+        "tflops": 2 * size**3 / best(lambda: left @ right) / 1e12,
+        "tb_s": 2 * num_bytes / best(lambda: target.copy_(source)) / 1e12,
+    }
+
+
+def as_markdown(about: dict) -> str:
+    columns, cells = (
+        ["bfloat16 product, TFLOP/s", "copy, TB/s"],
+        [f"{about['tflops']:.1f}", f"{about['tb_s']:.3f}"],
+    )
+    if "driver" in about:
+        columns += ["memory, GiB", "driver", "CUDA", "NCCL"]
+        cells += [f"{about['memory_gib']:.0f}", about["driver"], about["cuda"], about["nccl"]]
+    return f"{headline(about)}.\n\n{table(columns, [cells])}"
