@@ -2,7 +2,7 @@
 
 import argparse
 
-from llava.benchmark import capture, loss, machine, packing, projectors
+from llava.benchmark import capture, gpu_report, loss, machine, packing, projectors
 from llava.benchmark.ablation import command as ablation
 from llava.benchmark.speed import command as speed
 from llava.benchmark.speed import training as step
@@ -17,6 +17,7 @@ COMMANDS = {
     "speed": speed,
     "step": step,
     "ablation": ablation,
+    "gpu_report": gpu_report,
 }
 
 

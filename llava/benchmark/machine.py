@@ -18,16 +18,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=10, help="timings of each, after one of warm-up")
     parser.add_argument("--device", help="cuda or cpu; default: cuda where there is one")
     parser.add_argument("--output_dir", type=Path, default=Path("playground/benchmark"))
+    parser.add_argument("--name", default="machine", help="of the files there")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, print the table, write machine.md and machine.json."""
+    """Measure, print the table, write NAME.md and NAME.json."""
     device = args.device or default_device()
     figures = {**describe(device), **ceilings(device, args.repeats)}
     about = {**provenance(device, "bfloat16"), **figures}
     text = as_markdown(about)
-    write(args.output_dir, "machine", about, text)
+    write(args.output_dir, args.name, about, text)
     print(text)
 
 

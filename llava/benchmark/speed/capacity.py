@@ -20,7 +20,10 @@ def largest_batch(model, shape: Shape, variant: Variant, settings) -> dict:
     cache = kv_bytes(shape, positions, torch.finfo(settings.dtype).bits // 8)
     if settings.device.startswith("cuda"):
         fits = partial(_fits, model, cache, limit, settings)
-        return {"largest_batch": largest(fits), "largest_batch_by": "measured by trying"}
+        return {
+            "largest_batch": largest(fits),
+            "largest_batch_by": "measured by trying, to within a thirty-second",
+        }
     one, two = (peak_mib(_prefill(model, batch, settings), "cpu") * 2**20 for batch in (1, 2))
     # keys and values of the prompt are within the peaks; those of the answer are not
     answer = kv_bytes(shape, settings.new_tokens, torch.finfo(settings.dtype).bits // 8)
@@ -41,11 +44,11 @@ def computed(limit: float, weights: float, one: float, two: float, answer: float
 
 
 def largest(fits: Callable[[int], bool]) -> int:
-    """The largest number that fits, by doubling and bisection; 0 if none does."""
+    """The largest number that fits, by doubling and bisection to a thirty-second; 0 if none does."""
     low, high = 0, 1
     while fits(high):
         low, high = high, 2 * high
-    while high - low > 1:
+    while high - low > max(1, low // 32):
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low

@@ -33,6 +33,7 @@ def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
         help="off a GPU: count what processors worked, over all threads; for a machine shared with others",
     )
     parser.add_argument("--output_dir", type=Path, default=Path("playground/benchmark"))
+    parser.add_argument("--name", help="of the files there; default: by what is measured")
     parser.add_argument("--docs", type=Path, help="a page that has a place for this table; it is put there")
 
 
@@ -59,7 +60,8 @@ def run(args: argparse.Namespace) -> None:
 
     if args.new_tokens < 2:
         raise UserError(f"--new_tokens must be at least 2, got {args.new_tokens}.")
-    name = file_name("count" if args.count_only else "speed", args, compiled=args.decode == "compile")
+    kind = "count" if args.count_only else "speed"
+    name = args.name or file_name(kind, args, compiled=args.decode == "compile")
     check_place(args.docs, name)
     device, dtype = device_and_dtype(args)
     shape = SHAPES[args.shape].truncated(args.layers)

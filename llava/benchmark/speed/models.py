@@ -167,5 +167,5 @@ def build_prompt(model, batch: int, text_tokens: int, dtype: torch.dtype) -> Pro
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, model.config.vocab_size - 1, (batch, text_tokens + 1), generator=generator)
     ids[:, TEXT_BEFORE_IMAGE] = IMAGE_TOKEN_INDEX
-    pixels = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
-    return Prompt(ids, pixels.to(model.device, dtype))
+    pixels = torch.randn(batch, 3, IMAGE_SIZE, IMAGE_SIZE, device=model.device, dtype=dtype)
+    return Prompt(ids, pixels)

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
             f"--answer_tokens must be from 1 to {args.text_tokens - 1}, less than --text_tokens, "
             f"got {args.answer_tokens}."
         )
-    name = step_name(args)
+    name = args.name or step_name(args)
     check_place(args.docs, name)
     device, dtype = device_and_dtype(args)
     shape = SHAPES[args.shape].truncated(args.layers)

@@ -1,0 +1,238 @@
+"""All figures that a GPU is asked for, part by part, the most important first; and the pages that show them.
+
+Each part runs in a process of its own with a limit of time, and writes its JSON as it ends: a part that
+fails, or a report that is cut short, takes nothing from the others. Processes are forked from one that has
+imported torch and transformers, for importing them anew would take a part's first seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava.benchmark.gpu_pages import count_tests, fill_pages
+from llava.errors import UserError
+
+RESULTS = Path("docs/results")
+ROOT = Path(__file__).parents[2]
+TYPES = "mlp2x_gelu,tokenpacker,visualprism_plain,visualprism,visualprism_v2"
+FORMS = "--forms compile graph --dtype bfloat16 --scale_factors 2 --repeats 20"
+# a batch as both stages' scripts have it on one GPU, and the text of a short question with its answer
+STEPS = "--batch_size 16 --repeats 2"
+NO_BATCH = "--no_batch --repeats 3"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process.
+
+    Attributes:
+        name: of its files in the results' folder.
+        command: arguments of python -m llava.benchmark; None: the tests of tests/gpu.
+        limit: seconds after which it is ended.
+        title: above its table.
+        needs: packages without which it is left out.
+    """
+
+    name: str
+    command: str | None
+    limit: int
+    title: str
+    needs: tuple[str, ...] = ()
+
+
+PARTS = (
+    Part("machine", "machine", 40, "The machine"),
+    Part("tests", None, 240, "Tests of tests/gpu"),
+    Part(
+        "projectors_b32", f"projectors --types {TYPES} {FORMS} --batch_size 32", 90, "Projectors, 32 images"
+    ),
+    Part("projectors_b1", f"projectors --types {TYPES} {FORMS} --batch_size 1", 90, "Projectors, one image"),
+    Part("speed_7b", f"speed --shape 7b {NO_BATCH}", 80, "7B, one sequence"),
+    Part("speed_7b_batch8", f"speed --shape 7b --batch_size 8 {NO_BATCH}", 80, "7B, eight sequences"),
+    Part("speed_1.5b", f"speed --shape 1.5b {NO_BATCH}", 60, "1.5B, one sequence"),
+    Part("step_1.5b", f"step --shape 1.5b {STEPS}", 60, "Stage 2 in full, 1.5B"),
+    Part("step_7b_lora", f"step --shape 7b --lora {STEPS}", 60, "Stage 2 by LoRA, 7B", ("peft",)),
+    Part("step_7b_stage1", f"step --shape 7b --stage 1 {STEPS}", 60, "Stage 1, 7B"),
+    Part(
+        "speed_1.5b_compile",
+        "speed --shape 1.5b --scale_factors 2 --decode compile --no_theirs --no_batch --repeats 3",
+        120,
+        "1.5B, decoding compiled",
+    ),
+    Part(
+        "step_1.5b_recompute",
+        f"step --shape 1.5b --gradient_checkpointing {STEPS}",
+        60,
+        "Stage 2, 1.5B, recomputed",
+    ),
+    Part(
+        "step_7b_lora_recompute",
+        f"step --shape 7b --lora --gradient_checkpointing {STEPS}",
+        60,
+        "Stage 2 by LoRA, 7B, recomputed",
+        ("peft",),
+    ),
+    Part(
+        "step_7b_stage1_recompute",
+        f"step --shape 7b --stage 1 --gradient_checkpointing {STEPS}",
+        60,
+        "Stage 1, recomputed",
+    ),
+    Part(
+        "step_1.5b_liger",
+        f"step --shape 1.5b --use_liger_kernel {STEPS}",
+        60,
+        "Stage 2, 1.5B, Liger",
+        ("liger_kernel",),
+    ),
+    Part(
+        "step_7b_lora_liger",
+        f"step --shape 7b --lora --use_liger_kernel {STEPS}",
+        60,
+        "Stage 2 by LoRA, 7B, Liger",
+        ("peft", "liger_kernel"),
+    ),
+    Part(
+        "capacity_7b", "speed --shape 7b --no_theirs --repeats 1 --new_tokens 256", 120, "7B, largest batch"
+    ),
+    Part(
+        "ablation", "ablation --config scripts/ablation/gpu.yaml", 3600, "The study scripts/ablation/gpu.yaml"
+    ),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--minutes", type=float, default=9, help="no part goes on for longer, all of them together")
+    add("--parts", nargs="+", choices=[part.name for part in PARTS], help="these alone, in this order")
+    add("--output_dir", type=Path, help="default: docs/results/gpu_CARD")
+    add("--docs", action="store_true", help="measure nothing: put --output_dir's tables into README and docs")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the parts, or fill the pages from what they left."""
+    folder = args.output_dir or RESULTS / f"gpu_{card_name()}"
+    if args.docs:
+        fill_pages(folder, {part.name: part.title for part in PARTS})
+        return
+    chosen = [part for name in args.parts or [p.name for p in PARTS] for part in PARTS if part.name == name]
+    outcomes = run_parts(chosen, folder, 60 * args.minutes)
+    print(
+        "\n".join(
+            f"{name}: {outcome['outcome']}, {outcome['seconds']:.0f} s" for name, outcome in outcomes.items()
+        )
+    )
+
+
+def card_name() -> str:
+    """The first GPU's name as part of a folder's: nvidia_h100_80gb_hbm3.
+
+    Raises:
+        UserError: if nvidia-smi names none.
+    """
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        names = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        names = []
+    if not names:
+        raise UserError(
+            "nvidia-smi names no GPU; give --output_dir to use a folder of results that is there."
+        )
+    return re.sub(r"\W+", "_", names[0].strip().lower())
+
+
+def run_parts(parts: list[Part], folder: Path, seconds: float) -> dict[str, dict]:
+    """Run them one after another until the time is over; parts.json has each outcome as soon as it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    end, record = time.monotonic() + seconds, folder / "parts.json"
+    outcomes = json.loads(record.read_text()) if record.is_file() else {}
+    # so that asking for a GPU starts no CUDA here, which would be of no use in forked processes
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    import_libraries()
+    for part in parts:
+        left, start = end - time.monotonic(), time.monotonic()
+        missing = [name for name in part.needs if importlib.util.find_spec(name) is None]
+        if missing:
+            outcome = f"left out, for {', '.join(missing)} is not installed"
+        elif left < 10:
+            outcome = "left out, for the time was over"
+        else:
+            print(f"== {part.name}", flush=True)
+            outcome = in_a_process(part, folder, min(part.limit, left))
+        outcomes[part.name] = {"outcome": outcome, "seconds": time.monotonic() - start}
+        record.write_text(json.dumps(outcomes, indent=1) + "\n")
+    return outcomes
+
+
+def import_libraries() -> None:
+    """What every part imports first."""
+    import torch  # noqa: F401
+
+    import llava.benchmark.speed.measure  # noqa: F401
+
+
+def in_a_process(part: Part, folder: Path, limit: float) -> str:
+    """How it ended: done, failed or ended after so many seconds."""
+    process = multiprocessing.get_context("fork").Process(target=work, args=(part, folder))
+    process.start()
+    process.join(limit)
+    if process.is_alive():
+        os.killpg(process.pid, signal.SIGKILL)  # what it started, too
+        process.join()
+        return f"ended after {limit:.0f} s"
+    return "done" if process.exitcode == 0 else f"failed with exit code {process.exitcode}"
+
+
+def work(part: Part, folder: Path) -> None:
+    """The part, in its process and process group."""
+    from llava.benchmark.__main__ import main
+
+    os.setsid()
+    try:
+        if part.command is None:
+            sys.exit(run_tests(folder))
+        words = part.command.split()
+        sys.argv[1:] = words  # what figures name as their command
+        if words[0] == "ablation":
+            study = Path("playground/ablation/gpu")
+            code = main([*words, "--output_dir", str(study)])
+            for suffix in ("json", "md"):
+                shutil.copy(study / f"results.{suffix}", folder / f"{part.name}.{suffix}")
+            sys.exit(code)
+        sys.exit(main([*words, "--output_dir", str(folder), "--name", part.name]))
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def run_tests(folder: Path) -> int:
+    """tests/gpu with eight processes, which share the GPU; tests.json and tests.md have the counts."""
+    report = folder / "tests.xml"
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-p", "no:cacheprovider"]
+    command += ["-n", "8", "--dist", "loadgroup", f"--junitxml={report}"]
+    code = subprocess.run(command, cwd=ROOT).returncode
+    if report.is_file():
+        counts = count_tests(report.read_text())
+        report.unlink()
+        (folder / "tests.json").write_text(json.dumps(counts, indent=1) + "\n")
+        names = "".join(f"- {kind}: {name}\n" for kind in ("failed", "skipped") for name in counts[kind])
+        passed = (
+            f"{counts['passed']} passed, {len(counts['failed'])} failed, {len(counts['skipped'])} skipped"
+        )
+        (folder / "tests.md").write_text(f"`bash scripts/test.sh -m gpu`: {passed}.\n\n{names}")
+    return code
