@@ -22,8 +22,8 @@ OUTPUT_BOUND = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 GRADIENT_BOUND = {torch.float32: 1e-4, torch.float16: 4e-2, torch.bfloat16: 2e-1}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # A gradient's error is measured against at least this share of the root mean square over all gradients: that of a bias
-# ahead of a norm is zero but for rounding.
-SMALLEST_SHARE = 0.05
+# ahead of a norm is zero but for rounding, and that of a norm ahead of keys largely cancels.
+SMALLEST_SHARE = 0.2
 
 
 def run(module: nn.Module, features, cotangent: Tensor | None, device, dtype):
