@@ -144,10 +144,10 @@ def save_language_model(folder, family: str = "llama", **changes):
     return str(folder)
 
 
-def build(folder, family: str = "llama", tower: str = "clip", **fields):
+def build(folder, family: str = "llama", tower: str = "clip", vocab_size: int = VOCABULARY, **fields):
     """A multimodal model in eval mode over freshly saved parts below `folder`; visualprism, s = 2."""
     torch.manual_seed(0)
-    language_model = save_language_model(folder / "language_model", family)
+    language_model = save_language_model(folder / "language_model", family, vocab_size=vocab_size)
     config = read_config(language_model)
     model = type_of(config).from_pretrained(language_model, config=config)
     vision_tower = save_tower(folder / "tower", tower)
