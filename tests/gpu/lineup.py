@@ -21,9 +21,7 @@ HEADS, HEAD_WIDTH = 4, 64
 # Whose scale factor shows in the path that a call takes, and all others at one
 SCALES = {"visualprism": (2, 3, 4), "visualprism_v2": (2, 3, 4), "tokenpacker": (2, 3)}
 CASES = [
-    (name, scale_factor)
-    for name in ("mlp2x_gelu", *PROJECTORS)
-    for scale_factor in SCALES.get(name, (2,))
+    (name, scale_factor) for name in ("mlp2x_gelu", *PROJECTORS) for scale_factor in SCALES.get(name, (2,))
 ]
 
 

@@ -60,9 +60,7 @@ def test_weights_in_half_precision_are_near_float32s(device, tmp_path, dtype, bo
         images = process_images([photograph_of_one_seed()], processor, model.config)
         images = [pixels.to(place, kind) for pixels in images]
         ids = torch.tensor([PROMPT + ANSWER], device=place)
-        found[kind] = attention_to_image(
-            model, ids, len(ANSWER), images, [(90, 60)], LAYERS, method=method
-        )
+        found[kind] = attention_to_image(model, ids, len(ANSWER), images, [(90, 60)], LAYERS, method=method)
     assert found[dtype].dtype == torch.float32
     assert found[dtype].device.type == "cpu"
     assert_near(found[dtype], found[torch.float32], bound, "the weights")
