@@ -18,7 +18,8 @@ from llava.model.loss import MAX_LOGITS, language_loss
 from llava.model.vision_config import VisionFields
 
 N, V, D = 8192, 151_936, 512  # Qwen2's vocabulary
-# Of each logit held: itself, its float32 copy, log-softmax, and in the backward pass the gradients of the last two
+# Of each logit held: itself, its float32 copy, log-softmax, and in the backward pass the gradients of the
+# last two
 BYTES_A_LOGIT = {torch.float32: 4 + 0 + 4 + 4 + 4, torch.bfloat16: 2 + 4 + 4 + 4 + 4}
 SLACK = 2**26  # the allocator's rounding and the libraries' workspaces
 

@@ -1,6 +1,6 @@
-"""Both stages in miniature through their scripts, as a user starts them on a GPU, with what they choose there.
+"""Both stages in miniature through their scripts, with the settings that these choose on a GPU.
 
-On a GPU that is bf16 with TF32, gradient checkpointing, and data workers that pin memory.
+They are bf16 with TF32, gradient checkpointing, and data workers that pin memory.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from training_parts import flags, save_parts
 from llava.model.checkpoint import read_projector
 from llava.train.train import prepare, train
 
-# Kernels of the backward pass may add in another order in each run. Adam divides by the gradient's size: where that is
-# rounding alone, epsilon keeps it from the weights. In float32 without TF32 four steps then agree to this share.
+# Kernels of the backward pass may add in another order in each run. Adam divides by the gradient's size:
+# where that is rounding alone, epsilon keeps it from the weights. In float32 without TF32 four steps then
+# agree to this share.
 BOUND = 1e-5
 COMMON = {"max_steps": 4, "save_steps": 2, "save_total_limit": 5, "learning_rate": 1e-3, "adam_epsilon": 1e-3}
 STAGES = {
@@ -70,9 +72,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_the_uninterrupted_one(device, p
         else:
             assert torch.equal(found[name], value), name
     # The bound tells steps apart: a resume in another place or with other data would show
-    gaps = [
-        abs(one - other) / other for one, other in zip(expected_losses, expected_losses[1:], strict=False)
-    ]
+    gaps = [abs(one - other) / other for one, other in pairwise(expected_losses)]
     assert max(gaps) > 10 * BOUND
 
 
