@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from training_parts import flags
 from transformers import GenerationConfig
 
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -19,28 +20,6 @@ from llava.model.checkpoint import read_projector
 from llava.model.multimodal_projector.visualprism import VisualPrism
 from llava.train import saving
 from llava.train.train import train
-
-
-def flags(parts: Path, output_dir: Path, data: str, **changes) -> list[str]:
-    values = {
-        "model_name_or_path": parts / "language_model",
-        "vision_tower": parts / "tower",
-        "data_path": parts / data,
-        "image_folder": parts / "images",
-        "output_dir": output_dir,
-        "mm_projector_type": "visualprism",
-        "version": "plain",
-        "max_steps": 4,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "save_steps": 2,
-        "save_total_limit": 1,
-        "report_to": "none",
-        **changes,
-    }
-    given = {name: value for name, value in values.items() if value is not None}
-    return [item for name, value in given.items() for item in (f"--{name}", str(value))]
 
 
 def stage1(parts, output_dir, **changes):

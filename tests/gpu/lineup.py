@@ -21,14 +21,12 @@ HEADS, HEAD_WIDTH = 4, 64
 # Whose scale factor shows in the path that a call takes, and all others at one
 SCALES = {"visualprism": (2, 3, 4), "visualprism_v2": (2, 3, 4), "tokenpacker": (2, 3)}
 CASES = [
-    (name, scale_factor)
-    for name in ("mlp2x_gelu", *PROJECTORS)
-    for scale_factor in SCALES.get(name, (2,))
+    (name, scale_factor) for name in ("mlp2x_gelu", *PROJECTORS) for scale_factor in SCALES.get(name, (2,))
 ]
 
 
 def make(name: str, scale_factor: int) -> nn.Module:
-    """A projector in float32 on the CPU, with no weight, gain or running statistic at its simple first value."""
+    """A projector in float32 on the CPU; no weight, gain or running statistic is at its simple first value."""
     fields = VisionFields(
         mm_projector_type=name,
         mm_hidden_size=WIDTH,
@@ -61,7 +59,7 @@ def make_features(name: str, batch: int = 2) -> VisionFeatures:
 
 
 def clear_keys(name: str, attention: Tensor) -> Tensor:
-    """float[B, N, h, d]: the key of each patch that is merged is nearly that of one of the centres, at random.
+    """float[B, N, h, d]: the key of each patch that is merged is nearly that of a centre taken at random.
 
     Between random keys a choice may be so close that rounding decides it; then no two devices need agree.
     """

@@ -48,7 +48,8 @@ def test_a_heatmap_is_the_cpus(device, folder, method):
         assert_near(torch.from_numpy(one), torch.from_numpy(other), 1e-3, "a layer's weights")
 
 
-# Of attention's shares in half precision; relevance multiplies gradients of all layers, so that it is not asked for here
+# Of attention's shares in half precision; relevance multiplies gradients of all layers, so that it is not
+# asked for here
 @pytest.mark.parametrize("method", ["attention", "rollout"])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 2e-2), (torch.bfloat16, 1.5e-1)])
 def test_weights_in_half_precision_are_near_float32s(device, tmp_path, dtype, bound, method):
@@ -60,9 +61,7 @@ def test_weights_in_half_precision_are_near_float32s(device, tmp_path, dtype, bo
         images = process_images([photograph_of_one_seed()], processor, model.config)
         images = [pixels.to(place, kind) for pixels in images]
         ids = torch.tensor([PROMPT + ANSWER], device=place)
-        found[kind] = attention_to_image(
-            model, ids, len(ANSWER), images, [(90, 60)], LAYERS, method=method
-        )
+        found[kind] = attention_to_image(model, ids, len(ANSWER), images, [(90, 60)], LAYERS, method=method)
     assert found[dtype].dtype == torch.float32
     assert found[dtype].device.type == "cpu"
     assert_near(found[dtype], found[torch.float32], bound, "the weights")

@@ -18,7 +18,8 @@ from llava.model.loss import MAX_LOGITS, language_loss
 from llava.model.vision_config import VisionFields
 
 N, V, D = 8192, 151_936, 512  # Qwen2's vocabulary
-# Of each logit held: itself, its float32 copy, log-softmax, and in the backward pass the gradients of the last two
+# Of each logit held: itself, its float32 copy, log-softmax, and in the backward pass the gradients of the
+# last two
 BYTES_A_LOGIT = {torch.float32: 4 + 0 + 4 + 4 + 4, torch.bfloat16: 2 + 4 + 4 + 4 + 4}
 SLACK = 2**26  # the allocator's rounding and the libraries' workspaces
 
@@ -53,7 +54,9 @@ def test_the_peak_is_that_of_the_logits_held_at_once(cuda, autocast, use_sinkhor
     work()  # libraries take their workspace
     rows.grad = head.weight.grad = None
     logits = BYTES_A_LOGIT[dtype] * MAX_LOGITS
-    if use_sinkhorn_lsd:  # a second gradient by the logits, added to the first, and a copy of those of the sample
+    if (
+        use_sinkhorn_lsd
+    ):  # a second gradient by the logits, added to the first, and a copy of those of the sample
         logits += 3 * BYTES_A_LOGIT[dtype] * MAX_LOGITS // 4
     # The gradients; of the weight also a part's, before it is added, and in bfloat16 both matrices again
     matrices = 4 * (2 * V * D + 3 * N * D) + (2 * 2 * (V * D + N * D) if autocast else 0)

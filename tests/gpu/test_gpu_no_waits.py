@@ -1,6 +1,7 @@
 """Nothing on the hot path waits for the GPU: PyTorch raises an error at each wait within these blocks.
 
-tests/unit/model/test_no_waits.py tests the same on the meta device, which holds no values, but has no transfers.
+tests/unit/model/test_no_waits.py tests the same on the meta device, which holds no values, but has no
+transfers.
 """
 
 from __future__ import annotations

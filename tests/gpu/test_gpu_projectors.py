@@ -1,7 +1,7 @@
 """Every projector on the device, in every dtype, against float64 on the CPU: outputs and gradients.
 
-The reference has the same weights and inputs, rounded to the dtype under test beforehand, so that what is measured is
-the arithmetic alone. Errors are ‖found - expected‖ / ‖expected‖ of a whole tensor.
+The reference has the same weights and inputs, rounded to the dtype under test beforehand, so that what is
+measured is the arithmetic alone. Errors are ‖found - expected‖ / ‖expected‖ of a whole tensor.
 """
 
 from __future__ import annotations
@@ -15,19 +15,22 @@ from measures import assert_near
 from torch import Tensor, nn
 
 # A rounded value is off by up to 2**-24, 2**-11 or 2**-8 of itself. A token goes through some ten layers,
-# each of which rounds its result, and gradients through the same ones backwards, where the gain of a norm or the weight
-# of a path sums some hundred thousand rounded products that largely cancel. The same computation in these dtypes on
-# the CPU is off by up to 5e-7, 8e-4 and 6e-3 in its outputs, and 2e-6, 1.3e-2 and 4e-2 in its gradients.
+# each of which rounds its result, and gradients through the same ones backwards, where the gain of a norm or
+# the weight of a path sums some hundred thousand rounded products that largely cancel. The same computation
+# in these dtypes on the CPU is off by up to 7e-7, 2e-3 and 2e-2 in its outputs, and 2e-6, 1.3e-2 and 6e-2 in
+# nearly all gradients.
 OUTPUT_BOUND = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 GRADIENT_BOUND = {torch.float32: 1e-4, torch.float16: 4e-2, torch.bfloat16: 2e-1}
+# The CPU's layer norm adds up the gradient of its bias in the dtype itself, a GPU's in float32
+GRADIENT_BOUND_ON_CPU = {torch.float32: 1e-4, torch.float16: 1e-1, torch.bfloat16: 6e-1}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# A gradient's error is measured against at least this share of the root mean square over all gradients: that of a bias
-# ahead of a norm is zero but for rounding, and that of a norm ahead of keys largely cancels.
+# A gradient's error is measured against at least this share of the root mean square over all gradients: that
+# of a bias ahead of a norm is zero but for rounding, and that of a norm ahead of keys largely cancels.
 SMALLEST_SHARE = 0.2
 
 
 def run(module: nn.Module, features, cotangent: Tensor | None, device, dtype):
-    """The output, and the gradients of its product with `cotangent` by inputs and by parameters that learn."""
+    """The output, and the gradients of its product with `cotangent` by inputs and learning parameters."""
     module = copy.deepcopy(module).to(device, dtype)
     inputs = features.to(dtype)
     inputs = inputs._replace(
@@ -57,12 +60,13 @@ def check(name: str, scale_factor: int, device, dtype: torch.dtype, training: bo
     assert_near(found, expected, OUTPUT_BOUND[dtype], "the output")
     assert found_grads.keys() == expected_grads.keys()
     assert "selected" in found_grads or name == "identity"
+    bounds = GRADIENT_BOUND_ON_CPU if device.type == "cpu" else GRADIENT_BOUND
     sizes = [grad.norm().item() / grad.numel() ** 0.5 for grad in expected_grads.values()]
     typical = (sum(size**2 for size in sizes) / len(sizes)) ** 0.5
     for key, grad in expected_grads.items():
         least = SMALLEST_SHARE * typical * grad.numel() ** 0.5
         scale = max(grad.norm().item(), least)
-        assert_near(found_grads[key], grad, GRADIENT_BOUND[dtype], f"the gradient of {key}", scale)
+        assert_near(found_grads[key], grad, bounds[dtype], f"the gradient of {key}", scale)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,4 +1,4 @@
-"""The engine and the API on the device: 32 clients at once get what each would get alone, and none is lost."""
+"""The engine and the API on the device: 32 clients at once get what each gets alone, and none is lost."""
 
 from __future__ import annotations
 

@@ -125,10 +125,11 @@ class VisionZip(PruningProjector):
         if num_contextual == 0:
             return take(x, dominant)
         places = torch.arange(num_contextual, device=x.device) * rest.shape[1] // num_contextual
-        is_centre = torch.zeros(rest.shape[1], dtype=torch.bool, device=x.device)
-        is_centre[places] = True
+        # Centres first, each part in its order; a mask as an index would wait for the device
+        order = torch.ones(rest.shape[1], device=x.device).index_fill(0, places, 0).argsort(stable=True)
+        centres, others = rest[:, order].split([num_contextual, rest.shape[1] - num_contextual], dim=1)
         equal = torch.ones_like(features.attention)
-        contextual = merge(x, features.keys.mean(dim=2), equal, rest[:, is_centre], rest[:, ~is_centre])
+        contextual = merge(x, features.keys.mean(dim=2), equal, centres, others)
         return torch.cat([take(x, dominant), contextual], dim=1)
 
 

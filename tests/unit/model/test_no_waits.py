@@ -13,7 +13,10 @@ import torch
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.data.collator import Collator
+from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_merge import OnHost
+from llava.model.multimodal_projector.builder import PROJECTORS, build_projector
+from llava.model.vision_config import VisionFields
 from llava.train.training_data import WithHostCopy
 
 
@@ -75,6 +78,24 @@ def test_prefill_of_ids_on_the_host_reads_nothing_from_the_device(without_values
         )
     assert logits.shape == (2, 1, tiny.VOCABULARY)
     assert merged.inputs_embeds.shape[:2] == merged.attention_mask.shape == (2, 8 + 4)
+
+
+@pytest.mark.parametrize("name", PROJECTORS)
+def test_no_projector_reads_anything_from_the_device(name):
+    fields = VisionFields(
+        mm_projector_type=name,
+        mm_hidden_size=24,
+        mm_vision_levels=[0, 1],
+        mm_vision_config={"image_size": 56, "patch_size": 14},
+        scale_factor=2,
+        num_visual_tokens=8,
+    )
+    shapes = {"selected": (2, 16, 24), "levels": (2, 16, 48), "attention": (2, 16), "keys": (2, 16, 2, 12)}
+    features = VisionFeatures(**{part: torch.randn(shape, device="meta") for part, shape in shapes.items()})
+    projector = build_projector(fields, 24).to("meta")
+    for training in (True, False):
+        output = projector.train(training).requires_grad_(training)(features)
+        assert output.shape == (2, projector.num_tokens(16), 24)
 
 
 def test_the_copy_on_the_host_is_what_is_merged(model):
