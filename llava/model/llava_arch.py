@@ -237,7 +237,9 @@ class LlavaMetaForCausalLM:
                 tiles are not those of image_sizes.
         """
         views, num_views = self._views(images)
-        device = self.get_input_embeddings().weight.device
+        embed = self.get_input_embeddings()
+        # the device works on the images while the plan is made
+        features = self._image_features(views, embed.weight, scale_factor)
         host = on_host or OnHost.of(input_ids, attention_mask, labels, sequence_ids)
         plan = plan_merge(
             host.input_ids,
@@ -246,10 +248,9 @@ class LlavaMetaForCausalLM:
             self._spans(num_views, image_sizes, scale_factor),
             padding_side,
             host.sequence_ids,
-        ).to(device)
-        text_embeds = self.get_input_embeddings()(plan.token_ids)
-        features = self._image_features(views, text_embeds, scale_factor)
-        return merge(plan, text_embeds, features, getattr(self.get_model(), "image_newline", None))
+        ).to(embed.weight.device)
+        newline = getattr(self.get_model(), "image_newline", None)
+        return merge(plan, embed(plan.token_ids), features, newline)
 
     def _views(self, images: Tensor | list[Tensor] | None) -> tuple[Tensor | None, list[int]]:
         """All views of a batch, float[V, 3, H, W], taken by the tower in one call; each image's number."""
@@ -303,7 +304,7 @@ class LlavaMetaForCausalLM:
             blank = like.new_zeros(1, 3, side, side)
             with kept_statistics(self.get_projector()):
                 return self.encode_images(blank, scale_factor).flatten(0, 1)[:0]
-        return like.new_zeros(0, like.shape[-1])
+        return like.new_zeros(0, self.get_input_embeddings().embedding_dim)
 
     def prepare_inputs_labels_for_multimodal(
         self, input_ids, position_ids, attention_mask, past_key_values, labels, images, image_sizes=None

@@ -1,7 +1,8 @@
 """Put image features where the prompt has <image>: pure index work, counts checked, labels masked."""
 
 # B sequences, T prompt tokens, T' merged tokens, V visual tokens of the whole batch, L positions of an image,
-# N labels, K positions attended to, D language model width. A place is a position's index in the flat batch.
+# N labels, K positions attended to, P positions of visual tokens, D language model width. A place is a
+# position's index in the flat batch.
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,14 +18,14 @@ from llava.tiling import COLUMN_END, ROW_END
 logger = logging.get_logger(__name__)  # its warning_once warns once of each message
 
 PADDING_ID = 0  # embedded, then hidden by the attention mask
-TEXT, NEWLINE = -1, -2  # in visual_index: a word or padding; the learnt end of a row
+TEXT, NEWLINE = -1, -2  # in an ImageSpan: a word or padding; the learnt end of a row
 
 
 class ImageSpan(NamedTuple):
     """What one image puts in the place of its <image>.
 
     Attributes:
-        visual_index: long[L], as in MergePlan.
+        visual_index: long[L], the row of image_features at a position, NEWLINE or TEXT.
         token_ids: long[L], words between tiles, PADDING_ID elsewhere.
     """
 
@@ -81,7 +82,9 @@ class MergePlan:
         position_ids: long[B, T'], counted over what is attended to; in packed rows from 0 for each sequence,
             padding being one of its own.
         labels: long[B, T'], IGNORE_INDEX on visual tokens and padding; None without labels.
-        visual_index: long[B, T'], the row of image_features at a position, NEWLINE or TEXT.
+        visual_places: long[P], places of visual tokens, ascending.
+        visual_rows: long[P], the row of image_features at each of them; None: the first P in their order.
+        newline_places: long[...], places of the learnt end of a row.
         is_padded: whether there is any padding: known here without asking the device.
         label_places: long[N], places whose next position carries a label; None without labels.
         attended_places: long[K], of packed rows; else None.
@@ -91,7 +94,9 @@ class MergePlan:
     attention_mask: Tensor
     position_ids: Tensor
     labels: Tensor | None
-    visual_index: Tensor
+    visual_places: Tensor
+    visual_rows: Tensor | None
+    newline_places: Tensor
     is_padded: bool
     label_places: Tensor | None
     attended_places: Tensor | None
@@ -120,7 +125,7 @@ class MergedInputs:
     attention_mask: Tensor
     position_ids: Tensor
     labels: Tensor | None
-    visual_index: Tensor
+    visual_places: Tensor
     is_padded: bool
     label_places: Tensor | None
     attended_places: Tensor | None
@@ -155,40 +160,49 @@ def plan_merge(
             f"but {len(spans)} images came; give one image for each placeholder."
         )
     remaining = iter(spans)
-    rows = []
+    rows, row_labels, row_sequences = [], [], []  # ids and visual_index; the others where they are given
     for row, row_keep in enumerate(keep):
         ids = input_ids[row][row_keep]
         is_image = ids == IMAGE_TOKEN_INDEX
         row_spans = [next(remaining) for _ in range(int(is_image.sum()))]
         repeats = torch.ones_like(ids)
         repeats[is_image] = torch.tensor([len(span.token_ids) for span in row_spans], dtype=torch.long)
-        of_image = is_image.repeat_interleave(repeats)
         row_ids = ids.repeat_interleave(repeats)
+        of_image = row_ids == IMAGE_TOKEN_INDEX
         index = torch.full_like(row_ids, TEXT)
         if row_spans:
             row_ids[of_image] = torch.cat([span.token_ids for span in row_spans])
             index[of_image] = torch.cat([span.visual_index for span in row_spans])
-        row_labels = torch.full_like(ids, IGNORE_INDEX) if labels is None else labels[row][row_keep]
-        row_labels = row_labels.repeat_interleave(repeats).masked_fill(of_image, IGNORE_INDEX)
-        row_sequences = torch.zeros_like(ids) if sequence_ids is None else sequence_ids[row][row_keep]
-        rows.append((row_ids, row_labels, index, row_sequences.repeat_interleave(repeats)))
+        rows.append((row_ids, index))
+        if labels is not None:
+            expanded = labels[row][row_keep].repeat_interleave(repeats)
+            row_labels.append(expanded.masked_fill(of_image, IGNORE_INDEX))
+        if sequence_ids is None:
+            row_sequences.append(torch.zeros_like(row_ids))
+        else:
+            row_sequences.append(sequence_ids[row][row_keep].repeat_interleave(repeats))
 
-    def pad(column: int, value: int) -> Tensor:
+    def pad(tensors: list[Tensor], value: int) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence(
-            [row[column] for row in rows], batch_first=True, padding_value=value, padding_side=padding_side
+            tensors, batch_first=True, padding_value=value, padding_side=padding_side
         )
 
-    sequences = pad(3, -1)
+    sequences = pad(row_sequences, -1)
     attended = sequences >= 0
-    merged_labels = None if labels is None else pad(1, IGNORE_INDEX)
+    merged_labels = None if labels is None else pad(row_labels, IGNORE_INDEX)
+    visual_index = pad([index for _, index in rows], TEXT).flatten()
+    visual_places = (visual_index >= 0).nonzero().flatten()
+    visual_rows = visual_index[visual_places]
     return MergePlan(
-        token_ids=pad(0, PADDING_ID),
+        token_ids=pad([ids for ids, _ in rows], PADDING_ID),
         attention_mask=attended,
         position_ids=(
             (attended.cumsum(dim=1) - 1).clamp(min=0) if sequence_ids is None else positions_within(sequences)
         ),
         labels=merged_labels,
-        visual_index=pad(2, TEXT),
+        visual_places=visual_places,
+        visual_rows=None if torch.equal(visual_rows, torch.arange(len(visual_rows))) else visual_rows,
+        newline_places=(visual_index == NEWLINE).nonzero().flatten(),
         is_padded=not bool(attended.all()),
         label_places=None if labels is None else places_before_labels(merged_labels),
         attended_places=None if sequence_ids is None else attended.flatten().nonzero().flatten(),
@@ -237,22 +251,24 @@ def merge(
     Args:
         plan: on the device of the embeddings.
         text_embeds: float[B, T', D], the embeddings of plan.token_ids.
-        image_features: float[V, D], in plan.visual_index's order; V = 0 keeps them in the autograd graph.
+        image_features: float[V, D], in the order of the images; V = 0 keeps them in the autograd graph.
         newline: float[D], the learnt end of a row; where there is one it stays in the graph as well.
     """
     flat = text_embeds.flatten(0, 1)
-    positions = torch.arange(flat.shape[0], device=flat.device)
-    learnt = [] if newline is None else [newline[None].to(flat.dtype)]
-    table = torch.cat([flat, image_features.to(flat.dtype), *learnt])
-    index = plan.visual_index.flatten()
-    source = torch.where(index >= 0, flat.shape[0] + index, positions)
-    source = torch.where(index == NEWLINE, table.shape[0] - 1, source)
+    if plan.visual_rows is None:
+        visual = image_features[: len(plan.visual_places)]
+    else:
+        visual = image_features.index_select(0, plan.visual_rows)
+    flat = flat.index_copy(0, plan.visual_places, visual.to(flat.dtype))
+    if newline is not None:
+        ends = newline.to(flat.dtype).expand(len(plan.newline_places), -1)
+        flat = flat.index_copy(0, plan.newline_places, ends)
     return MergedInputs(
-        table[source].view_as(text_embeds),
+        flat.view_as(text_embeds),
         plan.attention_mask,
         plan.position_ids,
         plan.labels,
-        plan.visual_index,
+        plan.visual_places,
         plan.is_padded,
         plan.label_places,
         plan.attended_places,
@@ -272,7 +288,7 @@ def one_row(merged: MergedInputs) -> MergedInputs:
         row(merged.attention_mask),
         row(merged.position_ids),
         row(merged.labels),
-        row(merged.visual_index),
+        torch.searchsorted(places, merged.visual_places),
         is_padded=False,
         label_places=None if labels is None else torch.searchsorted(places, labels),
         attended_places=torch.arange(len(places), device=places.device),

@@ -45,7 +45,8 @@ def over_heads(model: PreTrainedModel, head: int | None) -> Reduce[Tensor]:
 
 def visual_columns(merged) -> Tensor:
     """long[M']: where a merged sequence has its visual tokens, separators of tiles left out."""
-    return torch.nonzero(merged.visual_index[0] >= 0).flatten()
+    assert len(merged.inputs_embeds) == 1, "columns are places in a batch of one sequence"
+    return merged.visual_places
 
 
 @torch.no_grad()
