@@ -17,8 +17,8 @@ IDS = torch.tensor([[5, IMAGE_TOKEN_INDEX, 6, 7, 8], [0, 0, 9, IMAGE_TOKEN_INDEX
 def test_compiled_answers_are_the_plain_ones(device, tmp_path, dtype):
     """Of rows of different length with an image each, twice: the second prompt is answered by the same graph.
 
-    In bfloat16 near ties may fall otherwise, for a cache of fixed size and a compiler round in other places: the
-    answers have to be of the same shape and hold words of the vocabulary.
+    In bfloat16 near ties may fall otherwise, for a cache of fixed size and a compiler round in other places:
+    the answers have to be of the same shape and hold words of the vocabulary.
     """
     model = tiny.build(tmp_path).to(device, dtype)
     plain = Decoding(max_new_tokens=8).kwargs()
