@@ -3,9 +3,9 @@
 `bash scripts/test.sh -m gpu` runs them on the first CUDA GPU that this process may see. Where there is none,
 each is skipped and says so. They take models of a few thousand weights, made at random, and need no network.
 
-  LLAVA_GPU_TESTS_DEVICE   the device to run on, cuda by default. With `cpu` the tests themselves are tried on a
-                           machine without a GPU; what only CUDA has, such as graphs, counts of its memory
-                           and a search for waits, is skipped then.
+  LLAVA_GPU_TESTS_DEVICE   the device to run on, cuda by default. With `cpu` the tests themselves are tried
+                           on a machine without a GPU; what only CUDA has, such as graphs, counts of its
+                           memory and a search for waits, is skipped then.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ CASES = [
 
 
 def make(name: str, scale_factor: int) -> nn.Module:
-    """A projector in float32 on the CPU; no weight, gain or running statistic is at its simple first value."""
+    """A projector in float32 on the CPU; no weight, gain or running statistic is as it was at first."""
     fields = VisionFields(
         mm_projector_type=name,
         mm_hidden_size=WIDTH,

@@ -56,8 +56,9 @@ def test_the_peak_is_that_of_the_logits_held_at_once(cuda, autocast, use_sinkhor
     logits = BYTES_A_LOGIT[dtype] * MAX_LOGITS
     if (
         use_sinkhorn_lsd
-    ):  # a second gradient by the logits, added to the first, and a copy of those of the sample
-        logits += 3 * BYTES_A_LOGIT[dtype] * MAX_LOGITS // 4
+    ):  # its sample, whose logits are held beside their gradient alone, is a part of its own
+        assert fields.sinkhorn_max_tokens > MAX_LOGITS // V
+        logits = max(logits, 2 * dtype.itemsize * fields.sinkhorn_max_tokens * V)
     # The gradients; of the weight also a part's, before it is added, and in bfloat16 both matrices again
     matrices = 4 * (2 * V * D + 3 * N * D) + (2 * 2 * (V * D + N * D) if autocast else 0)
     bound = logits + matrices + SLACK
