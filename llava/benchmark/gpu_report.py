@@ -1,8 +1,8 @@
 """All figures that a GPU is asked for, part by part, the most important first; and the pages that show them.
 
 Each part runs in a process of its own with a limit of time, and writes its JSON as it ends: a part that
-fails, or a report that is cut short, takes nothing from the others. Processes are forked from one that has
-imported torch and transformers, for importing them anew would take a part's first seconds.
+fails, or a report that is cut short, takes nothing from the others. Processes are forked from a server that
+has imported torch and transformers, for importing them anew would take a part's first seconds.
 """
 
 from __future__ import annotations
@@ -161,9 +161,10 @@ def run_parts(parts: list[Part], folder: Path, seconds: float) -> dict[str, dict
     folder.mkdir(parents=True, exist_ok=True)
     end, record = time.monotonic() + seconds, folder / "parts.json"
     outcomes = json.loads(record.read_text()) if record.is_file() else {}
-    # so that asking for a GPU starts no CUDA here, which would be of no use in forked processes
+    # so that whatever asks for a GPU while it is imported starts no CUDA, which forked processes could not use
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    import_libraries()
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["llava.benchmark.speed.measure"])
     for part in parts:
         left, start = end - time.monotonic(), time.monotonic()
         missing = [name for name in part.needs if importlib.util.find_spec(name) is None]
@@ -173,22 +174,14 @@ def run_parts(parts: list[Part], folder: Path, seconds: float) -> dict[str, dict
             outcome = "left out, for the time was over"
         else:
             print(f"== {part.name}", flush=True)
-            outcome = in_a_process(part, folder, min(part.limit, left))
+            outcome = outcome_of(processes.Process(target=work, args=(part, folder)), min(part.limit, left))
         outcomes[part.name] = {"outcome": outcome, "seconds": time.monotonic() - start}
         record.write_text(json.dumps(outcomes, indent=1) + "\n")
     return outcomes
 
 
-def import_libraries() -> None:
-    """What every part imports first."""
-    import torch  # noqa: F401
-
-    import llava.benchmark.speed.measure  # noqa: F401
-
-
-def in_a_process(part: Part, folder: Path, limit: float) -> str:
-    """How it ended: done, failed or ended after so many seconds."""
-    process = multiprocessing.get_context("fork").Process(target=work, args=(part, folder))
+def outcome_of(process: multiprocessing.Process, limit: float) -> str:
+    """Run it; how it ended: done, failed or ended after so many seconds."""
     process.start()
     process.join(limit)
     if process.is_alive():

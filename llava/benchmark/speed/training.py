@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lora", action="store_true", help="stage 2 by adapters of the language model, of rank 128")
     add("--gradient_checkpointing", action="store_true", help="less memory for more arithmetic")
     add("--use_liger_kernel", action="store_true", help="fused kernels, as the trainer's flag")
+    add("--compile_layers", action="store_true", help="each layer of the language model by torch.compile")
     add("--peak_tflops", type=float, help="of the machine; default: by the GPU's name, else a product timed")
     parser.set_defaults(run=run)
 
@@ -84,6 +85,7 @@ def run(args: argparse.Namespace) -> None:
         "lora": args.lora,
         "gradient_checkpointing": args.gradient_checkpointing,
         "use_liger_kernel": args.use_liger_kernel,
+        "compile_layers": args.compile_layers,
         "peak_flops": peak,
         "peak_source": source,
     }
@@ -101,6 +103,7 @@ def step_name(args: argparse.Namespace) -> str:
         "lora": args.lora,
         "recompute": args.gradient_checkpointing,
         "liger": args.use_liger_kernel,
+        "compiled": args.compile_layers,
     }
     return "_".join([file_name("step", args), *(mark for mark, given in marks.items() if given)])
 
@@ -125,6 +128,9 @@ def measure(shape: Shape, args: argparse.Namespace, device: str, dtype_name: str
         variant.projector.requires_grad_(True)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if args.compile_layers:
+        for layer in model.get_decoder().layers:  # one graph a shape serves all of them
+            layer.compile(dynamic=False)
     language_model = [p for p in model.parameters() if p.requires_grad and not _is_projector(p, variants)]
     shared = _optimizer(language_model, device) if language_model else None
     prompt = build_prompt(model, args.batch_size, args.text_tokens, dtype)
@@ -252,6 +258,7 @@ def as_markdown(rows: list[dict], about: dict) -> str:
         "by LoRA": about["lora"],
         "gradient checkpointing": about["gradient_checkpointing"],
         "Liger's kernels": about["use_liger_kernel"],
+        "layers compiled": about["compile_layers"],
     }
     size = (
         f"{about['shape']}, {about['layers']} of {about['full_layers']} layers; stage {about['stage']}, "

@@ -177,7 +177,13 @@ def test_a_row_that_is_out_of_memory_has_no_time_and_harms_no_other():
     from llava.benchmark.speed.training import OUT_OF_MEMORY, as_markdown
 
     about = {"shape": "7b", "layers": 32, "full_layers": 32, "stage": 2, "batch_size": 16, "text_tokens": 40}
-    about |= {"answer_tokens": 20, "lora": True, "gradient_checkpointing": False, "use_liger_kernel": False}
+    about |= {
+        "answer_tokens": 20,
+        "lora": True,
+        "gradient_checkpointing": False,
+        "use_liger_kernel": False,
+        "compile_layers": False,
+    }
     about |= {"time": "wall", "peak_flops": 1e15, "peak_source": "a data sheet", "command": "c", "date": "d"}
     about |= {
         "machine": "GPU",
