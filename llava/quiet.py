@@ -18,6 +18,8 @@ MESSAGES = {
     "transformers.trainer_utils": r"The tokenizer has new PAD/BOS/EOS tokens",
     # A folder's settings of sampling without do_sample have no effect. Our commands have flags for them.
     "transformers.generation.configuration_utils": r"The following generation flags are not valid",
+    # A training step's cache keeps nothing, and layers that are recomputed do without it.
+    "transformers.modeling_layers": r"Caching is incompatible with gradient checkpointing",
     # Trainer accumulates gradients and tells accelerate 1; DeepSpeed gets --gradient_accumulation_steps.
     "accelerate.accelerator": r"(\[RANK \d+\] )?Gradient accumulation steps mismatch",
     # A kernel of the hub's that speeds up 4-bit generation on some CPUs. Results do not depend on it.

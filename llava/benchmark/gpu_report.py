@@ -161,7 +161,7 @@ def run_parts(parts: list[Part], folder: Path, seconds: float) -> dict[str, dict
     folder.mkdir(parents=True, exist_ok=True)
     end, record = time.monotonic() + seconds, folder / "parts.json"
     outcomes = json.loads(record.read_text()) if record.is_file() else {}
-    # so that whatever asks for a GPU while it is imported starts no CUDA, which forked processes could not use
+    # so that what asks for a GPU while it is imported starts no CUDA, which forked processes could not use
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["llava.benchmark.speed.measure"])

@@ -37,6 +37,7 @@ from llava.model.multimodal_projector.builder import build_projector, projector_
 from llava.model.multimodal_projector.norms import kept_statistics
 from llava.model.repetition import RepetitionPenalty
 from llava.model.tokenizer import separator_ids
+from llava.model.training_cache import KeepsNothing
 from llava.model.vocabulary import add_words
 from llava.tiling import TILED, WholeImage, num_positions, tiling_of
 
@@ -381,13 +382,16 @@ class LlavaMetaForCausalLM:
             inputs["past_key_values"] = past_key_values
         if self.training and labels is not None:
             num_items = kwargs.pop("num_items_in_batch", None)
+            kwargs["use_cache"] = False  # nothing is generated from a training step
+            if attention_mask is None and self.takes_position_ids and not is_packed:
+                inputs["past_key_values"] = KeepsNothing()
             outputs = self.get_decoder()(**inputs, **kwargs)
             if label_places is None:
                 label_places = places_before_labels(labels)
             rows = outputs.last_hidden_state.flatten(0, 1)[label_places]
             targets = labels.flatten()[label_places + 1]
             loss = language_loss(rows, targets, self.lm_head, self.config, num_items)
-            return CausalLMOutputWithPast(loss=loss, past_key_values=outputs.past_key_values)
+            return CausalLMOutputWithPast(loss=loss)
         return super().forward(**inputs, labels=labels, logits_to_keep=logits_to_keep, **kwargs)
 
     def _padding_is_unseen(self, padding_side: str) -> bool:

@@ -58,8 +58,10 @@ def test_the_search_finds_a_wait(cuda):
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
-def test_a_training_step_does_not_wait(cuda, model, autocast):
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_training_step_does_not_wait(cuda, model, autocast, use_cache, monkeypatch):
     """Forward and backward, padded rows, after a first step that takes the libraries' workspaces."""
+    monkeypatch.setattr(model.config, "use_cache", use_cache)  # train.py sets it to False
     model.train()
     for waits_are_errors in (False, True):
         inputs = batch(cuda)

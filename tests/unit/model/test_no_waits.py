@@ -51,8 +51,10 @@ def moved(values: dict, device: str) -> dict:
     return {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in values.items()}
 
 
-def test_a_training_step_reads_nothing_from_the_device(without_values):
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_training_step_reads_nothing_from_the_device(without_values, use_cache):
     without_values.train()
+    without_values.config.use_cache = use_cache  # train.py sets it to False
     loss = without_values(**moved(batch(), "meta")).loss
     loss.backward()
     gradient = without_values.get_projector().mlp[0].weight.grad
