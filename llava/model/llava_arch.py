@@ -92,6 +92,7 @@ class LlavaMetaForCausalLM:
 
     decoder_class: type[LlavaMetaModel]
     takes_position_ids = True
+    _compiled_encode = None  # by compile_vision
 
     def __init__(self, config):
         # Past the family's own constructor, which would build a text-only decoder
@@ -199,11 +200,27 @@ class LlavaMetaForCausalLM:
             UserError: if the model is text-only.
         """
         tower, projector = self.vision_parts()
-        features = tower(images.to(tower.device, non_blocking=True))
+        images = images.to(tower.device, non_blocking=True)
+        scale_factor = (scale_factor or self.config.scale_factor) if projector.compresses else None
+        if self._compiled_encode is None or torch.is_grad_enabled():
+            return self._encode(images, scale_factor)
+        torch.compiler.cudagraph_mark_step_begin()
+        return self._compiled_encode(
+            images, scale_factor
+        ).clone()  # the next call writes over a graph's output
+
+    def compile_vision(self) -> None:
+        """Encode images by one compiled graph from here on, where no gradients are wanted; on a GPU a CUDA graph.
+
+        The first batch of each number of views waits for the compiler.
+        """
+        self._compiled_encode = torch.compile(self._encode, mode="reduce-overhead", dynamic=False)
+
+    def _encode(self, images: Tensor, scale_factor: int | None) -> Tensor:
+        tower, projector = self.vision_parts()
+        features = tower(images)
         features = features.to(next(iter(projector.parameters()), features.selected).dtype)
-        if not projector.compresses:
-            return projector(features)
-        return projector(features, scale_factor or self.config.scale_factor)
+        return projector(features) if scale_factor is None else projector(features, scale_factor)
 
     def merge_inputs(
         self,
