@@ -127,8 +127,12 @@ class VisionZip(PruningProjector):
         places = torch.arange(num_contextual, device=x.device) * rest.shape[1] // num_contextual
         is_centre = torch.zeros(rest.shape[1], dtype=torch.bool, device=x.device)
         is_centre[places] = True
+        # Centres first, then the others, each in row-major order. A mask as an index would give shapes that
+        # depend on values: a wait for the device, and a break of a compiled graph.
+        order = rest[:, (~is_centre).int().argsort(stable=True)]
         equal = torch.ones_like(features.attention)
-        contextual = merge(x, features.keys.mean(dim=2), equal, rest[:, is_centre], rest[:, ~is_centre])
+        centres, others = order[:, :num_contextual], order[:, num_contextual:]
+        contextual = merge(x, features.keys.mean(dim=2), equal, centres, others)
         return torch.cat([take(x, dominant), contextual], dim=1)
 
 
