@@ -16,10 +16,20 @@ from llava.model.multimodal_projector.region_attention import (
 )
 
 
-def fingerprint(module: nn.Module) -> tuple:
+def own_tensors(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers, in a fixed order; several times faster than the module's own iterators."""
+    tensors, modules = [], [module]
+    while modules:
+        part = modules.pop()
+        tensors += part._parameters.values()
+        tensors += part._buffers.values()
+        modules += [child for child in part._modules.values() if child is not None]
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def fingerprint(module: nn.Module) -> list[tuple]:
     """Changes when a parameter or buffer is written to, replaced or moved; costs no device work."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return tuple((t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors)
+    return [(t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in own_tensors(module)]
 
 
 @contextmanager
@@ -41,7 +51,7 @@ class Foldable(nn.Module):
     """
 
     folds = True
-    _folded: tuple[tuple, object] | None = None
+    _folded: tuple[list, object] | None = None
 
     def train(self, mode: bool = True) -> "Foldable":
         self._folded = None  # weights may be replaced, in ways that leave no trace, while the mode changes
