@@ -6,6 +6,8 @@ pointwise operations write their results in that order where neither autograd no
 
 # Legend: multimodal_projector/base.py
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -57,13 +59,20 @@ def gelu(maps: Tensor, out: Tensor | None = None) -> Tensor:
     return torch.ops.aten.gelu.out(maps, out=out)
 
 
-def gelu_by_region(maps: list[Tensor], scale_factor: int) -> Tensor:
-    """GELU of several float[B, E, G, G], side by side: n of them to float[B, g, g, s, s, n*E]."""
-    cells = [by_region(part.permute(0, 2, 3, 1), scale_factor) for part in maps]
-    width = cells[0].shape[-1]
-    room = room_for(cells[0], *cells[0].shape[:-1], len(cells) * width)
+def gelu_by_region(maps: Iterable[Tensor], num_maps: int, scale_factor: int) -> Tensor:
+    """GELU of `num_maps` of float[B, E, G, G], side by side: float[B, g, g, s, s, num_maps*E].
+
+    Where results are written in place, maps that are computed as they are taken need not be held together.
+    """
+    cells = (by_region(part.permute(0, 2, 3, 1), scale_factor) for part in maps)
+    first = next(cells)
+    width = first.shape[-1]
+    room = room_for(first, *first.shape[:-1], num_maps * width)
     if room is None:
-        return gelu(torch.cat(cells, dim=-1) if len(cells) > 1 else cells[0])
-    for part, target in zip(cells, room.split(width, dim=-1), strict=True):
-        gelu(part, out=target)
+        return gelu(first if num_maps == 1 else torch.cat([first, *cells], dim=-1))
+    targets = iter(room.split(width, dim=-1))
+    gelu(first, out=next(targets))
+    del first
+    for target in targets:
+        gelu(next(cells), out=target)
     return room

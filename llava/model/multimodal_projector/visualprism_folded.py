@@ -22,6 +22,7 @@ from llava.model.multimodal_projector.region_order import (
     region_rows,
     regions,
     room_for,
+    writes_in_place,
 )
 from llava.model.multimodal_projector.triple_path import StackedGates, to_image_gains
 
@@ -136,21 +137,27 @@ class FoldedVisualPrism:
 
     def keys_and_values(self, x_multi: Tensor, scale_factor: int) -> tuple[Tensor, Tensor]:
         """float[B, N, L*C] to two of float[B*M, s*s, E], by regions."""
-        prism = self.prism
-        base = prism.kv_down_proj(x_multi)
+        base = self.prism.kv_down_proj(x_multi)
         maps, means = to_maps(base), base.mean(dim=1)
         key_gain, value_gain = map(to_image_gains, self.gates.gains(means.expand(2, *means.shape)))
+        return self.keys(maps, key_gain, scale_factor), self.values(maps, value_gain, scale_factor)
+
+    def keys(self, maps: Tensor, gain: Tensor, scale_factor: int) -> Tensor:
+        """float[B, E, G, G] and the gain of the global branch to float[B*M, s*s, E], by regions."""
+        local = (depthwise(maps, kernel) for kernel in self.k_branches)
+        local = region_rows(gelu_by_region(local, len(self.k_branches), scale_factor))
         cells = by_region(maps.permute(0, 2, 3, 1), scale_factor)
-        branches = gelu_by_region([depthwise(maps, kernel) for kernel in self.k_branches], scale_factor)
-        branches = region_rows(branches)
-        room = room_for(base, *cells.shape)
-        key = torch.addcmul(self.k_bias, cells, key_gain, value=KEY_GLOBAL_GAIN, out=room)
-        key = region_rows(key).flatten(0, 1)
-        key = torch.addmm(
-            key, branches.flatten(0, 1), self.k_weight.T, out=None if room is None else key
-        ).view(-1, *branches.shape[1:2], key.shape[-1])
-        value = gelu_by_region([depthwise(maps, self.v_branch)], scale_factor)
-        value = torch.addcmul(
-            value, cells, value_gain, value=VALUE_GLOBAL_GAIN, out=None if room is None else value
-        )
-        return prism.ln_k_1(key), prism.ln_v_1(region_rows(value))
+        room = room_for(cells, *cells.shape)
+        key = region_rows(torch.addcmul(self.k_bias, cells, gain, value=KEY_GLOBAL_GAIN, out=room))
+        rows = key.flatten(0, 1)
+        out = None if room is None else rows
+        rows = torch.addmm(rows, local.flatten(0, 1), self.k_weight.T, out=out)
+        return self.prism.ln_k_1(rows.view_as(key))
+
+    def values(self, maps: Tensor, gain: Tensor, scale_factor: int) -> Tensor:
+        """As keys()."""
+        value = gelu_by_region([depthwise(maps, self.v_branch)], 1, scale_factor)
+        cells = by_region(maps.permute(0, 2, 3, 1), scale_factor)
+        out = value if writes_in_place(value) else None
+        value = torch.addcmul(value, cells, gain, value=VALUE_GLOBAL_GAIN, out=out)
+        return self.prism.ln_v_1(region_rows(value))
