@@ -63,7 +63,7 @@ def figures(part: Callable[[str], dict | None]) -> Iterator[tuple[str, str, str]
     """What is measured, its bar and its figure."""
     if projectors := part("projectors_b32"):
         yield from projector_figures(projectors)
-    for name, size in (("speed_7b", "one sequence"), ("speed_7b_batch8", "eight sequences")):
+    for name, size in (("speed_7b", "one sequence"), ("speed_7b_batch16", "sixteen sequences")):
         if speed := part(name):
             yield from prefill_figures(speed, size)
     for name, title in (("step_1.5b", "stage 2 in full at 1.5B"), ("step_7b_lora", "stage 2 by LoRA at 7B")):

@@ -29,8 +29,6 @@ RESULTS = Path("docs/results")
 ROOT = Path(__file__).parents[2]
 TYPES = "mlp2x_gelu,tokenpacker,visualprism_plain,visualprism,visualprism_v2"
 FORMS = "--forms compile graph --dtype bfloat16 --scale_factors 2 --repeats 20"
-# a batch as both stages' scripts have it on one GPU, and the text of a short question with its answer
-STEPS = "--batch_size 16 --repeats 2"
 NO_BATCH = "--no_batch --repeats 3"
 
 
@@ -53,57 +51,60 @@ class Part:
     needs: tuple[str, ...] = ()
 
 
+def step(name: str, flags: str, title: str, *needs: str) -> Part:
+    return Part(f"step_{name}", f"step --repeats 2 {flags}", 70, title, needs)
+
+
+# Batches of training steps are what one H100 holds: of the compressed rows it would hold far more
 PARTS = (
     Part("machine", "machine", 40, "The machine"),
     Part("tests", None, 240, "Tests of tests/gpu"),
     Part(
-        "projectors_b32", f"projectors --types {TYPES} {FORMS} --batch_size 32", 90, "Projectors, 32 images"
+        "projectors_b32", f"projectors --types {TYPES} {FORMS} --batch_size 32", 100, "Projectors, 32 images"
     ),
-    Part("projectors_b1", f"projectors --types {TYPES} {FORMS} --batch_size 1", 90, "Projectors, one image"),
-    Part("speed_7b", f"speed --shape 7b {NO_BATCH}", 80, "7B, one sequence"),
-    Part("speed_7b_batch8", f"speed --shape 7b --batch_size 8 {NO_BATCH}", 80, "7B, eight sequences"),
+    Part("speed_7b", f"speed --shape 7b {NO_BATCH}", 60, "7B, one sequence"),
+    Part("speed_7b_batch16", f"speed --shape 7b --batch_size 16 {NO_BATCH}", 60, "7B, sixteen sequences"),
+    step(
+        "1.5b_liger",
+        "--shape 1.5b --batch_size 48 --use_liger_kernel",
+        "Stage 2, 1.5B, Liger's kernels",
+        "liger_kernel",
+    ),
+    step(
+        "7b_lora_liger",
+        "--shape 7b --batch_size 16 --lora --use_liger_kernel",
+        "Stage 2 by LoRA, 7B, Liger's kernels",
+        *("peft", "liger_kernel"),
+    ),
     Part("speed_1.5b", f"speed --shape 1.5b {NO_BATCH}", 60, "1.5B, one sequence"),
-    Part("step_1.5b", f"step --shape 1.5b {STEPS}", 60, "Stage 2 in full, 1.5B"),
-    Part("step_7b_lora", f"step --shape 7b --lora {STEPS}", 60, "Stage 2 by LoRA, 7B", ("peft",)),
-    Part("step_7b_stage1", f"step --shape 7b --stage 1 {STEPS}", 60, "Stage 1, 7B"),
     Part(
         "speed_1.5b_compile",
         "speed --shape 1.5b --scale_factors 2 --decode compile --no_theirs --no_batch --repeats 3",
         120,
-        "1.5B, decoding compiled",
+        "1.5B, vision and decoding compiled",
     ),
-    Part(
-        "step_1.5b_recompute",
-        f"step --shape 1.5b --gradient_checkpointing {STEPS}",
-        60,
-        "Stage 2, 1.5B, recomputed",
+    step("1.5b", "--shape 1.5b --batch_size 32", "Stage 2, 1.5B"),
+    step("7b_lora", "--shape 7b --batch_size 16 --lora", "Stage 2 by LoRA, 7B", "peft"),
+    step("7b_stage1", "--shape 7b --batch_size 16 --stage 1", "Stage 1, 7B"),
+    Part("projectors_b1", f"projectors --types {TYPES} {FORMS} --batch_size 1", 100, "Projectors, one image"),
+    step(
+        "1.5b_recompute", "--shape 1.5b --batch_size 48 --gradient_checkpointing", "Stage 2, 1.5B, recomputed"
     ),
-    Part(
-        "step_7b_lora_recompute",
-        f"step --shape 7b --lora --gradient_checkpointing {STEPS}",
-        60,
+    step(
+        "7b_lora_recompute",
+        "--shape 7b --batch_size 32 --lora --gradient_checkpointing",
         "Stage 2 by LoRA, 7B, recomputed",
-        ("peft",),
+        "peft",
     ),
-    Part(
-        "step_7b_stage1_recompute",
-        f"step --shape 7b --stage 1 --gradient_checkpointing {STEPS}",
-        60,
-        "Stage 1, recomputed",
+    step(
+        "7b_stage1_recompute",
+        "--shape 7b --batch_size 32 --stage 1 --gradient_checkpointing",
+        "Stage 1, 7B, recomputed",
     ),
-    Part(
-        "step_1.5b_liger",
-        f"step --shape 1.5b --use_liger_kernel {STEPS}",
-        60,
-        "Stage 2, 1.5B, Liger",
-        ("liger_kernel",),
-    ),
-    Part(
-        "step_7b_lora_liger",
-        f"step --shape 7b --lora --use_liger_kernel {STEPS}",
-        60,
-        "Stage 2 by LoRA, 7B, Liger",
-        ("peft", "liger_kernel"),
+    step(
+        "1.5b_compiled",
+        "--shape 1.5b --batch_size 32 --scale_factors 2 --compile_layers",
+        "Stage 2, 1.5B, layers compiled",
     ),
     Part(
         "capacity_7b", "speed --shape 7b --no_theirs --repeats 1 --new_tokens 256", 120, "7B, largest batch"

@@ -210,9 +210,9 @@ class LlavaMetaForCausalLM:
         ).clone()  # the next call writes over a graph's output
 
     def compile_vision(self) -> None:
-        """Encode images by one compiled graph from here on, where no gradients are wanted; on a GPU a CUDA graph.
+        """Encode images by one compiled graph from here on, on a GPU in a CUDA graph.
 
-        The first batch of each number of views waits for the compiler.
+        Where gradients are wanted nothing changes. The first batch of each number of views waits for the compiler.
         """
         self._compiled_encode = torch.compile(self._encode, mode="reduce-overhead", dynamic=False)
 

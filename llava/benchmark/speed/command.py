@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--projectors", default="visualprism", help="compressing types, separated by commas")
     add("--scale_factors", type=int, nargs="+", default=[2, 3, 4])
     add("--new_tokens", type=int, default=32, help="of the answer, at least 2")
-    add("--decode", choices=("eager", "compile"), default="eager", help="compile: Decoding(compiled=True)")
+    add("--decode", choices=("eager", "compile"), default="eager", help="compile: tower and projector, too")
     add("--memory_gib", type=float, help="of the largest batch; default: the GPU's own, else 24")
     add("--no_theirs", action="store_true", help="leave transformers' own out")
     add("--no_batch", action="store_true", help="leave the largest batch out")

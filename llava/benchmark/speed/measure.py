@@ -183,6 +183,8 @@ def measure(
     model = build_model(shape, settings.device, settings.dtype)
     theirs = build_theirs(model) if with_theirs else None
     variants = build_variants(model, names, scale_factors, settings.dtype)
+    if settings.compiled:
+        model.compile_vision()
     prompt = build_prompt(model, settings.batch_size, settings.text_tokens, settings.dtype)
     calls = {v: our_round(model, v, prompt, clock, settings) for v in variants}
     if theirs is not None:

@@ -86,7 +86,7 @@ class ChannelNorm(nn.LayerNorm):
     """Layer norm over the channels of each position: no statistics of a batch."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        """float[B, C, G, G] to the same shape."""
+        """float[B, C, ...], as a rule float[B, C, G, G], to the same shape."""
         return super().forward(maps.movedim(1, -1)).movedim(-1, 1)
 
 

@@ -10,16 +10,38 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from llava.errors import UserError
+from llava.model.multimodal_projector.region_order import regions
 
 HEAD_WIDTH = 128  # of the default head count
 
 
-def regions(grid_features: Tensor, scale_factor: int) -> Tensor:
-    """float[B, N, E], row-major grid, to float[B*M, s*s, E]: the patches of each region."""
-    batch, num, width = grid_features.shape
-    side = round(num**0.5) // scale_factor
-    cells = grid_features.reshape(batch, side, scale_factor, side, scale_factor, width)
-    return cells.transpose(2, 3).reshape(batch * side * side, scale_factor**2, width)
+def attention_weights(query: Tensor, key: Tensor, key_map: Tensor) -> Tensor:
+    """Attention of each query to the patches of its region, row-major.
+
+    Args:
+        query: float[B*M, E], in-projected and scaled.
+        key: float[B*M, s*s, E], not in-projected.
+        key_map: float[h, E/h, E], the in-projection of the keys.
+    Returns:
+        float[B*M, h, s*s].
+    """
+    heads = query.unflatten(-1, (len(key_map), -1)).transpose(0, 1)
+    absorbed = torch.bmm(heads, key_map).transpose(0, 1)  # [B*M, h, E]
+    return torch.bmm(absorbed, key.transpose(1, 2)).softmax(dim=-1)
+
+
+def weighted_values(weights: Tensor, value: Tensor, value_map: Tensor) -> Tensor:
+    """The weighted values, in-projected without bias, heads side by side.
+
+    Args:
+        weights: float[B*M, h, s*s].
+        value: float[B*M, s*s, E], not in-projected.
+        value_map: float[h, E/h, E], the in-projection of the values.
+    Returns:
+        float[B*M, E], transposed in memory: a linear map reads it as it is.
+    """
+    context = torch.bmm(weights, value)  # [B*M, h, E]
+    return torch.bmm(value_map, context.permute(1, 2, 0)).flatten(0, 1).T
 
 
 class RegionAttention(nn.Module):
@@ -44,26 +66,43 @@ class RegionAttention(nn.Module):
         init.xavier_uniform_(self.in_proj_weight)
         init.zeros_(self.in_proj_bias)
 
-    def weights(self, query: Tensor, key: Tensor, scale_factor: int) -> Tensor:
-        """Attention of each query to the patches of its region, row-major: float[B*M, h, s*s]."""
-        width, heads = query.shape[-1], self.num_heads
-        w_query, w_key, _ = self.in_proj_weight.chunk(3)
+    @property
+    def scale(self) -> float:
+        return (self.out_proj.in_features // self.num_heads) ** -0.5
+
+    def query_map(self) -> tuple[Tensor, Tensor]:
+        """The in-projection of the queries: weight and bias.
+
+        The key bias has no effect; its zero share keeps it in the graph, where distributed training expects
+        a gradient of every parameter.
+        """
         b_query, b_key, _ = self.in_proj_bias.chunk(3)
-        query = nn.functional.linear(query, w_query, b_query).view(-1, heads, width // heads)
-        # The key bias has no effect; its zero share keeps it in the graph, where distributed training expects
-        # a gradient of every parameter.
-        query = (query + 0.0 * b_key.view(heads, -1)) * (width // heads) ** -0.5
-        absorbed = torch.einsum("mhd,hde->mhe", query, w_key.view(heads, -1, width))
-        return (absorbed @ regions(key, scale_factor).transpose(1, 2)).softmax(dim=-1)
+        return self.in_proj_weight.chunk(3)[0], b_query + 0.0 * b_key
+
+    def head_maps(self) -> tuple[Tensor, Tensor]:
+        """The in-projections of keys and values, each float[h, E/h, E]."""
+        _, w_key, w_value = self.in_proj_weight.chunk(3)
+        return w_key.unflatten(0, (self.num_heads, -1)), w_value.unflatten(0, (self.num_heads, -1))
+
+    def weights(self, query: Tensor, key: Tensor, scale_factor: int) -> Tensor:
+        """Of query float[B, M, E] over key float[B, N, E], row-major grids: float[B*M, h, s*s], row-major."""
+        return self._weights(query, regions(key, scale_factor))
 
     def gather(self, weights: Tensor, value: Tensor, scale_factor: int) -> Tensor:
         """The weighted values, in-projected, heads side by side: float[B*M, E]; out_proj is still to come."""
-        width, heads = value.shape[-1], self.num_heads
-        context = weights @ regions(value, scale_factor)  # [B*M, h, E]
-        w_value, b_value = self.in_proj_weight.chunk(3)[2], self.in_proj_bias.chunk(3)[2]
-        return torch.einsum("mhe,hde->mhd", context, w_value.view(heads, -1, width)).flatten(1) + b_value
+        return self._gather(weights, regions(value, scale_factor))
+
+    def _weights(self, query: Tensor, key: Tensor) -> Tensor:
+        query = nn.functional.linear(query.flatten(0, 1), *self.query_map()) * self.scale
+        return attention_weights(query, key, self.head_maps()[0])
+
+    def _gather(self, weights: Tensor, value: Tensor) -> Tensor:
+        return weighted_values(weights, value, self.head_maps()[1]) + self.in_proj_bias.chunk(3)[2]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """query float[B, M, E], key and value float[B*M, s*s, E] by regions, to float[B, M, E]."""
+        return self.out_proj(self._gather(self._weights(query, key), value)).view_as(query)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scale_factor: int) -> Tensor:
         """query float[B, M, E], key and value float[B, N, E], row-major grids, to float[B, M, E]."""
-        gathered = self.gather(self.weights(query, key, scale_factor), value, scale_factor)
-        return self.out_proj(gathered).view_as(query)
+        return self.attend(query, regions(key, scale_factor), regions(value, scale_factor))

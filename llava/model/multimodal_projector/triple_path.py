@@ -38,6 +38,31 @@ class GlobalGate(nn.Module):
         return self.excite(maps.mean(dim=(2, 3), keepdim=True)).sigmoid()
 
 
+class StackedGates:
+    """The maps of several GlobalGates side by side, so that each is one product for all of them."""
+
+    def __init__(self, *gates: GlobalGate):
+        layers = [(gate.excite[0], gate.excite[2]) for gate in gates]
+        self.maps = [
+            (
+                torch.stack([layer.weight.flatten(1) for layer in same]).transpose(1, 2),
+                torch.stack([layer.bias for layer in same]).unsqueeze(1),
+            )
+            for same in zip(*layers, strict=True)
+        ]
+
+    def gains(self, means: Tensor) -> Tensor:
+        """The gain of each gate from its map's mean: float[gates, B, E] to the same shape."""
+        (first, first_bias), (second, second_bias) = self.maps
+        hidden = nn.functional.gelu(torch.baddbmm(first_bias, means, first))
+        return torch.baddbmm(second_bias, hidden, second).sigmoid()
+
+
+def to_image_gains(gains: Tensor) -> Tensor:
+    """float[B, E] to float[B, 1, 1, 1, 1, E], as a factor of maps in the order of regions."""
+    return gains[:, None, None, None, None]
+
+
 class PrismParts(NamedTuple):
     """What a VisualPrism makes of B images on its way.
 

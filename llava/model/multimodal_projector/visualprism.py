@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from llava.errors import UserError
 from llava.model.multimodal_projector.base import downsample, to_maps, to_tokens
+from llava.model.multimodal_projector.folding import Foldable
 from llava.model.multimodal_projector.norms import NORMS
 from llava.model.multimodal_projector.triple_path import (
     GlobalGate,
@@ -20,12 +21,13 @@ from llava.model.multimodal_projector.triple_path import (
     depthwise,
     in_published_order,
 )
-from llava.model.multimodal_projector.visualprism_folded import FoldedVisualPrism, fingerprint
+from llava.model.multimodal_projector.visualprism_folded import (
+    KEY_GLOBAL_GAIN,
+    VALUE_GLOBAL_GAIN,
+    FoldedVisualPrism,
+)
 from llava.model.multimodal_projector.wavelet import WaveletPath
 from llava.model.vision_config import VISUALPRISM_PATHS, VisionFields, query_paths
-
-KEY_GLOBAL_GAIN = 0.6
-VALUE_GLOBAL_GAIN = 0.4
 
 
 class MultiScaleConv(nn.Module):
@@ -44,7 +46,7 @@ class MultiScaleConv(nn.Module):
         return self.fusion(torch.cat([conv(maps) for conv in self.convs], dim=1))
 
 
-class VisualPrism(TriplePathCompressor):
+class VisualPrism(Foldable, TriplePathCompressor):
     """Guide, then compress: G*G patches to (G/s)**2 tokens.
 
     The grid side is read at run time and no parameter depends on s, so one module serves every resolution
@@ -83,7 +85,6 @@ class VisualPrism(TriplePathCompressor):
         self.paths = in_published_order(paths)
         self.hkve = hkve
         self.folds = norm != "layer"
-        self._folded: tuple[tuple, FoldedVisualPrism] | None = None
         # Triple-path query projection
         if "identity" in self.paths:
             self.q_identity_proj = nn.Linear(vision_width, width)
@@ -119,10 +120,6 @@ class VisualPrism(TriplePathCompressor):
     def wavelet_path(self) -> WaveletPath:
         return self.q_freq[0]
 
-    def train(self, mode: bool = True) -> "VisualPrism":
-        self._folded = None  # weights may be replaced, in ways that leave no trace, while the mode changes
-        return super().train(mode)
-
     def path_queries(self, x: Tensor, scale_factor: int) -> Iterator[Tensor]:
         """float[B, N, C] to each path's float[B, M, E], in the order of `paths`.
 
@@ -143,31 +140,14 @@ class VisualPrism(TriplePathCompressor):
         if not self.hkve:
             return super().keys_and_values(x_multi)
         base = to_maps(self.kv_down_proj(x_multi))
-        key = self.k_local(base) + base * self.key_gain(base)
-        value = self.v_local(base) + base * self.value_gain(base)
+        key = self.k_local(base) + base * (KEY_GLOBAL_GAIN * self.k_global.gain(base))
+        value = self.v_local(base) + base * (VALUE_GLOBAL_GAIN * self.v_global.gain(base))
         return self.ln_k_1(to_tokens(key)), self.ln_v_1(to_tokens(value))
-
-    def key_gain(self, base: Tensor) -> Tensor:
-        """The global branch of the keys as a factor float[B, E, 1, 1] of base."""
-        return KEY_GLOBAL_GAIN * self.k_global.gain(base)
-
-    def value_gain(self, base: Tensor) -> Tensor:
-        """The global branch of the values, likewise."""
-        return VALUE_GLOBAL_GAIN * self.v_global.gain(base)
 
     def compress(self, x: Tensor, x_multi: Tensor, scale_factor: int) -> Tensor:
         if self.folded_form_serves():
             return self.folded()(x, x_multi, scale_factor)
         return super().compress(x, x_multi, scale_factor)
 
-    def folded_form_serves(self) -> bool:
-        """In evaluation, unless gradients of the weights themselves are wanted: folding would hide them."""
-        wants_gradients = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        return self.folds and not self.training and not wants_gradients
-
-    def folded(self) -> FoldedVisualPrism:
-        """The evaluation form of the weights as they are now; made again when any of them changed."""
-        now = fingerprint(self)
-        if self._folded is None or self._folded[0] != now:
-            self._folded = (now, FoldedVisualPrism(self))
-        return self._folded[1]
+    def fold(self, products: bool) -> FoldedVisualPrism:
+        return FoldedVisualPrism(self, products)

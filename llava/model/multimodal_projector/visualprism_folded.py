@@ -3,6 +3,8 @@
 - Each batch norm is folded into its convolution.
 - Sampling commutes with 1x1 maps, so the maps of the paths, the fusion weights and the query projection
   become one matrix over the sampled paths: M positions instead of N, once instead of four times.
+- The 1x1 map over the branches of the keys is one product, and both global gates are computed together.
+- Keys and values are written in the order of regions.
 - The out-projection of the attention is multiplied into the first map of the MLP.
 """
 
@@ -13,14 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llava.model.multimodal_projector.base import downsample, to_maps, to_tokens
+from llava.model.multimodal_projector.folding import FoldedAttention
+from llava.model.multimodal_projector.region_order import (
+    by_region,
+    gelu_by_region,
+    region_rows,
+    regions,
+    room_for,
+    writes_in_place,
+)
+from llava.model.multimodal_projector.triple_path import StackedGates, to_image_gains
+
+KEY_GLOBAL_GAIN = 0.6
+VALUE_GLOBAL_GAIN = 0.4
 
 Kernel = tuple[Tensor, Tensor]  # weight and bias of a convolution
-
-
-def fingerprint(module: nn.Module) -> tuple:
-    """Changes when a parameter or buffer is written to, replaced or moved; costs no device work."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return tuple((t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in tensors)
 
 
 def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Kernel:
@@ -29,15 +38,15 @@ def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Kernel:
     return conv.weight * gain.view(-1, 1, 1, 1), norm.bias - norm.running_mean * gain
 
 
-def depthwise_gelu(maps: Tensor, kernel: Kernel) -> Tensor:
+def depthwise(maps: Tensor, kernel: Kernel) -> Tensor:
     weight, bias = kernel
-    return F.gelu(F.conv2d(maps, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0]))
+    return F.conv2d(maps, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
 
 
 def sampled_depthwise_gelu(maps: Tensor, kernel: Kernel, scale_factor: int) -> Tensor:
-    """downsample(depthwise_gelu(maps)); an odd s samples block middles, and is convolved there alone."""
+    """Depthwise convolution, GELU, sampling; an odd s samples block middles, and is convolved there alone."""
     if scale_factor % 2 == 0:
-        return downsample(depthwise_gelu(maps, kernel), scale_factor)
+        return downsample(F.gelu(depthwise(maps, kernel)), scale_factor)
     weight, bias = kernel
     margin = weight.shape[-1] // 2 - scale_factor // 2  # how far the first middle's window is beyond the edge
     if margin < 0:
@@ -46,75 +55,109 @@ def sampled_depthwise_gelu(maps: Tensor, kernel: Kernel, scale_factor: int) -> T
 
 
 class FoldedVisualPrism:
-    """A VisualPrism's weights at one moment, folded; no module, so nothing of it is saved or trained."""
+    """A VisualPrism's weights at one moment, folded; no module, so nothing of it is saved or trained.
 
-    @torch.inference_mode(False)  # made in inference mode its tensors could serve no gradient later
-    @torch.no_grad()
-    def __init__(self, prism: nn.Module):
+    Args:
+        prism: the VisualPrism.
+        products: as in Foldable.fold.
+    """
+
+    def __init__(self, prism: nn.Module, products: bool = True):
         self.prism = prism
-        maps, biases = [], []
-        if "identity" in prism.paths:
-            maps.append(prism.q_identity_proj.weight)
-            biases.append(prism.q_identity_proj.bias)
-        if "local" in prism.paths:
-            self.q_branches = [fold_norm(conv, norm) for conv, norm, _ in prism.q_local.convs]
-            weight, bias = fold_norm(*prism.q_local.fusion)
-            maps.append(weight.flatten(1))
-            biases.append(bias)
-        if "wavelet" in prism.paths:
-            path, projection = prism.q_freq
-            self.subband = fold_norm(path.subband_conv, path.subband_bn)
-            maps.append(projection.weight.flatten(1))
-            biases.append(projection.bias)
-        share = prism.q_fusion_weights.softmax(dim=0)
-        to_query = prism.q_proj_1.weight
-        self.query_weight = to_query @ torch.cat(
-            [s * part for s, part in zip(share, maps, strict=True)], dim=1
-        )
-        self.query_bias = to_query @ sum(s * part for s, part in zip(share, biases, strict=True))
+        self.fold_queries(products)
         if prism.hkve:
             self.k_branches = [fold_norm(conv, norm) for conv, norm, _ in prism.k_local.convs]
             weight, self.k_bias = fold_norm(*prism.k_local.fusion)
-            self.k_weights = weight.flatten(1).chunk(len(self.k_branches), dim=1)
+            self.k_weight = weight.flatten(1)
             self.v_branch = fold_norm(prism.v_local[0], prism.v_local[1])
-        out_proj, first = prism.clip_attn.out_proj, prism.mlp[0]
-        self.mlp_weight = first.weight @ out_proj.weight
-        self.mlp_bias = first.weight @ out_proj.bias + first.bias
+            self.gates = StackedGates(prism.k_global, prism.v_global)
+        self.attention = FoldedAttention(prism.clip_attn, prism.mlp[0]) if products else None
+
+    def fold_queries(self, products: bool) -> None:
+        """The maps of all paths as one; of the wavelet path also for where LL suffices."""
+        prism = self.prism
+        maps, biases = {}, {}
+        if "identity" in prism.paths:
+            maps["identity"], biases["identity"] = prism.q_identity_proj.weight, prism.q_identity_proj.bias
+        if "local" in prism.paths:
+            self.q_branches = [fold_norm(conv, norm) for conv, norm, _ in prism.q_local.convs]
+            weight, biases["local"] = fold_norm(*prism.q_local.fusion)
+            maps["local"] = weight.flatten(1)
+        if "wavelet" in prism.paths:
+            path, projection = prism.q_freq
+            maps["wavelet"], biases["wavelet"] = projection.weight.flatten(1), projection.bias
+            weight, bias = self.subband = fold_norm(path.subband_conv, path.subband_bn)
+            analysis, self.low_band_gain = (gain.to(weight.dtype) for gain in path.low_band_gains())
+            self.low_subband = analysis * weight, bias
+        share = dict(zip(prism.paths, prism.q_fusion_weights.softmax(dim=0), strict=True))
+        weights = {path: share[path] * maps[path] for path in prism.paths}
+        self.query_bias = sum(share[path] * biases[path] for path in prism.paths)
+        if products:
+            to_query = prism.q_proj_1.weight
+            weights = {path: to_query @ weight for path, weight in weights.items()}
+            self.query_bias = to_query @ self.query_bias
+        self.to_query = nn.Identity() if products else prism.q_proj_1
+        self.query_weight = torch.cat(list(weights.values()), dim=1)
+        if "wavelet" in prism.paths:
+            weights["wavelet"] = self.low_band_gain * weights["wavelet"]
+            self.low_query_weight = torch.cat(list(weights.values()), dim=1)
 
     def __call__(self, x: Tensor, x_multi: Tensor, scale_factor: int) -> Tensor:
         """x float[B, N, C], x_multi float[B, N, L*C] to float[B, M, D]."""
-        prism = self.prism
+        if self.prism.hkve:
+            key, value = self.keys_and_values(x_multi, scale_factor)
+        else:
+            key, value = (regions(part, scale_factor) for part in self.prism.keys_and_values(x_multi))
         query = self.queries(x, scale_factor)
-        key, value = self.keys_and_values(x_multi) if prism.hkve else prism.keys_and_values(x_multi)
-        weights = prism.clip_attn.weights(query, key, scale_factor)
-        gathered = prism.clip_attn.gather(weights, value, scale_factor)
-        tokens = prism.mlp[2](F.gelu(F.linear(gathered, self.mlp_weight, self.mlp_bias)))
-        return tokens.unflatten(0, query.shape[:2])
+        if self.attention is None:
+            return self.prism.attend(query, key, value)
+        return self.prism.mlp[1:](self.attention(query, key, value))
 
     def queries(self, x: Tensor, scale_factor: int) -> Tensor:
         """float[B, N, C] to float[B, M, E]."""
-        maps = to_maps(x)
+        prism, maps = self.prism, to_maps(x)
+        low_band = "wavelet" in prism.paths and prism.wavelet_path().samples_low_band(scale_factor)
         sampled = []
-        if "identity" in self.prism.paths:
-            sampled.append(downsample(maps, scale_factor))
-        if "local" in self.prism.paths:
+        if "identity" in prism.paths or low_band:
+            means = downsample(maps, scale_factor)
+        if "identity" in prism.paths:
+            sampled.append(means)
+        if "local" in prism.paths:
             sampled += [sampled_depthwise_gelu(maps, kernel, scale_factor) for kernel in self.q_branches]
-        if "wavelet" in self.prism.paths:
-            path = self.prism.q_freq[0]
-            sampled.append(path.sampled(maps, scale_factor, lambda band: depthwise_gelu(band, self.subband)))
-        tokens = to_tokens(torch.cat(sampled, dim=1))
-        return self.prism.ln_q_1(F.linear(tokens, self.query_weight, self.query_bias))
+        if low_band:
+            sampled.append(F.gelu(depthwise(means, self.low_subband)))
+        elif "wavelet" in prism.paths:
+            restored = prism.wavelet_path().transform(
+                maps, lambda band: F.gelu(depthwise(band, self.subband))
+            )
+            sampled.append(downsample(restored, scale_factor))
+        tokens = torch.cat([to_tokens(part) for part in sampled], dim=-1)
+        weight = self.low_query_weight if low_band else self.query_weight
+        return prism.ln_q_1(self.to_query(F.linear(tokens, weight, self.query_bias)))
 
-    def keys_and_values(self, x_multi: Tensor) -> tuple[Tensor, Tensor]:
-        """float[B, N, L*C] to two of float[B, N, E]."""
-        prism = self.prism
-        base = prism.kv_down_proj(x_multi)
-        maps = to_maps(base)
-        key = torch.addcmul(self.k_bias, base, to_tokens(prism.key_gain(maps)))
+    def keys_and_values(self, x_multi: Tensor, scale_factor: int) -> tuple[Tensor, Tensor]:
+        """float[B, N, L*C] to two of float[B*M, s*s, E], by regions."""
+        base = self.prism.kv_down_proj(x_multi)
+        maps, means = to_maps(base), base.mean(dim=1)
+        key_gain, value_gain = map(to_image_gains, self.gates.gains(means.expand(2, *means.shape)))
+        return self.keys(maps, key_gain, scale_factor), self.values(maps, value_gain, scale_factor)
+
+    def keys(self, maps: Tensor, gain: Tensor, scale_factor: int) -> Tensor:
+        """float[B, E, G, G] and the gain of the global branch to float[B*M, s*s, E], by regions."""
+        local = (depthwise(maps, kernel) for kernel in self.k_branches)
+        local = region_rows(gelu_by_region(local, len(self.k_branches), scale_factor))
+        cells = by_region(maps.permute(0, 2, 3, 1), scale_factor)
+        room = room_for(cells, *cells.shape)
+        key = region_rows(torch.addcmul(self.k_bias, cells, gain, value=KEY_GLOBAL_GAIN, out=room))
         rows = key.flatten(0, 1)
-        for kernel, weight in zip(self.k_branches, self.k_weights, strict=True):
-            rows = torch.addmm(rows, to_tokens(depthwise_gelu(maps, kernel)).flatten(0, 1), weight.T)
-        value = torch.addcmul(
-            to_tokens(depthwise_gelu(maps, self.v_branch)), base, to_tokens(prism.value_gain(maps))
-        )
-        return prism.ln_k_1(rows.view_as(key)), prism.ln_v_1(value)
+        out = None if room is None else rows
+        rows = torch.addmm(rows, local.flatten(0, 1), self.k_weight.T, out=out)
+        return self.prism.ln_k_1(rows.view_as(key))
+
+    def values(self, maps: Tensor, gain: Tensor, scale_factor: int) -> Tensor:
+        """As keys()."""
+        value = gelu_by_region([depthwise(maps, self.v_branch)], 1, scale_factor)
+        cells = by_region(maps.permute(0, 2, 3, 1), scale_factor)
+        out = value if writes_in_place(value) else None
+        value = torch.addcmul(value, cells, gain, value=VALUE_GLOBAL_GAIN, out=out)
+        return self.prism.ln_v_1(region_rows(value))

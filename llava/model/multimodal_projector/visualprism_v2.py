@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from llava.model.multimodal_projector.base import NORM_EPS, downsample, to_maps, to_tokens
+from llava.model.multimodal_projector.base import NORM_EPS
+from llava.model.multimodal_projector.folding import Foldable
 from llava.model.multimodal_projector.norms import ChannelNorm
 from llava.model.multimodal_projector.triple_path import (
     GlobalGate,
@@ -29,6 +30,7 @@ from llava.model.multimodal_projector.triple_path import (
     depthwise,
     in_published_order,
 )
+from llava.model.multimodal_projector.visualprism_v2_merged import MergedVisualPrismV2
 from llava.model.multimodal_projector.wavelet import SubbandPath
 from llava.model.vision_config import VISUALPRISM_PATHS, VisionFields, query_paths
 
@@ -55,13 +57,10 @@ class RegionGains(nn.Module):
     def reset_parameters(self) -> None:
         init.zeros_(self.weight)
 
-    def forward(self, grid_features: Tensor, scale_factor: int) -> Tensor:
-        """float[B, N, E], row-major grid, to the same shape."""
-        side = round(grid_features.shape[1] ** 0.5) // scale_factor
-        gains = 1 + cosine_basis(scale_factor, self.weight.device) @ self.weight.float()  # [s*s, E]
-        gains = gains.to(grid_features.dtype).view(1, scale_factor, 1, scale_factor, -1)
-        cells = grid_features.unflatten(1, (side, scale_factor, side, scale_factor))
-        return (cells * gains).flatten(1, 4)
+    def gains(self, scale_factor: int) -> Tensor:
+        """float[s*s, E], the factors at the patches of a region, row-major."""
+        gains = 1 + cosine_basis(scale_factor, self.weight.device) @ self.weight.float()
+        return gains.to(self.weight.dtype)
 
 
 class Branches(nn.Module):
@@ -79,15 +78,12 @@ class Branches(nn.Module):
         init.zeros_(self.local_gain)
         init.zeros_(self.global_gain)
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """float[B, E, G, G] to the same shape."""
-        shape = (-1, 1, 1)
-        local = nn.functional.gelu(self.norm(self.conv(maps)))
-        whole = maps * self.gate.gain(maps)
-        return maps + self.local_gain.view(shape) * local + self.global_gain.view(shape) * whole
+    def local(self, maps: Tensor) -> Tensor:
+        """The local branch before its gain: float[B, E, G, G] to the same shape."""
+        return nn.functional.gelu(self.norm(self.conv(maps)))
 
 
-class VisualPrismV2(TriplePathCompressor):
+class VisualPrismV2(Foldable, TriplePathCompressor):
     """G*G patches to (G/s)**2 tokens; no parameter depends on s or on G.
 
     Args, beside RegionCompressor's:
@@ -170,42 +166,46 @@ class VisualPrismV2(TriplePathCompressor):
         apart = levels.unflatten(-1, (-1, self.vision_width))
         return nn.functional.layer_norm(apart, (self.vision_width,), eps=NORM_EPS).flatten(-2)
 
+    def path_maps(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Weight and bias of each path's linear map, float[E, ...] and float[E]."""
+        maps = {}
+        if "identity" in self.paths:
+            maps["identity"] = self.q_identity.weight, self.q_identity.bias
+        if "local" in self.paths:
+            maps["local"] = self.q_local_proj.weight, self.q_local_proj.bias
+        if "wavelet" in self.paths:
+            maps["wavelet"] = self.q_wavelet_proj.weight * self.q_wavelet.gains(), self.q_wavelet_proj.bias
+        return maps
+
     def path_queries(self, x: Tensor, scale_factor: int) -> Iterator[Tensor]:
-        """As TriplePathCompressor's; sampling comes before the linear maps, with which it commutes."""
-        maps = to_maps(self.normed(x))
-
-        def sampled(part: Tensor) -> Tensor:
-            return to_tokens(downsample(part, scale_factor))
-
-        paths = {
-            "identity": lambda: self.q_identity(sampled(maps)),
-            "local": lambda: self.q_local_proj(torch.cat([sampled(conv(maps)) for conv in self.q_local], -1)),
-            "wavelet": lambda: self.q_wavelet_proj(
-                to_tokens(self.q_wavelet(maps, maps.shape[-1] // scale_factor))
-            ),
-        }
-        return (paths[path]() for path in self.paths)
+        """As TriplePathCompressor's."""
+        form, maps = self.form(), self.path_maps()
+        rows = form.path_rows(x, scale_factor, share_low_band=False)
+        return (nn.functional.linear(torch.cat(rows[path], dim=-1), *maps[path]) for path in self.paths)
 
     def keys_and_values(self, x_multi: Tensor) -> tuple[Tensor, Tensor]:
         """float[B, N, L*C] to two of float[B, N, E]; values do not carry their places yet."""
-        x_multi = self.normed(x_multi)
-        key, value = self.k_mix(x_multi), self.v_mix(x_multi)
-        if self.k_branches is not None:
-            key, value = (
-                to_tokens(branches(to_maps(part)))
-                for branches, part in ((self.k_branches, key), (self.v_branches, value))
-            )
-        return self.ln_k_1(key), self.ln_v_1(value)
+        key, value = self.form().keys_and_values(x_multi, 1)
+        return key.view(*x_multi.shape[:2], -1), value.view(*x_multi.shape[:2], -1)
 
     def compress(self, x: Tensor, x_multi: Tensor, scale_factor: int) -> Tensor:
-        key, value = self.keys_and_values(x_multi)
-        if self.v_positions is not None:
-            value = self.v_positions(value, scale_factor)
-        query = self.queries(x, scale_factor)
-        gathered = self.clip_attn(query, key, value, scale_factor)
-        if self.shortcut_gain is not None:
-            gathered = gathered + self.shortcut_gain * query
-        return self.mlp(gathered)
+        return self.form()(x, x_multi, scale_factor)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return self.mlp(self.with_shortcut(self.clip_attn.attend(query, key, value), query))
+
+    def with_shortcut(self, gathered: Tensor, query: Tensor) -> Tensor:
+        """What the queries gathered, and their shortcut if there is one; all float[B, M, E]."""
+        if self.shortcut_gain is None:
+            return gathered
+        return torch.addcmul(gathered, self.shortcut_gain, query)
+
+    def form(self) -> MergedVisualPrismV2:
+        """The weights as a call uses them."""
+        return self.folded() if self.folded_form_serves() else self.fold(products=False)
+
+    def fold(self, products: bool) -> MergedVisualPrismV2:
+        return MergedVisualPrismV2(self, products)
 
     def reset_parameters(self) -> None:
         super().reset_parameters()

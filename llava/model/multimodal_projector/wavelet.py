@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from llava.errors import UserError
-from llava.model.multimodal_projector.base import downsample
+from llava.model.multimodal_projector.region_order import by_region, region_rows
 
 SUBBAND_SCALE = (1.0, 1.2, 1.2, 1.5)
 SYNTHESIS_GAIN = 0.5  # published checkpoints hold it in their synthesis filters
@@ -136,16 +136,17 @@ class WaveletPath(nn.Module):
         bands = filtered * self.subband_scale.to(maps.dtype).view(4, 1, 1)
         return self.wavelet.synthesise(bands)[..., :side, :side]
 
-    def sampled(self, maps: Tensor, scale_factor: int, filter_band: Callable[[Tensor], Tensor]) -> Tensor:
-        """downsample(transform(maps)) to float[B, C, g, g].
+    def samples_low_band(self, scale_factor: int) -> bool:
+        """Whether a sample of the output depends on LL alone.
 
-        At s = 2 a sample is the mean of a 2x2 block; of a blockwise transform that depends on LL alone.
+        At s = 2 a sample is the mean of a 2x2 block; of a blockwise transform that is a multiple of LL.
         """
-        if scale_factor != 2 or not self.wavelet.is_blockwise:
-            return downsample(self.transform(maps, filter_band), scale_factor)
-        analysis, synthesis = self.wavelet.dec_filter[0], self.wavelet.rec_filter
-        low = downsample(maps, 2) * (4 * analysis.mean()).to(maps.dtype)
-        return filter_band(low) * (self.subband_scale[0] * synthesis[0].mean()).to(maps.dtype)
+        return scale_factor == 2 and self.wavelet.is_blockwise
+
+    def low_band_gains(self) -> tuple[Tensor, Tensor]:
+        """Where LL suffices: LL by the mean of its block, and the sample by the filtered LL; float32[]."""
+        analysis, synthesis = self.wavelet.dec_filter[0].float(), self.wavelet.rec_filter[0].float()
+        return 4 * analysis.mean(), self.subband_scale[0] * synthesis.mean()
 
 
 class SubbandPath(WaveletPath):
@@ -158,9 +159,40 @@ class SubbandPath(WaveletPath):
         super().__init__(width, norm, wavelet)
         self.subband_scale = nn.Parameter(torch.tensor(SUBBAND_SCALE))
 
-    def forward(self, maps: Tensor, side: int) -> Tensor:
-        """float[B, C, G, G] to float[B, 4*C, side, side], each position the mean of what it stands for."""
-        bands = self.bands(maps).movedim(2, 1)  # [B, 4, C, H, H]
-        filtered = nn.functional.gelu(self.subband_bn(self.subband_conv(bands.flatten(0, 1))))
-        sampled = nn.functional.adaptive_avg_pool2d(filtered, side).unflatten(0, bands.shape[:2])
-        return (sampled * self.subband_scale.to(maps.dtype).view(4, 1, 1, 1)).flatten(1, 2)
+    def bands_last(self, maps: Tensor) -> Tensor:
+        """float[B, C, G, G], channels last in memory, to float[B, H, H, 4, C], H = ceil(G/2)."""
+        if not self.wavelet.is_blockwise or maps.shape[-1] % 2:
+            return self.bands(maps).permute(0, 3, 4, 2, 1)
+        blocks = region_rows(by_region(maps.permute(0, 2, 3, 1), 2))  # [B*H*H, 4, C]
+        analysis = self.wavelet.dec_filter.to(maps.dtype).view(1, 4, 4).expand(len(blocks), 4, 4)
+        side = maps.shape[-1] // 2
+        return torch.bmm(analysis, blocks).unflatten(0, (-1, side, side))
+
+    def kernel(self) -> Tensor:
+        """float[4*C, 1, 3, 3]: the shared convolution for all sub-bands side by side."""
+        return self.subband_conv.weight.repeat(4, 1, 1, 1)
+
+    def forward(self, bands: Tensor, side: int, kernel: Tensor) -> Tensor:
+        """Filter the sub-bands.
+
+        Args:
+            bands: float[B, H, H, 4, C], as bands_last gives them.
+            side: of the output; each of its positions is the mean of what it stands for.
+            kernel: as kernel() makes it.
+        Returns:
+            float[B, side*side, 4*C]. The gains are not applied yet: they are folded into the linear map that
+            follows (see gains).
+        """
+        wide = bands.flatten(3).permute(0, 3, 1, 2)
+        filtered = nn.functional.conv2d(wide, kernel, padding=1, groups=len(kernel))
+        filtered = filtered.permute(0, 2, 3, 1).unflatten(3, (4, -1))
+        filtered = self.subband_bn(filtered.movedim(-1, 1)).movedim(1, -1)
+        filtered = nn.functional.gelu(filtered).flatten(3)
+        if side != filtered.shape[1]:
+            pooled = nn.functional.adaptive_avg_pool2d(filtered.permute(0, 3, 1, 2), side)
+            filtered = pooled.permute(0, 2, 3, 1)
+        return filtered.flatten(1, 2)
+
+    def gains(self) -> Tensor:
+        """float[4*C], by which the sub-bands are weighed."""
+        return self.subband_scale.repeat_interleave(self.subband_conv.in_channels)

@@ -1,0 +1,110 @@
+"""Evaluation forms: weights folded once, the same function for less at every call, and never out of date."""
+
+# Legend: multimodal_projector/base.py
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llava.model.multimodal_projector.region_attention import (
+    RegionAttention,
+    attention_weights,
+    weighted_values,
+)
+
+
+def own_tensors(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers, in a fixed order; several times faster than the module's own iterators."""
+    tensors, modules = [], [module]
+    while modules:
+        part = modules.pop()
+        tensors += part._parameters.values()
+        tensors += part._buffers.values()
+        modules += [child for child in part._modules.values() if child is not None]
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def fingerprint(module: nn.Module) -> list[tuple]:
+    """Changes when a parameter or buffer is written to, replaced or moved; costs no device work."""
+    return [(t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in own_tensors(module)]
+
+
+@contextmanager
+def made_to_keep(device: torch.device) -> Iterator[None]:
+    """Tensors made inside serve every later call: with gradients of the inputs, and without autocast."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        if torch.amp.is_autocast_available(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
+        yield
+
+
+class Foldable(nn.Module):
+    """A module with an evaluation form, made at the first call and again when a weight has changed.
+
+    Attributes:
+        folds: whether there is an evaluation form.
+    """
+
+    folds = True
+    _folded: tuple[list, object] | None = None
+
+    def train(self, mode: bool = True) -> "Foldable":
+        self._folded = None  # weights may be replaced, in ways that leave no trace, while the mode changes
+        return super().train(mode)
+
+    def folded_form_serves(self) -> bool:
+        """In evaluation, unless gradients of the weights themselves are wanted: folding would hide them."""
+        wants_gradients = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        return self.folds and not self.training and not wants_gradients
+
+    def fold(self, products: bool):
+        """The form of the weights as they are now.
+
+        Args:
+            products: whether matrices are multiplied together. It saves work at every call, but costs more
+                than it saves if the form is made at every call.
+        """
+        raise NotImplementedError
+
+    def folded(self):
+        """The evaluation form of the weights as they are now; made again when any of them changed.
+
+        A compiled graph cannot look whether weights changed. There the form is made in the graph, where the
+        compiler merges its small operations with others.
+        """
+        if torch.compiler.is_compiling():
+            return self.fold(products=False)
+        now = fingerprint(self)
+        if self._folded is None or self._folded[0] != now:
+            with made_to_keep(next(self.parameters()).device):
+                self._folded = (now, self.fold(products=True))
+        return self._folded[1]
+
+
+class FoldedAttention:
+    """A compressor's region attention without constant work: its scale and the biases of its values folded.
+
+    Args:
+        attention: the compressor's.
+        after: a linear map that follows; the out-projection is multiplied into it. By default none follows.
+    """
+
+    def __init__(self, attention: RegionAttention, after: nn.Linear | None = None):
+        self.query_weight, self.query_bias = (part * attention.scale for part in attention.query_map())
+        self.key_map, self.value_map = attention.head_maps()
+        out_proj, value_bias = attention.out_proj, attention.in_proj_bias.chunk(3)[2]
+        self.weight, self.bias = out_proj.weight, out_proj.weight @ value_bias + out_proj.bias
+        if after is not None:
+            self.weight, self.bias = after.weight @ self.weight, after.weight @ self.bias + after.bias
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """query float[B, M, E], key and value float[B*M, s*s, E] by regions, to float[B, M, ...]."""
+        projected = F.linear(query.flatten(0, 1), self.query_weight, self.query_bias)
+        weights = attention_weights(projected, key, self.key_map)
+        gathered = weighted_values(weights, value, self.value_map)
+        return F.linear(gathered, self.weight, self.bias).unflatten(0, query.shape[:2])

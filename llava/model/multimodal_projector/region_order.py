@@ -1,0 +1,78 @@
+"""Results in the order of regions, as region attention reads them: the s*s patches of each side by side.
+
+Copying a whole map only to reorder it takes as much memory traffic as a pointwise operation on it. So
+pointwise operations write their results in that order where neither autograd nor a compiler is at work.
+"""
+
+# Legend: multimodal_projector/base.py
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def by_region(grid: Tensor, scale_factor: int) -> Tensor:
+    """float[B, G, G, E] to float[B, g, g, s, s, E]; a view."""
+    side = grid.shape[1] // scale_factor
+    return grid.unflatten(2, (side, scale_factor)).unflatten(1, (side, scale_factor)).transpose(2, 3)
+
+
+def region_rows(cells: Tensor) -> Tensor:
+    """float[B, g, g, s, s, E] to float[B*M, s*s, E]: a view of what is already in this order, else a copy."""
+    batch, side, _, scale_factor, _, width = cells.shape
+    return cells.reshape(batch * side**2, scale_factor**2, width)
+
+
+def regions(grid_features: Tensor, scale_factor: int) -> Tensor:
+    """float[B, N, E], row-major grid, to float[B*M, s*s, E]: the patches of each region."""
+    side = round(grid_features.shape[1] ** 0.5)
+    return region_rows(by_region(grid_features.unflatten(1, (side, side)), scale_factor))
+
+
+def writes_in_place(like: Tensor) -> bool:
+    """Whether results may be written into memory that was laid out for them.
+
+    Autograd and compilers need each result by itself, and autocast chooses its dtype.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or (torch.amp.is_autocast_available(like.device.type) and torch.is_autocast_enabled(like.device.type))
+    )
+
+
+def room_for(like: Tensor, *shape: int) -> Tensor | None:
+    """Memory to write results of that shape into, as an `out` argument; None where that is not possible."""
+    return like.new_empty(shape) if writes_in_place(like) else None
+
+
+def gelu(maps: Tensor, out: Tensor | None = None) -> Tensor:
+    """GELU, written to `out` if given, whatever its strides."""
+    if out is None:
+        return F.gelu(maps)
+    if maps.is_contiguous() and not out.is_contiguous():
+        return out.copy_(
+            F.gelu(maps)
+        )  # on the CPU torch (2.11, 2.13) would write it as if out were contiguous
+    return torch.ops.aten.gelu.out(maps, out=out)
+
+
+def gelu_by_region(maps: Iterable[Tensor], num_maps: int, scale_factor: int) -> Tensor:
+    """GELU of `num_maps` of float[B, E, G, G], side by side: float[B, g, g, s, s, num_maps*E].
+
+    Where results are written in place, maps that are computed as they are taken need not be held together.
+    """
+    cells = (by_region(part.permute(0, 2, 3, 1), scale_factor) for part in maps)
+    first = next(cells)
+    width = first.shape[-1]
+    room = room_for(first, *first.shape[:-1], num_maps * width)
+    if room is None:
+        return gelu(first if num_maps == 1 else torch.cat([first, *cells], dim=-1))
+    targets = iter(room.split(width, dim=-1))
+    gelu(first, out=next(targets))
+    del first
+    for target in targets:
+        gelu(next(cells), out=target)
+    return room
