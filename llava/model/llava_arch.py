@@ -212,7 +212,7 @@ class LlavaMetaForCausalLM:
     def compile_vision(self) -> None:
         """Encode images by one compiled graph from here on, on a GPU in a CUDA graph.
 
-        Where gradients are wanted nothing changes. The first batch of each number of views waits for the compiler.
+        The first batch of each number of views waits for the compiler. Gradients are computed without it.
         """
         self._compiled_encode = torch.compile(self._encode, mode="reduce-overhead", dynamic=False)
 
