@@ -16,7 +16,6 @@ from llava.model.multimodal_projector.base import (
     two_layer_map,
 )
 from llava.model.multimodal_projector.region_attention import RegionAttention
-from llava.model.multimodal_projector.region_order import regions
 
 
 class RegionCompressor(Projector):
@@ -75,8 +74,8 @@ class RegionCompressor(Projector):
 
     def compress(self, x: Tensor, x_multi: Tensor, scale_factor: int) -> Tensor:
         """float[B, N, C] and float[B, N, L*C] to float[B, M, D]; s divides the grid."""
-        key, value = (regions(part, scale_factor) for part in self.keys_and_values(x_multi))
-        return self.attend(self.queries(x, scale_factor), key, value)
+        key, value = self.keys_and_values(x_multi)
+        return self.mlp(self.clip_attn(self.queries(x, scale_factor), key, value, scale_factor))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """query float[B, M, E], key and value float[B*M, s*s, E] by regions, to float[B, M, D]."""

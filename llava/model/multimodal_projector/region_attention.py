@@ -105,4 +105,6 @@ class RegionAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scale_factor: int) -> Tensor:
         """query float[B, M, E], key and value float[B, N, E], row-major grids, to float[B, M, E]."""
-        return self.attend(query, regions(key, scale_factor), regions(value, scale_factor))
+        # The patches of each region are copied together twice, one after the other: less memory at a time
+        weights = self.weights(query, key, scale_factor)
+        return self.out_proj(self.gather(weights, value, scale_factor)).view_as(query)
