@@ -404,7 +404,7 @@ class LlavaMetaForCausalLM:
         if self.training and labels is not None:
             num_items = kwargs.pop("num_items_in_batch", None)
             kwargs["use_cache"] = False  # nothing is generated from a training step
-            if attention_mask is None and self.takes_position_ids and not is_packed:
+            if attention_mask is None and position_ids is None and self.takes_position_ids and not is_packed:
                 inputs["past_key_values"] = KeepsNothing()
             outputs = self.get_decoder()(**inputs, **kwargs)
             if label_places is None:
