@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.generic import is_flash_attention_requested
 
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
@@ -18,6 +19,7 @@ from llava.constants import (
     DEFAULT_IMAGE_PATCH_TOKEN,
 )
 from llava.errors import UserError
+from llava.model.files import first_line
 from llava.model.loss import language_loss
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
@@ -101,6 +103,19 @@ class LlavaMetaForCausalLM:
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
+        """transformers' own check, ahead of any weight; what is wrong with a name is said in one line."""
+        try:
+            return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
+        # the last two are of kernels that cannot be fetched from the hub, or are not built for this machine
+        except (ImportError, ValueError, OSError, RuntimeError) as error:
+            if attn_implementation is None:
+                raise
+            raise UserError(
+                f"--attn_implementation {attn_implementation} cannot be used here ({first_line(error)}); "
+                "choose another, or leave it out."
+            ) from error
 
     def get_model(self) -> LlavaMetaModel:
         return self.base_model
@@ -378,7 +393,7 @@ class LlavaMetaForCausalLM:
                 *(input_ids, attention_mask, labels, images, image_sizes, side, scale_factor),
                 *(sequence_ids, on_host),
             )
-            if is_packed and self.config._attn_implementation == "flash_attention_2":
+            if is_packed and is_flash_attention_requested(self.config):
                 merged = one_row(merged)
             input_ids, inputs_embeds, labels = None, merged.inputs_embeds, merged.labels
             attention_mask, position_ids = merged.attention_mask, merged.position_ids
