@@ -200,7 +200,8 @@ def load_pretrained_model(
     dtype = torch_dtype or own_dtype
     options = {"dtype": dtype, "attn_implementation": attn_implementation}
     if load_8bit or load_4bit:
-        options |= quantization(4 if load_4bit else 8, dtype if isinstance(dtype, torch.dtype) else own_dtype)
+        computed = getattr(torch, dtype, own_dtype) if isinstance(dtype, str) else dtype  # "auto" names none
+        options |= quantization(4 if load_4bit else 8, computed)
     if device_map is not None and torch.device(device).type != "cpu":
         options["device_map"] = device_map
     tokenizer_source = folder.path
