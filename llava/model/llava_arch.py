@@ -415,7 +415,9 @@ class LlavaMetaForCausalLM:
         if self.training and labels is not None:
             num_items = kwargs.pop("num_items_in_batch", None)
             kwargs["use_cache"] = False  # nothing is generated from a training step
-            if attention_mask is None and self.takes_position_ids and not is_packed:
+            # Positions that a caller gives may restart, which transformers reads only where there is no cache
+            has_positions = is_packed or position_ids is not None
+            if attention_mask is None and self.takes_position_ids and not has_positions:
                 inputs["past_key_values"] = KeepsNothing()
             outputs = self.get_decoder()(**inputs, **kwargs)
             if label_places is None:
