@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer as TransformerBlock
 
@@ -14,6 +15,7 @@ class Meter:
     first token of an answer; so finished answers alone would say nothing for a minute. The arithmetic of a
     block is taken to be its weights times the positions that it sees. How many tokens the answers will take
     is not known: the longest allowed for the first batch, and as many as in the last batch from then on.
+    What a compiled graph does is not counted.
 
     Args:
         max_new_tokens: longest answer, tokens.
@@ -54,6 +56,8 @@ class Meter:
                 hook.remove()
 
     def _count(self, block, inputs, output) -> None:
+        if torch.compiler.is_compiling():  # a compiled graph cannot tell, and is not to be broken for it
+            return
         hidden = output if isinstance(output, Tensor) else output[0]
         self._done += self._weights[block] * hidden[..., 0].numel()
         self.tell(min(1.0, self._done / self._total))

@@ -187,6 +187,7 @@ class AnswerFile:
     Attributes:
         answered: the row of each question that has an answer, by what `key_of` gives of the question.
         notes: what to tell a user about the files.
+        recorded: the settings that all rows record.
     Raises:
         UserError: if a line is damaged, or holds an answer of another model, under other settings, to
             another question, or a second and different answer to a question.
@@ -214,23 +215,33 @@ class AnswerFile:
     def _read(self) -> dict:
         answered: dict = {}
         self.notes = []
+        older = {name: value for name, value in self.settings.items() if name != "dtype"}
         for path in [self.path, *self._parts()]:
             file = self._own if path == self._own.path else self._file(path)
             for line, row in file.rows(OWN_ANSWER):
                 self._check(line, row)
                 key = row["question_id"], row["prompt"]
+                says_dtype = "dtype" in (row.get("metadata") or {})
+                metadata = self.settings if says_dtype else older
                 # one object for all rows that hold it: there may be a hundred thousand
-                row |= {"prompt": self._questions[key]["text"], "metadata": self.settings}
+                row |= {"prompt": self._questions[key]["text"], "metadata": metadata}
                 # the same row twice is what a kill during `finish` leaves
                 if answered.setdefault(key, row)["text"] != row["text"]:
                     raise line.error(f"answers question {row['question_id']} a second time and otherwise")
             self.notes += [file.note] * bool(file.note)
+        num_older = sum(row["metadata"] is older for row in answered.values())
+        self.recorded = older if num_older else self.settings
+        if "dtype" in self.settings and num_older and len(answered) < len(self._questions):
+            self.notes.append(
+                f"{self.path}: {num_older} answers of an earlier version do not record their dtype, fp16 on "
+                f"a GPU and fp32 on a CPU; the others are made in {self.settings['dtype']} (--dtype)."
+            )
         return answered
 
     def _check(self, line: Line, row: dict) -> None:
         question_id = row["question_id"]
         mine = {"model_id": self.model_id, **self.settings}
-        theirs = {"model_id": row.get("model_id"), **(row.get("metadata") or {})}
+        theirs = as_recorded_now({"model_id": row.get("model_id"), **(row.get("metadata") or {})}, mine)
         if theirs != mine:
             raise line.error(f"holds an answer made otherwise ({changes(theirs, mine)})")
         if question_id not in self._ids:
@@ -274,6 +285,16 @@ class AnswerFile:
         write_jsonl(self.path, self.answered.values())
         for part in parts:
             part.unlink()
+
+
+def as_recorded_now(before: dict, now: dict) -> dict:
+    """Settings that an earlier version recorded, with those that it did not.
+
+    Its attention was transformers' choice. Its dtype is not known, so it is taken to be the present one.
+    """
+    added = {name: value for name, value in now.items() if name == "dtype"}
+    added |= {name: None for name in now if name == "attn_implementation"}
+    return {**added, **before}
 
 
 def changes(before: dict, now: dict) -> str:

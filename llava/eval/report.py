@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llava.errors import UserError
 from llava.eval.page import embed_bytes, environment, package_versions
-from llava.eval.records import changes, images_of, write_jsonl, write_text
+from llava.eval.records import as_recorded_now, changes, images_of, write_jsonl, write_text
 from llava.eval.report_template import HTML, MARKDOWN
 from llava.eval.session import Answered, Session
 from llava.eval.task import Scores, Task
@@ -85,7 +85,7 @@ def check_folder(folder: Path, model_id: str, settings: dict) -> None:
     """Raises UserError if a folder holds results of another model or under other settings."""
     now = {"model_id": model_id, **settings}
     for result in read_results(folder):
-        before = {"model_id": result["model_id"], **result["settings"]}
+        before = as_recorded_now({"model_id": result["model_id"], **result["settings"]}, now)
         before.pop("max_new_tokens", None)  # each task's own
         if before != now:
             raise UserError(

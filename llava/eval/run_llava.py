@@ -6,6 +6,7 @@ from pathlib import Path
 from llava.command import exit_code
 from llava.errors import UserError
 from llava.fetch import ADDRESSES, fetch
+from llava.loading import add_loading_flags, loading_options
 
 IMAGE_PLACEHOLDER = "<image-placeholder>"  # in a query, where an image goes
 
@@ -20,6 +21,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--image-file", required=True, help="path or http address; several with --sep between them")
     add("--query", required=True, help=f"the question; {IMAGE_PLACEHOLDER} where an image goes, else ahead")
     add("--conv-mode", help="template; default: config.json's conv_version, else vicuna_v1")
+    add_loading_flags(parser)
     add("--sep", default=",", help="between image files")
     add("--temperature", type=float, default=0.0, help="0: greedy")
     add("--top_p", type=float, help="nucleus of this probability; only with a temperature")
@@ -47,7 +49,8 @@ def answer(args: argparse.Namespace) -> str:
     """The answer's text.
 
     Args:
-        args: with the attributes of `parse_args`; "scale_factor" may be absent.
+        args: with the attributes of `parse_args`; "scale_factor" and those of `add_loading_flags` may be
+            absent.
     Raises:
         UserError: for what the user can mend; says how.
     """
@@ -59,14 +62,20 @@ def answer(args: argparse.Namespace) -> str:
     from llava.mm_utils import get_model_name_from_path
     from llava.model.builder import load_pretrained_model
 
-    decoding = Decoding(args.temperature, args.top_p, args.num_beams, args.max_new_tokens)
+    loading = loading_options(args)
+    decoding = Decoding(
+        *(args.temperature, args.top_p, args.num_beams, args.max_new_tokens),
+        compiled=loading["compile_vision"],
+    )
     question = {
         "question_id": 0,
         "text": args.query.replace(IMAGE_PLACEHOLDER, DEFAULT_IMAGE_TOKEN),
         "image": read_images(args.image_file, args.sep),
     }
     name = get_model_name_from_path(args.model_path)
-    tokenizer, model, image_processor, _ = load_pretrained_model(args.model_path, args.model_base, name)
+    tokenizer, model, image_processor, _ = load_pretrained_model(
+        args.model_path, args.model_base, name, **loading
+    )
     override_settings(model, None, getattr(args, "scale_factor", None))
     template = template_of(model.config, args.conv_mode)
 

@@ -17,6 +17,7 @@ from llava.conversation import DEFAULT_TEMPLATE, template_named
 from llava.errors import UserError
 from llava.eval import TOKEN_BUDGET
 from llava.eval.records import AnswerFile, images_of, key_of, model_fingerprint
+from llava.loading import add_loading_flags, attention_of, default_dtype, dtype_flag, loading_options
 from llava.progress import progress_bar
 from llava.textfile import absence, shown_name
 
@@ -39,6 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--conv_mode",
         help=f"template; default: config.json's conv_version, else {DEFAULT_TEMPLATE}",
     )
+    add_loading_flags(parser)
     add("--temperature", type=float, default=0.0, help="0: greedy")
     add("--top_p", type=float, help="nucleus of this probability; only with a temperature")
     add("--num_beams", type=positive, default=1, help="beams")
@@ -133,7 +135,8 @@ class Session:
         sampled = args.temperature > 0
         self.args = args
         self.model_id = Path(args.model_path).resolve().name
-        # everything that changes an answer, as kept in each row's metadata
+        # everything that changes an answer by more than the order of its sums does, as kept in each row's
+        # metadata; a compiler and the size of a batch change that order alone
         self.settings = {
             "conv_mode": args.conv_mode or config.get("conv_version") or DEFAULT_TEMPLATE,
             "temperature": args.temperature,
@@ -145,15 +148,21 @@ class Session:
             "base_weights": (
                 model_fingerprint(model_folder(args.model_base, "--model-base")) if args.model_base else None
             ),
+            "attn_implementation": attention_of(args),  # some of transformers' compute in 8 bits
         }
         self.template = template_named(self.settings["conv_mode"])
         # here, so that --help and a wrong flag need no torch
         import torch
         from accelerate import PartialState
 
+        self._loading = loading_options(args)
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         # accelerate sees several processes on CPUs only if told that they are CPUs
         self.processes = PartialState(cpu=several and not torch.cuda.is_available(), timeout=PATIENCE)
+        # the one that is computed in, whatever flag or device led to it
+        dtype = self._loading["torch_dtype"] or default_dtype(config, self.processes.device)
+        self._loading["torch_dtype"] = dtype
+        self.settings["dtype"] = dtype_flag(dtype)
 
     def devices(self) -> dict[str, str]:
         """What this runs on, for a report."""
@@ -161,7 +170,8 @@ class Session:
 
         device = self.processes.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        return {"device": name, "processes": str(self.processes.num_processes)}
+        compiled = {"compiled": "vision and decoding"} if self.args.compile else {}
+        return {"device": name, "processes": str(self.processes.num_processes), **compiled}
 
     @cached_property
     def _loaded(self) -> tuple:
@@ -174,6 +184,7 @@ class Session:
             self.args.model_base,
             get_model_name_from_path(self.args.model_path),
             device=str(self.processes.device),
+            **self._loading,
         )
         override_settings(model, self.args.image_aspect_ratio, self.args.scale_factor)
         return tokenizer, model, image_processor
@@ -199,7 +210,7 @@ class Session:
         from llava.decoding import Decoding
 
         args, state = self.args, self.processes
-        decoding = Decoding(args.temperature, args.top_p, args.num_beams, max_new_tokens)
+        decoding = Decoding(args.temperature, args.top_p, args.num_beams, max_new_tokens, args.compile)
         settings = self.settings | {"max_new_tokens": max_new_tokens}
         answers = AnswerFile(path, questions, self.model_id, settings, state.process_index)
         kept = set(answers.answered)
@@ -227,7 +238,7 @@ class Session:
             num_new=num_new,
             seconds=seconds,
             visual_tokens=visual_tokens,
-            settings=answers.settings,
+            settings=answers.recorded,
         )
 
     def _ask(

@@ -8,6 +8,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from llava.errors import UserError
+from llava.loading import default_dtype
 from llava.model.adapters import (
     adapter_file,
     has_words,
@@ -161,6 +162,7 @@ def load_pretrained_model(
     device: str | None = None,
     attn_implementation: str | None = None,
     torch_dtype: torch.dtype | str | None = None,
+    compile_vision: bool = False,
     **kwargs,
 ):
     """Load what a training stage wrote.
@@ -174,13 +176,18 @@ def load_pretrained_model(
             else they are merged into it.
         device_map: as in transformers; by default everything on `device`.
         device: "cuda", "mps" or "cpu"; by default the first of these there is.
-        attn_implementation: as in transformers.
-        torch_dtype: by default float32 on the CPU, float16 elsewhere.
+        attn_implementation: of the language model, as in transformers.
+        torch_dtype: of weights and arithmetic; by default float32 on a CPU, and on a GPU config.json's dtype,
+            but bfloat16 in place of float32, and float16 in place of bfloat16 where the GPU lacks it
+            (llava.loading.default_dtype). "auto" is config.json's on every device. Quantised weights are
+            computed with in this dtype.
+        compile_vision: encode images by one compiled graph.
         kwargs: what older callers pass; use_flash_attn is flash_attention_2, multimodal changes nothing.
     Returns:
         (tokenizer, model in eval mode, image_processor or None for a text-only model, context_len in tokens).
     Raises:
-        UserError: if files are missing or do not fit one another; each is named.
+        UserError: if files are missing or do not fit one another, each being named; or if the attention
+            implementation cannot be used here.
     """
     unknown = set(kwargs) - {"use_flash_attn", "multimodal"}
     if unknown:
@@ -189,10 +196,12 @@ def load_pretrained_model(
         attn_implementation = attn_implementation or "flash_attention_2"
     folder = inspect_folder(model_path)
     device = device or default_device()
-    dtype = torch_dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.float16)
+    own_dtype = default_dtype(folder.config, device)
+    dtype = torch_dtype or own_dtype
     options = {"dtype": dtype, "attn_implementation": attn_implementation}
     if load_8bit or load_4bit:
-        options |= quantization(4 if load_4bit else 8, dtype)
+        computed = getattr(torch, dtype, own_dtype) if isinstance(dtype, str) else dtype  # "auto" names none
+        options |= quantization(4 if load_4bit else 8, computed)
     if device_map is not None and torch.device(device).type != "cpu":
         options["device_map"] = device_map
     tokenizer_source = folder.path
@@ -205,6 +214,8 @@ def load_pretrained_model(
     if "device_map" not in options and "quantization_config" not in options:
         model.to(device)
     model.eval()
+    if compile_vision and model.get_vision_tower() is not None:
+        model.compile_vision()
     tokenizer = load_tokenizer(tokenizer_source, padding_side="left")
     if model.config.slice_separator_ids is None:
         model.config.slice_separator_ids = separator_ids(tokenizer)
@@ -218,14 +229,12 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def quantization(
-    bits: int, dtype: torch.dtype | str, double_quant: bool = True, quant_type: str = "nf4"
-) -> dict:
+def quantization(bits: int, dtype: torch.dtype, double_quant: bool = True, quant_type: str = "nf4") -> dict:
     """transformers' options for bitsandbytes weights; vision parts and head stay as they are.
 
     Args:
         bits: 4 or 8.
-        dtype: to compute in; "auto" computes in float16.
+        dtype: to compute in.
     """
     from transformers import BitsAndBytesConfig
 
@@ -233,7 +242,7 @@ def quantization(
         "quantization_config": BitsAndBytesConfig(
             load_in_8bit=bits == 8,
             load_in_4bit=bits == 4,
-            bnb_4bit_compute_dtype=dtype if isinstance(dtype, torch.dtype) else torch.float16,
+            bnb_4bit_compute_dtype=dtype,
             bnb_4bit_quant_type=quant_type,
             bnb_4bit_use_double_quant=double_quant,
             # patterns from a module's name's start on: their parts are linear maps, too

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.generic import is_flash_attention_requested
 
 from llava.constants import (
     DEFAULT_IM_END_TOKEN,
@@ -18,6 +19,7 @@ from llava.constants import (
     DEFAULT_IMAGE_PATCH_TOKEN,
 )
 from llava.errors import UserError
+from llava.model.files import first_line
 from llava.model.loss import language_loss
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.tower import VisionTower
@@ -101,6 +103,19 @@ class LlavaMetaForCausalLM:
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
+        """transformers' own check, ahead of any weight; what is wrong with a name is said in one line."""
+        try:
+            return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
+        # the last two are of kernels that cannot be fetched from the hub, or are not built for this machine
+        except (ImportError, ValueError, OSError, RuntimeError) as error:
+            if attn_implementation is None:
+                raise
+            raise UserError(
+                f"--attn_implementation {attn_implementation} cannot be used here ({first_line(error)}); "
+                "choose another, or leave it out."
+            ) from error
 
     def get_model(self) -> LlavaMetaModel:
         return self.base_model
@@ -213,9 +228,7 @@ class LlavaMetaForCausalLM:
         """Encode images by one compiled graph from here on, on a GPU in a CUDA graph.
 
         The first batch of each number of views waits for the compiler. Gradients are computed without it.
-        Weights that change later need another call.
         """
-        self.vision_parts()[1].prepare_to_compile()
         self._compiled_encode = torch.compile(self._encode, mode="reduce-overhead", dynamic=False)
 
     def _encode(self, images: Tensor, scale_factor: int | None) -> Tensor:
@@ -305,11 +318,9 @@ class LlavaMetaForCausalLM:
         if len(sizes) != len(num_views):
             raise UserError(f"{len(num_views)} images came with {len(sizes)} image_sizes; give one for each.")
         num_tokens = self.tokens_per_view(scale_factor)
-        spans, first, layouts = [], 0, {}
+        spans, first = [], 0
         for size, count in zip(sizes, num_views, strict=True):
-            if (size, count) not in layouts:
-                layouts[size, count] = tiling.layout(size, num_tokens, count)
-            spans.append(image_span(layouts[size, count], first, separators))
+            spans.append(image_span(tiling.layout(size, num_tokens, count), first, separators))
             first += count * num_tokens
         return spans
 
@@ -382,7 +393,7 @@ class LlavaMetaForCausalLM:
                 *(input_ids, attention_mask, labels, images, image_sizes, side, scale_factor),
                 *(sequence_ids, on_host),
             )
-            if is_packed and self.config._attn_implementation == "flash_attention_2":
+            if is_packed and is_flash_attention_requested(self.config):
                 merged = one_row(merged)
             input_ids, inputs_embeds, labels = None, merged.inputs_embeds, merged.labels
             attention_mask, position_ids = merged.attention_mask, merged.position_ids
@@ -404,7 +415,9 @@ class LlavaMetaForCausalLM:
         if self.training and labels is not None:
             num_items = kwargs.pop("num_items_in_batch", None)
             kwargs["use_cache"] = False  # nothing is generated from a training step
-            if attention_mask is None and position_ids is None and self.takes_position_ids and not is_packed:
+            # Positions that a caller gives may restart, which transformers reads only where there is no cache
+            has_positions = is_packed or position_ids is not None
+            if attention_mask is None and self.takes_position_ids and not has_positions:
                 inputs["past_key_values"] = KeepsNothing()
             outputs = self.get_decoder()(**inputs, **kwargs)
             if label_places is None:

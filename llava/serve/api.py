@@ -5,6 +5,7 @@ import os
 
 from llava.command import exit_code
 from llava.errors import UserError
+from llava.loading import add_loading_flags, loading_options
 
 
 def build_parser(prog: str = "python -m llava.serve.api") -> argparse.ArgumentParser:
@@ -22,6 +23,7 @@ def build_parser(prog: str = "python -m llava.serve.api") -> argparse.ArgumentPa
     add("--device", help="cuda, mps or cpu; default: the first of these there is")
     add("--load-4bit", action="store_true", help="quantise the language model to 4 bits")
     add("--load-8bit", action="store_true", help="quantise the language model to 8 bits")
+    add_loading_flags(parser)
     add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0: all, then set an API key")
     add("--port", type=int, default=8000, help="port to listen at; 0: any free one")
     add("--api-key-env", metavar="NAME", help="environment variable that holds the key asked for below /v1")
@@ -51,7 +53,8 @@ def load_app(args: argparse.Namespace):
     """Load the model and build the application.
 
     Raises:
-        UserError: for a folder that holds no model, an unknown template, or an empty key.
+        UserError: for a folder that holds no model, an unknown template, an empty key, or an attention
+            implementation that cannot be used here.
     """
     from llava.conversation import template_of
     from llava.mm_utils import get_model_name_from_path
@@ -60,6 +63,7 @@ def load_app(args: argparse.Namespace):
     from llava.serve.engine import Engine
     from llava.serve.images import ImageLimits
 
+    loading = loading_options(args)
     api_key = None
     if args.api_key_env:
         api_key = os.environ.get(args.api_key_env, "")
@@ -71,12 +75,14 @@ def load_app(args: argparse.Namespace):
         load_8bit=args.load_8bit,
         load_4bit=args.load_4bit,
         device=args.device,
+        **loading,
     )
     engine = Engine(
         *loaded,
         template_of(loaded[1].config, args.conv_mode),
         token_budget=args.token_budget,
         max_requests=args.max_requests,
+        compiled=args.compile,
     )
     limits = Limits(
         max_body_bytes=args.max_body_bytes,

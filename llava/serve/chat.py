@@ -80,6 +80,7 @@ class Chat:
     Args:
         tokenizer, model, image_processor, context_length: as load_pretrained_model gives them.
         template: what the prompt is made by.
+        compiled: decode by compiled graphs, as Decoding says.
     Attributes:
         turns: answered questions, oldest first.
         waiting: pictures that go with the next question.
@@ -87,8 +88,17 @@ class Chat:
         timing: of the last answer; None before there is one.
     """
 
-    def __init__(self, tokenizer, model, image_processor, context_length: int, template: Conversation):
+    def __init__(
+        self,
+        tokenizer,
+        model,
+        image_processor,
+        context_length: int,
+        template: Conversation,
+        compiled: bool = False,
+    ):
         self.model = model
+        self.compiled = compiled
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.context_length = context_length
@@ -106,7 +116,8 @@ class Chat:
 
     def fresh(self) -> "Chat":
         """Another conversation with the same model."""
-        return Chat(self.tokenizer, self.model, self.image_processor, self.context_length, self.template)
+        loaded = (self.tokenizer, self.model, self.image_processor, self.context_length)
+        return Chat(*loaded, self.template, self.compiled)
 
     def add_image(self, image: Image.Image) -> None:
         """Show an RGB picture with the next question. Raises UserError if the model is text-only."""
@@ -172,6 +183,7 @@ class Chat:
                 f"the conversation has {positions} tokens, {visual} of them visual, and the model reads "
                 f"{self.context_length}; start a new one, or spend fewer visual tokens on a picture."
             )
+        decoding = replace(decoding, compiled=decoding.compiled or self.compiled)
         inputs |= {**decoding.kwargs(), **self.stopping.kwargs()}
         inputs["max_new_tokens"] = min(decoding.max_new_tokens, room)
         self._stopped = Event()
@@ -260,23 +272,22 @@ def open_chat(
     *,
     device: str | None = None,
     conv_mode: str | None = None,
-    load_8bit: bool = False,
-    load_4bit: bool = False,
+    **loading,
 ) -> Chat:
     """Load a model for a conversation.
 
     Args:
         device: "cuda", "cuda:N", "mps" or "cpu"; by default the first of these there is.
         conv_mode: template name; None: the config's conv_version, else vicuna_v1.
+        loading: further options of load_pretrained_model. With compile_vision the decoding is compiled, too.
     Raises:
         UserError: for what the user can mend; says how.
     """
     if device is not None:
         check_device(device)
-    loaded = load_pretrained_model(
-        model_path, model_base, device=device, load_8bit=load_8bit, load_4bit=load_4bit
-    )
-    return Chat(*loaded, template_of(loaded[1].config, conv_mode))
+    loaded = load_pretrained_model(model_path, model_base, device=device, **loading)
+    compiled = loading.get("compile_vision", False)
+    return Chat(*loaded, template_of(loaded[1].config, conv_mode), compiled)
 
 
 def check_device(device: str) -> None:

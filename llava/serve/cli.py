@@ -18,6 +18,7 @@ from pathlib import Path
 from llava.command import exit_code
 from llava.errors import UserError
 from llava.fetch import ADDRESSES, fetch
+from llava.loading import add_loading_flags, loading_options
 
 COMMANDS = __doc__.partition("\n\n")[2].strip()
 
@@ -55,6 +56,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--conv-mode", help="template; default: config.json's conv_version, else vicuna_v1")
     add("--load-8bit", action="store_true", help="language model in 8 bits, by bitsandbytes")
     add("--load-4bit", action="store_true", help="language model in 4 bits, by bitsandbytes")
+    add_loading_flags(parser)
 
 
 def read_image(source: str):
@@ -79,6 +81,7 @@ def run(args: argparse.Namespace) -> None:
     from llava.decoding import Decoding
 
     decoding = Decoding(args.temperature, args.top_p, max_new_tokens=args.max_new_tokens)
+    loading = loading_options(args)
     images = [read_image(source) for source in args.image_file]
 
     from llava.serve.chat import open_chat
@@ -90,6 +93,7 @@ def run(args: argparse.Namespace) -> None:
         conv_mode=args.conv_mode,
         load_8bit=args.load_8bit,
         load_4bit=args.load_4bit,
+        **loading,
     )
     for image in images:
         chat.add_image(image)

@@ -186,6 +186,7 @@ class Engine:
         token_budget: prompt and answer tokens of a batch, padding and visual tokens included.
         max_requests: places; `admit` refuses more.
         on_batch: called with the size of each batch.
+        compiled: decode by compiled graphs, as Decoding says.
     """
 
     def __init__(
@@ -199,10 +200,12 @@ class Engine:
         token_budget: int = 16384,
         max_requests: int = 64,
         on_batch: Callable[[int], None] = lambda size: None,
+        compiled: bool = False,
     ):
         self.tokenizer, self.model, self.image_processor = tokenizer, model, image_processor
         self.context_length, self.template = context_length, template
         self.token_budget, self.max_requests, self.on_batch = token_budget, max_requests, on_batch
+        self.compiled = compiled
         self._changed = Condition()
         self._waiting: deque[Answer] = deque()
         self._running: list[Answer] = []
@@ -362,7 +365,7 @@ class Engine:
         first = requests[0]
         # at least one, where it was an answer's last token that failed
         longest = max(1, *(answer.num_left for answer in batch))
-        decoding = replace(first.decoding, max_new_tokens=longest)
+        decoding = replace(first.decoding, max_new_tokens=longest, compiled=self.compiled)
         # texts that end a row are looked for by its answer; generate needs to know the ids alone
         stopping = self.stopping().kwargs()
         ends = {key: stopping[key] for key in ("eos_token_id", "pad_token_id")}

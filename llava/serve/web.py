@@ -9,6 +9,7 @@ from copy import deepcopy
 
 from llava.command import exit_code
 from llava.errors import UserError
+from llava.loading import loading_options
 from llava.serve.cli import add_model_flags
 from llava.serve.examples import questions
 
@@ -239,6 +240,7 @@ def run(args: argparse.Namespace) -> None:
         conv_mode=args.conv_mode,
         load_8bit=args.load_8bit,
         load_4bit=args.load_4bit,
+        **loading_options(args),
     )
     blocks = build(chat, args.model_name or get_model_name_from_path(os.path.abspath(args.model_path)))
     try:

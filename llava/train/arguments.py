@@ -11,6 +11,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from llava.conversation import conv_templates
 from llava.data.shards import is_shards
 from llava.errors import UserError
+from llava.loading import FLASH_PACKAGES, check_installed
 from llava.model.vision_config import VisionFields
 from llava.train.flags import DataArguments, ModelArguments, TrainingFlags
 from llava.train.inputs import check_json, check_package
@@ -19,7 +20,7 @@ from llava.train.refused import check_refused
 logger = logging.getLogger(__name__)
 
 DEFAULT_TEMPLATE = "v1"  # of a language model that has not seen yet
-ATTENTIONS = ("auto", "sdpa", "flash_attention_2", "eager")
+ATTENTIONS = ("auto", "sdpa", *FLASH_PACKAGES, "eager")
 AT_LEAST_ONE = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
@@ -101,11 +102,8 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
                 f"--attn_implementation must be one of {', '.join(ATTENTIONS)}, "
                 f"got {self.attn_implementation!r}."
             )
-        if self.attn_implementation == "flash_attention_2" and not importlib.util.find_spec("flash_attn"):
-            raise UserError(
-                "--attn_implementation flash_attention_2: flash-attn is not installed; install it with "
-                "pip install flash-attn --no-build-isolation, or use sdpa."
-            )
+        if self.attn_implementation in FLASH_PACKAGES:
+            check_installed(self.attn_implementation)
 
 
 def choose_template(version: str | None, trained_with: dict[str, str | None]) -> str:

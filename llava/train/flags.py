@@ -163,7 +163,7 @@ class TrainingFlags:
         3, "Steps in a row without a finite loss after which the run ends, naming their records."
     )
     group_by_modality_length: bool = flag(False, "Batches of one modality and similar length.")
-    attn_implementation: str = flag("auto", "auto, sdpa, flash_attention_2 or eager.")
+    attn_implementation: str = flag("auto", "auto, sdpa, flash_attention_2, flash_attention_3 or eager.")
     cache_dir: str = flag(None, "Where the hub's files are kept.")
     remove_unused_columns: bool = flag(False, "The collator already gives what the model takes.")
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from llava.conversation import DEFAULT_TEMPLATE, question_prompt, template_named
+from llava.decoding import Decoding
 from llava.errors import UserError
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.visualization.attention import (
@@ -105,6 +106,7 @@ def image_attention(
     method: str = "attention",
     max_new_tokens: int = 32,
     conv_mode: str | None = None,
+    compiled: bool = False,
 ) -> AnswerAttention:
     """Answer greedily and read where each token looked: attention meanwhile, other methods afterwards.
 
@@ -114,6 +116,7 @@ def image_attention(
         head: one head, from 0, for method attention; None: the mean over heads.
         method: one of attention.METHODS.
         max_new_tokens: longest answer, tokens.
+        compiled: as in answer; method attention reads each step of the decoding and does without.
     Raises:
         UserError: for a layer, head, method, template or image_aspect_ratio that is not there, a text-only
             model, visual tokens that are no grid of the image, or an empty answer.
@@ -131,7 +134,7 @@ def image_attention(
         )
         weights = torch.stack([torch.cat(of_layer) for of_layer in rows])
     else:
-        said = answer(model, tokenizer, question, max_new_tokens)
+        said = answer(model, tokenizer, question, max_new_tokens, compiled)
         merged = merged_with(model, question, said)
         weights = INFLUENCES[method](model, merged, said.ids, layers, columns)
     return AnswerAttention(
@@ -170,11 +173,12 @@ def ask(
     return Question(input_ids, images, [image.size], merged, template.stop_str)
 
 
-def answer(model, tokenizer, question: Question, max_new_tokens: int = 32) -> Answer:
+def answer(model, tokenizer, question: Question, max_new_tokens: int = 32, compiled: bool = False) -> Answer:
     """Answer greedily.
 
     Args:
         max_new_tokens: longest answer, tokens.
+        compiled: decode by compiled graphs, as Decoding says.
     Raises:
         UserError: for an empty answer.
     """
@@ -182,13 +186,8 @@ def answer(model, tokenizer, question: Question, max_new_tokens: int = 32) -> An
     new_ids = model.generate(
         inputs_embeds=question.merged.inputs_embeds,
         attention_mask=question.merged.attention_mask.long(),
-        max_new_tokens=max_new_tokens,
-        num_beams=1,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
         pad_token_id=tokenizer.pad_token_id,
+        **Decoding(max_new_tokens=max_new_tokens, compiled=compiled).kwargs(),
         **stop,
     )
     text, spans = token_spans(new_ids[0].tolist(), tokenizer, question.stop_str)

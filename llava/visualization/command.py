@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llava.command import exit_code
+from llava.loading import add_loading_flags, loading_options
 
 
 def parse_integers(text: str) -> list[int]:
@@ -28,6 +29,7 @@ def picture_parser(name: str, purpose: str, files: str, asks: bool) -> argparse.
     add = parser.add_argument
     add("--model_path", required=True, help="model folder")
     add("--model_base", help="language model folder that --model_path completes")
+    add_loading_flags(parser, compiles=asks)  # without a question the tower runs once, and by parts
     add("--image_path", required=True, help="photograph")
     add("--output_dir", required=True, help=f"gets {files}")
     if asks:
@@ -47,9 +49,10 @@ def load(args: argparse.Namespace) -> tuple:
     from llava.mm_utils import get_model_name_from_path, load_image
     from llava.model.builder import load_pretrained_model
 
+    loading = loading_options(args)
     image = load_image(args.image_path)
     tokenizer, model, image_processor, _ = load_pretrained_model(
-        args.model_path, args.model_base, get_model_name_from_path(args.model_path)
+        args.model_path, args.model_base, get_model_name_from_path(args.model_path), **loading
     )
     scale_factor = getattr(args, "scale_factor", None)
     if scale_factor is not None:

@@ -99,7 +99,10 @@ def make_heatmaps(args: argparse.Namespace) -> list[Path]:
     model, tokenizer, image_processor, image = load(args)
     options = question_options(args)
     result = image_attention(
-        model, tokenizer, image_processor, image, args.text, method=args.method, **options
+        *(model, tokenizer, image_processor, image, args.text),
+        method=args.method,
+        compiled=args.compile,
+        **options,
     )
     print(f"question: {args.text}\nanswer: {result.answer}")
     return write_heatmaps(result, image, args.text, args.output_dir, args.smooth)

@@ -175,10 +175,18 @@ def test_the_attention_asked_for_reaches_the_model(parts, tmp_path, attention):
     assert trainer.model.config._attn_implementation == attention
 
 
-@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is installed")
-def test_a_missing_flash_attn_is_said_so(parts, tmp_path):
-    with pytest.raises(ValueError, match="flash-attn is not installed"):
-        trainer_of(parts, tmp_path, attn_implementation="flash_attention_2")
+@pytest.mark.parametrize(
+    ("name", "module", "package"),
+    [
+        ("flash_attention_2", "flash_attn", "flash-attn"),
+        ("flash_attention_3", "flash_attn_interface", "flash-attn-3"),
+    ],
+)
+def test_a_missing_flash_attn_is_said_so(parts, tmp_path, name, module, package):
+    if importlib.util.find_spec(module) or importlib.util.find_spec("kernels"):
+        pytest.skip(f"{package} is installed")
+    with pytest.raises(ValueError, match=f"{name}: {package} is not installed"):
+        trainer_of(parts, tmp_path, attn_implementation=name)
 
 
 @pytest.mark.parametrize(

@@ -89,11 +89,12 @@ def assert_losses_are_finite(result: Path) -> None:
 
 
 def assert_answers(folder: Path, device, base: Path | None = None) -> None:
-    """The folder loads on the device, in float16 on a GPU as by default, and answers about a picture."""
+    """The folder loads on the device, on a GPU in half precision as by default, and answers of a picture."""
     tokenizer, model, processor, _ = load_pretrained_model(
         str(folder), base and str(base), device=str(device)
     )
     assert model.device.type == device.type
+    assert (model.dtype == torch.float32) == (device.type == "cpu")
     pixels = processor(Image.new("RGB", (40, 30), "red"), return_tensors="pt")["pixel_values"]
     ids = torch.tensor([[*tokenizer("What?").input_ids, IMAGE_TOKEN_INDEX]])
     answer = model.generate(ids, images=pixels.to(device, model.dtype), max_new_tokens=3, do_sample=False)

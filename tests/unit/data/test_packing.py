@@ -228,6 +228,35 @@ def test_one_long_row_as_flash_attention_takes_it_gives_the_same(make, model):
     torch.testing.assert_close(loss, loss_and_gradients(model, batch)[0], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("attention", "in_one_row"),
+    [
+        ("sdpa", False),
+        ("eager", False),
+        ("flash_attention_2", True),
+        ("flash_attention_3", True),
+        ("kernels-community/vllm-flash-attn3", True),  # what transformers takes in place of the one before
+    ],
+)
+def test_every_flash_attention_gets_packed_rows_as_one(make, model, monkeypatch, attention, in_one_row):
+    class Stop(Exception):
+        pass
+
+    def decode(**inputs):
+        seen.append(inputs["inputs_embeds"].shape[0])
+        raise Stop
+
+    seen: list[int] = []
+    batch = Collator(pad_token_id=0)(list(PackedDataset(make())))
+    del batch["record_names"]
+    assert len(batch["input_ids"]) > 1
+    model.config._attn_implementation = attention
+    monkeypatch.setattr(model.get_decoder(), "forward", decode)
+    with pytest.raises(Stop):
+        model(**batch)
+    assert seen == [1 if in_one_row else len(batch["input_ids"])]
+
+
 def test_a_packed_evaluation_uses_no_cache_and_gives_the_same_loss(make, model):
     batch = Collator(pad_token_id=0)(list(PackedDataset(make())))
     del batch["record_names"]

@@ -262,3 +262,55 @@ def test_a_folder_or_no_file_in_place_of_questions_is_named(tmp_path):
     ):
         with pytest.raises(ValueError, match=says):
             load_questions(path)
+
+
+NOW = {
+    **SETTINGS,
+    "attn_implementation": None,
+    "dtype": "bf16",
+}  # as Session records them; SETTINGS: as before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "fp16"}, "dtype was 'bf16', now 'fp16'"),
+        ({"attn_implementation": "eager"}, "attn_implementation was None, now 'eager'"),
+    ],
+)
+def test_answers_in_another_dtype_or_by_another_attention_are_not_mixed_in(tmp_path, change, message):
+    open_file(tmp_path, **NOW).append(QUESTIONS[0], "zero")
+    assert len(open_file(tmp_path, **NOW).answered) == 1
+    with pytest.raises(ValueError, match=message):
+        open_file(tmp_path, **{**NOW, **change})
+
+
+def test_answers_of_a_version_that_recorded_no_dtype_are_kept_and_claim_none(tmp_path):
+    open_file(tmp_path).append(QUESTIONS[0], "zero")
+    answers = open_file(tmp_path, **NOW)
+    (note,) = answers.notes
+    assert "1 answers of an earlier version do not record their dtype" in note
+    assert "bf16 (--dtype)" in note
+    answers.append(QUESTIONS[1], "one")
+    answers.finish()
+    assert "dtype" not in answers.recorded
+    again = open_file(tmp_path, **NOW)
+    dtypes = [row["metadata"].get("dtype", "not recorded") for row in again.answered.values()]
+    assert dtypes == ["not recorded", "bf16"]
+    assert "dtype" not in again.recorded
+    with pytest.raises(ValueError, match="attn_implementation was None, now 'eager'"):
+        open_file(tmp_path, **{**NOW, "attn_implementation": "eager"})  # there was no flag to choose it
+    with pytest.raises(ValueError, match=r"line 2: .*dtype was 'bf16', now 'fp32'"):
+        open_file(tmp_path, **{**NOW, "dtype": "fp32"})
+
+
+def test_a_complete_file_of_such_a_version_is_scored_without_a_word(tmp_path):
+    answers = open_file(tmp_path)
+    for question in QUESTIONS:
+        answers.append(question, "said")
+    again = open_file(tmp_path, **NOW)
+    assert (len(again.answered), again.notes) == (len(QUESTIONS), [])
+    assert open_file(tmp_path, questions=QUESTIONS, **NOW).recorded == {
+        **SETTINGS,
+        "attn_implementation": None,
+    }

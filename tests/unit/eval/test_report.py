@@ -159,3 +159,15 @@ def test_results_of_another_model_are_not_joined_with_these(tmp_path):
     check_folder(tmp_path, "m", SETTINGS)
     with pytest.raises(ValueError, match=r"scale_factor was 2, now 3\); choose another --output-dir"):
         check_folder(tmp_path, "m", {**SETTINGS, "scale_factor": 3})
+
+
+def test_results_of_a_version_that_recorded_no_dtype_are_joined_and_of_another_dtype_not(tmp_path):
+    now = {**SETTINGS, "attn_implementation": None, "dtype": "bf16"}
+    save(tmp_path, result("gqa"))
+    check_folder(tmp_path, "m", now)
+    with pytest.raises(ValueError, match="attn_implementation was None, now 'eager'"):
+        check_folder(tmp_path, "m", {**now, "attn_implementation": "eager"})
+    save(tmp_path, result("pope", settings=now))
+    check_folder(tmp_path, "m", now)
+    with pytest.raises(ValueError, match=r"results of pope .*dtype was 'bf16', now 'fp16'"):
+        check_folder(tmp_path, "m", {**now, "dtype": "fp16"})

@@ -131,6 +131,23 @@ def test_padding_on_the_right_needs_no_mask_in_training(model, attention):
     torch.testing.assert_close(gradients[0], (gradients[1] + gradients[2]) / 2, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("attention", "goes_without"),
+    [
+        ("sdpa", True),
+        ("eager", True),
+        ("flash_attention_2", False),
+        ("flash_attention_3", False),
+        ("kernels-community/vllm-flash-attn3", False),
+    ],
+)
+def test_flash_attention_keeps_the_mask_for_it_skips_what_is_masked(model, attention, goes_without):
+    trained = copy.deepcopy(model).train()
+    trained.config._attn_implementation = attention
+    assert trained._padding_is_unseen("right") == goes_without
+    assert not trained._padding_is_unseen("left")
+
+
 def test_what_moves_batches_leaves_the_host_copy():
     from accelerate.utils import send_to_device
 

@@ -225,6 +225,21 @@ def test_a_quantised_model_talks_and_keeps_its_eyes_as_they_are(tmp_path, bits):
     assert chat.timing.new_tokens > 0
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_compiled_chat_and_those_from_it_decode_compiled(loaded, monkeypatch, compiled):
+    seen = []
+
+    def tokens(model, stopped, **inputs):
+        seen.append(inputs.get("cache_implementation"))
+        yield from ()
+
+    monkeypatch.setattr("llava.serve.chat.stream_tokens", tokens)
+    chat = Chat(*loaded, conv_templates["vicuna_v1"], compiled=compiled)
+    for one in (chat, chat.fresh()):
+        list(one.ask("what is it?", GREEDY))
+    assert seen == 2 * ["static" if compiled else None]
+
+
 def test_a_device_that_is_not_here_is_refused_by_name():
     with pytest.raises(ValueError, match="--device typewriter is not here"):
         check_device("typewriter")

@@ -366,3 +366,12 @@ def test_a_budget_that_does_not_divide_the_grid_is_refused_when_the_request_come
     )
     with pytest.raises(ValueError, match="scale_factor"):
         request(engine, WORDS[0], "red", scale_factor=5)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_compiled_engine_decodes_compiled(make_engine, loaded, monkeypatch, compiled):
+    calls = Queue()
+    monkeypatch.setattr(loaded[1], "generate", lambda *args, **kwargs: calls.put(kwargs))
+    ticket, _ = start(make_engine(compiled=compiled), WORDS[0])
+    assert (calls.get(timeout=60).get("cache_implementation") == "static") == compiled
+    ticket.close()

@@ -1,0 +1,140 @@
+"""How a model is loaded: the flags of every command that loads one, and the rule of its dtype.
+
+torch is imported where it is used, so that --help needs none.
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from llava.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+AUTO = "auto"
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # a flag's value to torch's name
+# By attention implementation: the module that it needs, what the package is called, and how to get it
+FLASH_PACKAGES = {
+    "flash_attention_2": ("flash_attn", "flash-attn", "pip install flash-attn --no-build-isolation"),
+    "flash_attention_3": (
+        *("flash_attn_interface", "flash-attn-3"),
+        "python setup.py install in the folder hopper of https://github.com/Dao-AILab/flash-attention",
+    ),
+}
+FLASH_FROM_HUB = "kernels"  # with this package transformers fetches flash attention itself
+
+
+def add_loading_flags(parser: argparse.ArgumentParser, compiles: bool = True) -> None:
+    """The flags that say how a model is loaded, each spelt with underscores and with hyphens.
+
+    Args:
+        compiles: whether the command has a use for --compile.
+    """
+    add = parser.add_argument
+    add(
+        "--dtype",
+        choices=(AUTO, *DTYPES),
+        default=AUTO,
+        help="type of weights and arithmetic; auto is fp32 on a CPU, and on a GPU the checkpoint's own, in "
+        "place of fp32 bf16, or fp16 where the GPU has no bf16 (default: %(default)s)",
+    )
+    add(
+        "--attn_implementation",
+        "--attn-implementation",
+        default=AUTO,
+        metavar="NAME",
+        help="the language model's attention by transformers' name: sdpa, eager, flash_attention_2, "
+        "flash_attention_3 or another; auto is transformers' choice (default: %(default)s)",
+    )
+    if compiles:
+        add(
+            "--compile",
+            action="store_true",
+            help="compile the vision tower with the projector, and the decoding; the first answers wait for "
+            "the compiler, as do those of another batch size or of longer prompts",
+        )
+
+
+def loading_options(args: argparse.Namespace) -> dict:
+    """What load_pretrained_model takes, by the flags of `add_loading_flags`; a flag that is absent is as by
+    default.
+
+    Raises:
+        UserError: if an attention implementation is not installed, or cannot compute in the dtype.
+    """
+    import torch
+
+    dtype = getattr(args, "dtype", AUTO)
+    attention = attention_of(args)
+    if attention in FLASH_PACKAGES:
+        check_installed(attention)
+        if dtype == "fp32":
+            raise UserError(
+                f"--attn_implementation {attention} computes in half precision, and --dtype is fp32; pass "
+                "--dtype bf16 or fp16, or --attn_implementation sdpa."
+            )
+    return {
+        "torch_dtype": None if dtype == AUTO else getattr(torch, DTYPES[dtype]),
+        "attn_implementation": attention,
+        "compile_vision": getattr(args, "compile", False),
+    }
+
+
+def attention_of(args: argparse.Namespace) -> str | None:
+    """The attention implementation that the flags ask for; None leaves the choice to transformers."""
+    name = getattr(args, "attn_implementation", AUTO)
+    return None if name == AUTO else name
+
+
+def check_installed(attention: str) -> None:
+    """Refuse an implementation of flash attention whose package is not there.
+
+    Raises:
+        UserError: with the flag, the package and how to get it.
+    """
+    module, package, how = FLASH_PACKAGES[attention]
+    if not (find_spec(module) or find_spec(FLASH_FROM_HUB)):
+        raise UserError(
+            f"--attn_implementation {attention}: {package} is not installed; install it with {how}, or use "
+            "sdpa."
+        )
+
+
+def default_dtype(config: dict, device: torch.device | str) -> torch.dtype:
+    """The dtype of a model that none is asked for.
+
+    It is float32 on a CPU, where half precision is no faster on most machines. On a GPU it is the one in
+    which the checkpoint was saved. One in float32 holds the master weights of training under autocast: they
+    are rounded to bfloat16, in which training computed and which has float32's range, so that no activation
+    overflows. A GPU without bfloat16 gets float16 in its place.
+
+    Args:
+        config: of config.json, whose key is dtype, or torch_dtype in older files; without it as for float32.
+        device: that the model is to run on.
+    """
+    import torch
+
+    if torch.device(device).type == "cpu":
+        return torch.float32
+    saved = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    return torch.bfloat16 if saved != "float16" and has_bf16(device) else torch.float16
+
+
+def has_bf16(device: torch.device | str) -> bool:
+    """Whether a GPU computes in bfloat16 itself; emulation, as on those before Ampere, is slow."""
+    import torch
+
+    device = torch.device(device)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type != "mps" or torch.backends.mps.is_macos_or_newer(14, 0)
+
+
+def dtype_flag(dtype: torch.dtype) -> str:
+    """The value of --dtype that means a dtype."""
+    name = str(dtype).removeprefix("torch.")
+    return next(flag for flag, known in DTYPES.items() if known == name)
