@@ -65,6 +65,8 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
             if self.fp16:
                 raise UserError("--fp16: a CPU trains in --bf16 or float32; its losses scale on a GPU alone.")
         super().__post_init__()
+        # from pinned memory a batch goes to the GPU while the step before is computed
+        self.accelerator_config.non_blocking = self.dataloader_pin_memory
         try:
             transformers.Trainer.get_optimizer_cls_and_kwargs(self)
         except (ImportError, ValueError) as error:  # of a package that is missing

@@ -162,3 +162,11 @@ def test_a_flag_or_value_that_does_not_exist_is_refused(given, message):
         pytest.skip("the optimizer is installed")
     with pytest.raises(UserError, match=message):
         parse([*REQUIRED, *given.split()])
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_batches_from_pinned_memory_do_not_wait_for_the_gpu(monkeypatch, pinned):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("transformers.TrainingArguments._setup_devices", None)  # asks the GPU
+    training = parse([*REQUIRED, "--dataloader_pin_memory", str(pinned)])[2]
+    assert training.accelerator_config.non_blocking is pinned

@@ -39,7 +39,7 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, maps: Tensor) -> Tensor:
         """float[B, C, G, G] to the same shape."""
         output = super().forward(maps)
-        if output.requires_grad:
+        if output.requires_grad and len(maps) == 1 and maps.device.type == "cpu":
             output.register_hook(torch.Tensor.contiguous)
         return output
 

@@ -113,3 +113,15 @@ def test_channel_norm_is_layer_norm_of_each_position():
     maps = whole()[0]
     expected = nn.functional.layer_norm(maps.permute(0, 2, 3, 1), (WIDTH,)).permute(0, 3, 1, 2)
     torch.testing.assert_close(ChannelNorm(WIDTH)(maps), expected)
+
+
+def test_several_images_keep_their_gradient_in_the_order_it_came_in():
+    """On a GPU a gradient in another order than its maps costs a copy and a slow kernel."""
+    maps, cotangent = (part.contiguous(memory_format=torch.channels_last) for part in whole())
+    output = BatchNorm(WIDTH)(maps.requires_grad_())
+    orders = []
+    output.grad_fn.register_prehook(
+        lambda gradients: orders.append(gradients[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    output.backward(cotangent)
+    assert orders == [True]
