@@ -9,7 +9,8 @@
 #   GRAD_ACCUM         GLOBAL_BATCH_SIZE / (BATCH_SIZE * devices); set, it wins over GLOBAL_BATCH_SIZE
 #   LEARNING_RATE      PROJECTOR_LR (the same)         PACKING           False; True fills sequences with records
 #   PRECISION          bf16, or fp16 on GPUs older than Ampere, or fp32 on CPU
-#   GRADIENT_CHECKPOINTING  True                       NUM_WORKERS       4 data loading processes a device
+#   GRADIENT_CHECKPOINTING  True                       NUM_WORKERS       data loading processes a device: 4, or as
+#                                                                        many as there are processors if fewer
 #   GROUP_BY_MODALITY_LENGTH  True in stage 2 of LLaVA-1.5: batches of one modality and similar length
 #   SAVE_STEPS         500                             SAVE_TOTAL_LIMIT  1 checkpoint is kept
 #   REPORT_TO          none, tensorboard or wandb
@@ -134,6 +135,12 @@ choose_batch() {
   echo "batch:  $GLOBAL_BATCH_SIZE = $BATCH_SIZE a device x $DEVICES devices x $GRAD_ACCUM accumulated"
 }
 
+num_workers() {  # more than there are processors would slow one another down, and torch warns of them
+  local processors
+  processors=$(nproc 2> /dev/null || getconf _NPROCESSORS_ONLN)
+  echo $((processors < 4 ? processors : 4))
+}
+
 # Sets FLAGS to those that all scripts share. What a script leaves empty comes from the checkpoint.
 shared_flags() {
   FLAGS=(
@@ -154,7 +161,7 @@ shared_flags() {
     --lr_scheduler_type cosine
     --logging_steps 1
     --model_max_length "${MODEL_MAX_LENGTH:-2048}"
-    --dataloader_num_workers "${NUM_WORKERS:-4}"
+    --dataloader_num_workers "${NUM_WORKERS:-$(num_workers)}"
     --gradient_checkpointing "${GRADIENT_CHECKPOINTING:-True}"
     --report_to "${REPORT_TO:-none}"
   )

@@ -62,8 +62,13 @@ PARTS = (
     Part(
         "projectors_b32", f"projectors --types {TYPES} {FORMS} --batch_size 32", 100, "Projectors, 32 images"
     ),
-    Part("speed_7b", f"speed --shape 7b {NO_BATCH}", 60, "7B, one sequence"),
-    Part("speed_7b_batch16", f"speed --shape 7b --batch_size 16 {NO_BATCH}", 60, "7B, sixteen sequences"),
+    Part("speed_7b", f"speed --shape 7b --new_tokens 9 {NO_BATCH}", 60, "7B, one sequence"),
+    Part(
+        "speed_7b_batch16",
+        f"speed --shape 7b --batch_size 16 --new_tokens 9 {NO_BATCH}",
+        60,
+        "7B, sixteen sequences",
+    ),
     step(
         "1.5b_liger",
         "--shape 1.5b --batch_size 48 --use_liger_kernel",
@@ -72,7 +77,7 @@ PARTS = (
     ),
     step(
         "7b_lora_liger",
-        "--shape 7b --batch_size 16 --lora --use_liger_kernel",
+        "--shape 7b --batch_size 24 --lora --use_liger_kernel",
         "Stage 2 by LoRA, 7B, Liger's kernels",
         *("peft", "liger_kernel"),
     ),

@@ -178,7 +178,8 @@ def compiled(module, features) -> Callable[[], None]:
     """The evaluation forward compiled for this batch, as a call; the first one compiles."""
     import torch
 
-    function = torch.compile(module.eval(), dynamic=False)
+    module.eval().prepare_to_compile()
+    function = torch.compile(module, dynamic=False)
 
     def call() -> None:
         with torch.no_grad():

@@ -228,7 +228,9 @@ class LlavaMetaForCausalLM:
         """Encode images by one compiled graph from here on, on a GPU in a CUDA graph.
 
         The first batch of each number of views waits for the compiler. Gradients are computed without it.
+        Weights that change later need another call.
         """
+        self.vision_parts()[1].prepare_to_compile()
         self._compiled_encode = torch.compile(self._encode, mode="reduce-overhead", dynamic=False)
 
     def _encode(self, images: Tensor, scale_factor: int | None) -> Tensor:
@@ -318,9 +320,11 @@ class LlavaMetaForCausalLM:
         if len(sizes) != len(num_views):
             raise UserError(f"{len(num_views)} images came with {len(sizes)} image_sizes; give one for each.")
         num_tokens = self.tokens_per_view(scale_factor)
-        spans, first = [], 0
+        spans, first, layouts = [], 0, {}
         for size, count in zip(sizes, num_views, strict=True):
-            spans.append(image_span(tiling.layout(size, num_tokens, count), first, separators))
+            if (size, count) not in layouts:
+                layouts[size, count] = tiling.layout(size, num_tokens, count)
+            spans.append(image_span(layouts[size, count], first, separators))
             first += count * num_tokens
         return spans
 

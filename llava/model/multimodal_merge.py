@@ -153,56 +153,56 @@ def plan_merge(
         UserError: if placeholders and images differ in number; going on would misplace every feature.
     """
     keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-    num_placeholders = int(((input_ids == IMAGE_TOKEN_INDEX) & keep).sum())
+    is_image = (input_ids == IMAGE_TOKEN_INDEX) & keep
+    num_placeholders = int(is_image.sum())
     if num_placeholders != len(spans):
         raise UserError(
             f"the prompts have {num_placeholders} <image> placeholders, "
             f"but {len(spans)} images came; give one image for each placeholder."
         )
-    remaining = iter(spans)
-    rows, row_labels, row_sequences = [], [], []  # ids and visual_index; the others where they are given
-    for row, row_keep in enumerate(keep):
-        ids = input_ids[row][row_keep]
-        is_image = ids == IMAGE_TOKEN_INDEX
-        row_spans = [next(remaining) for _ in range(int(is_image.sum()))]
-        repeats = torch.ones_like(ids)
-        repeats[is_image] = torch.tensor([len(span.token_ids) for span in row_spans], dtype=torch.long)
-        row_ids = ids.repeat_interleave(repeats)
-        of_image = row_ids == IMAGE_TOKEN_INDEX
-        index = torch.full_like(row_ids, TEXT)
-        if row_spans:
-            row_ids[of_image] = torch.cat([span.token_ids for span in row_spans])
-            index[of_image] = torch.cat([span.visual_index for span in row_spans])
-        rows.append((row_ids, index))
-        if labels is not None:
-            expanded = labels[row][row_keep].repeat_interleave(repeats)
-            row_labels.append(expanded.masked_fill(of_image, IGNORE_INDEX))
-        if sequence_ids is None:
-            row_sequences.append(torch.zeros_like(row_ids))
-        else:
-            row_sequences.append(sequence_ids[row][row_keep].repeat_interleave(repeats))
+    repeats = keep.long()
+    repeats[is_image] = torch.tensor([len(span.token_ids) for span in spans], dtype=torch.long)
+    lengths = repeats.sum(dim=1)
+    shape = len(input_ids), int(lengths.max())
 
-    def pad(tensors: list[Tensor], value: int) -> Tensor:
-        return torch.nn.utils.rnn.pad_sequence(
-            tensors, batch_first=True, padding_value=value, padding_side=padding_side
-        )
+    def expanded(values: Tensor) -> Tensor:
+        """All rows one after the other."""
+        return values.flatten().repeat_interleave(repeats.flatten())
 
-    sequences = pad(row_sequences, -1)
-    attended = sequences >= 0
-    merged_labels = None if labels is None else pad(row_labels, IGNORE_INDEX)
-    visual_index = pad([index for _, index in rows], TEXT).flatten()
-    visual_places = (visual_index >= 0).nonzero().flatten()
-    visual_rows = visual_index[visual_places]
+    ids = expanded(input_ids)
+    of_image, visual_index = ids == IMAGE_TOKEN_INDEX, torch.full_like(ids, TEXT)
+    if spans:
+        ids[of_image] = torch.cat([span.token_ids for span in spans])
+        visual_index[of_image] = torch.cat([span.visual_index for span in spans])
+    # how far each row lies from where its predecessors' lengths add up to
+    shifts = torch.arange(shape[0]) * shape[1] - (lengths.cumsum(dim=0) - lengths)
+    if padding_side == "left":
+        shifts += shape[1] - lengths
+    places = torch.arange(len(ids)) + shifts.repeat_interleave(lengths)
+
+    def laid_out(values: Tensor, padding: int) -> Tensor:
+        rows = values.new_full((shape[0] * shape[1],), padding)
+        return rows.index_copy(0, places, values).view(shape)
+
+    if sequence_ids is None:
+        attended = laid_out(torch.ones_like(ids, dtype=torch.bool), False)
+        position_ids = (attended.cumsum(dim=1) - 1).clamp(min=0)
+    else:
+        sequences = laid_out(expanded(sequence_ids), -1)
+        attended, position_ids = sequences >= 0, positions_within(sequences)
+    merged_labels = None
+    if labels is not None:
+        merged_labels = laid_out(expanded(labels).masked_fill(of_image, IGNORE_INDEX), IGNORE_INDEX)
+    is_visual = visual_index >= 0
+    visual_rows = visual_index[is_visual]
     return MergePlan(
-        token_ids=pad([ids for ids, _ in rows], PADDING_ID),
+        token_ids=laid_out(ids, PADDING_ID),
         attention_mask=attended,
-        position_ids=(
-            (attended.cumsum(dim=1) - 1).clamp(min=0) if sequence_ids is None else positions_within(sequences)
-        ),
+        position_ids=position_ids,
         labels=merged_labels,
-        visual_places=visual_places,
+        visual_places=places[is_visual],
         visual_rows=None if torch.equal(visual_rows, torch.arange(len(visual_rows))) else visual_rows,
-        newline_places=(visual_index == NEWLINE).nonzero().flatten(),
+        newline_places=places[visual_index == NEWLINE],
         is_padded=not bool(attended.all()),
         label_places=None if labels is None else places_before_labels(merged_labels),
         attended_places=None if sequence_ids is None else attended.flatten().nonzero().flatten(),

@@ -243,6 +243,14 @@ def test_flags_after_the_script_and_variables_ahead_of_it_win(folder):
     assert (arguments["output_dir"], arguments["model_max_length"]) == ("my run", 4096)
 
 
+@pytest.mark.parametrize(("processors", "expected"), [(1, 1), (3, 3), (4, 4), (96, 4)])
+def test_data_workers_are_at_most_the_processors(folder, processors, expected):
+    (folder / "bin" / "nproc").write_text(f"#!/bin/sh\necho {processors}\n")
+    (folder / "bin" / "nproc").chmod(0o755)
+    assert parsed(launched(folder, "finetune")[1])["dataloader_num_workers"] == expected
+    assert parsed(launched(folder, "finetune", NUM_WORKERS="7")[1])["dataloader_num_workers"] == 7
+
+
 def test_packing_takes_the_place_of_grouping(folder):
     plain, packed = (parsed(launched(folder, "v1_5/finetune", PACKING=p)[1]) for p in ("False", "True"))
     assert (plain["packing"], plain["group_by_modality_length"]) == (False, True)

@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gradient_checkpointing", action="store_true", help="less memory for more arithmetic")
     add("--use_liger_kernel", action="store_true", help="fused kernels, as the trainer's flag")
     add("--compile_layers", action="store_true", help="each layer of the language model by torch.compile")
+    add("--compile_vision", action="store_true", help="tower and projectors by torch.compile")
     add("--peak_tflops", type=float, help="of the machine; default: by the GPU's name, else a product timed")
     parser.set_defaults(run=run)
 
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> None:
         "gradient_checkpointing": args.gradient_checkpointing,
         "use_liger_kernel": args.use_liger_kernel,
         "compile_layers": args.compile_layers,
+        "compile_vision": args.compile_vision,
         "peak_flops": peak,
         "peak_source": source,
     }
@@ -128,6 +130,9 @@ def measure(shape: Shape, args: argparse.Namespace, device: str, dtype_name: str
         variant.projector.requires_grad_(True)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if args.compile_vision:
+        for module in (model.get_vision_tower(), *(variant.projector for variant in variants)):
+            module.compile(dynamic=False)
     if args.compile_layers:
         for layer in model.get_decoder().layers:  # one graph a shape serves all of them
             layer.compile(dynamic=False)
@@ -259,6 +264,7 @@ def as_markdown(rows: list[dict], about: dict) -> str:
         "gradient checkpointing": about["gradient_checkpointing"],
         "Liger's kernels": about["use_liger_kernel"],
         "layers compiled": about["compile_layers"],
+        "vision compiled": about["compile_vision"],
     }
     size = (
         f"{about['shape']}, {about['layers']} of {about['full_layers']} layers; stage {about['stage']}, "

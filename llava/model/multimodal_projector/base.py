@@ -59,6 +59,9 @@ class Projector(nn.Module):
         with gathered(self.parameters(), write=True):
             self.reset_parameters()
 
+    def prepare_to_compile(self) -> None:
+        """Do now, for the weights as they are, what a compiled graph would do at every call."""
+
     def reset_parameters(self) -> None:
         """Initial weights; transformers calls it too, where a checkpoint lacks them."""
         for child in self.modules():
@@ -132,7 +135,14 @@ def downsample(maps: Tensor, scale_factor: int) -> Tensor:
     middle four (summed in float32) where it is even.
     """
     middle = (scale_factor - 1) // 2
-    return F.avg_pool2d(maps[..., middle:, middle:], 2 - scale_factor % 2, stride=scale_factor)
+    if scale_factor % 2:
+        return maps[..., middle::scale_factor, middle::scale_factor]
+    if scale_factor > 2:
+        # the middles alone, side by side: backwards, pooling is slow where windows do not touch
+        blocks = maps.unflatten(-1, (-1, scale_factor)).unflatten(-3, (-1, scale_factor))
+        middles = blocks[..., middle : middle + 2, :, middle : middle + 2].permute(0, 2, 3, 4, 5, 1)
+        maps = middles.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
+    return F.avg_pool2d(maps, 2)
 
 
 def two_layer_map(in_width: int, out_width: int) -> nn.Sequential:

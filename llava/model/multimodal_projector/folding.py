@@ -52,9 +52,12 @@ class Foldable(nn.Module):
 
     folds = True
     _folded: tuple[list, object] | None = None
+    _kept: object | None = None  # by prepare_to_compile
 
     def train(self, mode: bool = True) -> "Foldable":
-        self._folded = None  # weights may be replaced, in ways that leave no trace, while the mode changes
+        self._folded = self._kept = (
+            None  # weights may be replaced, in ways that leave no trace, while the mode changes
+        )
         return super().train(mode)
 
     def folded_form_serves(self) -> bool:
@@ -74,16 +77,22 @@ class Foldable(nn.Module):
     def folded(self):
         """The evaluation form of the weights as they are now; made again when any of them changed.
 
-        A compiled graph cannot look whether weights changed. There the form is made in the graph, where the
-        compiler merges its small operations with others.
+        A compiled graph cannot look whether weights changed. There the form is that of prepare_to_compile, or
+        it is made in the graph, where the compiler merges its small operations with others.
         """
         if torch.compiler.is_compiling():
-            return self.fold(products=False)
+            return self.fold(products=False) if self._kept is None else self._kept
         now = fingerprint(self)
         if self._folded is None or self._folded[0] != now:
             with made_to_keep(next(self.parameters()).device):
                 self._folded = (now, self.fold(products=True))
         return self._folded[1]
+
+    @torch.no_grad()
+    def prepare_to_compile(self) -> None:
+        """Fold now, for compiled graphs: they see no weights that change until train or eval is called."""
+        if self.folded_form_serves():
+            self._kept = self.folded()
 
 
 class FoldedAttention:

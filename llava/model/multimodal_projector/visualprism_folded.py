@@ -38,20 +38,24 @@ def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Kernel:
     return conv.weight * gain.view(-1, 1, 1, 1), norm.bias - norm.running_mean * gain
 
 
-def depthwise(maps: Tensor, kernel: Kernel) -> Tensor:
+def depthwise(maps: Tensor, kernel: Kernel, stride: int = 1, padding: int | None = None) -> Tensor:
+    """By default a sample for each position."""
     weight, bias = kernel
-    return F.conv2d(maps, weight, bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+    place = (stride, weight.shape[-1] // 2 if padding is None else padding)
+    if torch.compiler.is_compiling():  # cuDNN adds a bias in a pass of its own, a compiler within the GELU
+        return F.conv2d(maps, weight, None, *place, groups=weight.shape[0]) + bias.view(-1, 1, 1)
+    return F.conv2d(maps, weight, bias, *place, groups=weight.shape[0])
 
 
 def sampled_depthwise_gelu(maps: Tensor, kernel: Kernel, scale_factor: int) -> Tensor:
     """Depthwise convolution, GELU, sampling; an odd s samples block middles, and is convolved there alone."""
     if scale_factor % 2 == 0:
         return downsample(F.gelu(depthwise(maps, kernel)), scale_factor)
-    weight, bias = kernel
+    weight, _ = kernel
     margin = weight.shape[-1] // 2 - scale_factor // 2  # how far the first middle's window is beyond the edge
     if margin < 0:
         maps, margin = maps[..., -margin:, -margin:], 0
-    return F.gelu(F.conv2d(maps, weight, bias, scale_factor, margin, groups=weight.shape[0]))
+    return F.gelu(depthwise(maps, kernel, scale_factor, margin))
 
 
 class FoldedVisualPrism:

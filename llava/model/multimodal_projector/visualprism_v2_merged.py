@@ -64,8 +64,8 @@ class MergedVisualPrismV2:
             self.band_kernel = prism.wavelet_path().kernel()
 
     def keep(self, make: Callable[..., Tensor], *args) -> Tensor:
-        """make(*args), once if this is an evaluation form."""
-        if not self.keeps:
+        """make(*args), once if this is an evaluation form; a compiled graph keeps nothing."""
+        if not self.keeps or torch.compiler.is_compiling():
             return make(*args)
         key = (make.__name__, *args)
         if key not in self.kept:

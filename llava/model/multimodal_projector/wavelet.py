@@ -69,11 +69,15 @@ class Wavelet(nn.Module):
         return self.dec_filter.shape[-1] == self.rec_filter.shape[-1] == 2
 
     def analyse(self, maps: Tensor) -> Tensor:
-        """float[B, C, G, G], G even, to float[B, C, 4, G/2, G/2], as pywt.dwt2(mode="periodization")."""
+        """float[B, C, G, G], G even, to float[B, C, 4, G/2, G/2], as pywt.dwt2(mode="periodization").
+
+        Of a blockwise transform each sub-band has its channels last in memory, which convolutions want.
+        """
         if self.is_blockwise:
-            pixels = torch.stack([maps[..., row::2, column::2] for row in (0, 1) for column in (0, 1)])
+            tokens = maps.permute(0, 2, 3, 1)
+            pixels = torch.stack([tokens[:, row::2, column::2] for row in (0, 1) for column in (0, 1)])
             bands = self.dec_filter.to(maps.dtype).view(4, 4) @ pixels.flatten(1)
-            return bands.view_as(pixels).movedim(0, 2)
+            return bands.view_as(pixels).permute(1, 4, 0, 2, 3)
         margin = self.dec_filter.shape[-1] // 2 - 1
         if margin:
             index = around(maps.shape[-1], margin, maps.device)
@@ -87,10 +91,10 @@ class Wavelet(nn.Module):
         """float[B, C, 4, G/2, G/2] to float[B, C, G, G]: SYNTHESIS_GAIN times the inverse of analyse."""
         side = 2 * bands.shape[-1]
         if self.is_blockwise:
-            first = bands.movedim(2, 0)
-            pixels = self.rec_filter.to(bands.dtype).view(4, 4).T @ first.flatten(1)
-            blocks = pixels.view(2, 2, *first.shape[1:]).permute(2, 3, 4, 0, 5, 1)  # [B, C, G/2, 2, G/2, 2]
-            return blocks.reshape(*bands.shape[:2], side, side)
+            tokens = bands.permute(2, 0, 3, 4, 1)
+            pixels = self.rec_filter.to(bands.dtype).view(4, 4).T @ tokens.flatten(1)
+            blocks = pixels.view(2, 2, *tokens.shape[1:]).permute(2, 3, 0, 4, 1, 5)  # [B, G/2, 2, G/2, 2, C]
+            return blocks.reshape(-1, side, side, bands.shape[1]).permute(0, 3, 1, 2)
         margin = self.rec_filter.shape[-1] // 2 - 1
         wrapped = (margin + 1) // 2  # coefficients whose filters reach over the edge
         if wrapped:
@@ -132,9 +136,10 @@ class WaveletPath(nn.Module):
     def transform(self, maps: Tensor, filter_band: Callable[[Tensor], Tensor]) -> Tensor:
         """Analyse, filter each sub-band, weigh, synthesise: float[B, C, G, G] to the same shape."""
         side = maps.shape[-1]
-        filtered = torch.stack([filter_band(band) for band in self.bands(maps).unbind(2)], dim=2)
-        bands = filtered * self.subband_scale.to(maps.dtype).view(4, 1, 1)
-        return self.wavelet.synthesise(bands)[..., :side, :side]
+        filtered = [filter_band(band) for band in self.bands(maps).unbind(2)]
+        tokens = torch.stack([band.permute(0, 2, 3, 1) for band in filtered])
+        bands = tokens * self.subband_scale.to(maps.dtype).view(4, 1, 1, 1, 1)
+        return self.wavelet.synthesise(bands.permute(1, 4, 0, 2, 3))[..., :side, :side]
 
     def samples_low_band(self, scale_factor: int) -> bool:
         """Whether a sample of the output depends on LL alone.

@@ -183,6 +183,7 @@ def test_a_row_that_is_out_of_memory_has_no_time_and_harms_no_other():
         "gradient_checkpointing": False,
         "use_liger_kernel": False,
         "compile_layers": False,
+        "compile_vision": False,
     }
     about |= {"time": "wall", "peak_flops": 1e15, "peak_source": "a data sheet", "command": "c", "date": "d"}
     about |= {

@@ -179,3 +179,28 @@ def test_a_model_over_a_language_model_that_holds_idle_sampling_settings_can_be_
     saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
     assert {name: value for name, value in saved.items() if name in {*settings, "do_sample"}} == kept
     assert saved["eos_token_id"] == 2
+
+
+@pytest.mark.parametrize("name", ["visualprism", "visualprism_v2", "mlp2x_gelu"])
+def test_vision_in_one_compiled_graph_gives_the_same_features(name, tmp_path, monkeypatch):
+    compiled = torch.compile
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: compiled(function, backend=count, fullgraph=True)
+    )
+    model = tiny.build(tmp_path, mm_projector_type=name)
+    images = torch.randn(2, 3, 56, 56)
+    with torch.no_grad():
+        expected = model.encode_images(images)
+        model.compile_vision()
+        first = model.encode_images(images)
+        model.encode_images(torch.randn(2, 3, 56, 56))
+    torch.testing.assert_close(first, expected, atol=1e-6, rtol=1e-5)  # and no later call wrote over it
+    assert len(graphs) == 1
+    assert model.encode_images(images).requires_grad  # gradients go past it
+    assert len(graphs) == 1
