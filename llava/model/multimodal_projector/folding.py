@@ -95,6 +95,12 @@ class Foldable(nn.Module):
             self._kept = self.folded()
 
 
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right, at least in float32 and rounded once; in half precision some CPUs take seconds for it."""
+    wide = torch.promote_types(left.dtype, torch.float32)
+    return (left.to(wide) @ right.to(wide)).to(left.dtype)
+
+
 class FoldedAttention:
     """A compressor's region attention without constant work: its scale and the biases of its values folded.
 
@@ -107,9 +113,10 @@ class FoldedAttention:
         self.query_weight, self.query_bias = (part * attention.scale for part in attention.query_map())
         self.key_map, self.value_map = attention.head_maps()
         out_proj, value_bias = attention.out_proj, attention.in_proj_bias.chunk(3)[2]
-        self.weight, self.bias = out_proj.weight, out_proj.weight @ value_bias + out_proj.bias
+        self.weight, self.bias = out_proj.weight, product(out_proj.weight, value_bias) + out_proj.bias
         if after is not None:
-            self.weight, self.bias = after.weight @ self.weight, after.weight @ self.bias + after.bias
+            self.weight = product(after.weight, self.weight)
+            self.bias = product(after.weight, self.bias) + after.bias
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """query float[B, M, E], key and value float[B*M, s*s, E] by regions, to float[B, M, ...]."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llava.model.multimodal_projector.base import downsample, to_maps, to_tokens
-from llava.model.multimodal_projector.folding import FoldedAttention
+from llava.model.multimodal_projector.folding import FoldedAttention, product
 from llava.model.multimodal_projector.region_order import (
     by_region,
     gelu_by_region,
@@ -98,8 +98,8 @@ class FoldedVisualPrism:
         self.query_bias = sum(share[path] * biases[path] for path in prism.paths)
         if products:
             to_query = prism.q_proj_1.weight
-            weights = {path: to_query @ weight for path, weight in weights.items()}
-            self.query_bias = to_query @ self.query_bias
+            weights = {path: product(to_query, weight) for path, weight in weights.items()}
+            self.query_bias = product(to_query, self.query_bias)
         self.to_query = nn.Identity() if products else prism.q_proj_1
         self.query_weight = torch.cat(list(weights.values()), dim=1)
         if "wavelet" in prism.paths:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llava.model.multimodal_projector.base import downsample, to_maps, to_tokens
-from llava.model.multimodal_projector.folding import FoldedAttention, made_to_keep
+from llava.model.multimodal_projector.folding import FoldedAttention, made_to_keep, product
 from llava.model.multimodal_projector.region_order import (
     by_region,
     gelu,
@@ -57,8 +57,9 @@ class MergedVisualPrismV2:
         self.query_bias = sum(share[path] * bias for path, (_, bias) in maps.items())
         if products:
             to_query = prism.q_proj_1.weight
-            self.path_weights = {path: to_query @ weight for path, weight in self.path_weights.items()}
-            self.query_bias = to_query @ self.query_bias
+            weights = self.path_weights.items()
+            self.path_weights = {path: product(to_query, weight) for path, weight in weights}
+            self.query_bias = product(to_query, self.query_bias)
         self.to_query = nn.Identity() if products else prism.q_proj_1
         if "wavelet" in prism.paths:
             self.band_kernel = prism.wavelet_path().kernel()

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from llava.benchmark.plain_visualprism import PlainVisualPrism
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_projector.base import downsample
+from llava.model.multimodal_projector.folding import product
 from llava.model.multimodal_projector.norms import NORMS
 from llava.model.multimodal_projector.visualprism import VisualPrism
 from llava.model.multimodal_projector.wavelet import Wavelet
@@ -290,3 +291,11 @@ def test_a_budget_for_a_projector_that_does_not_compress_is_refused(tmp_path):
     model = tiny.build(tmp_path, mm_projector_type="linear")
     with pytest.raises(ValueError, match="LinearProjector does not compress"):
         model.generate(torch.tensor([[1, -200]]), images=torch.randn(1, 3, 56, 56), scale_factor=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_weights_are_folded_in_float32_at_least_and_rounded_once(dtype):
+    left, right = (torch.randn(300, 300).to(dtype) for _ in range(2))
+    exact = left.double() @ right.double()
+    error = (product(left, right).double() - exact).abs() / exact.abs().clamp(min=1)
+    assert error.max() < 1.01 * torch.finfo(dtype).eps + (dtype == torch.float32) * 1e-4
