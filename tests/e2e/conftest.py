@@ -36,3 +36,11 @@ def whole(parts, stage1):
     folder = stage1.parent / "stage2"
     run(parts, folder, pretrain_mm_mlp_adapter=stage1 / "mm_projector.bin")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_pages_files(tmp_path_factory):
+    """Servers of other processes keep the same pictures in gradio's folder of the whole machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
+        yield
