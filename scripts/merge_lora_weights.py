@@ -29,7 +29,8 @@ def merge(model_path: str, model_base: str | None, output: Path) -> bool:
 
 
 def _write(model_path: str, model_base: str | None, folder: Path) -> None:
-    from llava.conversation import chat_template, template_of
+    from llava.chat_template import chat_template
+    from llava.conversation import template_of
     from llava.decoding import end_with_turns
     from llava.model.builder import load_pretrained_model
     from llava.model.checkpoint import ADAPTER_CONFIG, inspect_folder

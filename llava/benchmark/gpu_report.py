@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -202,21 +201,17 @@ def work(part: Part, folder: Path) -> None:
     from llava.benchmark.__main__ import main
 
     os.setsid()
-    try:
-        if part.command is None:
-            sys.exit(run_tests(folder))
-        words = part.command.split()
-        sys.argv[1:] = words  # what figures name as their command
-        if words[0] == "ablation":
-            study = Path("playground/ablation/gpu")
-            code = main([*words, "--output_dir", str(study)])
-            for suffix in ("json", "md"):
-                shutil.copy(study / f"results.{suffix}", folder / f"{part.name}.{suffix}")
-            sys.exit(code)
+    if part.command is None:
+        sys.exit(run_tests(folder))
+    words = part.command.split()
+    sys.argv[1:] = words  # what figures name as their command
+    if words[0] != "ablation":
         sys.exit(main([*words, "--output_dir", str(folder), "--name", part.name]))
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
+    study = Path("playground/ablation/gpu")
+    if code := main([*words, "--output_dir", str(study)]):
+        sys.exit(code)
+    for suffix in ("json", "md"):
+        shutil.copy(study / f"results.{suffix}", folder / f"{part.name}.{suffix}")
 
 
 def run_tests(folder: Path) -> int:

@@ -1,4 +1,7 @@
-"""load_pretrained_model: tokenizer, model and image processor of a folder, decided by its files alone."""
+"""load_pretrained_model: tokenizer, model and image processor of a folder, decided by its files alone.
+
+One file of some 400 lines: each kind of folder is another way to the same model, and they share their steps.
+"""
 
 import logging
 from pathlib import Path

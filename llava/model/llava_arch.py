@@ -1,6 +1,6 @@
 """Vision around any causal language model: tower, projector and merge, as two mixins.
 
-One file of some 400 lines: the two are halves of one forward pass, who builds the parts and who calls them.
+One file of some 500 lines: the two are halves of one forward pass, who builds the parts and who calls them.
 """
 
 # B sequences, T' merged tokens, I images of the batch, V views of them all (tiles; for square and pad one an
@@ -220,9 +220,8 @@ class LlavaMetaForCausalLM:
         if self._compiled_encode is None or torch.is_grad_enabled():
             return self._encode(images, scale_factor)
         torch.compiler.cudagraph_mark_step_begin()
-        return self._compiled_encode(
-            images, scale_factor
-        ).clone()  # the next call writes over a graph's output
+        encoded = self._compiled_encode(images, scale_factor)
+        return encoded.clone()  # the next call writes over a graph's output
 
     def compile_vision(self) -> None:
         """Encode images by one compiled graph from here on, on a GPU in a CUDA graph.

@@ -10,8 +10,9 @@ from accelerate import PartialState
 from huggingface_hub.utils import enable_progress_bars
 from tqdm import tqdm
 
+from llava.chat_template import chat_template
 from llava.command import message
-from llava.conversation import chat_template, template_of
+from llava.conversation import template_of
 from llava.data.collator import Collator
 from llava.data.sample import SampleBuilder
 from llava.decoding import end_with_turns

@@ -12,10 +12,9 @@ import pytest
 import tiny
 import torch
 from lineup import CASES, make, make_features
+from training_batches import batch, moved
 
-from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.data.collator import Collator
-from llava.train.training_data import WithHostCopy
+from llava.constants import IMAGE_TOKEN_INDEX
 
 
 @contextmanager
@@ -27,24 +26,6 @@ def no_waits():
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-def batch(cuda, lengths=(6, 9)) -> dict:
-    """Rows with an image each and labels on the last two words, moved as Trainer moves them."""
-    rows = []
-    for length in lengths:
-        ids = torch.arange(5, 5 + length)
-        ids[1] = IMAGE_TOKEN_INDEX
-        labels = torch.full_like(ids, IGNORE_INDEX)
-        labels[-2:] = ids[-2:]
-        image = torch.randn(3, 56, 56)
-        rows.append({"name": "", "input_ids": ids, "labels": labels, "images": [image], "image_sizes": [0]})
-    collated = WithHostCopy(Collator(pad_token_id=0))(rows)
-    names = ("input_ids", "labels", "attention_mask", "images", "on_host")
-    return {
-        name: collated[name].to(cuda) if isinstance(collated[name], torch.Tensor) else collated[name]
-        for name in names
-    }
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +45,7 @@ def test_a_training_step_does_not_wait(cuda, model, autocast, use_cache, monkeyp
     monkeypatch.setattr(model.config, "use_cache", use_cache)  # train.py sets it to False
     model.train()
     for waits_are_errors in (False, True):
-        inputs = batch(cuda)
+        inputs = moved(batch(), cuda)
         model.zero_grad()
         with no_waits() if waits_are_errors else torch.enable_grad():
             with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
@@ -78,7 +59,7 @@ def test_a_training_step_does_not_wait(cuda, model, autocast, use_cache, monkeyp
 def test_a_batch_of_text_alone_does_not_wait(cuda, model):
     model.train()
     for waits_are_errors in (False, True):
-        inputs = batch(cuda)
+        inputs = moved(batch(), cuda)
         del inputs["images"]
         host = inputs["on_host"]
         host.input_ids[host.input_ids == IMAGE_TOKEN_INDEX] = 5
@@ -90,7 +71,7 @@ def test_a_batch_of_text_alone_does_not_wait(cuda, model):
 
 
 def test_prefill_of_ids_on_the_host_does_not_wait(cuda, model):
-    inputs = batch(cuda, (7, 7))
+    inputs = moved(batch((7, 7)), cuda)
     ids = inputs["on_host"].input_ids
     with torch.no_grad():
         model(input_ids=ids, images=inputs["images"], logits_to_keep=1)

@@ -40,6 +40,7 @@ ALLOWED = {
     "llava/constants.py": (),
     "llava/__init__.py": (),
     "llava/conversation.py": ("llava.constants",),
+    "llava/chat_template.py": ("llava.constants", "llava.conversation"),
     "llava/errors.py": (),
     "llava/text.py": (),
     "llava/textfile.py": (),
@@ -65,6 +66,7 @@ ALLOWED = {
     ),
     "llava/model": ("llava.constants", "llava.loading", "llava.tiling", "llava.model"),
     "llava/train": (
+        "llava.chat_template",
         "llava.command",
         "llava.constants",
         "llava.conversation",

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 
-from llava.conversation import SeparatorStyle, chat_template, conv_templates, place_images
+from llava.chat_template import chat_template
+from llava.conversation import SeparatorStyle, conv_templates, place_images
 
 ROLES = ("user", "assistant")
 TEXT = st.one_of(

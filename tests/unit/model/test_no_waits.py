@@ -10,14 +10,12 @@ from contextlib import nullcontext
 import pytest
 import tiny
 import torch
+from training_batches import batch, moved
 
-from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.data.collator import Collator
 from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_merge import OnHost
 from llava.model.multimodal_projector.builder import PROJECTORS, build_projector
 from llava.model.vision_config import VisionFields
-from llava.train.training_data import WithHostCopy
 
 
 @pytest.fixture(scope="module")
@@ -30,25 +28,6 @@ def without_values(model, monkeypatch):
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # it knows no meta device
     monkeypatch.setattr(torch, "autocast", lambda device, enabled: nullcontext())
     return copy.deepcopy(model).to("meta")
-
-
-def batch(lengths=(6, 9)) -> dict:
-    """Rows with an image each and labels on the last two words."""
-    rows = []
-    for length in lengths:
-        ids = torch.arange(5, 5 + length)
-        ids[1] = IMAGE_TOKEN_INDEX
-        labels = torch.full_like(ids, IGNORE_INDEX)
-        labels[-2:] = ids[-2:]
-        image = torch.randn(3, 56, 56)
-        rows.append({"name": "", "input_ids": ids, "labels": labels, "images": [image], "image_sizes": [0]})
-    collated = WithHostCopy(Collator(pad_token_id=0))(rows)
-    return {name: collated[name] for name in ("input_ids", "labels", "attention_mask", "images", "on_host")}
-
-
-def moved(values: dict, device: str) -> dict:
-    """As Trainer moves a batch: tensors go, the rest stays."""
-    return {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in values.items()}
 
 
 @pytest.mark.parametrize("use_cache", [True, False])

@@ -1,0 +1,85 @@
+"""A prompt template as Jinja, for a tokenizer's apply_chat_template."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import Conversation, SeparatorStyle
+
+_WORDS = "[words]"  # stands for a message's words while a template is taken apart
+_JINJA = r"""
+{%- macro words(content) -%}
+  {%- if content is string -%}{{- content -}}
+  {%- elif content -%}
+    {%- set text = content | selectattr("type", "equalto", "text") | map(attribute="text") | join("\n") -%}
+    {%- set images = content | rejectattr("type", "equalto", "text") | list | length -%}
+    {%- set marks = text.split(template.image) | length - 1 -%}
+    {%- if images and marks not in (0, images) -%}
+      {{- raise_exception("A text must hold one " ~ template.image ~ " for each image, or none.") -}}
+    {%- endif -%}
+    {%- set placed = ("" if marks else (template.image ~ "\n") * images) ~ text -%}
+    {{- placed | replace(template.image, template.image_text) if images else text -}}
+  {%- endif -%}
+{%- endmacro -%}
+{%- set has_system = messages and messages[0].role == "system" -%}
+{%- set system = words(messages[0].content) if has_system else "" -%}
+{%- set turns = messages[1:] if has_system else messages -%}
+{%- set which = 0 if not has_system else 1 if system else 2 -%}
+{%- if template.is_plain and (has_system or turns | length > 2) -%}
+  {{- raise_exception("A plain template holds one image and its caption.") -}}
+{%- elif add_generation_prompt and turns | length % 2 == 0 -%}
+  {{- raise_exception("The last message must be the user's where an answer is asked for.") -}}
+{%- endif -%}
+{{- template.opening[which] | replace(template.words, system) -}}
+{%- for message in turns -%}
+  {%- set text = words(message.content) -%}
+  {%- if message.role != ("assistant" if loop.index0 % 2 else "user") -%}
+    {{- raise_exception("Messages must alternate between user and assistant, the user's first.") -}}
+  {%- elif message.role == "assistant" -%}
+    {%- set spoken = template.answer[1] ~ text ~ template.answer[2] -%}
+    {{- template.answer[0] ~ (spoken if text or not loop.last else "") -}}
+  {%- else -%}
+    {{- template.first[which] | replace(template.words, system) if loop.first else template.question[0] -}}
+    {%- set is_answered = loop.nextitem is defined and words(loop.nextitem.content) -%}
+    {%- set end = template.question[2 if is_answered else 3] -%}
+    {{- template.question[1] ~ text ~ end if text else "" -}}
+    {%- if loop.first and not text and template.needs_words -%}
+      {{- raise_exception("This template needs words in the first message, which has the system text.") -}}
+    {%- endif -%}
+  {%- endif -%}
+{%- endfor -%}
+{{- template.answer[0] if add_generation_prompt else "" -}}
+"""
+
+
+def chat_template(conversation: Conversation, use_im_start_end: bool = False) -> str:
+    """The template as Jinja, for a tokenizer's apply_chat_template: it renders what get_prompt gives.
+
+    A system message takes the place of the template's own text, as with_system puts it. In a message of parts
+    the texts stand a line each, and the images where place_images puts them.
+    """
+    user, assistant = conversation.roles
+    talk = replace(conversation, messages=[[role, _WORDS] for role in (user, assistant, user)])
+    is_plain = conversation.sep_style is SeparatorStyle.PLAIN
+    systems = [talk] if is_plain else [talk, talk.with_system(_WORDS), talk.with_system("")]
+
+    def turn(index: int, spoken_by: Conversation = talk) -> list[str]:
+        before, spoken, after = spoken_by._turn(index, spoken_by.messages[index][0])
+        lead, end = spoken.split(_WORDS)
+        return [before, lead, end + after]
+
+    unanswered = replace(talk, messages=talk.messages[:1])
+    pieces = {
+        "words": _WORDS,
+        "image": DEFAULT_IMAGE_TOKEN,
+        "image_text": conversation.image_text(use_im_start_end),
+        "opening": [of._opening() for of in systems],
+        "first": [turn(0, of)[0] for of in systems],
+        "question": [turn(2)[0], *turn(0)[1:], turn(0, unanswered)[2]],
+        "answer": turn(1),
+        "is_plain": is_plain,
+        "needs_words": conversation.sep_style is SeparatorStyle.LLAMA_2,
+    }
+    return f"{{%- set template = {json.dumps(pieces, ensure_ascii=False)} -%}}{_JINJA}"
