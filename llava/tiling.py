@@ -67,6 +67,7 @@ class Canvas:
 class WholeImage:
     """square and pad: one tile and no separator."""
 
+    max_tiles = 1  # of an image
     needs_grid = False  # whether the M tokens of a tile must be a g x g grid of it
     learns_row_end = False  # whether ROW_END is model.image_newline; else it is a word
 
@@ -145,6 +146,10 @@ class Slice(Tiling):
     def __post_init__(self):
         check_choice("patch_num", self.patch_num, PATCH_NUMS)
 
+    @property
+    def max_tiles(self) -> int:
+        return self.patch_num + 1
+
     def grid(self, size: Size) -> tuple[int, int]:
         """(rows, columns): the first grid of the highest score, the share of it that the image fills plus a
         tenth of the boxes' intersection over union, the image's being enlarged by 1.4."""
@@ -205,6 +210,10 @@ class AnyRes(Tiling):
 
     def __post_init__(self):
         check_choice("mm_patch_merge_type", self.merge_type, PATCH_MERGE_TYPES)
+
+    @property
+    def max_tiles(self) -> int:
+        return 1 + max(width * height for width, height in self.resolutions) // self.side**2
 
     @property
     def needs_grid(self) -> bool:

@@ -13,7 +13,7 @@
 #   DATA_PATH          playground/data/llava_instruct_80k.json
 #   IMAGE_FOLDER       playground/data/coco/train2017
 #   GLOBAL_BATCH_SIZE  128               BATCH_SIZE     16
-#   LEARNING_RATE      2e-5              DEEPSPEED_CONFIG  scripts/zero2.json
+#   LEARNING_RATE      2e-5              DEEPSPEED_CONFIG  auto; without a budget scripts/zero2.json
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
 : "${MODEL_VERSION:=vicuna-7b-v1.3}" "${MODEL:=lmsys/$MODEL_VERSION}"

@@ -7,7 +7,7 @@
 #   OUTPUT_DIR         playground/checkpoints/$RUN_NAME-finetune_qlora
 #   LORA_R, LORA_ALPHA: as in finetune_lora.sh; MODEL_VERSION, PROMPT_VERSION, VISION_TOWER, PROJECTOR_TYPE, RUN_NAME,
 #   PRETRAIN_DIR, DATA_PATH, IMAGE_FOLDER, GLOBAL_BATCH_SIZE, BATCH_SIZE, LEARNING_RATE: as in finetune.sh
-#   DEEPSPEED_CONFIG   scripts/zero2.json; ZeRO-3 cannot deal out quantised weights
+#   DEEPSPEED_CONFIG   auto, which is scripts/zero2.json; ZeRO-3 cannot deal out quantised weights
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
 : "${MODEL_VERSION:=vicuna-7b-v1.3}" "${RUN_NAME:=llava-$MODEL_VERSION}"

@@ -9,7 +9,7 @@
 #   GRAD_ACCUM         GLOBAL_BATCH_SIZE / (BATCH_SIZE * devices); set, it wins over GLOBAL_BATCH_SIZE
 #   LEARNING_RATE      PROJECTOR_LR (the same)         PACKING           False; True fills sequences with records
 #   PRECISION          bf16, or fp16 on GPUs older than Ampere, or fp32 on CPU
-#   GRADIENT_CHECKPOINTING  True                       NUM_WORKERS       data loading processes a device: 4, or as
+#   GRADIENT_CHECKPOINTING  auto, True or False        NUM_WORKERS       data loading processes a device: 4, or as
 #                                                                        many as there are processors if fewer
 #   GROUP_BY_MODALITY_LENGTH  True in stage 2 of LLaVA-1.5: batches of one modality and similar length
 #   SAVE_STEPS         500                             SAVE_TOTAL_LIMIT  1 checkpoint is kept
@@ -18,7 +18,10 @@
 #   CUDA_VISIBLE_DEVICES  GPUs to use (all)            NUM_PROCESSES     processes a node: one a GPU, or 1 on CPU
 #   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT        several nodes, the same command on each; srun sets them itself
 #   HOSTFILE           several nodes, started from one of them by DeepSpeed over ssh
-#   DEEPSPEED_CONFIG   a JSON file, or none; default on GPUs as above, on CPU none
+#   DEEPSPEED_CONFIG   auto, a JSON file, or none, which is the default on CPU
+# On GPUs auto, the default of GRADIENT_CHECKPOINTING and DEEPSPEED_CONFIG, computes a budget of a GPU's memory. It takes
+# the fastest of zero2, zero3 and zero3_offload that fits, and recomputes the activations of those batches alone that do
+# not fit with them. Where no budget can be computed, all are recomputed, and DEEPSPEED_CONFIG is as above.
 #   PYTHON             the active environment's, else .venv's   DRY_RUN=1   print the command, do not start it
 # Started again, the same command goes on from the last checkpoint. Flags of train_mem.py may follow, and win.
 set -euo pipefail
@@ -84,8 +87,8 @@ launch_by_torchrun() {
   LAUNCHER=("$PYTHON" -m torch.distributed.run "${nodes[@]}" --nproc_per_node "$NUM_PROCESSES")
 }
 
-# Sets LAUNCHER, DEVICES, DEEPSPEED_CONFIG, PRECISION and TF32.
-choose_launcher() {  # ZERO: the default configuration on GPUs
+# Sets LAUNCHER, DEVICES, DEEPSPEED_CONFIG, GRADIENT_CHECKPOINTING, PRECISION and TF32.
+choose_launcher() {
   local gpus where
   read_slurm
   gpus=$(num_gpus)
@@ -100,14 +103,33 @@ choose_launcher() {  # ZERO: the default configuration on GPUs
     where="$NNODES x $NUM_PROCESSES $( ((gpus)) && echo GPUs || echo "CPU processes")"
   fi
   if [[ -z ${HOSTFILE:-} ]] && ((gpus == 0)); then
-    : "${DEEPSPEED_CONFIG:=none}" "${PRECISION:=fp32}"
+    : "${DEEPSPEED_CONFIG:=none}" "${GRADIENT_CHECKPOINTING:=True}" "${PRECISION:=fp32}"
     if [[ $DEEPSPEED_CONFIG == none ]] && ((DEVICES == 1)); then LAUNCHER=("$PYTHON"); fi
   else
-    : "${DEEPSPEED_CONFIG:=$ROOT/scripts/$1.json}"
+    : "${DEEPSPEED_CONFIG:=auto}" "${GRADIENT_CHECKPOINTING:=auto}"
     : "${PRECISION:=$( ((!gpus)) || is_ampere && echo bf16 || echo fp16)}"  # hosts are new where this one has no GPU
     if [[ $PRECISION == bf16 ]]; then TF32=True; fi
   fi
-  echo "launch: $where, DeepSpeed ${DEEPSPEED_CONFIG##*/}, $PRECISION"
+  echo "launch: $where, $PRECISION"
+}
+
+# Sets RECIPE to the flags of DeepSpeed and of gradient checkpointing; the budget they follow from is printed.
+choose_recipe() {  # ZERO FLAGS...
+  local zero=$1 answer
+  shift
+  if [[ $DEEPSPEED_CONFIG == auto || $GRADIENT_CHECKPOINTING == auto ]]; then
+    if answer=$("$PYTHON" -m llava.train.choose_recipe --num_gpus "$DEVICES" --deepspeed "$DEEPSPEED_CONFIG" \
+      --gradient_checkpointing "$GRADIENT_CHECKPOINTING" "$@") && [[ $answer ]]; then
+      mapfile -t RECIPE <<< "$answer"
+      return
+    fi
+    [[ $DEEPSPEED_CONFIG != auto ]] || DEEPSPEED_CONFIG=$ROOT/scripts/$zero.json
+    [[ $GRADIENT_CHECKPOINTING != auto ]] || GRADIENT_CHECKPOINTING=True
+    echo "memory: no budget was computed; DeepSpeed ${DEEPSPEED_CONFIG##*/}, gradient checkpointing" \
+      "$GRADIENT_CHECKPOINTING"
+  fi
+  RECIPE=(--gradient_checkpointing "$GRADIENT_CHECKPOINTING")
+  [[ $DEEPSPEED_CONFIG == none ]] || RECIPE+=(--deepspeed "$DEEPSPEED_CONFIG")
 }
 
 # Keeps the recipe's global batch on any number of devices. Sets BATCH_SIZE, GRAD_ACCUM and GLOBAL_BATCH_SIZE.
@@ -162,7 +184,6 @@ shared_flags() {
     --logging_steps 1
     --model_max_length "${MODEL_MAX_LENGTH:-2048}"
     --dataloader_num_workers "${NUM_WORKERS:-$(num_workers)}"
-    --gradient_checkpointing "${GRADIENT_CHECKPOINTING:-True}"
     --report_to "${REPORT_TO:-none}"
   )
   local flag value
@@ -180,7 +201,6 @@ shared_flags() {
     fp32) ;;
     *) die "PRECISION must be bf16, fp16 or fp32, got '$PRECISION'." ;;
   esac
-  [[ $DEEPSPEED_CONFIG == none ]] || FLAGS+=(--deepspeed "$DEEPSPEED_CONFIG")
 }
 
 # Starts a launcher, waits for it and exits with its exit code. torchrun kills its processes 30 s after SIGTERM and exits
@@ -223,15 +243,16 @@ stop_processes_of() {  # LAUNCHER
   done
 }
 
-launch() {  # ZERO FLAGS...: ZERO is zero2, zero3 or zero3_offload, what GPUs use unless DEEPSPEED_CONFIG is set
+launch() {  # ZERO FLAGS...: ZERO is zero2, zero3 or zero3_offload, for GPUs whose memory cannot be asked
   local zero=$1
   shift
   # Quantised weights cannot be dealt out over the ranks.
   if [[ "$* " =~ --bits[\ =][48]\  ]]; then zero=zero2; fi
-  choose_launcher "$zero"
+  choose_launcher
   choose_batch
   shared_flags
-  local command=("${LAUNCHER[@]}" "$ROOT/llava/train/train_mem.py" "${FLAGS[@]}" "$@")
+  choose_recipe "$zero" "${FLAGS[@]}" "$@"
+  local command=("${LAUNCHER[@]}" "$ROOT/llava/train/train_mem.py" "${FLAGS[@]}" "${RECIPE[@]}" "$@")
   if [[ ${DRY_RUN:-0} != 0 ]]; then
     printf '%q ' "${command[@]}"
     echo

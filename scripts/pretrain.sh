@@ -12,7 +12,7 @@
 #   DATA_PATH          playground/data/LLaVA-CC3M-Pretrain-595K/chat.json
 #   IMAGE_FOLDER       playground/data/LLaVA-CC3M-Pretrain-595K/images
 #   GLOBAL_BATCH_SIZE  128               BATCH_SIZE     16
-#   LEARNING_RATE      2e-3              DEEPSPEED_CONFIG  scripts/zero2.json
+#   LEARNING_RATE      2e-3              DEEPSPEED_CONFIG  auto; without a budget scripts/zero2.json
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 
 : "${MODEL_VERSION:=vicuna-7b-v1.3}" "${MODEL:=lmsys/$MODEL_VERSION}" "${PROMPT_VERSION:=plain}"

@@ -37,6 +37,7 @@ from llava.model.multimodal_merge import (
 from llava.model.multimodal_projector.base import Projector
 from llava.model.multimodal_projector.builder import build_projector, projector_class
 from llava.model.multimodal_projector.norms import kept_statistics
+from llava.model.recomputation import recompute_activations
 from llava.model.repetition import RepetitionPenalty
 from llava.model.tokenizer import separator_ids
 from llava.model.training_cache import KeepsNothing
@@ -90,10 +91,13 @@ class LlavaMetaForCausalLM:
         decoder_class: of the decoder, which stands where the family's base_model_prefix says (model or
             transformer), as in published checkpoints.
         takes_position_ids: False where positions can only be counted along the row.
+        recompute_above: with gradient checkpointing, the positions up to which a training batch keeps its
+            activations; 0 recomputes those of every batch.
     """
 
     decoder_class: type[LlavaMetaModel]
     takes_position_ids = True
+    recompute_above = 0
     _compiled_encode = None  # by compile_vision
 
     def __init__(self, config):
@@ -422,6 +426,8 @@ class LlavaMetaForCausalLM:
             has_positions = is_packed or position_ids is not None
             if attention_mask is None and self.takes_position_ids and not has_positions:
                 inputs["past_key_values"] = KeepsNothing()
+            if self.recompute_above:
+                recompute_activations(self.get_decoder(), labels.numel() > self.recompute_above)
             outputs = self.get_decoder()(**inputs, **kwargs)
             if label_places is None:
                 label_places = places_before_labels(labels)

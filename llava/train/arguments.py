@@ -94,6 +94,10 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
         for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        if self.recompute_above < 0:
+            raise UserError(f"--recompute_above must be at least 0, got {self.recompute_above}.")
+        if self.recompute_above and not self.gradient_checkpointing:
+            raise UserError("--recompute_above is of --gradient_checkpointing True; give both, or none.")
         if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
             raise UserError(
                 f"--max_steps {self.max_steps} and --num_train_epochs {self.num_train_epochs:g} leave no "
@@ -201,6 +205,11 @@ def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments,
         )
     check_adapters(model, training)
     check_order(data, training)
+    if training.recompute_above and under_zero_3(training):
+        raise UserError(
+            "--recompute_above: under ZeRO-3 a rank that computes a layer again waits for ranks that do not; "
+            "leave it out, or use scripts/zero2.json."
+        )
     return model, data, training
 
 
@@ -230,12 +239,17 @@ def check_adapters(model: ModelArguments, training: TrainingArguments) -> None:
             f"--bits {training.bits} without --lora_enable saves the projector alone, and the tower of "
             "--unfreeze_mm_vision_tower would be lost; add --lora_enable True or leave --bits out."
         )
-    deepspeed_config = getattr(training, "hf_deepspeed_config", None)
-    if deepspeed_config is not None and deepspeed_config.is_zero3():
+    if under_zero_3(training):
         raise UserError(
             f"--bits {training.bits}: ZeRO-3 cuts weights into pieces, and bitsandbytes needs them whole; "
             "use scripts/zero2.json."
         )
+
+
+def under_zero_3(training: TrainingArguments) -> bool:
+    """Whether DeepSpeed cuts the weights into pieces, one for each rank."""
+    config = getattr(training, "hf_deepspeed_config", None)
+    return config is not None and config.is_zero3()
 
 
 def check_order(data: DataArguments, training: TrainingArguments) -> None:

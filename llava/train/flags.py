@@ -163,6 +163,11 @@ class TrainingFlags:
         3, "Steps in a row without a finite loss after which the run ends, naming their records."
     )
     group_by_modality_length: bool = flag(False, "Batches of one modality and similar length.")
+    recompute_above: int = flag(
+        0,
+        "With --gradient_checkpointing True: batches of at most so many positions keep their activations; "
+        "default 0, every batch computes them again.",
+    )
     attn_implementation: str = flag("auto", "auto, sdpa, flash_attention_2, flash_attention_3 or eager.")
     cache_dir: str = flag(None, "Where the hub's files are kept.")
     remove_unused_columns: bool = flag(False, "The collator already gives what the model takes.")

@@ -71,9 +71,7 @@ def load_model(
     What learns is in float32 and is autocast (DeepSpeed keeps its own float32 masters); what is frozen is
     held in the compute dtype.
     """
-    compute_dtype = (
-        torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
-    )
+    compute_dtype = trainable.compute_dtype(training_args)
     learns = trainable.learning_parts(model_args, training_args)
     autocast = not training_args.deepspeed
     trains_weights = learns[trainable.VISION_TOWER] or (
@@ -99,6 +97,7 @@ def load_model(
         check_changes(fields, own, model_args.model_name_or_path)
     model = load_with_vision(folder, fields, options, torch.float32 if autocast else None)
     model.config.use_cache = False
+    model.recompute_above = training_args.recompute_above
     if training_args.use_liger_kernel:
         apply_liger_kernels(model)
     if training_args.lora_enable:

@@ -21,6 +21,13 @@ def part_of(parameter_name: str) -> str:
     return next((part for part in (VISION_TOWER, PROJECTOR) if part in modules), LANGUAGE_MODEL)
 
 
+def compute_dtype(training_args: TrainingArguments) -> torch.dtype:
+    """The dtype of matrix products."""
+    if training_args.bf16:
+        return torch.bfloat16
+    return torch.float16 if training_args.fp16 else torch.float32
+
+
 def learning_parts(model_args: ModelArguments, training_args: TrainingArguments) -> dict[str, bool]:
     """Part to whether it learns."""
     return {

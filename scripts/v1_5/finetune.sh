@@ -14,7 +14,7 @@
 #   IMAGE_FOLDER       playground/data
 #   GLOBAL_BATCH_SIZE  128               BATCH_SIZE     16
 #   LEARNING_RATE      2e-5              VERSION        v1, or the one that a MODEL which sees was trained with
-#   ASPECT_RATIO       pad               DEEPSPEED_CONFIG  scripts/zero3.json
+#   ASPECT_RATIO       pad               DEEPSPEED_CONFIG  auto; without a budget scripts/zero3.json
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 
 : "${MODEL:=lmsys/vicuna-7b-v1.5}" "${VISION_TOWER:=openai/clip-vit-large-patch14-336}"

@@ -11,7 +11,7 @@
 #   IMAGE_FOLDER       playground/data/task/images
 #   GLOBAL_BATCH_SIZE  128               BATCH_SIZE     16
 #   LEARNING_RATE      2e-5              VERSION        the one MODEL was trained with
-#   DEEPSPEED_CONFIG   scripts/zero3.json
+#   DEEPSPEED_CONFIG   auto; without a budget scripts/zero3.json
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 
 : "${RUN_NAME:=llava-visualprism}" "${MODEL:=playground/checkpoints/$RUN_NAME}"

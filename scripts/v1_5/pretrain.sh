@@ -13,7 +13,7 @@
 #   IMAGE_FOLDER       playground/data/LLaVA-Pretrain/images
 #   GLOBAL_BATCH_SIZE  256               BATCH_SIZE     32
 #   LEARNING_RATE      1e-3              VERSION        plain
-#   ASPECT_RATIO       square            DEEPSPEED_CONFIG  scripts/zero2.json
+#   ASPECT_RATIO       square            DEEPSPEED_CONFIG  auto; without a budget scripts/zero2.json
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 
 : "${MODEL:=lmsys/vicuna-7b-v1.5}" "${VISION_TOWER:=openai/clip-vit-large-patch14-336}"

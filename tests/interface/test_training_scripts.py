@@ -14,13 +14,19 @@ from pathlib import Path
 
 import pytest
 
+from llava.benchmark.speed.shapes import SHAPES
 from llava.train.arguments import parse
+from llava.train.recipe import decide
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {"zero2.json", "zero3.json", "zero3_offload.json"}
 
+# Answers llava.train.choose_recipe with $RECIPE, or as on a machine without torch's GPUs
 PYTHON = f"""#!{sys.executable}
-import json, sys
+import json, os, sys
+if sys.argv[1:3] == ["-m", "llava.train.choose_recipe"]:
+    json.dump(sys.argv[3:], open("asked.json", "w"))
+    sys.exit(print(*os.environ["RECIPE"].split(), sep="\\n") if "RECIPE" in os.environ else 1)
 json.dump(sys.argv[1:], open("argv.json", "w"))
 """
 NVIDIA_SMI = """#!/bin/sh
@@ -277,6 +283,91 @@ def test_sinkhorn_needs_one_flag_and_has_the_published_settings(folder):
         assert tuple(arguments[f"sinkhorn_{name}"] for name in names) == settings
 
 
+# ---- The memory ----
+
+
+def test_on_gpus_memory_decides_zero_and_recomputation(folder):
+    recipe = "--gradient_checkpointing True --recompute_above 8565 --deepspeed scripts/zero2.json"
+    _, flags, printed = launched(folder, "finetune", "--lora_r", "8", GPUS="8", RECIPE=recipe)
+    ahead, _, behind = " ".join(flags).partition(recipe)
+    assert ahead
+    assert behind.endswith("mm_projector.bin --lora_r 8")  # a script's own flags and the user's win
+    assert "memory:" not in printed
+    asked = json.loads((folder / "asked.json").read_text())
+    expected = ["--num_gpus", "8", "--deepspeed", "auto", "--gradient_checkpointing", "auto"]
+    assert asked[:6] == expected
+    assert asked[6:] == [*ahead.split(), *behind.split()]
+
+
+def test_what_is_given_is_not_asked_for(folder):
+    given = {"GRADIENT_CHECKPOINTING": "False", "DEEPSPEED_CONFIG": str(ROOT / "scripts/zero2.json")}
+    _, flags, _ = launched(folder, "v1_5/finetune", GPUS="8", **given)
+    assert not (folder / "asked.json").exists()
+    assert without_deepspeed(flags)[1] == "zero2.json"
+    assert parsed(flags)["gradient_checkpointing"] is False
+    launched(
+        folder, "v1_5/finetune", GPUS="8", DEEPSPEED_CONFIG="none", RECIPE="--gradient_checkpointing True"
+    )
+    asked = json.loads((folder / "asked.json").read_text())
+    assert asked[2:6] == ["--deepspeed", "none", "--gradient_checkpointing", "auto"]
+
+
+def test_without_a_budget_a_script_keeps_its_own_stage(folder):
+    _, flags, printed = launched(folder, "v1_5/finetune", GPUS="8", GRADIENT_CHECKPOINTING="False")
+    assert "memory: no budget was computed; DeepSpeed zero3.json, gradient checkpointing False" in printed
+    assert parsed(flags)["gradient_checkpointing"] is False
+
+
+def test_a_cpu_has_no_budget(folder):
+    _, flags, _ = launched(folder, "v1_5/finetune")
+    assert not (folder / "asked.json").exists()
+    assert parsed(flags)["gradient_checkpointing"] is True
+
+
+@pytest.fixture(scope="module")
+def vicuna(tmp_path_factory) -> Path:
+    """config.json files of a 7B language model and its tower."""
+    shape, folder = SHAPES["7b"], tmp_path_factory.mktemp("vicuna")
+    for name, config in {
+        "lm": {"model_type": "llama", **shape.language_config()},
+        "tower": shape.tower,
+    }.items():
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "place", "zero", "recomputes"),
+    [
+        ("v1_5/finetune", {}, (8, 81559), "zero2", "above"),
+        ("v1_5/finetune", {"PROJECTOR_TYPE": "mlp2x_gelu"}, (8, 81559), "zero2", "all"),
+        ("v1_5/finetune", {}, (8, 40960), "zero3", "all"),
+        ("v1_5/finetune", {}, (1, 81559), "zero3_offload", "all"),
+        ("v1_5/finetune_lora", {}, (1, 81559), "zero2", "above"),
+        ("v1_5/finetune", {"BATCH_SIZE": "1"}, (64, 143771), "zero2", "none"),
+    ],
+)
+def test_the_recipe_of_a_script_is_taken_by_train_mem(
+    folder, vicuna, script, variables, place, zero, recomputes
+):
+    """The flags that launch.sh hands over are those that the recipe understands, and the other way round."""
+    given = {"MODEL": str(vicuna / "lm"), "VISION_TOWER": str(vicuna / "tower"), **variables}
+    launched(folder, script, GPUS="1", **given)
+    asked = json.loads((folder / "asked.json").read_text())
+    decision = decide([*asked, "--num_gpus", str(place[0]), "--gpu_memory_mib", str(place[1])])
+    rest, config = without_deepspeed(decision.flags())
+    page = "\n".join(decision.lines())
+    assert config == f"{zero}.json"
+    assert f"{zero}: weights " in page
+    required = ["--model_name_or_path", "lm", "--data_path", "data.json", "--output_dir", "out"]
+    training = parse([*required, *rest])[2]
+    assert training.gradient_checkpointing == (recomputes != "none")
+    assert bool(training.recompute_above) == (recomputes == "above")
+    assert ("keep their activations" in page) == (recomputes == "above")
+    assert ("GiB in their own memory" in page) == (zero == "zero3_offload")
+
+
 # ---- The batch ----
 
 
@@ -336,6 +427,7 @@ def test_python_names_the_interpreter(folder):
 # ---- SIGTERM ----
 
 TORCHRUN = """#!/bin/sh
+[ "$2" != llava.train.choose_recipe ] || exit 1
 sh -c 'trap "echo > saved; exit 143" TERM; echo > up; while :; do sleep 0.05; done' &
 trap 'kill -KILL $!; exit 9' TERM  # as torchrun would, after a while
 wait

@@ -1,0 +1,135 @@
+"""A model's size is counted without its weights: held to a real forward pass, and to what a GPU measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import save_language_model, save_tower
+
+from llava.benchmark.speed.shapes import SHAPES
+from llava.errors import UserError
+from llava.train.memory import GIB, Batch, Zero, budget
+from llava.train.model_size import saved_bytes, size_of
+from llava.train.recipe import parse
+
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
+LORA = ["--lora_enable", "True", "--lora_r", "4"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for family in ("llama", "qwen2", "mistral", "mpt"):
+        save_language_model(folder / family, family)
+    save_tower(folder / "clip")
+    return folder
+
+
+def size(folders: Path, *flags: str, model: str = "llama"):
+    given = ["--model_name_or_path", str(folders / model), "--vision_tower", str(folders / "clip")]
+    given += ["--data_path", "data.json", "--mm_projector_type", "visualprism", "--gpu_memory_mib", "1"]
+    return size_of(*parse([*given, *flags])[1:])
+
+
+@pytest.mark.parametrize("model", ["llama", "qwen2", "mistral"])
+def test_positions_keep_what_a_real_forward_pass_keeps(folders, model):
+    from llava.model.builder import read_config, type_of
+    from llava.model.training_cache import KeepsNothing
+
+    config = read_config(folders / model)
+    real = type_of(config).from_pretrained(folders / model, config=config).bfloat16().train()
+    hidden = torch.randn(8, 64, 32, dtype=torch.bfloat16, requires_grad=True)
+    kept = saved_bytes(
+        lambda: real.get_decoder()(inputs_embeds=hidden, use_cache=False, past_key_values=KeepsNothing()),
+        real,
+    )
+    counted = size(folders, "--bf16", "True", "--model_max_length", "64", model=model)
+    assert counted.position == pytest.approx(kept / (8 * 64), rel=0.03)
+    assert counted.layer_position < counted.position < 3 * counted.layer_position
+    assert counted.hidden == 64
+
+
+def test_a_position_of_mpt_keeps_its_scores_of_all_others(folders):
+    """Its attention is not a fused kernel."""
+    short, long = (
+        size(folders, "--model_max_length", str(length), model="mpt").position for length in (64, 512)
+    )
+    assert long - short >= 2 * 2 * 4 * (512 - 64)  # layers, heads, bytes
+
+
+def test_autocast_keeps_more_than_deepspeed_and_adapters_more_than_full_training(folders):
+    plain = size(folders, "--bf16", "True")
+    assert size(folders, "--bf16", "True", "--deepspeed", "none").position > plain.position
+    assert size(folders, "--bf16", "True", *LORA).position > plain.position
+    assert plain.position < size(folders).position <= 2 * plain.position  # some of it is in float32 always
+
+
+def test_a_frozen_projector_keeps_nothing_of_a_view(folders):
+    assert size(folders).view > 0
+    assert size(folders, "--freeze_mm_mlp_adapter", "True").view == 0
+
+
+def test_tokens_and_tiles_of_a_view(folders):
+    assert (size(folders).tokens, size(folders).views) == (4, 1)
+    assert size(folders, "--elastic_scale_factors", "4", "1").tokens == 16
+    assert size(folders, "--image_aspect_ratio", "slice", "--patch_num", "16").views == 17
+    assert size(folders, "--image_aspect_ratio", "anyres").views == 5
+
+
+def test_quantised_weights_take_the_space_of_their_bits(folders):
+    frozen = {
+        bits: size(folders, "--bf16", "True", "--bits", bits, *LORA).frozen for bits in ("16", "8", "4")
+    }
+    packed = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64)  # weights of both layers' linear maps
+    assert frozen["16"] - frozen["8"] == packed
+    assert frozen["16"] - frozen["4"] == pytest.approx(packed * (2 - 4.13 / 8), abs=1)
+
+
+def test_a_model_that_cannot_be_found_is_named(folders):
+    with pytest.raises(UserError, match="no/such/model"):
+        size(folders, "--model_name_or_path", "no/such/model")
+    with pytest.raises(UserError, match="--vision_tower is missing"):
+        size(folders, "--vision_tower", "")
+
+
+@pytest.fixture(scope="module")
+def shape_folders(tmp_path_factory):
+    """config.json files alone, of the benchmark's shapes."""
+    folder = tmp_path_factory.mktemp("shapes")
+    for name, shape in SHAPES.items():
+        configs = {
+            name: {"model_type": shape.family, **shape.language_config()},
+            f"{name}-tower": shape.tower,
+        }
+        for part, config in configs.items():
+            (folder / part).mkdir()
+            (folder / part / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def peak_gib(folder: Path, measured: dict, row: dict) -> float:
+    """By the budget, of a step as the benchmark takes it: AdamW's state in bfloat16 as the weights."""
+    positions = measured["batch_size"] * (row["tokens"] + measured["text_tokens"])
+    flags = ["--model_name_or_path", str(folder / measured["shape"]), "--data_path", "data.json"]
+    flags += ["--vision_tower", str(folder / f"{measured['shape']}-tower"), "--mm_vision_image_size", "336"]
+    flags += ["--mm_projector_type", row["name"], "--scale_factor", str(row["scale_factor"] or 2)]
+    flags += ["--use_liger_kernel", str(measured["use_liger_kernel"])]
+    flags += ["--bf16", "True", "--gpu_memory_mib", "1"]
+    flags += ["--lora_enable", "True", "--lora_r", "128"] if measured["lora"] else []
+    size = size_of(*parse(flags)[1:])
+    assert size.tokens == row["tokens"]
+    batch = Batch(measured["batch_size"], positions // measured["batch_size"])
+    held = budget(size, Zero("benchmark", 2), 1, batch, recompute=measured["gradient_checkpointing"])
+    logits = measured["batch_size"] * measured["answer_tokens"] * size.vocabulary
+    loss = min(held.loss, logits * 12 + size.head_gradient)
+    return (held.weights + 4 * size.learning + held.vision + loss + held.activations) / GIB
+
+
+@pytest.mark.parametrize(
+    "name", ["step_1.5b_batch16", "step_1.5b_batch16_liger", "step_1.5b_liger", "step_7b_lora_liger"]
+)
+def test_a_step_measured_on_a_gpu_needs_what_the_budget_says(shape_folders, name):
+    measured = json.loads((RESULTS / "gpu_nvidia_h200" / f"{name}.json").read_text())
+    for row in measured["rows"][:2]:
+        assert peak_gib(shape_folders, measured, row) == pytest.approx(row["peak_gib"], rel=0.03)
