@@ -52,16 +52,16 @@ rm -rf "$work"
 mkdir -p "$contents" "$work/bundle"
 trap 'rm -rf "$work"' EXIT
 
-echo "[1/3] Vision tower, language model and questions"
+echo "[1/3] Wheels for Python $python on $platform"
+PYTHONPATH=$PWD "$PYTHON" scripts/bundle_wheels.py --extras "$extras" --python "$python" --platform "$platform" \
+  --torch "$(sed -n 's/^TORCH_VERSION=//p' scripts/environment.sh)" "${installed[@]}" --output "$contents/wheels"
+
+echo "[2/3] Vision tower, language model and questions"
 DOWNLOADS=$contents/downloads PACKAGES=$work/packages  # unpacked to see that they are whole
 fetch_vision_tower
 fetch_language_model
 fetch_questions
 rm -r "$PACKAGES"
-
-echo "[2/3] Wheels for Python $python on $platform"
-PYTHONPATH=$PWD "$PYTHON" scripts/bundle_wheels.py --extras "$extras" --python "$python" --platform "$platform" \
-  --torch "$(sed -n 's/^TORCH_VERSION=//p' scripts/environment.sh)" "${installed[@]}" --output "$contents/wheels"
 
 echo "[3/3] Pieces of at most $pieces MB"
 sizes() { find "$@" -type f -printf '# %s %P\n' | LC_ALL=C sort -k 3; }

@@ -1,11 +1,11 @@
-"""Download the wheels that this package needs on another machine, for its Python and its platform (bundle.sh).
+"""Download the wheels that this package needs on another machine, for its Python and its platform.
 
     python scripts/bundle_wheels.py --extras quickstart,train --python 3.12 --platform manylinux_2_28_x86_64 \
         --torch 2.13.0 --installed installed.txt --output wheels
 
-What that machine has is a constraint: no other version of it is chosen and no wheel of it is written. pip chooses the
-versions. It evaluates markers (`; python_version < "3.11"`) for the Python that runs it, so they are evaluated again
-here for the other one, until all of its requirements are met.
+bundle.sh starts it. pip chooses the versions. Of what that machine has, no other version is chosen and no
+wheel is written. pip evaluates markers (`; python_version < "3.11"`) for the Python that runs it. They are
+evaluated again here for the other one, and pip is asked again until all requirements of that machine are met.
 """
 
 import argparse
@@ -30,7 +30,7 @@ OLDEST_GLIBC = 5
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the wheels are to be installed: "3.12", "manylinux_2_28_x86_64", and versions by canonical name."""
+    """Where the wheels are to be installed; `installed` has versions by canonical name."""
 
     python: str
     platform: str
@@ -41,8 +41,8 @@ class Machine:
             raise UserError(f"--python must be like 3.12, got {self.python!r}.")
         if not re.fullmatch(r"manylinux_2_\d+_\w+", self.platform):
             raise UserError(
-                f"--platform must be like manylinux_2_28_x86_64, where `ldd --version` says 2.28 or newer and "
-                f"`uname -m` x86_64; got {self.platform!r}."
+                f"--platform must be like manylinux_2_28_x86_64 (glibc 2.28 or newer on an x86_64 processor)"
+                f"; got {self.platform!r}."
             )
 
     def pip_flags(self) -> list[str]:
@@ -111,6 +111,17 @@ def project_requirements(project: dict, extras: list[str], machine: Machine) -> 
     return found
 
 
+def _check_installed(requirements: list, machine: Machine) -> None:
+    for requirement in requirements:
+        version = machine.installed.get(_canonical(requirement.name))
+        if version and not requirement.specifier.contains(version, prereleases=True):
+            raise UserError(
+                f"--installed has {requirement.name}=={version}, "
+                f"but {_without_marker(requirement)} is needed; leave that line out, "
+                "and a version that fits is packed."
+            )
+
+
 def fetch_wheels(requirements: list, machine: Machine, work: Path) -> list[Path]:
     """Download what meets the requirements on a machine, all of what that requires included.
 
@@ -139,7 +150,7 @@ def fetch_wheels(requirements: list, machine: Machine, work: Path) -> list[Path]
 
 
 def _follow(requirements: list, wheels: dict[str, Path], machine: Machine) -> tuple[set[str], list]:
-    """Walk from the requirements through those of each wheel: (wheels that are needed, requirements unmet)."""
+    """Walk from the requirements through those of each wheel: (wheels needed, requirements unmet)."""
     from pip._vendor.packaging.requirements import Requirement
 
     needed, unmet, seen = set(), [], set()
@@ -164,7 +175,7 @@ def _follow(requirements: list, wheels: dict[str, Path], machine: Machine) -> tu
 
 
 def _write_stand_ins(installed: dict[str, str], folder: Path) -> Path:
-    """A wheel for each installed package, without content and requirements: its version need not be on the index.
+    """A wheel for each installed package, without content or requirements: the index need not have it.
 
     Returns:
         A file of constraints that makes pip take them.
@@ -197,17 +208,24 @@ def _build(requirements: list, machine: Machine, folder: Path) -> None:
 
 
 def _pip(*words: str) -> None:
-    """Run pip, which prints nothing but errors.
+    """Run pip, and show what it says if that is an error.
 
     Raises:
-        UserError: if it ends in one.
+        UserError: after its error.
     """
-    command = [sys.executable, "-m", "pip", words[0], "-qq", *words[1:]]
-    if subprocess.run(command, check=False).returncode:
+    command = [sys.executable, "-m", "pip", *words]
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        print(*_from_first_error(done.stdout.splitlines()), sep="\n", file=sys.stderr)
         raise UserError(
-            "pip found no set of wheels; its message is above. If a line of --installed stands in the way, leave it "
-            "out: another version is packed then. A pip older than 22 needs `python -m pip install --upgrade pip`."
+            "pip found no set of wheels; its message is above. If a line of --installed is in the way, leave "
+            "it out, and another version is packed. If pip is older than 22, upgrade it."
         )
+
+
+def _from_first_error(lines: list[str]) -> list[str]:
+    errors = [index for index, line in enumerate(lines) if line.lstrip().startswith("ERROR")]
+    return lines[errors[0] :] if errors else lines
 
 
 def _metadata(wheel: Path) -> importlib.metadata.Distribution:
@@ -236,11 +254,12 @@ def _read_pyproject() -> dict:
 
 
 def bundle_wheels(extras: list[str], machine: Machine, torch: str, output: Path) -> list[Path]:
-    """Write the wheels of this package's requirements into a new folder, and what its installation is built with."""
+    """Write the wheels of this package's requirements and of its build into a new folder."""
     from pip._vendor.packaging.requirements import Requirement  # pip's own: any Python with pip can pack
 
     pyproject = _read_pyproject()
     requirements = project_requirements(pyproject["project"], extras, machine)
+    _check_installed(requirements, machine)
     if "torch" not in machine.installed:
         requirements.append(Requirement(f"torch=={torch}"))
     builders = [Requirement(text) for text in pyproject["build-system"]["requires"]]
