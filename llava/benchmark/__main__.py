@@ -4,6 +4,7 @@ import argparse
 
 from llava.benchmark import capture, gpu_report, loss, machine, packing, projectors
 from llava.benchmark.ablation import command as ablation
+from llava.benchmark.preflight import command as preflight
 from llava.benchmark.speed import command as speed
 from llava.benchmark.speed import training as step
 from llava.command import exit_code
@@ -18,6 +19,7 @@ COMMANDS = {
     "step": step,
     "ablation": ablation,
     "gpu_report": gpu_report,
+    "preflight": preflight,
 }
 
 

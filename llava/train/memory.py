@@ -196,3 +196,22 @@ def _most(fits: Callable[[int], bool], limit: int) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
+
+
+def largest_batch(
+    size: ModelSize,
+    gpu_bytes: float,
+    num_gpus: int,
+    length: int,
+    zero: Zero,
+    recompute: bool,
+    accumulates: bool = False,
+    limit: int = 1024,
+) -> int:
+    """The largest number of sequences of one length, at most `limit`, that fit; 0 if not even one does."""
+
+    def fits(sequences: int) -> bool:
+        batch = Batch(sequences, length, accumulates)
+        return budget(size, zero, num_gpus, batch, recompute).total <= usable_bytes(gpu_bytes)
+
+    return _most(fits, limit)

@@ -24,7 +24,7 @@ from llava.model.builder import copy_fields, read_config, type_of
 from llava.model.files import first_line
 from llava.model.training_cache import KeepsNothing
 from llava.train import trainable
-from llava.train.arguments import vision_fields
+from llava.train.arguments import choose_template, vision_fields
 from llava.train.flags import DataArguments, ModelArguments, TrainingFlags, flag
 from llava.train.lora import add_adapters
 from llava.train.trainable import LANGUAGE_MODEL, part_of
@@ -106,7 +106,8 @@ def configured(model_args, data_args, run_args: RunArguments) -> PretrainedConfi
     own = config if config.mm_vision_tower is not None else None
     if own is None and not model_args.vision_tower:
         raise UserError("--vision_tower is missing: give a folder or a hub name.")
-    copy_fields(config, vision_fields(model_args, data_args, run_args, own))
+    template = choose_template(model_args.version, {name: getattr(own, "conv_version", None)})
+    copy_fields(config, vision_fields(model_args, data_args, run_args, own, template))
     return config
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -9,6 +10,7 @@ import transformers
 from accelerate import PartialState
 from huggingface_hub.utils import enable_progress_bars
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from llava.chat_template import chat_template
 from llava.command import message
@@ -37,6 +39,7 @@ from llava.model.compatibility import check_stage_1
 from llava.model.files import read_json
 from llava.model.liger import apply_liger_kernels, check_liger
 from llava.model.tokenizer import load_tokenizer
+from llava.model.vision_config import VisionFields
 from llava.quiet import BUILT, quiet_libraries, without_lines
 from llava.tiling import num_positions
 from llava.train import saving, trainable
@@ -59,12 +62,16 @@ from llava.train.training_data import load_data
 
 logger = logging.getLogger(__name__)
 
+# From a folder, vision settings, transformers' options and the projector's dtype to a model: load_with_vision
+WeightReader = Callable[[CheckpointFolder, VisionFields, dict, torch.dtype | None], PreTrainedModel]
+
 
 def load_model(
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,
     folder: CheckpointFolder,
+    read_weights: WeightReader = load_with_vision,
 ):
     """A language model with new eyes or a checkpoint with its own; what learns is as the flags say.
 
@@ -95,7 +102,7 @@ def load_model(
     fields = vision_fields(model_args, data_args, training_args, own if sees else None, template)
     if sees:
         check_changes(fields, own, model_args.model_name_or_path)
-    model = load_with_vision(folder, fields, options, torch.float32 if autocast else None)
+    model = read_weights(folder, fields, options, torch.float32 if autocast else None)
     model.config.use_cache = False
     model.recompute_above = training_args.recompute_above
     if training_args.use_liger_kernel:
@@ -160,7 +167,7 @@ def add_words(model, tokenizer) -> None:
         )
 
 
-def prepare(argv: list[str] | None) -> LlavaTrainer | None:
+def prepare(argv: list[str] | None, read_weights: WeightReader = load_with_vision) -> LlavaTrainer | None:
     """All up to the first step, so that what a user got wrong ends the run here; None for a complete run."""
     quiet_libraries()
     model_args, data_args, training_args = parse(argv)
@@ -188,7 +195,7 @@ def prepare(argv: list[str] | None) -> LlavaTrainer | None:
         with without_lines(BUILT):
             deepspeed.init_distributed(dist_backend="gloo" if training_args.use_cpu else None)
     with lock_output_folder(training_args) as lock:
-        trainer = build_trainer(model_args, data_args, training_args, folder)
+        trainer = build_trainer(model_args, data_args, training_args, folder, read_weights)
         trainer.folder_lock = lock.pop_all()
     return trainer
 
@@ -198,11 +205,12 @@ def build_trainer(
     data_args: DataArguments,
     training_args: TrainingArguments,
     folder: CheckpointFolder,
+    read_weights: WeightReader,
 ) -> LlavaTrainer:
     """Model, tokenizer, data and what trains them."""
     transformers.set_seed(training_args.seed)
     logger.info("loading %s", folder.path)
-    model = load_model(model_args, data_args, training_args, folder)
+    model = load_model(model_args, data_args, training_args, folder, read_weights)
     tokenizer = load_tokenizer(
         folder.path, padding_side="right", model_max_length=training_args.model_max_length
     )
@@ -218,19 +226,7 @@ def build_trainer(
     end_with_turns(model, tokenizer, template)
     tokenizer.chat_template = chat_template(template, model.config.mm_use_im_start_end)  # is saved with it
     image_processor = image_processor_of(model, folder.path)
-    budgets = model.config.elastic_scale_factors or [None]
-    tokens = [model.tokens_per_view(scale_factor) for scale_factor in budgets]
-    logger.info("visual tokens a view: %s", tokens)
-    logger.info("conversation template: %s", model.config.conv_version)
-    builder = SampleBuilder(
-        tokenizer,
-        image_processor,
-        template=model.config.conv_version,
-        image_config=model.config,
-        visual_positions=partial(num_positions, model.tiling, num_tokens=max(tokens)),
-        model_max_length=training_args.model_max_length,
-        mm_use_im_start_end=model.config.mm_use_im_start_end,
-    )
+    builder = sample_builder(model, tokenizer, image_processor)
     if not training_args.should_log:
         logging.getLogger().setLevel(logging.WARNING)  # each process has records of its own to warn of
     dataset = load_data(data_args, training_args, builder)
@@ -242,6 +238,24 @@ def build_trainer(
         processing_class=tokenizer,
         image_processor=image_processor,
         callbacks=[RunRecord(model_args, data_args, dataset)],
+    )
+
+
+def sample_builder(model: PreTrainedModel, tokenizer, image_processor) -> SampleBuilder:
+    """What makes a model's sequences of records."""
+    config = model.config
+    budgets = config.elastic_scale_factors or [None]
+    tokens = [model.tokens_per_view(scale_factor) for scale_factor in budgets]
+    logger.info("visual tokens a view: %s", tokens)
+    logger.info("conversation template: %s", config.conv_version)
+    return SampleBuilder(
+        tokenizer,
+        image_processor,
+        template=config.conv_version,
+        image_config=config,
+        visual_positions=partial(num_positions, model.tiling, num_tokens=max(tokens)),
+        model_max_length=config.tokenizer_model_max_length,
+        mm_use_im_start_end=config.mm_use_im_start_end,
     )
 
 

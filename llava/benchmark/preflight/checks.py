@@ -1,0 +1,339 @@
+"""The checks, each of which work.py runs in a process of its own.
+
+A check takes the request, which is what the script would start, and returns its figures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from llava.errors import UserError
+
+WORK = str(Path(__file__).parent / "work.py")
+SECONDS_OF_DATA = 10
+MAX_WRITTEN = 2**30  # bytes, and never more than a tenth of what is free
+FLOAT32_TRAINING_BYTES = 16  # a parameter that learns: weight, gradient and AdamW's averages
+OPTIMIZER_BYTES = 12  # a parameter that learns: a float32 copy and AdamW's averages
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is about to be run.
+
+    Attributes:
+        launcher: the words ahead of train_mem.py.
+        flags: those after it.
+        num_devices: processes of all nodes.
+        gpu_memory_mib: of a GPU; None: of the smallest one here.
+        decided: names of those flags that the memory decides.
+    """
+
+    launcher: list[str]
+    flags: list[str]
+    num_devices: int
+    gpu_memory_mib: int | None
+    decided: list[str]
+
+
+def default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def machine(request: Request) -> dict:
+    """What is here, GPUs with the memory that others leave free."""
+    import platform
+
+    import torch
+    import transformers
+
+    from llava.benchmark.machine import describe
+    from llava.benchmark.timing import processor_name
+
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        gpus.append(
+            {"name": torch.cuda.get_device_name(index), "free_gib": free / 2**30, "gib": total / 2**30}
+        )
+    pages, page_size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return {
+        "gpus": gpus,
+        **describe(default_device()),
+        "processor": processor_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "main_memory_gib": pages * page_size / 2**30,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def feature(name: str) -> Callable[[Request], dict]:
+    def check(request: Request) -> dict:
+        from llava.benchmark.preflight.features import try_feature
+
+        return try_feature(name, default_device())
+
+    return check
+
+
+def ceilings(request: Request) -> dict:
+    from llava.benchmark.machine import ceilings
+
+    return ceilings(default_device(), repeats=5)
+
+
+def all_reduce(request: Request) -> dict:
+    """Among the ranks that this machine is to have."""
+    ranks = local_ranks(request)
+    if ranks < 2:
+        return {"ranks": ranks}
+    with tempfile.TemporaryDirectory() as scratch:
+        result = Path(scratch) / "result.json"
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            str(ranks),
+        ]
+        run([*command, WORK, "all_reduce", str(result)])
+        return json.loads(result.read_text())
+
+
+def local_ranks(request: Request) -> int:
+    """Processes on this machine, as the launcher's own words say."""
+    words = request.launcher
+    if "--nproc_per_node" in words:
+        return int(words[words.index("--nproc_per_node") + 1])
+    import torch
+
+    return max(1, min(torch.cuda.device_count(), request.num_devices))
+
+
+def run(command: list[str]) -> None:
+    """Raises RuntimeError with the last line that a process which fails has written."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        lines = [line for line in done.stdout.splitlines() if line.strip()]
+        told = [line for line in lines if line.startswith(("preflight:", "train_mem.py:"))] or [
+            line for line in lines if "Error" in line
+        ]
+        raise RuntimeError((told or lines or ["it printed nothing"])[-1].strip()[:500])
+
+
+def sizes(request: Request):
+    """Arguments and size of the run's model."""
+    from llava.train.model_size import size_of
+    from llava.train.recipe import parse
+
+    place = ["--gpu_memory_mib", "1"]  # which sizes do not depend on
+    _, model_args, data_args, run_args = parse([*request.flags, *place])
+    return model_args, run_args, size_of(model_args, data_args, run_args)
+
+
+def disk(request: Request) -> dict:
+    """Space and speed where the run writes, and what it will write.
+
+    A checkpoint holds the weights that learn and the optimiser's state for them; the result holds the whole
+    model, if not a projector or adapters alone.
+    """
+    from llava.train.arguments import parse
+
+    model_args, run_args, size = sizes(request)
+    args = parse(without_deepspeed(request.flags))[2]
+    learnt = size.weight * size.learning
+    alone = model_args.tune_mm_mlp_adapter or run_args.lora_enable or run_args.bits < 16
+    result = learnt + (0 if alone else size.frozen)
+    checkpoint = result + OPTIMIZER_BYTES * size.learning
+    kept = 1 + (args.save_total_limit or 1)  # a new one is written before an old one goes
+    folder = Path(args.output_dir)
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    num_bytes = min(MAX_WRITTEN, free // 10)
+    block = os.urandom(2**20)
+    start = time.perf_counter()
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for _ in range(max(1, num_bytes // len(block))):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        seconds = time.perf_counter() - start
+    return {
+        "folder": str(folder),
+        "free_gib": free / 2**30,
+        "write_gb_s": max(len(block), num_bytes // len(block) * len(block)) / seconds / 1e9,
+        "checkpoint_gib": checkpoint / 2**30,
+        "needed_gib": (kept * checkpoint + result) / 2**30,
+        "save_steps": args.save_steps,
+    }
+
+
+def data(request: Request) -> dict:
+    """Samples a second that this machine prepares, and how long their sequences are; no weight is read."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    from llava.data.collator import Collator
+    from llava.data.stream import ShardDataset
+    from llava.model.builder import image_processor_of, type_of
+    from llava.model.checkpoint import find_folder
+    from llava.model.tokenizer import load_tokenizer, separator_ids
+    from llava.train.arguments import parse
+    from llava.train.model_size import configured
+    from llava.train.train import sample_builder
+    from llava.train.training_data import load_data, stream_loader, train_sampler
+
+    model_args, data_args, args = parse(without_deepspeed(request.flags))
+    path = find_folder(model_args.model_name_or_path, "--model_name_or_path", args.cache_dir)
+    tokenizer = load_tokenizer(path, padding_side="right", model_max_length=args.model_max_length)
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    config = configured(model_args, data_args, args)
+    config.slice_separator_ids = separator_ids(tokenizer)
+    with torch.device("meta"):
+        model = type_of(config)(config)
+    dataset = load_data(data_args, args, sample_builder(model, tokenizer, image_processor_of(model, path)))
+    collator = Collator(tokenizer.pad_token_id, padding_side="right")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = min(cores, args.dataloader_num_workers * local_ranks(request))
+    if isinstance(dataset, ShardDataset):
+        loader = stream_loader(dataset, args, collator)
+    else:
+        batch_size, sampler = args.per_device_train_batch_size, train_sampler(dataset, args)
+        loader = DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collator, num_workers=workers)
+    samples, lengths, batches = 0, [], iter(loader)
+    next(batches)  # workers are up
+    start = time.perf_counter()
+    for batch in batches:
+        samples += len(batch["record_names"])
+        lengths += positions_of(model, batch)
+        if time.perf_counter() - start > SECONDS_OF_DATA:
+            break
+    seconds = time.perf_counter() - start
+    if not lengths:
+        raise UserError("the records fill one batch alone, which is too few to measure.")
+    return {
+        "records": None if isinstance(dataset, ShardDataset) else len(dataset),
+        "samples_per_second": samples / seconds,
+        "workers": workers,
+        "mean_positions": statistics.mean(lengths),
+        "longest": max(lengths),
+    }
+
+
+def positions_of(model, batch: dict) -> list[int]:
+    """Of each sequence of a batch; an image's mark gives place to its tokens."""
+    ids, mask = batch["input_ids"], batch.get("attention_mask")
+    lengths = (ids == ids if mask is None else mask).sum(dim=1)
+    images = (ids < 0).sum(dim=1)
+    sizes = iter(batch.get("image_sizes", []))
+    visual = [
+        sum(model.visual_positions_of(next(sizes)) - 1 for _ in range(count)) for count in images.tolist()
+    ]
+    return [length + more for length, more in zip(lengths.tolist(), visual, strict=True)]
+
+
+def memory(request: Request) -> dict:
+    """The budget of a GPU by parts, and the largest batches that fit."""
+    from llava.train.memory import GIB, USUAL_TEXT, largest_batch
+    from llava.train.recipe import decide
+
+    place = ["--num_gpus", str(request.num_devices)]
+    if request.gpu_memory_mib:
+        place += ["--gpu_memory_mib", str(request.gpu_memory_mib)]
+    decision = decide([*without(request.flags, request.decided), *place])
+    size, batch, recipe = decision.size, decision.batch, decision.recipe
+    usual = min(batch.length, size.tokens + USUAL_TEXT)
+
+    def most(length: int, recompute: bool) -> int:
+        gpu = decision.place.gpu_bytes
+        return largest_batch(
+            size, gpu, request.num_devices, length, recipe.zero, recompute, batch.accumulates
+        )
+
+    return {
+        "lines": decision.lines(),
+        "zero": recipe.zero.name,
+        "parts_gib": {name: value / GIB for name, value in asdict(recipe.budget).items()},
+        "total_gib": recipe.budget.total / GIB,
+        "batch_size": batch.sequences,
+        "fits": recipe.most_positions == batch.positions,
+        "longest": batch.length,
+        "usual": usual,
+        "largest_of_longest": most(batch.length, recompute=True),
+        "largest_of_usual": most(usual, recompute=True),
+        "largest_of_usual_kept": most(usual, recompute=False),
+    }
+
+
+def steps(request: Request) -> dict:
+    """A few steps of the run under its own launcher.
+
+    Raises:
+        UserError: if there is no GPU and the model would fill this machine's memory.
+    """
+    if default_device() == "cpu":
+        size = sizes(request)[2]
+        needed = FLOAT32_TRAINING_BYTES * size.learning + size.frozen
+        here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if needed > here / 2:
+            raise UserError(
+                f"there is no GPU here, and this model needs {needed / 2**30:.0f} of {here / 2**30:.0f} GiB "
+                "of main memory; run the preflight on the machine that is to train it."
+            )
+    with tempfile.TemporaryDirectory() as scratch:
+        result = Path(scratch) / "result.json"
+        run([*request.launcher, WORK, "steps", str(result), f"{scratch}/run", *request.flags])
+        return json.loads(result.read_text())
+
+
+def without(flags: list[str], names: Sequence[str]) -> list[str]:
+    """A command line without these flags and their values."""
+    places = {place for name in names for place, flag in enumerate(flags) if flag == name}
+    return [flag for place, flag in enumerate(flags) if not {place, place - 1} & places]
+
+
+def without_deepspeed(flags: list[str]) -> list[str]:
+    """For a process that is no rank of the run."""
+    return without(flags, ["--deepspeed"])
+
+
+FEATURES = ("bf16", "flash_attention_2", "flash_attention_3", "bitsandbytes", "deepspeed", "liger")
+# Each with the seconds it may take. Memory comes ahead of steps, which take the flags that it chooses.
+CHECKS: dict[str, tuple[Callable[[Request], dict], int]] = {
+    "machine": (machine, 60),
+    **{name: (feature(name), 180 if name == "deepspeed" else 60) for name in FEATURES},
+    "ceilings": (ceilings, 60),
+    "all_reduce": (all_reduce, 120),
+    "disk": (disk, 120),
+    "data": (data, 180),
+    "memory": (memory, 120),
+    "steps": (steps, 600),
+}
+
+
+def answer(name: str, request: str, result: str) -> None:
+    """Write {"figures": ...} or {"problem": ...} to the file `result`; the request is JSON."""
+    check = CHECKS[name][0]
+    try:
+        outcome = {"figures": check(Request(**json.loads(request)))}
+    except UserError as error:
+        outcome = {"problem": str(error)}
+    except Exception as error:  # any, for the page names it and goes on
+        first = str(error).strip().splitlines() or [""]
+        outcome = {"problem": f"{type(error).__name__}: {first[0]}"[:500]}
+    Path(result).write_text(json.dumps(outcome))

@@ -1,0 +1,165 @@
+"""Whether this machine is ready for a training script, and how long the run will take: one page.
+
+Each check runs in a process of its own within a limit of time, so that none can end the page. The script's
+own variables (MODEL, DATA_PATH, BATCH_SIZE, ...) say what is checked; nothing of the run itself is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+from llava.benchmark.preflight.checks import CHECKS, WORK
+from llava.errors import UserError
+
+ROOT = Path(__file__).parents[3]
+ENTRY = "llava/train/train_mem.py"
+DECIDED = {  # by the memory, unless a variable says otherwise
+    "DEEPSPEED_CONFIG": ("--deepspeed",),
+    "GRADIENT_CHECKPOINTING": ("--gradient_checkpointing", "--recompute_above"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--for",
+        dest="script",
+        default="v1_5/finetune",
+        metavar="SCRIPT",
+        help="a training script below scripts/",
+    )
+    add(
+        "--skip",
+        nargs="+",
+        default=[],
+        metavar="CHECK",
+        help="leave these out: steps, data, disk, deepspeed, ...",
+    )
+    add("--gpus", type=int, help="forecast the memory for so many GPUs instead of those here")
+    add("--gpu_memory_gib", type=float, help="of one of them")
+    add("--output_dir", type=Path, default=Path("playground/preflight"), help="for preflight.json and .md")
+    add("flags", nargs="*", metavar="-- FLAGS", help="flags of train_mem.py, as after the script's name")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Check, print the page, write preflight.json and preflight.md."""
+    from llava.benchmark.preflight.page import as_markdown
+
+    if unknown := set(args.skip) - set(CHECKS):
+        raise UserError(f"--skip {' '.join(sorted(unknown))}: there are {', '.join(CHECKS)}.")
+    request, command = read_script(args)
+    results = {
+        "script": args.script,
+        "command": command,
+        "date": datetime.now().astimezone().isoformat(timespec="minutes"),
+        "checks": {},
+    }
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    for name, (_, limit) in CHECKS.items():
+        if name in args.skip:
+            continue
+        print(f"{name} ...", file=sys.stderr, end=" ", flush=True)
+        start = time.monotonic()
+        results["checks"][name] = check(name, request, limit)
+        outcome = results["checks"][name].get("problem", "")
+        print(f"{time.monotonic() - start:.0f} s {outcome}", file=sys.stderr)
+        (args.output_dir / "preflight.json").write_text(json.dumps(results, indent=1) + "\n")
+    text = as_markdown(results)
+    (args.output_dir / "preflight.md").write_text(text)
+    print(text)
+
+
+def read_script(args: argparse.Namespace) -> tuple[dict, str]:
+    """What the script would start, asked of the script itself.
+
+    Raises:
+        UserError: if there is no such script, or it refuses its variables.
+    """
+    script = ROOT / "scripts" / f"{args.script.removesuffix('.sh')}.sh"
+    if not script.is_file() or "launch.sh" not in script.read_text():
+        raise UserError(f"--for {args.script}: there is no training script {script.relative_to(ROOT)}.")
+    done = subprocess.run(
+        ["bash", script, *args.flags], env={**os.environ, "DRY_RUN": "1"}, capture_output=True, text=True
+    )
+    last = (done.stdout.splitlines() or [""])[-1]
+    if done.returncode or ENTRY not in last:
+        said = done.stderr.strip().splitlines() or ["it starts no training"]
+        raise UserError(f"--for {args.script}: {said[-1].removeprefix('error: ')}")
+    words = shlex.split(last)
+    entry = next(place for place, word in enumerate(words) if word.endswith(ENTRY))
+    flags = words[entry + 1 :]
+    batch = next(
+        line for line in done.stdout.splitlines() if line.startswith("batch:") and "accumulated" in line
+    )
+    num_devices = int(batch.split(" a device x ")[1].split()[0])
+    memory = None
+    if args.gpu_memory_gib:
+        memory = round(args.gpu_memory_gib * 1024)
+        flags += [] if {"--bf16", "--fp16"} & set(flags) else ["--bf16", "True"]
+    decided = [
+        flag
+        for variable, names in DECIDED.items()
+        for flag in names
+        if os.environ.get(variable, "auto") == "auto"
+    ]
+    request = {
+        "launcher": words[:entry],
+        "flags": flags,
+        "num_devices": args.gpus or num_devices,
+        "gpu_memory_mib": memory,
+        "decided": decided,
+    }
+    return request, last
+
+
+def check(name: str, request: dict, limit: float) -> dict:
+    """Its figures, or the problem; what it started ends with it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        result, log = Path(scratch) / "result.json", Path(scratch) / "log"
+        command = [
+            sys.executable,
+            WORK,
+            "check",
+            name,
+            json.dumps(request),
+            str(result),
+        ]
+        with log.open("w") as written:
+            process = subprocess.Popen(
+                command,
+                stdout=written,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                # the hub is not asked: what a run needs should be here before it starts
+                env={"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ},
+            )
+            try:
+                process.wait(limit)
+            except subprocess.TimeoutExpired:
+                return {"problem": f"not done after {limit:.0f} s"}
+            finally:
+                kill_group(process)
+        if result.is_file():
+            return json.loads(result.read_text())
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        told = f": {lines[-1].strip()[:300]}" if lines else ""
+        return {"problem": f"its process ended with {process.returncode}{told}"}
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    """The process and what it has started and left behind."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,93 @@
+"""Under the script's own launcher: a few real steps of the run, on its records, with random weights."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, TrainerCallback
+
+from llava.benchmark.preflight.checks import without
+from llava.command import message
+from llava.errors import UserError
+from llava.model.builder import copy_fields, read_config, type_of
+from llava.model.checkpoint import CheckpointFolder
+from llava.model.vision_config import VisionFields
+from llava.train.train import prepare
+
+WARM_UP, TIMED = 2, 4  # steps
+LEFT_OUT = ("--pretrain_mm_mlp_adapter", "--lora_weight_path")  # weights that an earlier stage leaves
+
+
+class Steps(TrainerCallback):
+    """Seconds of each step, to the end of what the device does in it; the run ends with the last."""
+
+    def __init__(self):
+        self.seconds: list[float] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._start = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds.append(now - self._start)
+        self._start = now
+        if len(self.seconds) == WARM_UP + TIMED:
+            control.should_training_stop = True
+
+
+def random_weights(
+    folder: CheckpointFolder, fields: VisionFields, options: dict, projector_dtype: torch.dtype | None
+) -> PreTrainedModel:
+    """The model of load_with_vision, its weights random and made where they are used."""
+    if "quantization_config" in options:
+        raise UserError("--bits: steps over quantised weights are not tried ahead of a run.")
+    config = read_config(folder.path)
+    copy_fields(config, fields)
+    config._attn_implementation = options["attn_implementation"]
+    with torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"):
+        model = type_of(config)._from_config(config, dtype=options["dtype"])
+    if projector_dtype is not None:
+        model.get_projector().to(projector_dtype)
+    model.get_vision_tower().requires_grad_(False)
+    return model
+
+
+def rehearse(result: str, scratch: str, *flags: str) -> None:
+    """The first steps of the run with these flags.
+
+    Args:
+        result: file for the figures.
+        scratch: folder for what the run itself writes.
+    """
+    flags = [
+        *without(flags, LEFT_OUT),
+        "--output_dir",
+        scratch,
+        "--save_strategy",
+        "no",
+        "--report_to",
+        "none",
+    ]
+    try:
+        trainer = prepare(flags, random_weights)
+    except UserError as error:
+        sys.exit(message(error, "preflight"))
+    steps = Steps()
+    trainer.add_callback(steps)
+    with trainer.folder_lock:
+        trainer.train()
+    if trainer.is_world_process_zero():
+        args = trainer.args
+        figures = {
+            "seconds": steps.seconds[WARM_UP:],
+            "max_steps": trainer.state.max_steps,
+            "samples_a_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "peak_memory_gib": max(row.get("peak_memory_gib", 0) for row in trainer.state.log_history),
+        }
+        Path(result).write_text(json.dumps(figures))
+    trainer.accelerator.end_training()

@@ -1,0 +1,27 @@
+"""The processes that a preflight starts: a check, and what launchers run for it.
+
+usage: work.py {check NAME REQUEST RESULT | all_reduce RESULT | steps RESULT SCRATCH FLAGS...}
+"""
+
+import sys
+
+
+def main() -> None:
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__, end="")
+        return
+    kind, *arguments = sys.argv[1:]
+    if kind == "steps":
+        from llava.train.launcher import end_with_launcher
+
+        end_with_launcher()  # ahead of imports that take seconds
+        from llava.benchmark.preflight.rehearsal import rehearse as work
+    elif kind == "all_reduce":
+        from llava.benchmark.preflight.all_reduce import measure as work
+    else:
+        from llava.benchmark.preflight.checks import answer as work
+    work(*arguments)
+
+
+if __name__ == "__main__":
+    main()
