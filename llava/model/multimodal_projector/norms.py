@@ -8,25 +8,68 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-class SumOverRanks(torch.autograd.Function):
-    """All-reduce, forward and backward; every rank must run both."""
+class NormOverRanks(torch.autograd.Function):
+    """Normalise by the mean and the variance of all ranks' maps: one collective forward and one backward.
+
+    Every rank must run both. Ranks' moments are joined as by Chan, Golub and LeVeque 1983, "Algorithms for
+    Computing the Sample Variance", and nothing waits for the device.
+    """
 
     @staticmethod
-    def forward(ctx, values: Tensor) -> Tensor:
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(
+        ctx,
+        maps: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        earlier: tuple[Tensor, Tensor],
+        eps: float,
+        counts: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """float[B, C, G, G] to the same shape; of all maps mean and variance, float32[C], and float32[1] count.
+
+        Args:
+            earlier: mean and variance to take where no rank counts.
+            counts: whether this rank's maps are in the statistics.
+        """
+        values = maps.float()
+        variance, mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
+        number = mean.new_full((1,), values.numel() / len(mean) if counts else 0.0)
+        local = torch.cat([mean, variance, number])
+        ranks = local.new_empty(dist.get_world_size(), len(local))
+        dist.all_gather(list(ranks.unbind()), local)
+        means, variances, numbers = ranks.split([len(mean), len(mean), 1], dim=1)
+        count = numbers.sum(dim=0)
+        shares = numbers / count.clamp(min=1)
+        mean = (shares * means).sum(dim=0)
+        variance = (shares * (variances + (means - mean).square())).sum(dim=0)
+        mean, variance = (
+            torch.where(count > 0, now, old) for now, old in zip((mean, variance), earlier, strict=True)
+        )
+        scale = torch.rsqrt(variance + eps)
+        ctx.save_for_backward(maps, weight, mean, scale, count)
+        ctx.counts = counts
+        ctx.mark_non_differentiable(mean, variance, count)
+        output = (values - _by_channel(mean)) * _by_channel(scale * weight) + _by_channel(bias)
+        return output.to(maps.dtype), mean, variance, count
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
+    def backward(ctx, gradient: Tensor, *_) -> tuple[Tensor | None, ...]:
+        maps, weight, mean, scale, count = ctx.saved_tensors
+        gradient = gradient.float()
+        normalised = (maps.float() - _by_channel(mean)) * _by_channel(scale)
+        bias_gradient = gradient.sum(dim=(0, 2, 3))
+        weight_gradient = (gradient * normalised).sum(dim=(0, 2, 3))
+        sums = torch.cat([bias_gradient, weight_gradient])
+        dist.all_reduce(sums)
+        if ctx.counts:  # the mean and the variance depend on this rank's maps
+            from_mean, from_variance = (sums / count.clamp(min=1)).chunk(2)
+            gradient = gradient - _by_channel(from_mean) - normalised * _by_channel(from_variance)
+        gradient = gradient * _by_channel(scale * weight)
+        return gradient.to(maps.dtype), weight_gradient, bias_gradient, None, None, None
 
 
-def sum_over_ranks(*vectors: Tensor) -> tuple[Tensor, ...]:
-    """The sums of float[n] over all ranks, in one reduction."""
-    return SumOverRanks.apply(torch.cat(vectors)).split([len(vector) for vector in vectors])
+def _by_channel(vector: Tensor) -> Tensor:
+    return vector.view(1, -1, 1, 1)
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -47,9 +90,9 @@ class BatchNorm(nn.BatchNorm2d):
 class SyncBatchNorm(BatchNorm):
     """Batch norm whose statistics are those of all ranks' batches together, on any device.
 
-    torch.nn.SyncBatchNorm runs on GPUs alone. The running statistics are the same on every rank, so that it
-    does not matter which one saves. Where `left_out` is set, this rank's maps are normalised and take part
-    in the collectives, and count for nothing in the statistics.
+    torch.nn.SyncBatchNorm runs on GPUs alone and waits for them in each call. The running statistics are the
+    same on every rank, so that it does not matter which one saves. Where `left_out` is set, this rank's maps
+    are normalised and take part in the collectives, and count for nothing in the statistics.
     """
 
     left_out = False
@@ -58,27 +101,20 @@ class SyncBatchNorm(BatchNorm):
         """float[B, C, G, G] to the same shape."""
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(maps)
-        values = maps.float()
-        # A factor, not a branch: the backward pass has its collectives either way
-        counts = 0.0 if self.left_out else 1.0
-        count = values.new_full((1,), counts * values.numel() / self.num_features)
-        total, count = sum_over_ranks(values.sum(dim=(0, 2, 3)) * counts, count)
-        any_counts, shape = count > 0, (1, -1, 1, 1)
-        mean = torch.where(any_counts, total / count.clamp(min=1), self.running_mean)
-        centred = values - mean.view(shape)
-        # Around the mean, in a second reduction: squares less the mean's square would cancel
-        (squares,) = sum_over_ranks(centred.square().sum(dim=(0, 2, 3)) * counts)
-        variance = torch.where(any_counts, squares / count.clamp(min=1), self.running_var)
-        self._learn(mean, squares / (count - 1).clamp(min=1), any_counts)
-        gain = self.weight * torch.rsqrt(variance + self.eps)
-        return (centred * gain.view(shape) + self.bias.view(shape)).to(maps.dtype)
+        earlier = (self.running_mean.float(), self.running_var.float())
+        output, mean, variance, count = NormOverRanks.apply(
+            maps, self.weight, self.bias, earlier, self.eps, not self.left_out
+        )
+        self._learn(mean, variance, count)
+        return output
 
     @torch.no_grad()
-    def _learn(self, mean: Tensor, unbiased_variance: Tensor, any_counts: Tensor) -> None:
+    def _learn(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         """Move the running statistics, unless every rank is left out."""
+        any_counts, unbiased = count > 0, variance * count / (count - 1).clamp(min=1)
         momentum = (self.momentum * any_counts).to(self.running_mean.dtype)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-        self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), momentum)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
         self.num_batches_tracked.add_(any_counts.squeeze())
 
 

@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llava.model.multimodal_projector.norms import BatchNorm, ChannelNorm, SyncBatchNorm, kept_statistics
 
@@ -24,14 +25,24 @@ def step(norm, maps, cotangent):
     return output.detach(), maps.grad
 
 
+class CountCollectives(TorchDispatchMode):
+    number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.number += function.namespace == "c10d"
+        return function(*args, **(kwargs or {}))
+
+
 def rank_main(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     mine = slice(2 * rank, 2 * rank + 2)
     norm = SyncBatchNorm(WIDTH)
-    output, gradient = step(norm, *(part[mine] for part in whole()))
+    with CountCollectives() as collectives:
+        output, gradient = step(norm, *(part[mine] for part in whole()))
     weight_gradient = norm.weight.grad.clone()
     dist.all_reduce(weight_gradient)
     result = {"output": output, "gradient": gradient, "weight": weight_gradient, "state": norm.state_dict()}
+    result["collectives"] = collectives.number
     torch.save(result, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -46,6 +57,7 @@ def test_two_ranks_are_one_process_with_the_whole_batch(tmp_path):
     torch.testing.assert_close(torch.cat([rank["output"] for rank in ranks]), output, **close)
     torch.testing.assert_close(torch.cat([rank["gradient"] for rank in ranks]), gradient, **close)
     for rank in ranks:
+        assert rank["collectives"] == 2  # forward and backward
         torch.testing.assert_close(rank["weight"], norm.weight.grad, **close)
         for name, expected in norm.state_dict().items():
             torch.testing.assert_close(rank["state"][name], expected, msg=name, **close)
