@@ -5,6 +5,8 @@ import math
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from llava.train import saving
+from llava.train.host_copy import HostCopy
 
 logger = logging.getLogger(__name__)
 
@@ -75,16 +78,24 @@ class StepGuard(TrainerCallback):
     it is DeepSpeed's overflow check that leaves the step out. Under fp16 an infinite gradient alone is the
     loss scaler's everyday business and not counted.
 
-    The flags of all ranks are joined in one all-reduce a step and read once: the only wait for the device,
-    in place of two a batch of transformers' logging_nan_inf_filter, which is switched off.
+    The flags of all ranks are joined in one all-reduce a step, in place of two waits a batch of transformers'
+    logging_nan_inf_filter, which is switched off. On a GPU, if the optimizer can leave out a step by itself,
+    nothing waits for the device ahead of it: the flags decide there, and the host reads them a step later.
+
+    Attributes:
+        lags: whether the host reads a step's flags after the next step.
     """
+
+    lags_on_cpu = False  # for tests
 
     def __init__(self, trainer: Trainer, max_nan_steps: int):
         self.trainer = trainer
         self.max_nan_steps = max_nan_steps
         self.sigterm = SigtermNoted()
+        self.lags = False
         self.num_in_a_row = 0
-        self.num_skipped = 0  # since the last log
+        self._skipped: list[int] = []  # steps that no log has counted
+        self._outcomes: list[StepOutcome] = []  # that the host has not read
         self._preempted = False
         trainer.args.logging_nan_inf_filter = False
 
@@ -97,6 +108,12 @@ class StepGuard(TrainerCallback):
 
     def see_gradient(self, norm: Tensor | float) -> None:
         self._gradient_norm = norm
+
+    def take_skipped(self, step: int) -> int:
+        """The number of steps up to this one that were left out and not counted before."""
+        counted = [skipped for skipped in self._skipped if skipped <= step]
+        self._skipped = self._skipped[len(counted) :]
+        return len(counted)
 
     def raise_if_stopped(self) -> None:
         """After training.
@@ -121,9 +138,13 @@ class StepGuard(TrainerCallback):
 
     # ---- What the loop calls
 
-    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
+    def on_train_begin(
+        self, args, state, control, model=None, optimizer=None, train_dataloader=None, **kwargs
+    ):
         self._statistics = running_statistics(model)
         self.sigterm.shield_workers(getattr(train_dataloader, "base_dataloader", train_dataloader))
+        on_device = self.lags_on_cpu or args.device.type == "cuda"
+        self.lags = on_device and not args.fp16 and (bool(args.deepspeed) or leaves_out_steps(optimizer))
 
     def on_step_begin(self, args, state, control, **kwargs):
         self._losses: list[Tensor] = []
@@ -131,42 +152,44 @@ class StepGuard(TrainerCallback):
         self._loss_so_far = self.trainer._tr_loss.clone()
         self._statistics_before = [statistic.clone() for statistic in self._statistics]
 
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self._preempted, skip = self._agree()
-        if not skip:
-            self.num_in_a_row = 0
+    def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
+        flags = self._flags()
+        outcome = StepOutcome(state.global_step + 1, HostCopy(flags), self._losses, self._record_names)
+        self._outcomes.append(outcome)
+        if self.lags:
+            skip = flags[1]
+            if not args.deepspeed:
+                optimizer.optimizer.found_inf = skip
+            self._restore(lambda now, before: torch.where(skip > 0, before, now))
+            self._look(self._outcomes[:-1])
             return
-        model.zero_grad()  # None, so that the optimizer has nothing to do, weight decay included
-        for statistic, before in zip(self._statistics, self._statistics_before, strict=True):
-            statistic.copy_(before)
-        self.trainer._tr_loss.copy_(self._loss_so_far)
-        self.num_in_a_row += 1
-        self.num_skipped += 1
-        self._names = self._name_records()
-        if state.is_world_process_zero:
-            logger.warning(
-                "step %d left out, its loss or gradient is not finite (%d in a row): %s",
-                state.global_step + 1,
-                self.num_in_a_row,
-                self._names,
-            )
+        self._look(self._outcomes)
+        if self.num_in_a_row:
+            model.zero_grad()  # None, so that the optimizer has nothing to do, weight decay included
+            self._restore(lambda now, before: before)
 
     def on_step_end(self, args, state, control, **kwargs):
+        ends_itself = state.global_step >= state.max_steps
+        if control.should_save or ends_itself or self._is_over():
+            self._look(self._outcomes)
         if self.num_in_a_row:
             control.should_save = False
-        ends_itself = state.global_step >= state.max_steps
         self._preempted = self._preempted and not ends_itself
         if self._preempted:
             control.should_save = not self.num_in_a_row
-        if self._preempted or self.num_in_a_row >= self.max_nan_steps:
+        if self._is_over():
             control.should_training_stop = True
 
     def on_epoch_end(self, args, state, control, **kwargs):
+        self._look(self._outcomes)
         if self.num_in_a_row:
             control.should_save = False
 
-    def _agree(self) -> tuple[bool, bool]:
-        """(SIGTERM came, the step is not finite), on any rank."""
+    def _is_over(self) -> bool:
+        return self._preempted or self.num_in_a_row >= self.max_nan_steps
+
+    def _flags(self) -> Tensor:
+        """float[2] on the device: SIGTERM came, the step is not finite; on any rank."""
         not_finite = ~torch.stack(self._losses).isfinite().all()
         if not self.trainer.args.fp16:
             if isinstance(self._gradient_norm, Tensor):
@@ -176,16 +199,43 @@ class StepGuard(TrainerCallback):
         flags = torch.stack([torch.full_like(not_finite, self.sigterm.received), not_finite]).float()
         if self.trainer.args.world_size > 1:
             dist.all_reduce(flags, dist.ReduceOp.MAX)
-        sigterm, skip = flags.tolist()
-        return bool(sigterm), bool(skip)
+        return flags
 
-    def _name_records(self) -> str:
+    def _restore(self, choose: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Running statistics and the sum of losses, as chosen of now and of before the step."""
+        befores = [*self._statistics_before, self._loss_so_far]
+        for now, before in zip([*self._statistics, self.trainer._tr_loss], befores, strict=True):
+            now.copy_(choose(now, before))
+
+    def _look(self, outcomes: list["StepOutcome"]) -> None:
+        """Read what became of these steps, on all ranks alike."""
+        for outcome in list(outcomes):
+            self._outcomes.remove(outcome)
+            sigterm, skip = outcome.flags.read()
+            self._preempted = bool(sigterm)
+            if self.num_in_a_row >= self.max_nan_steps:
+                continue  # which ends the run, whatever came of later steps
+            if not skip:
+                self.num_in_a_row = 0
+                continue
+            self.num_in_a_row += 1
+            self._skipped.append(outcome.step)
+            self._names = self._name_records(outcome)
+            if self.trainer.is_world_process_zero():
+                logger.warning(
+                    "step %d left out, its loss or gradient is not finite (%d in a row): %s",
+                    outcome.step,
+                    self.num_in_a_row,
+                    self._names,
+                )
+
+    def _name_records(self, outcome: "StepOutcome") -> str:
         """Those of the batches whose loss is not finite; where it is the gradient, those of the step.
 
         Batch norm over ranks spreads what is not finite in one batch to all of them.
         """
-        finite = torch.stack(self._losses).isfinite().tolist()
-        step = list(zip(self._record_names, finite, strict=True))
+        finite = torch.stack(outcome.losses).isfinite().tolist()
+        step = list(zip(outcome.record_names, finite, strict=True))
         guilty = [name for names, is_finite in step if not is_finite for name in names]
         everyone = [name for names, _ in step for name in names]
         if self.trainer.args.world_size > 1:
@@ -193,6 +243,32 @@ class StepGuard(TrainerCallback):
         names = guilty or everyone
         more = f"; and {len(names) - NUM_LISTED} more" if len(names) > NUM_LISTED else ""
         return "; ".join(names[:NUM_LISTED]) + more
+
+
+@dataclass(eq=False)
+class StepOutcome:
+    """What the guard knows of a step.
+
+    Attributes:
+        flags: SIGTERM came, the step is not finite; on any rank.
+        losses: float[] of each batch.
+        record_names: of each batch.
+    """
+
+    step: int
+    flags: HostCopy
+    losses: list[Tensor]
+    record_names: list[list[str]]
+
+
+def leaves_out_steps(optimizer) -> bool:
+    """Whether an optimizer takes found_inf, by which torch's fused Adam leaves out a step on the device.
+
+    Args:
+        optimizer: accelerate's wrapper.
+    """
+    plain = getattr(optimizer, "optimizer", None)
+    return isinstance(plain, torch.optim.Adam) and bool(plain.defaults.get("fused"))
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:

@@ -44,7 +44,7 @@ def _end(launcher: int) -> None:
             print(
                 f"train_mem.py: the launcher, process {launcher}, has ended, so its training processes end "
                 "too. The same command goes on from the last whole checkpoint.",
-                file=sys.stderr,
+                file=sys.__stderr__,  # torch's excepthook collects what goes to sys.stderr
                 flush=True,
             )
     finally:

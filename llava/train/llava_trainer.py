@@ -5,6 +5,7 @@ import random
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer_pt_utils import nested_gather
 
 from llava.data.stream import ShardDataset
 from llava.model.adapters import load_adapters, load_trainables, read_trainables
@@ -25,9 +27,23 @@ from llava.model.checkpoint import (
 )
 from llava.train import saving
 from llava.train.guard import RunStopped, StepGuard
-from llava.train.throughput import Throughput
+from llava.train.host_copy import HostCopy
+from llava.train.throughput import Rates, Throughput
 from llava.train.trainable import learning_rates, part_of
 from llava.train.training_data import DataPosition, WithHostCopy, stream_loader, train_sampler
+
+
+@dataclass
+class PendingLog:
+    """What a log will say of a step, its figures on their way to the host."""
+
+    step: int
+    epoch: float
+    num_steps: int  # since the log before
+    learning_rate: float
+    loss_and_norm: HostCopy  # the sum of losses over these steps, and the last gradient's norm
+    rates: Rates
+    start_time: float
 
 
 class LlavaTrainer(Trainer):
@@ -42,6 +58,7 @@ class LlavaTrainer(Trainer):
         self.image_processor = image_processor
         self.folder_lock = ExitStack()  # set by who prepares a run, and closed by who ends it
         self._checkpoint_root: Path | None = None
+        self._pending_log: PendingLog | None = None
         self.guard = StepGuard(self, self.args.max_nan_steps)
         self.throughput = Throughput(self)
         self.add_callback(self.guard)
@@ -79,17 +96,70 @@ class LlavaTrainer(Trainer):
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The loss is the mean over the steps that counted; rates and memory are those of all ranks."""
+    def _maybe_log_save_evaluate(
+        self, tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate=None
+    ) -> None:
+        """Where the guard lags, a step's log is written while the device works on the next step."""
+        state, control = self.state, self.control
+        if self.guard.lags:
+            if control.should_log and state.global_step > self._globalstep_last_logged:
+                self._write_log()
+                loss = nested_gather(tr_loss, self.args.parallel_mode).mean().reshape(1)
+                norm = torch.as_tensor(math.nan if grad_norm is None else grad_norm, device=loss.device)
+                self._pending_log = PendingLog(
+                    step=state.global_step,
+                    epoch=state.epoch,
+                    num_steps=state.global_step - self._globalstep_last_logged,
+                    learning_rate=self._get_learning_rate() if learning_rate is None else learning_rate,
+                    loss_and_norm=HostCopy(torch.cat([loss, norm.detach().to(loss).reshape(1)])),
+                    rates=self.throughput.take(),
+                    start_time=start_time,
+                )
+                tr_loss -= tr_loss
+                self._globalstep_last_logged = state.global_step
+                control.should_log = False
+            ends = control.should_training_stop or state.global_step >= state.max_steps
+            if ends or control.should_save or control.should_evaluate:
+                self._write_log()
+        super()._maybe_log_save_evaluate(
+            *(tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time), learning_rate
+        )
+
+    def _write_log(self) -> None:
+        """The log that is pending, if any, as of its own step."""
+        pending, self._pending_log = self._pending_log, None
+        if pending is None:
+            return
+        loss, norm = pending.loss_and_norm.read()
+        self._total_loss_scalar += loss
+        logs = {"loss": loss / pending.num_steps, "grad_norm": norm, "learning_rate": pending.learning_rate}
+        if math.isnan(norm) and self.args.max_grad_norm <= 0:
+            del logs["grad_norm"]
+        now = self.state.global_step, self.state.epoch
+        self.state.global_step, self.state.epoch = pending.step, pending.epoch
+        try:
+            self.store_flos()
+            self.log(logs, pending.start_time, pending.rates)
+        finally:
+            self.state.global_step, self.state.epoch = now
+
+    def log(
+        self, logs: dict[str, float], start_time: float | None = None, rates: Rates | None = None
+    ) -> None:
+        """The loss is the mean over the steps that counted; rates and memory are those of all ranks.
+
+        Args:
+            rates: of the steps that are logged, by default those up to now.
+        """
         if "loss" in logs:
-            num_steps, skipped = self.throughput.num_steps, self.guard.num_skipped
+            rates = rates or self.throughput.take()
+            num_steps, skipped = rates.num_steps, self.guard.take_skipped(self.state.global_step)
             if skipped:
                 logs["skipped_steps"] = skipped
                 logs["loss"] = (
                     logs["loss"] * num_steps / (num_steps - skipped) if skipped < num_steps else math.nan
                 )
-            logs.update(self.throughput.rates())
-            self.guard.num_skipped = 0
+            logs.update(rates.read())
         super().log(logs, start_time)
 
     def create_optimizer(self, model=None):

@@ -3,9 +3,12 @@
 import resource
 import sys
 import time
+from dataclasses import dataclass
 
 import torch
 from transformers import Trainer, TrainerCallback
+
+from llava.train.host_copy import HostCopy
 
 
 class Throughput(TrainerCallback):
@@ -37,19 +40,15 @@ class Throughput(TrainerCallback):
         self._counts[1] += visual
         self._counts[2] += is_text.sum()
 
-    def rates(self) -> dict[str, float]:
-        """Over all ranks since the last call, per second, and the highest memory of any; all must call."""
+    def take(self) -> "Rates":
+        """Over all ranks since the last call, and the highest memory of any; all must call."""
         memory = torch.full((1,), peak_memory(), dtype=torch.double, device=self._counts.device)
         local = torch.cat([self._counts.double(), memory])
-        ranks = self.trainer.accelerator.gather(local).view(-1, local.numel()).cpu()
-        samples, visual, text = (ranks[:, :3].sum(dim=0) / max(self._seconds, 1e-9)).tolist()
+        ranks = self.trainer.accelerator.gather(local).view(-1, local.numel())
+        total = torch.cat([ranks[:, :3].sum(dim=0), ranks[:, 3:].amax(dim=0)])
+        rates = Rates(self.num_steps, self._seconds, HostCopy(total))
         self._reset()
-        return {
-            "samples_per_second": round(samples, 3),
-            "visual_tokens_per_second": round(visual, 1),
-            "text_tokens_per_second": round(text, 1),
-            "peak_memory_gib": round(ranks[:, 3].max().item(), 3),
-        }
+        return rates
 
     def _start_clock(self, *args, **kwargs) -> None:
         self._started = time.perf_counter()
@@ -61,6 +60,30 @@ class Throughput(TrainerCallback):
         self._seconds += now - self._started
         self._started = now
         self.num_steps += 1
+
+
+@dataclass
+class Rates:
+    """What Throughput counted over some steps.
+
+    Attributes:
+        totals: samples, visual and text tokens of all ranks; GiB.
+    """
+
+    num_steps: int
+    seconds: float
+    totals: HostCopy
+
+    def read(self) -> dict[str, float]:
+        """Each per second, and the memory."""
+        *counts, memory = self.totals.read()
+        samples, visual, text = (count / max(self.seconds, 1e-9) for count in counts)
+        return {
+            "samples_per_second": round(samples, 3),
+            "visual_tokens_per_second": round(visual, 1),
+            "text_tokens_per_second": round(text, 1),
+            "peak_memory_gib": round(memory, 3),
+        }
 
 
 def peak_memory() -> float:

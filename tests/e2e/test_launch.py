@@ -39,6 +39,12 @@ def folder(tmp_path, bpe_tokenizer):
     return tmp_path
 
 
+def hear() -> None:
+    """Jobs in the background ignore SIGINT, under nohup SIGHUP, and bash cannot trap what is ignored."""
+    for signals in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(signals, signal.SIG_DFL)
+
+
 def start(folder: Path, **variables) -> subprocess.Popen:
     """Stage 1 in a session of its own, as of a terminal."""
     settings = {
@@ -54,8 +60,7 @@ def start(folder: Path, **variables) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        # a job in the background is born deaf to SIGINT, and bash then cannot trap it
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=hear,
     )
 
 

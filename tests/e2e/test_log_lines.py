@@ -16,7 +16,7 @@ from llava.quiet import MESSAGES, quiet_libraries, without_lines
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 OURS = (
-    r"launch: \d+ x \d+ CPU processes, DeepSpeed \S+, fp32",
+    r"launch: \d+ x \d+ CPU processes, fp32",
     r"batch:  \d+ = .* accumulated",
     r"\d\d:\d\d:\d\d (loading|vision tower:|visual tokens a view:|conversation template:|packing:) .*",
     r"\d\d:\d\d:\d\d result: .*",

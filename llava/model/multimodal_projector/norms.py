@@ -25,7 +25,7 @@ class NormOverRanks(torch.autograd.Function):
         eps: float,
         counts: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """float[B, C, G, G] to the same shape; of all maps mean and variance, float32[C], and float32[1] count.
+        """float[B, C, G, G] to the same shape; float32[C], [C] and [1]: mean, variance, count of all.
 
         Args:
             earlier: mean and variance to take where no rank counts.

@@ -56,12 +56,29 @@ def test_a_rank_ends_with_its_launcher_and_one_rank_of_a_node_says_so(environmen
         assert "has ended" in line
 
 
+# torch.distributed's excepthook collects what the one before it prints, to write it with the rank's number
+WRAPPED = """
+import io
+before = sys.excepthook
+def wrapping(*exception):
+    real, sys.stderr = sys.stderr, io.StringIO()
+    before(*exception)
+    written, sys.stderr = sys.stderr.getvalue(), real
+    sys.stderr.write(written)
+sys.excepthook = wrapping
+print("ready", flush=True)
+"""
+
+
+@pytest.mark.parametrize("is_wrapped", [True, False])
 @pytest.mark.parametrize("is_gone", [True, False])
-def test_what_fails_for_want_of_ranks_that_ended_is_no_traceback(environment, is_gone):
+def test_what_fails_for_want_of_ranks_that_ended_is_no_traceback(environment, is_gone, is_wrapped):
     """The thread looks too late here: the failure itself has the rank look at its launcher."""
     fails = CHILD.replace("LOOKS = 0.01", "LOOKS = 600").replace(
         "time.sleep({rest})", "raise RuntimeError('reset')"
     )
+    if is_wrapped:
+        fails = fails.replace('print("ready", flush=True)\n', WRAPPED)
     if not is_gone:
         fails = fails.replace("while os.getppid() == parent", "while False")
     command = [sys.executable, "-c", PARENT, fails] if is_gone else [sys.executable, "-c", fails]
