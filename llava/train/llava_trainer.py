@@ -92,7 +92,7 @@ class LlavaTrainer(Trainer):
         return norm
 
     def _run_epoch(self, *args, **kwargs) -> None:
-        """None is left to a run that was killed after its last step's checkpoint."""
+        """If the run was killed after its last checkpoint, there are no steps left to train."""
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
 
@@ -105,13 +105,16 @@ class LlavaTrainer(Trainer):
             if control.should_log and state.global_step > self._globalstep_last_logged:
                 self._write_log()
                 loss = nested_gather(tr_loss, self.args.parallel_mode).mean().reshape(1)
-                norm = torch.as_tensor(math.nan if grad_norm is None else grad_norm, device=loss.device)
+                if isinstance(grad_norm, torch.Tensor):
+                    norm = grad_norm.detach().to(loss).reshape(1)
+                else:  # DeepSpeed's; filled in on the device, for a copy would wait
+                    norm = torch.full_like(loss, math.nan if grad_norm is None else grad_norm)
                 self._pending_log = PendingLog(
                     step=state.global_step,
                     epoch=state.epoch,
                     num_steps=state.global_step - self._globalstep_last_logged,
                     learning_rate=self._get_learning_rate() if learning_rate is None else learning_rate,
-                    loss_and_norm=HostCopy(torch.cat([loss, norm.detach().to(loss).reshape(1)])),
+                    loss_and_norm=HostCopy(torch.cat([loss, norm])),
                     rates=self.throughput.take(),
                     start_time=start_time,
                 )

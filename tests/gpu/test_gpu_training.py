@@ -11,6 +11,7 @@ import torch
 from measures import assert_near
 from safetensors.torch import load_file
 from training_parts import flags, save_parts
+from transformers import TrainerCallback
 
 from llava.model.checkpoint import read_projector
 from llava.train.train import prepare, train
@@ -96,6 +97,29 @@ def test_the_memory_that_is_logged_is_the_gpus(cuda, parts, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     most = torch.cuda.max_memory_allocated() / 2**30
     assert all(0 < row["peak_memory_gib"] <= most + 1e-3 for row in rows)
+
+
+class NoWaits(TrainerCallback):
+    """From the third step on, what waits for the GPU between a step's begin and its optimizer raises."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step >= 2:
+            torch.cuda.set_sync_debug_mode("error")
+
+    def on_optimizer_step(self, *args, **kwargs):
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_nothing_waits_for_the_gpu_ahead_of_the_optimizer(cuda, parts, tmp_path):
+    trainer = prepare(argv(parts, tmp_path / "run", 2, cuda, bf16=True, save_strategy="no"))
+    trainer.add_callback(NoWaits())
+    try:
+        with trainer.folder_lock:
+            trainer.train()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert trainer.guard.lags
+    assert [row["step"] for row in trainer.state.log_history if "loss" in row] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("bits", [4, 8])

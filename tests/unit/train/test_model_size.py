@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from budgets import peak_gib, save_shapes
 from tiny import save_language_model, save_tower
 
 from llava.benchmark.speed.shapes import SHAPES
 from llava.errors import UserError
-from llava.train.memory import GIB, Batch, Zero, budget
 from llava.train.model_size import saved_bytes, size_of
 from llava.train.recipe import parse
 
@@ -94,42 +94,14 @@ def test_a_model_that_cannot_be_found_is_named(folders):
 
 
 @pytest.fixture(scope="module")
-def shape_folders(tmp_path_factory):
-    """config.json files alone, of the benchmark's shapes."""
-    folder = tmp_path_factory.mktemp("shapes")
-    for name, shape in SHAPES.items():
-        configs = {
-            name: {"model_type": shape.family, **shape.language_config()},
-            f"{name}-tower": shape.tower,
-        }
-        for part, config in configs.items():
-            (folder / part).mkdir()
-            (folder / part / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def peak_gib(folder: Path, measured: dict, row: dict) -> float:
-    """By the budget, of a step as the benchmark takes it: AdamW's state in bfloat16 as the weights."""
-    positions = measured["batch_size"] * (row["tokens"] + measured["text_tokens"])
-    flags = ["--model_name_or_path", str(folder / measured["shape"]), "--data_path", "data.json"]
-    flags += ["--vision_tower", str(folder / f"{measured['shape']}-tower"), "--mm_vision_image_size", "336"]
-    flags += ["--mm_projector_type", row["name"], "--scale_factor", str(row["scale_factor"] or 2)]
-    flags += ["--use_liger_kernel", str(measured["use_liger_kernel"])]
-    flags += ["--bf16", "True", "--gpu_memory_mib", "1"]
-    flags += ["--lora_enable", "True", "--lora_r", "128"] if measured["lora"] else []
-    size = size_of(*parse(flags)[1:])
-    assert size.tokens == row["tokens"]
-    batch = Batch(measured["batch_size"], positions // measured["batch_size"])
-    held = budget(size, Zero("benchmark", 2), 1, batch, recompute=measured["gradient_checkpointing"])
-    logits = measured["batch_size"] * measured["answer_tokens"] * size.vocabulary
-    loss = min(held.loss, logits * 12 + size.head_gradient)
-    return (held.weights + 4 * size.learning + held.vision + loss + held.activations) / GIB
+def shapes(tmp_path_factory):
+    return save_shapes(tmp_path_factory.mktemp("shapes"), SHAPES.values())
 
 
 @pytest.mark.parametrize(
     "name", ["step_1.5b_batch16", "step_1.5b_batch16_liger", "step_1.5b_liger", "step_7b_lora_liger"]
 )
-def test_a_step_measured_on_a_gpu_needs_what_the_budget_says(shape_folders, name):
+def test_a_step_measured_on_a_gpu_needs_what_the_budget_says(shapes, name):
     measured = json.loads((RESULTS / "gpu_nvidia_h200" / f"{name}.json").read_text())
     for row in measured["rows"][:2]:
-        assert peak_gib(shape_folders, measured, row) == pytest.approx(row["peak_gib"], rel=0.03)
+        assert peak_gib(shapes, measured, row) == pytest.approx(row["peak_gib"], rel=0.03)
