@@ -3,7 +3,7 @@
 #
 #   bash scripts/test.sh                        every test
 #   bash scripts/test.sh tests/unit -k merge    arguments go to pytest
-#   bash scripts/test.sh -n 0                   in one process; two share the files out otherwise
+#   bash scripts/test.sh -n 0                   in one process; three share the files out otherwise
 #   bash scripts/test.sh -m gpu                 tests/gpu, on the first GPU, eight at a time
 #
 #   PYTHON                interpreter that makes .venv when no environment is active (python3)
@@ -18,7 +18,8 @@ if [[ ${1:-} == --help ]]; then
   exit
 fi
 
-on_gpu=0 pytest=(--numprocesses 2 --dist loadfile)
+# Three for two cores, for many tests wait for what they start; the files with the longest tests come first
+on_gpu=0 pytest=(--numprocesses 3 --dist loadfile --no-loadscope-reorder)
 if [[ " $* " == *" -m gpu "* ]]; then
   on_gpu=1 pytest=(--numprocesses 8 --dist loadgroup)
   [[ " $* " == *" tests/"* ]] || pytest+=(tests/gpu)  # no other folder has such tests, and all take long to import

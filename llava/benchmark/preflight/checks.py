@@ -6,6 +6,7 @@ A check takes the request, which is what the script would start, and returns its
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import statistics
@@ -281,7 +282,7 @@ def memory(request: Request) -> dict:
 
 
 def steps(request: Request) -> dict:
-    """A few steps of the run under its own launcher.
+    """A few steps of the run under its own launcher; of a run on several nodes, on this one alone.
 
     Raises:
         UserError: if there is no GPU and the model would fill this machine's memory.
@@ -297,8 +298,22 @@ def steps(request: Request) -> dict:
             )
     with tempfile.TemporaryDirectory() as scratch:
         result = Path(scratch) / "result.json"
-        run([*request.launcher, WORK, "steps", str(result), f"{scratch}/run", *request.flags])
-        return json.loads(result.read_text())
+        launcher, nodes = on_this_node(request.launcher)
+        run([*launcher, WORK, "steps", str(result), f"{scratch}/run", *request.flags])
+        figures = json.loads(result.read_text())
+    if not figures.pop("max_steps_given"):
+        figures["max_steps"] = math.ceil(figures["max_steps"] / nodes)
+    return figures | {"nodes": nodes, "samples_a_step": nodes * figures["samples_a_step"]}
+
+
+def on_this_node(launcher: list[str]) -> tuple[list[str], int]:
+    """The words that start this node's ranks by themselves, and the number of nodes."""
+    if "--nnodes" not in launcher:
+        return launcher, 1
+    nodes = int(launcher[launcher.index("--nnodes") + 1])
+    words = without(launcher, ("--nnodes", "--node_rank", "--master_addr", "--master_port"))
+    place = words.index("torch.distributed.run") + 1
+    return [*words[:place], "--standalone", *words[place:]], nodes
 
 
 def without(flags: list[str], names: Sequence[str]) -> list[str]:

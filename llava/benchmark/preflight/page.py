@@ -171,11 +171,15 @@ def forecast_section(figures: dict, now: datetime) -> str:
     if disk and disk["save_steps"] >= 1:
         saves = steps["max_steps"] // disk["save_steps"] * seconds_to_save(disk)
     training, saving = (timedelta(seconds=round(each)) for each in (seconds * steps["max_steps"], saves))
+    nodes = ""
+    if steps["nodes"] > 1:
+        nodes = f" on one of {steps['nodes']} nodes, without the network between them,"
     length = f" Sequences have {data['mean_positions']:.0f} positions on average." if data else ""
     return (
-        f"## Forecast\n\n{len(times)} steps with random weights took {min(times):.2f} to {max(times):.2f} s, "
-        f"{seconds:.2f} s in the middle: {steps['samples_a_step'] / seconds:.1f} samples/s, "
-        f"{steps['peak_memory_gib']:.1f} GiB at most.{length}\n\n"
+        f"## Forecast\n\n{len(times)} steps with random weights{nodes} took {min(times):.2f} to "
+        f"{max(times):.2f} s, {seconds:.2f} s in the middle: "
+        f"{steps['samples_a_step'] / seconds:.1f} samples/s, {steps['peak_memory_gib']:.1f} GiB at most."
+        f"{length}\n\n"
         f"{steps['max_steps']:,} steps will take **{spoken(training)}**, and saving {spoken(saving)}. "
         f"Started now, the run ends on {now + training + saving:%Y-%m-%d at %H:%M}.\n"
     )

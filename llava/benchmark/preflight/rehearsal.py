@@ -86,6 +86,7 @@ def rehearse(result: str, scratch: str, *flags: str) -> None:
         figures = {
             "seconds": steps.seconds[WARM_UP:],
             "max_steps": trainer.state.max_steps,
+            "max_steps_given": args.max_steps > 0,
             "samples_a_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             "peak_memory_gib": max(row.get("peak_memory_gib", 0) for row in trainer.state.log_history),
         }

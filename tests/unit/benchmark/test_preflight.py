@@ -38,6 +38,7 @@ FIGURES = {
     },
     "steps": {
         **{"seconds": [6.0, 6.1, 6.4], "max_steps": 5198, "samples_a_step": 128, "peak_memory_gib": 70.0},
+        "nodes": 1,
     },
 }
 
@@ -189,6 +190,18 @@ def test_a_model_that_would_fill_main_memory_is_not_tried_on_a_cpu(request_of, m
         checks.steps(request_of())
 
 
+def test_a_run_on_several_nodes_is_tried_on_this_one_alone():
+    words = "python -m torch.distributed.run --nnodes 4 --node_rank 1 --master_addr a --master_port 29500"
+    launcher = [*words.split(), "--nproc_per_node", "8"]
+    here, nodes = checks.on_this_node(launcher)
+    assert " ".join(here) == "python -m torch.distributed.run --standalone --nproc_per_node 8"
+    assert nodes == 4
+    assert checks.on_this_node(["python"]) == (["python"], 1)
+    assert "random weights on one of 4 nodes, without the network between them, took" in page(
+        steps={"nodes": 4}
+    )
+
+
 def test_a_process_that_fails_says_its_own_error():
     with pytest.raises(RuntimeError, match=r"^preflight: --data_path is wrong$"):
         checks.run(["sh", "-c", "echo preflight: --data_path is wrong; echo Error of the launcher; exit 1"])
@@ -208,9 +221,9 @@ def test_a_feature_that_computes_something_else_does_not_work(monkeypatch):
         close(torch.ones(4), torch.tensor([1.0, 1.0, 1.0, 2.0]))
 
     monkeypatch.setitem(FEATURES, "bf16", Feature("", wrong, needs_gpu=False))
-    with pytest.raises(ValueError, match="its result is wrong: relative error 0.378"):
+    with pytest.raises(ArithmeticError, match="its result is wrong: its relative error 0.378"):
         try_feature("bf16", "cpu")
-    with pytest.raises(ValueError, match="relative error nan"):
+    with pytest.raises(ArithmeticError, match="relative error nan"):
         close(torch.tensor([float("nan")]), torch.ones(1))
 
 
