@@ -43,25 +43,35 @@ def terminate_after_first_row(command: list[str], output_dir: Path) -> tuple[int
     return process.returncode, output
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_sigterm_saves_and_exits_and_the_next_start_goes_on_exactly(parts, tmp_path, world_size):
-    changes = {"max_steps": 30, "save_steps": 1000, "save_total_limit": 9}
-    changes |= {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
-    whole, cut = (stage_flags(parts, tmp_path / name, 1, **changes) for name in ("whole", "cut"))
-    log = tmp_path / "log"
-    assert set(ranks.run(whole, log, world_size)) == {0}, log.read_text()
-    launcher = [sys.executable]
-    if world_size > 1:
-        launcher += ["-m", "torch.distributed.run", "--nproc_per_node", str(world_size), "--standalone"]
-    status, output = terminate_after_first_row([*launcher, str(ENTRY), *cut], tmp_path / "cut")
-    assert status == (143 if world_size == 1 else 1), output  # torchrun has a status of its own
-    (checkpoint,) = saving.checkpoints(tmp_path / "cut")
+LONG = {"max_steps": 30, "save_steps": 1000, "save_total_limit": 9}
+LONG |= {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+
+
+def stopped_by_sigterm(flags: list[str], output_dir: Path, launcher: list[str]) -> tuple[int, Path]:
+    """Its exit status, and the only checkpoint, of a run of LONG that says where it stopped."""
+    status, output = terminate_after_first_row([*launcher, str(ENTRY), *flags], output_dir)
+    (checkpoint,) = saving.checkpoints(output_dir)
     step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
-    assert 1 <= step < 30
+    assert 1 <= step < LONG["max_steps"]
     message = f"train_mem.py: SIGTERM: stopped after step {step}. The run is not complete. The last whole "
     assert output.count(message + f"checkpoint is {checkpoint}") == 1, output
-    assert not (tmp_path / "cut" / "mm_projector.bin").exists()
-    assert set(ranks.run(cut, log, world_size)) == {0}, log.read_text()
+    assert not (output_dir / "mm_projector.bin").exists()
+    return status, checkpoint
+
+
+def test_sigterm_saves_and_exits_with_143(parts, tmp_path):
+    flags = stage_flags(parts, tmp_path / "cut", 1, **LONG)
+    assert stopped_by_sigterm(flags, tmp_path / "cut", [sys.executable])[0] == 143
+
+
+def test_sigterm_to_two_ranks_saves_and_the_next_start_goes_on_exactly(parts, tmp_path):
+    whole, cut = (stage_flags(parts, tmp_path / name, 1, **LONG) for name in ("whole", "cut"))
+    log = tmp_path / "log"
+    assert set(ranks.run(whole, log, 2)) == {0}, log.read_text()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    status, checkpoint = stopped_by_sigterm(cut, tmp_path / "cut", launcher)
+    assert status == 1  # torchrun's own
+    assert set(ranks.run(cut, log, 2)) == {0}, log.read_text()
     (checkpoint / "trainer_state.json").unlink()
     checkpoint.rename(tmp_path / "put aside")
     assert_same_run(tmp_path / "cut", tmp_path / "whole")

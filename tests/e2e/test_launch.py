@@ -110,8 +110,7 @@ def test_ranks_end_with_a_killed_launcher_and_leave_the_folder(folder, training)
     FolderLock(folder / RESULT).release()  # which nobody holds
 
 
-STOPS = {
-    "Ctrl-C": lambda script: os.killpg(script.pid, signal.SIGINT),
+STOPS = {  # tests/interface/test_training_scripts.py has Ctrl-C
     "a closed terminal": lambda script: os.killpg(script.pid, signal.SIGHUP),
     "SIGKILL to the shell": lambda script: script.kill(),
 }

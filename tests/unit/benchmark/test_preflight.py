@@ -106,6 +106,7 @@ def test_the_page_is_there_whatever_check_fails(missing):
     assert f"- **{missing}**: it failed. What to do: {REMEDIES[missing]}." in text
     assert text.endswith("```\ntorchrun train_mem.py\n```\n")
     assert set(REMEDIES) == set(CHECKS)
+    assert set(checks.FEATURES) == set(FEATURES)
 
 
 def test_a_check_that_hangs_or_dies_or_raises_is_a_problem_and_no_more(tmp_path):
