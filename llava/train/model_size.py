@@ -128,7 +128,7 @@ def _count(config, depth: int, model_args: ModelArguments, run_args: RunArgument
         else:
             model.to(dtype)  # as DeepSpeed does
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = sum(_frozen_bytes(name, p, run_args.bits) for name, p in model.named_parameters())
+    frozen = _frozen_bytes(model, run_args.bits)
     head = model.get_output_embeddings().weight
     tower, projector = model.vision_parts()
     budgets = config.elastic_scale_factors or [None]
@@ -170,14 +170,19 @@ def _count(config, depth: int, model_args: ModelArguments, run_args: RunArgument
     )
 
 
-def _frozen_bytes(name: str, parameter: Tensor, bits: int) -> float:
+def _frozen_bytes(model: nn.Module, bits: int) -> float:
     """Quantisation packs the language model's linear maps, and leaves its head, embeddings and norms."""
-    if parameter.requires_grad:
-        return 0
-    packed = bits < 16 and part_of(name) == LANGUAGE_MODEL and parameter.ndim == 2
-    if packed and "embed" not in name and "lm_head" not in name:
-        return parameter.numel() * (NF4_BITS if bits == 4 else bits) / 8
-    return parameter.numel() * parameter.element_size()
+    packed = {
+        id(module.weight)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and part_of(name) == LANGUAGE_MODEL and bits < 16
+    } - {id(model.get_output_embeddings().weight)}
+    packed_bytes = (NF4_BITS if bits == 4 else bits) / 8
+    return sum(
+        p.numel() * (packed_bytes if id(p) in packed else p.element_size())
+        for p in model.parameters()
+        if not p.requires_grad
+    )
 
 
 def _make_fake(model: nn.Module) -> None:

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
             continue
         print(f"{name} ...", file=sys.stderr, end=" ", flush=True)
         start = time.monotonic()
-        results["checks"][name] = check(name, request, limit)
+        results["checks"][name] = check(name, request, limit, args.output_dir / f"{name}.log")
         outcome = results["checks"][name].get("problem", "")
         print(f"{time.monotonic() - start:.0f} s {outcome}", file=sys.stderr)
         (args.output_dir / "preflight.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -124,18 +124,16 @@ def read_script(args: argparse.Namespace) -> tuple[dict, str]:
     return request, last
 
 
-def check(name: str, request: dict, limit: float) -> dict:
-    """Its figures, or the problem; what it started ends with it."""
+def check(name: str, request: dict, limit: float, log: Path) -> dict:
+    """Its figures, or the problem; what it started ends with it.
+
+    Args:
+        limit: seconds.
+        log: file for all that it prints, which stays if there is a problem.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        result, log = Path(scratch) / "result.json", Path(scratch) / "log"
-        command = [
-            sys.executable,
-            WORK,
-            "check",
-            name,
-            json.dumps(request),
-            str(result),
-        ]
+        result = Path(scratch) / "result.json"
+        command = [sys.executable, WORK, "check", name, json.dumps(request), str(result)]
         with log.open("w") as written:
             process = subprocess.Popen(
                 command,
@@ -148,14 +146,17 @@ def check(name: str, request: dict, limit: float) -> dict:
             try:
                 process.wait(limit)
             except subprocess.TimeoutExpired:
-                return {"problem": f"not done after {limit:.0f} s"}
+                return {"problem": f"not done after {limit:.0f} s; {log} has what it printed"}
             finally:
                 kill_group(process)
         if result.is_file():
-            return json.loads(result.read_text())
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        told = f": {lines[-1].strip()[:300]}" if lines else ""
-        return {"problem": f"its process ended with {process.returncode}{told}"}
+            outcome = json.loads(result.read_text())
+            if "figures" in outcome:
+                log.unlink()
+            return outcome
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    last = lines[-1].strip()[:300] if lines else f"its process ended with {process.returncode}"
+    return {"problem": f"{last} ({log} has the rest)"}
 
 
 def kill_group(process: subprocess.Popen) -> None:

@@ -11,10 +11,11 @@ def main() -> None:
         print(__doc__, end="")
         return
     kind, *arguments = sys.argv[1:]
-    if kind == "steps":
+    if kind != "check":
         from llava.train.launcher import end_with_launcher
 
         end_with_launcher()  # ahead of imports that take seconds
+    if kind == "steps":
         from llava.benchmark.preflight.rehearsal import rehearse as work
     elif kind == "all_reduce":
         from llava.benchmark.preflight.all_reduce import measure as work

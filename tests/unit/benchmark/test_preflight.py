@@ -110,12 +110,14 @@ def test_the_page_is_there_whatever_check_fails(missing):
 
 
 def test_a_check_that_hangs_or_dies_or_raises_is_a_problem_and_no_more(tmp_path):
-    request = asdict(Request(["python"], [], 1, None, []))
-    assert check("machine", request, 0.01) == {"problem": "not done after 0 s"}
-    died = check("no_such_check", request, 60)["problem"]
-    assert "its process ended with 1" in died
-    assert "no_such_check" in died
-    assert "there is no GPU here" in check("memory", request, 60)["problem"]
+    request, log = asdict(Request(["python"], [], 1, None, [])), tmp_path / "log"
+    said = f"not done after 0 s; {log} has what it printed"
+    assert check("machine", request, 0.01, log) == {"problem": said}
+    assert check("no_such_check", request, 60, log)["problem"].startswith("KeyError: 'no_such_check' (")
+    assert "Traceback" in log.read_text()
+    assert "there is no GPU here" in check("memory", request, 60, log)["problem"]
+    assert "figures" in check("machine", request, 60, log)
+    assert not log.exists()
 
 
 # ---- The checks

@@ -86,6 +86,14 @@ def test_quantised_weights_take_the_space_of_their_bits(folders):
     assert frozen["16"] - frozen["4"] == pytest.approx(packed * (2 - 4.13 / 8), abs=1)
 
 
+def test_mpts_embeddings_are_no_quantised_map(folders):
+    frozen = {
+        bits: size(folders, "--bf16", "True", "--bits", bits, *LORA, model="mpt").frozen
+        for bits in ("16", "8")
+    }
+    assert frozen["16"] - frozen["8"] == 2 * (4 + 2 * 4) * 32 * 32  # of both blocks attention and MLP
+
+
 def test_a_model_that_cannot_be_found_is_named(folders):
     with pytest.raises(UserError, match="no/such/model"):
         size(folders, "--model_name_or_path", "no/such/model")
