@@ -42,6 +42,7 @@ def url(tmp_path_factory):
         "LLAVA_API_ARGS": f"--model-path {model} --device cpu --max-requests 4 --max-new-tokens 800",
         "LLAVA_NUM_CPUS": "0.5",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",  # Ray's own 5 s are too few on a busy machine
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     process = subprocess.Popen(
