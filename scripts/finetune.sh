@@ -21,6 +21,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 : "${RUN_NAME:=llava-$MODEL_VERSION}" "${OUTPUT_DIR:=playground/checkpoints/$RUN_NAME-finetune}"
 : "${PRETRAIN_DIR:=playground/checkpoints/$RUN_NAME-pretrain}"
 : "${DATA_PATH:=playground/data/llava_instruct_80k.json}" "${IMAGE_FOLDER:=playground/data/coco/train2017}"
-: "${GLOBAL_BATCH_SIZE:=128}" "${BATCH_SIZE:=16}" "${LEARNING_RATE:=2e-5}"
+: "${GLOBAL_BATCH_SIZE:=128}" "${BATCH_SIZE:=16}"
+default_rate 2e-5
 
 launch zero2 --pretrain_mm_mlp_adapter "$PRETRAIN_DIR/mm_projector.bin" "$@"

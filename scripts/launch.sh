@@ -7,7 +7,8 @@
 #   EPOCHS             1                               MAX_STEPS         -1: all of the epochs
 #   GLOBAL_BATCH_SIZE  sequences an optimiser step     BATCH_SIZE        sequences a device and pass
 #   GRAD_ACCUM         GLOBAL_BATCH_SIZE / (BATCH_SIZE * devices); set, it wins over GLOBAL_BATCH_SIZE
-#   LEARNING_RATE      PROJECTOR_LR (the same)         PACKING           False; True fills sequences with records
+#   LEARNING_RATE      as above                        PACKING           False; True fills sequences with records
+#   PROJECTOR_LR       LEARNING_RATE; where neither is set, at most the rate that suits PROJECTOR_TYPE
 #   PRECISION          bf16, or fp16 on GPUs older than Ampere, or fp32 on CPU
 #   GRADIENT_CHECKPOINTING  auto, True or False        NUM_WORKERS       data loading processes a device: 4, or as
 #                                                                        many as there are processors if fewer
@@ -46,6 +47,11 @@ is_ampere() {  # or newer: has bf16 and TF32
   local capability
   capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | sort -n | head -n 1)
   [[ ${capability%%.*} -ge 8 ]]
+}
+
+default_rate() {  # RATE: unless LEARNING_RATE is set; the projector then learns at a lower one if its type needs that
+  [[ -n ${LEARNING_RATE:-} ]] || : "${PROJECTOR_LR:=auto}"
+  : "${LEARNING_RATE:=$1}"
 }
 
 # Under srun each node has one task, which learns its place from SLURM.

@@ -20,6 +20,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 : "${RUN_NAME:=llava-$MODEL_VERSION}" "${OUTPUT_DIR:=playground/checkpoints/$RUN_NAME-pretrain}"
 : "${DATA_PATH:=playground/data/LLaVA-CC3M-Pretrain-595K/chat.json}"
 : "${IMAGE_FOLDER:=playground/data/LLaVA-CC3M-Pretrain-595K/images}"
-: "${GLOBAL_BATCH_SIZE:=128}" "${BATCH_SIZE:=16}" "${LEARNING_RATE:=2e-3}"
+: "${GLOBAL_BATCH_SIZE:=128}" "${BATCH_SIZE:=16}"
+default_rate 2e-3
 
 launch zero2 --tune_mm_mlp_adapter True "$@"

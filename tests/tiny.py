@@ -32,7 +32,7 @@ from transformers import (
 
 from llava.model.builder import attach_vision, read_config, type_of
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.vision_config import VisionFields
+from llava.model.multimodal_projector.builder import VisionFields
 
 TRANSFORMER = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
 VOCABULARY = 600

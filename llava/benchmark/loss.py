@@ -69,7 +69,7 @@ def loss_memory(tokens: int, vocabulary: int, width: int) -> float:
     from torch import nn
 
     from llava.model.loss import language_loss
-    from llava.model.vision_config import VisionFields
+    from llava.model.multimodal_projector.builder import VisionFields
 
     head = nn.Linear(width, vocabulary, bias=False)
     head.weight.requires_grad_(False)
@@ -84,7 +84,7 @@ def step_seconds(labels: int, settings: dict, args: argparse.Namespace) -> tuple
     from transformers import LlamaConfig, LlamaModel
 
     from llava.model.loss import language_loss
-    from llava.model.vision_config import VisionFields
+    from llava.model.multimodal_projector.builder import VisionFields
 
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -139,8 +139,12 @@ def measure(
 def build_candidates(types: list[str] | None, scale_factors: list[int], device: str, dtype) -> dict:
     """(type, s) to a projector; s is None for those that do not compress."""
     from llava.benchmark.plain_visualprism import PlainVisualPrism
-    from llava.model.multimodal_projector.builder import PROJECTORS, build_projector, projector_class
-    from llava.model.vision_config import VisionFields
+    from llava.model.multimodal_projector.builder import (
+        PROJECTORS,
+        VisionFields,
+        build_projector,
+        projector_class,
+    )
 
     names = types or [*UNCOMPRESSED, *(name for name, kind in PROJECTORS.items() if kind.compresses)]
     candidates = {}

@@ -41,9 +41,8 @@ from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_mpt import LlavaMptForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwen3ForCausalLM, LlavaQwenForCausalLM
 from llava.model.multimodal_encoder.builder import load_image_processor, load_vision_weights
-from llava.model.multimodal_projector.builder import projector_type_of
+from llava.model.multimodal_projector.builder import VisionFields, projector_type_of
 from llava.model.tokenizer import load_tokenizer, separator_ids
-from llava.model.vision_config import VisionFields
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from transformers import PretrainedConfig
 
 from llava.errors import UserError
 from llava.model.files import read_json
-from llava.model.multimodal_projector.base import FixedScaleProjector
-from llava.model.multimodal_projector.builder import projector_class, projector_type_of
-from llava.model.vision_config import VisionFields, parse_paths, resolve_levels, resolve_select_layer
+from llava.model.multimodal_projector.base import FixedScaleCompressor
+from llava.model.multimodal_projector.builder import VisionFields, projector_class, projector_type_of
+from llava.model.vision_config import CommonFields, resolve_levels, resolve_select_layer
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ TOWER_KEYS = (
 
 def language_settings(config: PretrainedConfig) -> dict:
     """What of a language model's configuration its weights were trained with, in a form that compares."""
-    family = next(kind for kind in type(config).__mro__ if not issubclass(kind, VisionFields))
+    family = next(kind for kind in type(config).__mro__ if not issubclass(kind, CommonFields))
     settings = {"model_type": family.model_type}
     settings |= {key: getattr(config, key) for key in LANGUAGE_KEYS if hasattr(config, key)}
     if settings.get("rope_parameters"):
@@ -62,22 +62,9 @@ def fixed_by_weights(fields: VisionFields, depth: int) -> dict:
     kind = projector_class(fields.mm_projector_type)
     if kind.needs_levels:
         fixed["mm_vision_levels"] = resolve_levels(fields.mm_vision_levels, depth, layer)
-    if issubclass(kind, FixedScaleProjector):
+    if issubclass(kind, FixedScaleCompressor):
         fixed["scale_factor"] = fields.scale_factor
-    if fields.mm_projector_type in ("visualprism", "visualprism_v2"):
-        fixed |= {
-            "visualprism_tpqp": fields.visualprism_tpqp,
-            "visualprism_paths": sorted(parse_paths(fields.visualprism_paths)),
-            "visualprism_hkve": fields.visualprism_hkve,
-            "visualprism_wavelet": fields.visualprism_wavelet,
-        }
-    if fields.mm_projector_type == "visualprism":
-        fixed["visualprism_norm"] = fields.visualprism_norm.removeprefix("sync_")  # the same weights
-    if fields.mm_projector_type == "visualprism_v2":
-        fixed["visualprism_level_norm"] = fields.visualprism_level_norm
-        fixed["visualprism_positions"] = fields.visualprism_positions
-        fixed["visualprism_shortcut"] = fields.visualprism_shortcut
-    return fixed
+    return fixed | kind.Options.of(fields).fixed_by_weights()
 
 
 def tower_settings(vision_config: dict | None) -> dict:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from llava.model.sinkhorn import sinkhorn_lsd
-from llava.model.vision_config import VisionFields
+from llava.model.vision_config import CommonFields
 
 # Logits held at once; with what their loss needs beside them in float32, about 1.2 GB.
 MAX_LOGITS = 2**26
@@ -68,7 +68,7 @@ def language_loss(
     rows: Tensor,
     targets: Tensor,
     head: nn.Linear,
-    config: VisionFields,
+    config: CommonFields,
     num_items: Tensor | int | None = None,
 ) -> Tensor:
     """Mean cross-entropy where labels are, and the Sinkhorn regulariser if config asks for it.

@@ -1,4 +1,8 @@
-"""The multimodal keys of config.json and their defaults: declared here alone, for every language model."""
+"""The multimodal keys of config.json that all projectors share, with their defaults.
+
+A projector's own options are declared in its file (multimodal_projector/options.py). VisionFields, in
+multimodal_projector/builder.py, has all of them.
+"""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,12 +13,10 @@ from llava.errors import UserError
 REFERENCE_LEVELS = (12, 16, 22)
 REFERENCE_DEPTH = 24
 
-VISUALPRISM_PATHS = ("identity", "local", "wavelet")  # of its queries, in the published order
-
 
 @dataclass
-class VisionFields:
-    """What a checkpoint says of its eyes. Names are those of published LLaVA configurations.
+class CommonFields:
+    """The vision settings of a model. Names are those of published LLaVA configurations.
 
     Attributes:
         mm_vision_tower: folder or hub name of the tower; None makes a text-only model.
@@ -29,10 +31,8 @@ class VisionFields:
         patch_num, image_grid_pinpoints, mm_patch_merge_type: of tiles (llava.tiling); published
             configurations may hold the number and the list as text.
         slice_separator_ids: words of `slice`, between tiles and after a row of them.
-        num_visual_tokens: patches that pruning projectors keep of an image.
+        elastic_scale_factors: s is drawn from these at each training step; None: always scale_factor.
         use_sinkhorn_lsd, sinkhorn_*: the regulariser of the loss in training (llava.model.sinkhorn).
-        visualprism_*: the parts of VisualPrism that can be switched; the defaults are the published form.
-            `norm` is of that alone; `level_norm`, `positions` and `shortcut` of visualprism_v2.
     """
 
     mm_vision_tower: str | None = None
@@ -44,16 +44,7 @@ class VisionFields:
     mm_projector_type: str | None = "linear"
     mm_hidden_size: int | None = None
     scale_factor: int = 2
-    num_visual_tokens: int | None = None
-    elastic_scale_factors: list | None = None  # drawn from in training; None: always scale_factor
-    visualprism_paths: str = ",".join(VISUALPRISM_PATHS)
-    visualprism_tpqp: bool = True
-    visualprism_hkve: bool = True
-    visualprism_wavelet: str = "haar"
-    visualprism_norm: str = "batch"
-    visualprism_level_norm: bool = True
-    visualprism_positions: bool = True
-    visualprism_shortcut: bool = False
+    elastic_scale_factors: list | None = None
     patch_num: int | str = 9
     image_aspect_ratio: str = "square"
     image_grid_pinpoints: list | str | None = None
@@ -74,26 +65,7 @@ class VisionFields:
     sinkhorn_max_tokens: int = 768
 
 
-def parse_paths(text: str) -> tuple[str, ...]:
-    """--visualprism_paths: names separated by commas, in any order.
-
-    Raises:
-        UserError: if there is none, or one that is unknown or named twice.
-    """
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names or len(set(names)) < len(names) or not set(names) <= set(VISUALPRISM_PATHS):
-        raise UserError(
-            f"--visualprism_paths must be one or more of {', '.join(VISUALPRISM_PATHS)}, got {text!r}."
-        )
-    return tuple(names)
-
-
-def query_paths(fields: VisionFields) -> tuple[str, ...]:
-    """The paths of VisualPrism's queries. Raises UserError as parse_paths does."""
-    return parse_paths(fields.visualprism_paths) if fields.visualprism_tpqp else ("identity",)
-
-
-def vision_grid(fields: VisionFields) -> int:
+def vision_grid(fields: CommonFields) -> int:
     """G of the configured tower, whose configuration is known by now: patches along a side of its input."""
     image_size = fields.mm_vision_image_size or fields.mm_vision_config["image_size"]
     return image_size // fields.mm_vision_config["patch_size"]

@@ -5,7 +5,7 @@ import logging
 from llava.errors import UserError
 from llava.model.compatibility import TOWER_KEYS, fixed_by_weights
 from llava.model.multimodal_encoder.builder import read_vision_config
-from llava.model.vision_config import VisionFields
+from llava.model.multimodal_projector.builder import VisionFields
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,8 @@ from llava.conversation import conv_templates
 from llava.data.shards import is_shards
 from llava.errors import UserError
 from llava.loading import FLASH_PACKAGES, check_installed
-from llava.model.vision_config import VisionFields
+from llava.model.multimodal_projector.base import Projector
+from llava.model.multimodal_projector.builder import VisionFields, all_options, projector_class
 from llava.train.flags import DataArguments, ModelArguments, TrainingFlags
 from llava.train.inputs import check_json, check_package
 from llava.train.refused import check_refused
@@ -83,6 +85,13 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
                 )
 
     def _check_choices(self) -> None:
+        if self.mm_projector_lr not in (None, "auto"):
+            try:
+                self.mm_projector_lr = float(self.mm_projector_lr)
+            except ValueError as error:
+                raise UserError(
+                    f"--mm_projector_lr must be a number or auto, got {self.mm_projector_lr!r}."
+                ) from error
         if self.use_sinkhorn_lsd and self.no_use_sinkhorn_lsd:
             raise UserError("--use_sinkhorn_lsd and --no_use_sinkhorn_lsd exclude each other; give one.")
         if self.bits not in (4, 8, 16):
@@ -163,10 +172,48 @@ def vision_fields(
             "conv_version": template,
         }
     )
-    # Running statistics must not depend on which rank saves them.
-    if training.world_size > 1 and fields.visualprism_norm == "batch":
-        fields.visualprism_norm = "sync_batch"
+    kind = projector_class(fields.mm_projector_type)
+    check_options(kind, fields.mm_projector_type, given)
+    if training.world_size > 1:
+        kind.prepare_for_ranks(fields)
     return fields
+
+
+def check_options(kind: type[Projector], name: str, given: Iterable[str]) -> None:
+    """Refuse options of other projectors, which would do nothing.
+
+    Args:
+        kind, name: the projector's class and its --mm_projector_type.
+        given: names of the flags that were given.
+    Raises:
+        UserError: with those flags, and with the options that there are.
+    """
+    own = [declared.name for declared in kind.Options.declared()]
+    if foreign := [flag for flag in given if flag in all_options() and flag not in own]:
+        has = f"its options are {', '.join(f'--{flag}' for flag in own)}" if own else "it has no options"
+        raise UserError(
+            f"{', '.join(f'--{flag}' for flag in foreign)} would do nothing: the projector is of type "
+            f"{name}, and {has}. Leave the flag out, or choose another --mm_projector_type."
+        )
+
+
+def projector_rate(training: TrainingArguments, kind: type[Projector]) -> float:
+    """The projector's peak learning rate. Logs it where `auto` makes it lower than --learning_rate."""
+    rate = training.mm_projector_lr
+    if rate is None:
+        return training.learning_rate
+    if rate != "auto":
+        return rate
+    if kind.highest_rate is None or kind.highest_rate >= training.learning_rate:
+        return training.learning_rate
+    logger.info(
+        "the projector learns at %g and not at --learning_rate %g, at which %s was seen to learn badly; "
+        "--mm_projector_lr changes it",
+        kind.highest_rate,
+        training.learning_rate,
+        kind.__name__,
+    )
+    return kind.highest_rate
 
 
 def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:

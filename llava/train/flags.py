@@ -6,6 +6,7 @@ import types
 from dataclasses import dataclass, field
 
 from llava.errors import UserError
+from llava.model.multimodal_projector.options import DeclaredOption, declared_options, registered_types
 
 
 def flag(default, help_text: str):
@@ -13,9 +14,9 @@ def flag(default, help_text: str):
 
 
 # What shapes the model is None where it is not given: a multimodal checkpoint then keeps its own, a plain
-# language model gets VisionFields' defaults.
+# language model gets VisionFields' defaults. The options of projectors are declared in their own files.
 @dataclass
-class ModelArguments:
+class ModelFlags:
     model_name_or_path: str = flag(
         None, "Language model, or a multimodal checkpoint to go on from: a folder or a hub name."
     )
@@ -34,40 +35,11 @@ class ModelArguments:
     )
     mm_vision_image_size: int = flag(None, "Side of the tower's input in pixels; default the tower's own.")
     mm_projector_type: str = flag(
-        None,
-        "linear (default), identity, mlpNx_gelu, visualprism, visualprism_v2, tokenpacker, avgpool, "
-        "pixel_shuffle, resampler, cabstractor, ldpv2, visionzip or prumerge.",
+        None, f"One of {', '.join(registered_types())}, mlpNx_gelu; default linear."
     )
     scale_factor: int = flag(None, "s: a compressing projector gives N / s**2 tokens; default 2.")
-    num_visual_tokens: int = flag(None, "Tokens an image keeps under visionzip and prumerge.")
     elastic_scale_factors: list[int] = flag(
         None, "Draw s from these at each step, so that one checkpoint serves them all."
-    )
-    visualprism_paths: str = flag(
-        None, "Paths of VisualPrism's queries, any of identity,local,wavelet; default all three."
-    )
-    visualprism_tpqp: bool = flag(
-        None, "Triple-path queries (default True); False is the identity path alone."
-    )
-    visualprism_hkve: bool = flag(
-        None,
-        "Hierarchical keys and values (default True); False is TokenPacker's two-layer maps, in "
-        "visualprism_v2 no branches.",
-    )
-    visualprism_wavelet: str = flag(
-        None, "A discrete wavelet of PyWavelets: haar (default), db2, bior2.2, ..."
-    )
-    visualprism_norm: str = flag(
-        None, "batch (default), sync_batch (what several ranks get for batch) or layer; of visualprism alone."
-    )
-    visualprism_level_norm: bool = flag(
-        None, "Every level is normed as it enters (default True); of visualprism_v2 alone."
-    )
-    visualprism_positions: bool = flag(
-        None, "Values carry their place in the region (default True); of visualprism_v2 alone."
-    )
-    visualprism_shortcut: bool = flag(
-        None, "The query is added to what it gathered (default False); of visualprism_v2 alone."
     )
     pretrain_mm_mlp_adapter: str = flag(None, "Stage 1's mm_projector.bin to start from.")
     tune_mm_mlp_adapter: bool = flag(False, "Stage 1: the projector alone learns.")
@@ -91,6 +63,20 @@ class ModelArguments:
                 "--unfreeze_mm_vision_tower trains the tower, and --tune_mm_mlp_adapter saves the projector "
                 "alone: the tower would be lost. Train it in stage 2."
             )
+
+
+def option_flag(declared: DeclaredOption) -> tuple[str, type, dataclasses.Field]:
+    """The flag of a projector's option."""
+    default = "" if declared.default is None else f"; default {declared.default}"
+    return declared.name, declared.kind, flag(None, f"{declared.help_text.removesuffix('.')}{default}.")
+
+
+ModelArguments = dataclasses.make_dataclass(
+    "ModelArguments",
+    map(option_flag, declared_options()),
+    bases=(ModelFlags,),
+    namespace={"__module__": __name__},
+)
 
 
 @dataclass
@@ -157,7 +143,11 @@ class TrainingFlags:
 
     model_max_length: int = flag(2048, "Tokens a sequence, image tokens included; longer ones are cut.")
     freeze_mm_mlp_adapter: bool = flag(False, "The projector does not learn.")
-    mm_projector_lr: float = flag(None, "Learning rate of the projector; default --learning_rate.")
+    mm_projector_lr: str = flag(
+        None,
+        "Learning rate of the projector; default --learning_rate; auto is that too, or the highest rate that "
+        "suits the type of projector, if it is lower.",
+    )
     mm_vision_tower_lr: float = flag(None, "Learning rate of a tower that learns; default --learning_rate.")
     max_nan_steps: int = flag(
         3, "Steps in a row without a finite loss after which the run ends, naming their records."

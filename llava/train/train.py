@@ -38,8 +38,8 @@ from llava.model.checkpoint import (
 from llava.model.compatibility import check_stage_1
 from llava.model.files import read_json
 from llava.model.liger import apply_liger_kernels, check_liger
+from llava.model.multimodal_projector.builder import VisionFields, projector_class
 from llava.model.tokenizer import load_tokenizer
-from llava.model.vision_config import VisionFields
 from llava.quiet import BUILT, quiet_libraries, without_lines
 from llava.tiling import num_positions
 from llava.train import saving, trainable
@@ -50,6 +50,7 @@ from llava.train.arguments import (
     TrainingArguments,
     choose_template,
     parse,
+    projector_rate,
     vision_fields,
 )
 from llava.train.folder_lock import lock_output_folder
@@ -102,6 +103,7 @@ def load_model(
     fields = vision_fields(model_args, data_args, training_args, own if sees else None, template)
     if sees:
         check_changes(fields, own, model_args.model_name_or_path)
+    training_args.mm_projector_lr = projector_rate(training_args, projector_class(fields.mm_projector_type))
     model = read_weights(folder, fields, options, torch.float32 if autocast else None)
     model.config.use_cache = False
     model.recompute_above = training_args.recompute_above

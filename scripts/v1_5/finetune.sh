@@ -5,7 +5,7 @@
 #
 #   MODEL              lmsys/vicuna-7b-v1.5
 #   VISION_TOWER       openai/clip-vit-large-patch14-336
-#   PROJECTOR_TYPE     visualprism; recommended: visualprism_v2, at smaller rates (docs/ablation.md)
+#   PROJECTOR_TYPE     visualprism; recommended: visualprism_v2 (docs/ablation.md)
 #   SCALE_FACTOR       2 (144 tokens; 3: 64, 4: 36)
 #   RUN_NAME           llava-$PROJECTOR_TYPE
 #   PRETRAIN_DIR       playground/checkpoints/$RUN_NAME-pretrain, where pretrain.sh left mm_projector.bin
@@ -22,7 +22,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 : "${RUN_NAME:=llava-$PROJECTOR_TYPE}" "${OUTPUT_DIR:=playground/checkpoints/$RUN_NAME}"
 : "${PRETRAIN_DIR:=playground/checkpoints/$RUN_NAME-pretrain}"
 : "${DATA_PATH:=playground/data/llava_v1_5_mix665k.json}" "${IMAGE_FOLDER:=playground/data}"
-: "${GLOBAL_BATCH_SIZE:=128}" "${BATCH_SIZE:=16}" "${LEARNING_RATE:=2e-5}" "${GROUP_BY_MODALITY_LENGTH:=True}"
+: "${GLOBAL_BATCH_SIZE:=128}" "${BATCH_SIZE:=16}" "${GROUP_BY_MODALITY_LENGTH:=True}"
+default_rate 2e-5
 
 # The regulariser's published settings for stage 2, should --use_sinkhorn_lsd follow
 launch zero3 --pretrain_mm_mlp_adapter "$PRETRAIN_DIR/mm_projector.bin" \

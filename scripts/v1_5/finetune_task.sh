@@ -17,6 +17,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 : "${RUN_NAME:=llava-visualprism}" "${MODEL:=playground/checkpoints/$RUN_NAME}"
 : "${OUTPUT_DIR:=playground/checkpoints/$RUN_NAME-task}"
 : "${DATA_PATH:=playground/data/task/train.json}" "${IMAGE_FOLDER:=playground/data/task/images}"
-: "${GLOBAL_BATCH_SIZE:=128}" "${BATCH_SIZE:=16}" "${LEARNING_RATE:=2e-5}" "${GROUP_BY_MODALITY_LENGTH:=True}"
+: "${GLOBAL_BATCH_SIZE:=128}" "${BATCH_SIZE:=16}" "${GROUP_BY_MODALITY_LENGTH:=True}"
+default_rate 2e-5
 
 launch zero3 "$@"

@@ -5,7 +5,7 @@
 #
 #   MODEL              lmsys/vicuna-7b-v1.5
 #   VISION_TOWER       openai/clip-vit-large-patch14-336
-#   PROJECTOR_TYPE     visualprism; recommended: visualprism_v2, at smaller rates (docs/ablation.md)
+#   PROJECTOR_TYPE     visualprism; recommended: visualprism_v2 (docs/ablation.md)
 #   SCALE_FACTOR       2 (144 tokens; 3: 64, 4: 36)
 #   RUN_NAME           llava-$PROJECTOR_TYPE; finetune.sh with the same name goes on from here
 #   OUTPUT_DIR         playground/checkpoints/$RUN_NAME-pretrain
@@ -21,7 +21,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 : "${RUN_NAME:=llava-$PROJECTOR_TYPE}" "${OUTPUT_DIR:=playground/checkpoints/$RUN_NAME-pretrain}"
 : "${DATA_PATH:=playground/data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json}"
 : "${IMAGE_FOLDER:=playground/data/LLaVA-Pretrain/images}"
-: "${GLOBAL_BATCH_SIZE:=256}" "${BATCH_SIZE:=32}" "${LEARNING_RATE:=1e-3}"
+: "${GLOBAL_BATCH_SIZE:=256}" "${BATCH_SIZE:=32}"
+default_rate 1e-3
 
 # The regulariser's published settings for stage 1, should --use_sinkhorn_lsd follow
 launch zero2 --tune_mm_mlp_adapter True --sinkhorn_beta 0.5 --sinkhorn_tau_sd 2.2 --sinkhorn_lambda 0.12 \

@@ -17,7 +17,7 @@ from llava.model.multimodal_encoder.builder import (
     load_image_processor,
     load_vision_weights,
 )
-from llava.model.vision_config import VisionFields
+from llava.model.multimodal_projector.builder import VisionFields
 
 SIZE = 112  # 8x8 patches
 

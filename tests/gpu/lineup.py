@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from llava.model.multimodal_encoder.tower import VisionFeatures
-from llava.model.multimodal_projector.builder import PROJECTORS, build_projector
+from llava.model.multimodal_projector.builder import PROJECTORS, VisionFields, build_projector
 from llava.model.multimodal_projector.pruning import CONTEXTUAL_SHARE, split_by_attention
-from llava.model.vision_config import VisionFields
 
 # C, G and the patches that pruning keeps; small where the tests themselves are tried without a GPU
 WIDTH, GRID, NUM_KEPT = (32, 12, 20) if os.environ.get("LLAVA_GPU_TESTS_DEVICE") == "cpu" else (256, 24, 64)

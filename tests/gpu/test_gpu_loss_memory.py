@@ -15,7 +15,7 @@ from measures import assert_near
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model import loss as loss_module
 from llava.model.loss import MAX_LOGITS, language_loss
-from llava.model.vision_config import VisionFields
+from llava.model.multimodal_projector.builder import VisionFields
 
 N, V, D = 8192, 151_936, 512  # Qwen2's vocabulary
 # Of each logit held: itself, its float32 copy, log-softmax, and in the backward pass the gradients of the

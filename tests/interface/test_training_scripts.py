@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 
 from llava.benchmark.speed.shapes import SHAPES
-from llava.train.arguments import parse
+from llava.errors import UserError
+from llava.model.multimodal_projector.builder import projector_class
+from llava.model.multimodal_projector.visualprism_v2 import VisualPrismV2
+from llava.train.arguments import parse, projector_rate
 from llava.train.recipe import decide
 
 ROOT = Path(__file__).parents[2]
@@ -153,6 +156,27 @@ def test_a_script_keeps_its_recipe_wherever_it_runs(folder, script, place):
     assert {name: arguments[name] for name in expected} == expected
     assert arguments["output_dir"].startswith("playground/checkpoints/")
     assert arguments["bf16"] == (place != "cpu")
+
+
+@pytest.mark.parametrize(
+    ("variables", "rate"),
+    [
+        ({}, 1e-3),  # the published run
+        ({"PROJECTOR_TYPE": "tokenpacker"}, 1e-3),
+        ({"PROJECTOR_TYPE": "visualprism_v2"}, VisualPrismV2.highest_rate),
+        ({"PROJECTOR_TYPE": "visualprism_v2", "LEARNING_RATE": "5e-5"}, 5e-5),
+        ({"PROJECTOR_TYPE": "visualprism_v2", "LEARNING_RATE": "5e-4"}, 5e-4),
+        ({"PROJECTOR_TYPE": "visualprism_v2", "PROJECTOR_LR": "2e-4"}, 2e-4),
+    ],
+)
+def test_a_projector_learns_at_a_rate_that_suits_it_unless_one_is_asked_for(folder, variables, rate):
+    model, _, training = parse(launched(folder, "v1_5/pretrain", **variables)[1])
+    assert projector_rate(training, projector_class(model.mm_projector_type)) == rate
+
+
+def test_a_rate_is_a_number_or_auto(folder):
+    with pytest.raises(UserError, match="--mm_projector_lr must be a number or auto, got 'fast'"):
+        parse(launched(folder, "v1_5/pretrain", PROJECTOR_LR="fast")[1])
 
 
 def test_each_script_has_a_recipe_here():

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from llava.model.multimodal_encoder.tower import VisionFeatures
-from llava.model.vision_config import VisionFields, resolve_levels, resolve_select_layer
+from llava.model.multimodal_projector.builder import VisionFields
+from llava.model.vision_config import resolve_levels, resolve_select_layer
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 from llava.errors import UserError
-from llava.model.vision_config import VisionFields
+from llava.model.vision_config import CommonFields
 from llava.textfile import read_text
 
 QUESTION_ONLY = "none"  # a row's projector: the reader gets no image
@@ -88,7 +88,7 @@ class Row:
         projector: a --mm_projector_type, or "none" for the question alone.
         elastic: train one module on all scale factors, drawn step by step, and score it at each.
         scale_factors, seeds: of this row; None: the study's.
-        switches: other keys of VisionFields, such as visualprism_hkve.
+        switches: keys of CommonFields and options of the projector, such as visualprism_hkve.
         marks: what tables print in columns of their own, such as {TPQP: "yes"}.
     """
 
@@ -247,16 +247,21 @@ def _cast(kind: Any, value: Any) -> Any:
 
 def _row(path: Path, number: int, given: Any) -> Row:
     """Keys of Row as they are, all others as its switches."""
+    from llava.model.multimodal_projector.builder import projector_class
+
     place = f"{path}: row {number + 1}"
     if not isinstance(given, dict):
         raise UserError(f"{place}: expected keys and values, got {given!r}.")
     own = {field.name for field in dataclasses.fields(Row)} - {"switches"}
     switches = {key: value for key, value in given.items() if key not in own}
-    known = {field.name for field in dataclasses.fields(VisionFields)}
+    projector = given.get("projector")
+    options = () if projector in (None, QUESTION_ONLY) else projector_class(projector).Options.declared()
+    known = {field.name for field in (*dataclasses.fields(CommonFields), *options)}
     if unknown := sorted(set(switches) - known):
         raise UserError(
-            f"{place}: unknown {', '.join(unknown)}; a row takes {', '.join(sorted(own))} and the keys of "
-            "llava.model.vision_config.VisionFields."
+            f"{place}: unknown {', '.join(unknown)}; a row takes {', '.join(sorted(own))}, the keys of "
+            "llava.model.vision_config.CommonFields and the options of its projector "
+            f"({', '.join(option.name for option in options) or 'it has none'})."
         )
     return _fill(Row, {**{key: given[key] for key in own & set(given)}, "switches": switches}, place)
 

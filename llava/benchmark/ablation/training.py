@@ -16,7 +16,7 @@ from llava.benchmark.ablation.features import HiddenStates
 from llava.benchmark.ablation.settings import QUESTION_ONLY, Row, Run, Training
 from llava.benchmark.ablation.text import Asked, TextBatch, collate
 from llava.errors import UserError
-from llava.model.vision_config import VisionFields
+from llava.model.multimodal_projector.builder import VisionFields
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from llava.command import message
 from llava.errors import UserError
 from llava.model.builder import copy_fields, read_config, type_of
 from llava.model.checkpoint import CheckpointFolder
-from llava.model.vision_config import VisionFields
+from llava.model.multimodal_projector.builder import VisionFields
 from llava.train.train import prepare
 
 WARM_UP, TIMED = 2, 4  # steps

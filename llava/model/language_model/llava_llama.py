@@ -3,7 +3,7 @@
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
-from llava.model.vision_config import VisionFields
+from llava.model.multimodal_projector.builder import VisionFields
 
 
 class LlavaConfig(VisionFields, LlamaConfig):

@@ -6,7 +6,7 @@ from transformers import MptConfig, MptForCausalLM, MptModel
 
 from llava.errors import UserError
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
-from llava.model.vision_config import VisionFields
+from llava.model.multimodal_projector.builder import VisionFields
 
 
 class LlavaMptConfig(VisionFields, MptConfig):

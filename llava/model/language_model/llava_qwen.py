@@ -3,7 +3,7 @@
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
 from llava.model.llava_arch import LlavaMetaForCausalLM, LlavaMetaModel
-from llava.model.vision_config import VisionFields
+from llava.model.multimodal_projector.builder import VisionFields
 
 
 class LlavaQwenConfig(VisionFields, Qwen2Config):

@@ -16,7 +16,7 @@ from llava.model.multimodal_encoder.clip import CLIPVisionTower
 from llava.model.multimodal_encoder.dinov2 import Dinov2VisionTower
 from llava.model.multimodal_encoder.siglip import Siglip2VisionTower, SiglipVisionTower
 from llava.model.multimodal_encoder.tower import VisionTower
-from llava.model.vision_config import VisionFields
+from llava.model.vision_config import CommonFields
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def read_vision_config(name_or_path: str) -> dict:
 
 
 def build_vision_tower(
-    fields: VisionFields, needs_levels: bool, needs_attention: bool = False
+    fields: CommonFields, needs_levels: bool, needs_attention: bool = False
 ) -> VisionTower:
     """An untrained tower of the configured shape; its weights are loaded by the caller.
 

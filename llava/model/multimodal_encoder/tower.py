@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llava.errors import UserError
-from llava.model.vision_config import VisionFields, resolve_levels, resolve_select_layer
+from llava.model.vision_config import CommonFields, resolve_levels, resolve_select_layer
 
 
 class VisionFeatures(NamedTuple):
@@ -45,7 +45,7 @@ class VisionTower(nn.Module):
     model_class: type
     num_prefix_tokens = 0  # class tokens ahead of the patches
 
-    def __init__(self, fields: VisionFields, needs_levels: bool, needs_attention: bool = False):
+    def __init__(self, fields: CommonFields, needs_levels: bool, needs_attention: bool = False):
         super().__init__()
         self.config = self.config_class.from_dict(fields.mm_vision_config)
         # Published checkpoints name the inner model vision_tower: model.vision_tower.vision_tower.*

@@ -1,6 +1,7 @@
 """What every projector is: vision features in, tokens of the language model out."""
 
 import math
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +10,8 @@ from transformers import initialization as init
 from llava.errors import UserError
 from llava.model.checkpoint import gathered
 from llava.model.multimodal_encoder.tower import VisionFeatures
-from llava.model.vision_config import VisionFields
+from llava.model.multimodal_projector.options import ProjectorOptions
+from llava.model.vision_config import CommonFields
 
 # The projectors' legend: B images, G grid side of the tower, N = G*G patches, s scale_factor, g = G/s,
 # M = g*g output tokens, C tower width, L levels, E projector width, h heads, D language model width.
@@ -21,35 +23,50 @@ class Projector(nn.Module):
     """VisionFeatures to float[B, M, D].
 
     Attributes:
+        Options: what this kind can be asked for beside its widths and s.
         needs_levels: whether VisionFeatures.levels must be given.
         needs_attention: whether VisionFeatures.attention and keys must be given.
         compresses: whether scale_factor says how many tokens come out; forward then takes one for the call.
+        highest_rate: the peak learning rate above which it was seen to learn badly; None: none is known.
     """
 
+    Options: ClassVar[type[ProjectorOptions]] = ProjectorOptions
     needs_levels = False
     needs_attention = False
     compresses = False
+    highest_rate: float | None = None
 
     @classmethod
-    def from_fields(cls, fields: VisionFields, llm_width: int) -> "Projector":
+    def from_fields(cls, fields: CommonFields, llm_width: int) -> "Projector":
         """As the multimodal keys of config.json ask, for a language model of that width."""
-        scale_factor = [fields.scale_factor] if cls.compresses else []
-        return cls(fields.mm_hidden_size, llm_width, *scale_factor)
+        return cls(fields.mm_hidden_size, llm_width, **cls.arguments(fields))
+
+    @classmethod
+    def arguments(cls, fields: CommonFields) -> dict:
+        """What the constructor takes beside the two widths."""
+        given = {"scale_factor": fields.scale_factor} if cls.compresses else {}
+        if cls.needs_levels:
+            given["num_levels"] = len(fields.mm_vision_levels)
+        if cls.Options.declared():
+            given["options"] = cls.Options.of(fields)
+        return given
+
+    @classmethod
+    def prepare_for_ranks(cls, fields: CommonFields) -> None:
+        """Change the options that a run on several ranks needs otherwise."""
 
     def output_grid(self, grid: int, scale_factor: int | None = None) -> int:
         """Side of the output grid: tokens are that many squared equal squares of the image, row-major.
 
         Args:
             grid: G.
-            scale_factor: s of a call, by default the module's own.
+            scale_factor: s of a call, for one that compresses; by default the module's own.
         """
-        return compressed_side(grid, scale_factor or self.scale_factor) if self.compresses else grid
+        return grid
 
     def num_tokens(self, num_patches: int, scale_factor: int | None = None) -> int:
         """M of a tower's N features, the class token counted where it is kept; s as in output_grid."""
-        if not self.compresses:
-            return num_patches
-        return self.output_grid(grid_side(num_patches), scale_factor) ** 2
+        return num_patches
 
     def forward(self, features: VisionFeatures) -> Tensor:
         raise NotImplementedError
@@ -69,23 +86,59 @@ class Projector(nn.Module):
                 child.reset_parameters()
 
 
-class FixedScaleProjector(Projector):
-    """A compressing projector with weights whose shapes depend on s: it serves the one it was made for."""
+class Compressor(Projector):
+    """G*G patches to (G/s)**2 tokens.
+
+    Args:
+        scale_factor: s of the calls that do not say; a model says it in each, by its configuration.
+        others: of a class that this one is mixed into.
+    """
 
     compresses = True
 
-    def __init__(self, scale_factor: int):
-        super().__init__()
-        self.scale_factor = self.made_for = scale_factor
+    def __init__(self, scale_factor: int, **others):
+        super().__init__(**others)
+        self.scale_factor = scale_factor
 
     def output_grid(self, grid: int, scale_factor: int | None = None) -> int:
+        return compressed_side(grid, scale_factor or self.scale_factor)
+
+    def num_tokens(self, num_patches: int, scale_factor: int | None = None) -> int:
+        return self.output_grid(grid_side(num_patches), scale_factor) ** 2
+
+    def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
+        """Compress one grid.
+
+        Args:
+            features: selected float[B, N, C] and, if needed, levels float[B, N, L*C]; row-major, without the
+                class token.
+            scale_factor: s of this call, by default the module's own.
+        Returns:
+            float[B, M, D].
+        Raises:
+            UserError: if N is not a square or s does not divide its side.
+        """
+        features = VisionFeatures(*features)  # published code passes a pair
         scale_factor = scale_factor or self.scale_factor
-        if scale_factor != self.made_for:
+        self.output_grid(grid_side(features.selected.shape[1]), scale_factor)  # refuses what does not divide
+        return self.compress(features, scale_factor)
+
+    def compress(self, features: VisionFeatures, scale_factor: int) -> Tensor:
+        """As forward; s divides the grid's side."""
+        raise NotImplementedError
+
+
+class FixedScaleCompressor(Compressor):
+    """One with weights whose shapes depend on s: it serves the s it was made for."""
+
+    def output_grid(self, grid: int, scale_factor: int | None = None) -> int:
+        if scale_factor not in (None, self.scale_factor):
             raise UserError(
-                f"this {type(self).__name__} was made for --scale_factor {self.made_for} and its weights fit "
-                f"no other, got {scale_factor}; train one for it, or a type that serves any (visualprism)."
+                f"this {type(self).__name__} was made for --scale_factor {self.scale_factor} and its weights "
+                f"fit no other, got {scale_factor}; train one for it, or a type that serves any "
+                "(visualprism)."
             )
-        return super().output_grid(grid, scale_factor)
+        return super().output_grid(grid)
 
 
 def grid_side(num_patches: int) -> int:
@@ -116,6 +169,11 @@ def compressed_side(grid: int, scale_factor: int) -> int:
             f"choose from {', '.join(map(str, divisors))}."
         )
     return grid // scale_factor
+
+
+def pooled_maps(maps: Tensor, scale_factor: int) -> Tensor:
+    """float[B, C, G, G] to float[B, C, g, g]: the mean of each s x s region."""
+    return F.adaptive_avg_pool2d(maps, maps.shape[-1] // scale_factor)
 
 
 def to_maps(tokens: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """Which projector a configuration asks for. A new one is a file and a line of PROJECTORS."""
 
+import dataclasses
 import logging
 import re
+from typing import get_type_hints
 
 from llava.errors import UserError
 from llava.model.multimodal_projector.base import Projector
@@ -14,7 +16,7 @@ from llava.model.multimodal_projector.resampler import Resampler
 from llava.model.multimodal_projector.tokenpacker import TokenPacker
 from llava.model.multimodal_projector.visualprism import VisualPrism
 from llava.model.multimodal_projector.visualprism_v2 import VisualPrismV2
-from llava.model.vision_config import VisionFields
+from llava.model.vision_config import CommonFields
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,29 @@ PROJECTORS: dict[str, type[Projector]] = {
     "visionzip": VisionZip,
     "prumerge": PruMerge,
 }
+
+
+def all_options() -> dict[str, tuple[type, dataclasses.Field]]:
+    """The options of all projectors by name, each with its type."""
+    return {
+        declared.name: (get_type_hints(kind.Options)[declared.name], declared)
+        for kind in PROJECTORS.values()
+        for declared in kind.Options.declared()
+    }
+
+
+VisionFields = dataclasses.make_dataclass(
+    "VisionFields",
+    [
+        (name, kind, dataclasses.field(default=declared.default))
+        for name, (kind, declared) in all_options().items()
+    ],
+    bases=(CommonFields,),
+    namespace={
+        "__module__": __name__,
+        "__doc__": "All multimodal keys of config.json: CommonFields' and the options.",
+    },
+)
 MLP_TYPE = re.compile(r"mlp([1-9]\d*)x_gelu")
 # A weight that one type of projector alone has; VisualPrism without HKVE shares TokenPacker's.
 SIGNATURES = {

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llava.model.multimodal_encoder.tower import VisionFeatures
-from llava.model.multimodal_projector.base import Projector, grid_side, to_maps, to_tokens
+from llava.model.multimodal_projector.base import Compressor, pooled_maps, to_maps, to_tokens
 from llava.model.multimodal_projector.norms import ChannelNorm
 
 SQUEEZE = 4  # channels of the block to those its excitation passes through
@@ -56,7 +56,7 @@ def stage(in_width: int, width: int, depth: int) -> nn.Sequential:
     return nn.Sequential(*(RegNetBlock(width if i else in_width, width) for i in range(depth)))
 
 
-class CAbstractor(Projector):
+class CAbstractor(Compressor):
     """G*G patches to (G/s)**2 tokens; no parameter depends on s or on G, so there are no learnt positions.
 
     Args:
@@ -67,8 +67,6 @@ class CAbstractor(Projector):
         depth: blocks ahead of the pooling, and again after it; the paper's 3.
     """
 
-    compresses = True
-
     def __init__(
         self,
         vision_width: int,
@@ -77,20 +75,12 @@ class CAbstractor(Projector):
         width: int | None = None,
         depth: int = 3,
     ):
-        super().__init__()
+        super().__init__(scale_factor)
         width = width or vision_width
-        self.scale_factor = scale_factor
         self.before = stage(vision_width, width, depth)
         self.after = stage(width, width, depth)
         self.readout = nn.Linear(width, llm_width)
 
-    def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
-        """selected float[B, N, C] to float[B, M, D]; scale_factor is s of this call.
-
-        Raises:
-            UserError: if N is not a square or s does not divide its side.
-        """
-        x = features.selected
-        side = self.output_grid(grid_side(x.shape[1]), scale_factor)
-        pooled = F.adaptive_avg_pool2d(self.before(to_maps(x)), side)
+    def compress(self, features: VisionFeatures, scale_factor: int) -> Tensor:
+        pooled = pooled_maps(self.before(to_maps(features.selected)), scale_factor)
         return self.readout(to_tokens(self.after(pooled)))

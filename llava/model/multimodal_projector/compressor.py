@@ -8,17 +8,11 @@ Attribute names are those of published checkpoints: a file format.
 from torch import Tensor, nn
 
 from llava.model.multimodal_encoder.tower import VisionFeatures
-from llava.model.multimodal_projector.base import (
-    NORM_EPS,
-    Projector,
-    grid_side,
-    reset_linear_maps,
-    two_layer_map,
-)
+from llava.model.multimodal_projector.base import NORM_EPS, Compressor, reset_linear_maps, two_layer_map
 from llava.model.multimodal_projector.region_attention import RegionAttention
 
 
-class RegionCompressor(Projector):
+class RegionCompressor(Compressor):
     """G*G patches to (G/s)**2 tokens: each query gathers from its own region; no parameter depends on s or G.
 
     A subclass makes `queries`, and may make `keys_and_values`; by default they are two-layer maps of all
@@ -35,7 +29,6 @@ class RegionCompressor(Projector):
     """
 
     needs_levels = True
-    compresses = True
 
     def __init__(
         self,
@@ -48,9 +41,8 @@ class RegionCompressor(Projector):
         *,
         level_maps: bool = True,
     ):
-        super().__init__()
+        super().__init__(scale_factor)
         width = width or vision_width
-        self.scale_factor = scale_factor
         if level_maps:
             self.k_proj_1 = two_layer_map(num_levels * vision_width, width)
             self.v_proj_1 = two_layer_map(num_levels * vision_width, width)
@@ -72,27 +64,12 @@ class RegionCompressor(Projector):
         """float[B, N, L*C] to two of float[B, N, E]."""
         return self.ln_k_1(self.k_proj_1(x_multi)), self.ln_v_1(self.v_proj_1(x_multi))
 
-    def compress(self, x: Tensor, x_multi: Tensor, scale_factor: int) -> Tensor:
-        """float[B, N, C] and float[B, N, L*C] to float[B, M, D]; s divides the grid."""
-        key, value = self.keys_and_values(x_multi)
-        return self.mlp(self.clip_attn(self.queries(x, scale_factor), key, value, scale_factor))
+    def compress(self, features: VisionFeatures, scale_factor: int) -> Tensor:
+        key, value = self.keys_and_values(features.levels)
+        return self.mlp(
+            self.clip_attn(self.queries(features.selected, scale_factor), key, value, scale_factor)
+        )
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """query float[B, M, E], key and value float[B*M, s*s, E] by regions, to float[B, M, D]."""
         return self.mlp(self.clip_attn.attend(query, key, value))
-
-    def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
-        """Compress one grid.
-
-        Args:
-            features: selected float[B, N, C] and levels float[B, N, L*C], row-major, class token removed.
-            scale_factor: s of this call, by default the module's own.
-        Returns:
-            float[B, M, D].
-        Raises:
-            UserError: if N is not a square or s does not divide its side.
-        """
-        x, x_multi = features[:2]
-        scale_factor = scale_factor or self.scale_factor
-        self.output_grid(grid_side(x.shape[1]), scale_factor)  # refuses what does not divide
-        return self.compress(x, x_multi, scale_factor)

@@ -3,14 +3,13 @@
 
 # Legend: multimodal_projector/base.py
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llava.model.multimodal_encoder.tower import VisionFeatures
-from llava.model.multimodal_projector.base import Projector, grid_side, to_maps, to_tokens, two_layer_map
+from llava.model.multimodal_projector.base import Compressor, pooled_maps, to_maps, to_tokens, two_layer_map
 
 
-class LDPv2(Projector):
+class LDPv2(Compressor):
     """G*G patches to (G/s)**2 tokens; no parameter depends on s or on G.
 
     `peg` is the positional encoding generator of Chu et al. 2021 ("Conditional Positional Encodings for
@@ -22,25 +21,15 @@ class LDPv2(Projector):
         scale_factor: s, 2 in the paper; forward may override it.
     """
 
-    compresses = True
-
     def __init__(self, vision_width: int, llm_width: int, scale_factor: int):
-        super().__init__()
-        self.scale_factor = scale_factor
+        super().__init__(scale_factor)
         self.mlp = two_layer_map(vision_width, llm_width)
         self.peg = nn.Conv2d(llm_width, llm_width, 3, padding=1, groups=llm_width)
 
-    def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
-        """selected float[B, N, C] to float[B, M, D]; scale_factor is s of this call.
-
-        Raises:
-            UserError: if N is not a square or s does not divide its side.
-        """
-        x = features.selected
-        side = self.output_grid(grid_side(x.shape[1]), scale_factor)
+    def compress(self, features: VisionFeatures, scale_factor: int) -> Tensor:
         first, activation, second = self.mlp
         # The paper pools after the second map. A mean commutes with an affine map, so that M positions go
         # through it instead of N.
-        pooled = F.adaptive_avg_pool2d(to_maps(activation(first(x))), side)
+        pooled = pooled_maps(to_maps(activation(first(features.selected))), scale_factor)
         maps = to_maps(second(to_tokens(pooled)))
         return to_tokens(maps + self.peg(maps))

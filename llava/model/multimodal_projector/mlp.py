@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from llava.errors import UserError
 from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_projector.base import Projector
-from llava.model.vision_config import VisionFields
+from llava.model.vision_config import CommonFields
 
 
 class IdentityProjector(Projector):
@@ -34,19 +34,26 @@ class LinearProjector(nn.Linear, Projector):
         return super().forward(features.selected)
 
 
-class MLPProjector(nn.Sequential, Projector):
-    """float[B, N, C] to float[B, N, D] by `depth` affine maps, GELU between; named 0, 2, ... as published."""
+class MLP(nn.Sequential, Projector):
+    """`depth` affine maps, GELU between; named 0, 2, ... as published."""
 
-    def __init__(self, vision_width: int, llm_width: int, depth: int):
+    def __init__(self, vision_width: int, llm_width: int, depth: int = 2):
         layers = [nn.Linear(vision_width, llm_width)]
         for _ in range(depth - 1):
             layers += [nn.GELU(), nn.Linear(llm_width, llm_width)]
         super().__init__(*layers)
 
+    def map(self, tokens: Tensor) -> Tensor:
+        """float[B, ..., C] to float[B, ..., D]."""
+        return nn.Sequential.forward(self, tokens)
+
+
+class MLPProjector(MLP):
+    """float[B, N, C] to float[B, N, D]; --mm_projector_type names the depth."""
+
     @classmethod
-    def from_fields(cls, fields: VisionFields, llm_width: int) -> "MLPProjector":
-        depth = int(fields.mm_projector_type.removeprefix("mlp").removesuffix("x_gelu"))
-        return cls(fields.mm_hidden_size, llm_width, depth)
+    def arguments(cls, fields: CommonFields) -> dict:
+        return {"depth": int(fields.mm_projector_type.removeprefix("mlp").removesuffix("x_gelu"))}
 
     def forward(self, features: VisionFeatures) -> Tensor:
-        return super().forward(features.selected)
+        return self.map(features.selected)

@@ -5,14 +5,17 @@ Weights are named as those of mlp2x_gelu, so that any such checkpoint serves wit
 
 # B images, N patches, K --num_visual_tokens, R = N - kept patches, C tower width, D language model width
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from llava.errors import UserError
 from llava.model.multimodal_encoder.tower import VisionFeatures
-from llava.model.multimodal_projector.mlp import MLPProjector
-from llava.model.vision_config import VisionFields
+from llava.model.multimodal_projector.mlp import MLP
+from llava.model.multimodal_projector.options import ProjectorOptions, option
+from llava.model.vision_config import CommonFields
 
 CONTEXTUAL_SHARE = 10 / 64  # VisionZip's tables: 54 dominant and 10 contextual tokens of 64
 
@@ -51,34 +54,44 @@ def merge(features: Tensor, keys: Tensor, weights: Tensor, centres: Tensor, othe
     return (merged / total).to(features.dtype)
 
 
-class PruningProjector(MLPProjector):
+@dataclass(frozen=True)
+class PruningOptions(ProjectorOptions):
+    num_visual_tokens: int | None = option(
+        None, "Tokens an image keeps under visionzip and prumerge, which need it.", fixes_weights=False
+    )
+
+
+class PruningProjector(MLP):
     """float[B, N, C] to float[B, K, D]: `prune`, then the two-layer MLP.
 
     Args:
         vision_width: C.
         llm_width: D.
-        num_visual_tokens: K.
+        options: num_visual_tokens is K.
     """
 
+    Options = PruningOptions
     needs_attention = True
 
-    def __init__(self, vision_width: int, llm_width: int, num_visual_tokens: int):
-        super().__init__(vision_width, llm_width, depth=2)
-        self.num_visual_tokens = num_visual_tokens
+    def __init__(self, vision_width: int, llm_width: int, options: PruningOptions):
+        super().__init__(vision_width, llm_width)
+        self.num_visual_tokens = options.num_visual_tokens
 
     @classmethod
-    def from_fields(cls, fields: VisionFields, llm_width: int) -> "PruningProjector":
-        if not fields.num_visual_tokens or fields.num_visual_tokens < 1:
+    def arguments(cls, fields: CommonFields) -> dict:
+        given = super().arguments(fields)
+        num_visual_tokens = given["options"].num_visual_tokens
+        if not num_visual_tokens or num_visual_tokens < 1:
             raise UserError(
                 f"--mm_projector_type {fields.mm_projector_type} needs --num_visual_tokens, how many "
-                f"an image keeps (for example 64); got {fields.num_visual_tokens}."
+                f"an image keeps (for example 64); got {num_visual_tokens}."
             )
         if fields.mm_vision_select_feature != "patch":
             raise UserError(
                 f"--mm_projector_type {fields.mm_projector_type} chooses among patches; "
                 f"set --mm_vision_select_feature patch, got {fields.mm_vision_select_feature}."
             )
-        return cls(fields.mm_hidden_size, llm_width, fields.num_visual_tokens)
+        return given
 
     def output_grid(self, grid: int, scale_factor: int | None = None) -> int:
         raise UserError(
@@ -105,7 +118,7 @@ class PruningProjector(MLPProjector):
 
     def forward(self, features: VisionFeatures) -> Tensor:
         self.num_tokens(features.selected.shape[1])  # refuses too few patches
-        return super().forward(VisionFeatures(self.prune(features)))
+        return self.map(self.prune(features))
 
 
 class VisionZip(PruningProjector):

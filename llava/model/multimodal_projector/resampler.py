@@ -12,12 +12,11 @@ from llava.errors import UserError
 from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_projector.base import (
     NORM_EPS,
-    FixedScaleProjector,
+    FixedScaleCompressor,
     compressed_side,
-    grid_side,
     reset_linear_maps,
 )
-from llava.model.vision_config import VisionFields, vision_grid
+from llava.model.vision_config import CommonFields, vision_grid
 
 LONGEST_WAVE = 10_000.0
 HEAD_WIDTH = 128
@@ -36,7 +35,7 @@ def sincos_positions(places: Tensor, width: int) -> Tensor:
     return torch.cat([rows, rows.transpose(0, 1)], dim=2).flatten(0, 1)
 
 
-class Resampler(FixedScaleProjector):
+class Resampler(FixedScaleCompressor):
     """N / s**2 learnt queries attend to all patches; positions are added to queries and keys.
 
     Args:
@@ -74,8 +73,8 @@ class Resampler(FixedScaleProjector):
         self.initialize()
 
     @classmethod
-    def from_fields(cls, fields: VisionFields, llm_width: int) -> "Resampler":
-        return cls(fields.mm_hidden_size, llm_width, fields.scale_factor, vision_grid(fields))
+    def arguments(cls, fields: CommonFields) -> dict:
+        return {**super().arguments(fields), "grid": vision_grid(fields)}
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -98,14 +97,8 @@ class Resampler(FixedScaleProjector):
         width = like.shape[-1]
         return sincos_positions(places, width).to(like.dtype), sincos_positions(fine, width).to(like.dtype)
 
-    def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
-        """selected float[B, N, C] to float[B, M, D].
-
-        Raises:
-            UserError: if the grid or s is not the module's own.
-        """
+    def compress(self, features: VisionFeatures, scale_factor: int) -> Tensor:
         x = features.selected
-        self.output_grid(grid_side(x.shape[1]), scale_factor)
         query_positions, key_positions = self.positions(self.query)
         patches = self.ln_kv(self.kv_proj(x))
         query = self.q_proj(self.ln_q(self.query) + query_positions).expand(x.shape[0], -1, -1)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from llava.model.multimodal_projector.base import downsample, to_maps, to_tokens
 from llava.model.multimodal_projector.compressor import RegionCompressor
-from llava.model.vision_config import VisionFields
 
 
 class TokenPacker(RegionCompressor):
@@ -28,10 +27,6 @@ class TokenPacker(RegionCompressor):
         super().__init__(vision_width, llm_width, scale_factor, num_levels, width, num_heads)
         self.q_proj_1 = nn.Linear(vision_width, width or vision_width, bias=False)
         self.initialize()
-
-    @classmethod
-    def from_fields(cls, fields: VisionFields, llm_width: int) -> "TokenPacker":
-        return cls(fields.mm_hidden_size, llm_width, fields.scale_factor, len(fields.mm_vision_levels))
 
     def queries(self, x: Tensor, scale_factor: int) -> Tensor:
         """float[B, N, C] to float[B, M, E]."""

@@ -3,21 +3,56 @@
 # Legend: multimodal_projector/base.py; P paths, H = ceil(G/2)
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from llava.errors import UserError
 from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_projector.base import to_maps
 from llava.model.multimodal_projector.compressor import RegionCompressor
-from llava.model.vision_config import VISUALPRISM_PATHS
+from llava.model.multimodal_projector.options import ProjectorOptions, option
+
+PATHS = ("identity", "local", "wavelet")  # of the queries, in the order of q_fusion_weights
 
 
-def in_published_order(paths: Sequence[str]) -> tuple[str, ...]:
-    """Paths as q_fusion_weights has them."""
-    return tuple(path for path in VISUALPRISM_PATHS if path in paths)
+def parse_paths(text: str) -> tuple[str, ...]:
+    """--visualprism_paths: names separated by commas in any order, to the order of PATHS.
+
+    Raises:
+        UserError: if there is none, or one that is unknown or named twice.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names) or not set(names) <= set(PATHS):
+        raise UserError(f"--visualprism_paths must be one or more of {', '.join(PATHS)}, got {text!r}.")
+    return tuple(path for path in PATHS if path in names)
+
+
+@dataclass(frozen=True)
+class TriplePathOptions(ProjectorOptions):
+    """What the forms of VisualPrism share; the defaults are the published form."""
+
+    visualprism_paths: str = option(
+        "identity,local,wavelet",
+        "Paths of VisualPrism's queries, any of identity, local and wavelet with commas between.",
+        form=parse_paths,
+    )
+    visualprism_tpqp: bool = option(True, "Triple-path queries; False is the identity path alone.")
+    visualprism_hkve: bool = option(
+        True,
+        "Hierarchical keys and values; False is TokenPacker's two-layer maps, in visualprism_v2 no branches.",
+    )
+    visualprism_wavelet: str = option(
+        "haar", "A discrete wavelet of PyWavelets: haar, db2, bior2.2 or another."
+    )
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths there are. Raises UserError as parse_paths does."""
+        return parse_paths(self.visualprism_paths) if self.visualprism_tpqp else ("identity",)
 
 
 def depthwise(width: int, kernel: int) -> nn.Conv2d:

@@ -7,19 +7,22 @@ each query attends within its own region. Attribute names are those of published
 # Legend: multimodal_projector/base.py
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from llava.errors import UserError
+from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_projector.base import downsample, to_maps, to_tokens
 from llava.model.multimodal_projector.folding import Foldable
 from llava.model.multimodal_projector.norms import NORMS
+from llava.model.multimodal_projector.options import option
 from llava.model.multimodal_projector.triple_path import (
     GlobalGate,
     TriplePathCompressor,
+    TriplePathOptions,
     depthwise,
-    in_published_order,
 )
 from llava.model.multimodal_projector.visualprism_folded import (
     KEY_GLOBAL_GAIN,
@@ -27,7 +30,7 @@ from llava.model.multimodal_projector.visualprism_folded import (
     FoldedVisualPrism,
 )
 from llava.model.multimodal_projector.wavelet import WaveletPath
-from llava.model.vision_config import VISUALPRISM_PATHS, VisionFields, query_paths
+from llava.model.vision_config import CommonFields
 
 
 class MultiScaleConv(nn.Module):
@@ -46,20 +49,30 @@ class MultiScaleConv(nn.Module):
         return self.fusion(torch.cat([conv(maps) for conv in self.convs], dim=1))
 
 
+@dataclass(frozen=True)
+class VisualPrismOptions(TriplePathOptions):
+    """TriplePathOptions, and the norm."""
+
+    visualprism_norm: str = option(
+        "batch",
+        "batch, sync_batch (statistics over all ranks; a run on several ranks takes it for batch) or layer; "
+        "of visualprism alone.",
+        form=lambda norm: norm.removeprefix("sync_"),  # the same weights
+    )
+
+
 class VisualPrism(Foldable, TriplePathCompressor):
     """Guide, then compress: G*G patches to (G/s)**2 tokens.
 
     The grid side is read at run time and no parameter depends on s, so one module serves every resolution
     that s divides, and every s. In evaluation the function is computed from folded weights.
 
-    Args, beside RegionCompressor's:
-        paths: which of identity, local and wavelet make the queries (TPQP); identity alone is without TPQP.
-        hkve: whether keys and values come from HKVE, or from two-layer maps of all levels as in TokenPacker.
-        wavelet: a discrete wavelet of PyWavelets; haar is the published one.
-        norm: batch (published), sync_batch (statistics over all ranks) or layer.
+    Args: RegionCompressor's, and the options.
     Raises:
         UserError: on an unknown path, wavelet or norm, or heads that do not divide E.
     """
+
+    Options = VisualPrismOptions
 
     def __init__(
         self,
@@ -69,12 +82,9 @@ class VisualPrism(Foldable, TriplePathCompressor):
         num_levels: int = 4,
         width: int | None = None,
         num_heads: int | None = None,
-        *,
-        paths: tuple[str, ...] = VISUALPRISM_PATHS,
-        hkve: bool = True,
-        wavelet: str = "haar",
-        norm: str = "batch",
+        options: VisualPrismOptions = VisualPrismOptions(),
     ):
+        norm, hkve = options.visualprism_norm, options.visualprism_hkve
         if norm not in NORMS:
             raise UserError(f"--visualprism_norm must be one of {', '.join(NORMS)}, got {norm!r}.")
         super().__init__(
@@ -82,7 +92,7 @@ class VisualPrism(Foldable, TriplePathCompressor):
         )
         width = width or vision_width
         norm_class = NORMS[norm]
-        self.paths = in_published_order(paths)
+        self.paths = options.paths
         self.hkve = hkve
         self.folds = norm != "layer"
         # Triple-path query projection
@@ -92,7 +102,8 @@ class VisualPrism(Foldable, TriplePathCompressor):
             self.q_local = MultiScaleConv(vision_width, width, (3, 5), norm_class)
         if "wavelet" in self.paths:
             self.q_freq = nn.Sequential(
-                WaveletPath(vision_width, norm_class, wavelet), nn.Conv2d(vision_width, width, 1)
+                WaveletPath(vision_width, norm_class, options.visualprism_wavelet),
+                nn.Conv2d(vision_width, width, 1),
             )
         self.make_fusion(width)
         # Hierarchical key-value encoding
@@ -105,17 +116,10 @@ class VisualPrism(Foldable, TriplePathCompressor):
         self.initialize()
 
     @classmethod
-    def from_fields(cls, fields: VisionFields, llm_width: int) -> "VisualPrism":
-        return cls(
-            fields.mm_hidden_size,
-            llm_width,
-            fields.scale_factor,
-            len(fields.mm_vision_levels),
-            paths=query_paths(fields),
-            hkve=fields.visualprism_hkve,
-            wavelet=fields.visualprism_wavelet,
-            norm=fields.visualprism_norm,
-        )
+    def prepare_for_ranks(cls, fields: CommonFields) -> None:
+        """Running statistics must not depend on which rank saves them."""
+        if fields.visualprism_norm == "batch":
+            fields.visualprism_norm = "sync_batch"
 
     def wavelet_path(self) -> WaveletPath:
         return self.q_freq[0]
@@ -144,10 +148,10 @@ class VisualPrism(Foldable, TriplePathCompressor):
         value = self.v_local(base) + base * (VALUE_GLOBAL_GAIN * self.v_global.gain(base))
         return self.ln_k_1(to_tokens(key)), self.ln_v_1(to_tokens(value))
 
-    def compress(self, x: Tensor, x_multi: Tensor, scale_factor: int) -> Tensor:
+    def compress(self, features: VisionFeatures, scale_factor: int) -> Tensor:
         if self.folded_form_serves():
-            return self.folded()(x, x_multi, scale_factor)
-        return super().compress(x, x_multi, scale_factor)
+            return self.folded()(features.selected, features.levels, scale_factor)
+        return super().compress(features, scale_factor)
 
     def fold(self, products: bool) -> FoldedVisualPrism:
         return FoldedVisualPrism(self, products)

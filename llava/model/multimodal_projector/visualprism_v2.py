@@ -16,23 +16,25 @@ What differs from the published form, and why (docs/ablation.md has the measurem
 # Legend: multimodal_projector/base.py
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_projector.base import NORM_EPS
 from llava.model.multimodal_projector.folding import Foldable
 from llava.model.multimodal_projector.norms import ChannelNorm
+from llava.model.multimodal_projector.options import option
 from llava.model.multimodal_projector.triple_path import (
     GlobalGate,
     TriplePathCompressor,
+    TriplePathOptions,
     depthwise,
-    in_published_order,
 )
 from llava.model.multimodal_projector.visualprism_v2_merged import MergedVisualPrismV2
 from llava.model.multimodal_projector.wavelet import SubbandPath
-from llava.model.vision_config import VISUALPRISM_PATHS, VisionFields, query_paths
 
 COSINES = 4  # of the basis along a side: complete for regions of up to 4x4 patches
 
@@ -83,19 +85,32 @@ class Branches(nn.Module):
         return nn.functional.gelu(self.norm(self.conv(maps)))
 
 
+@dataclass(frozen=True)
+class VisualPrismV2Options(TriplePathOptions):
+    """TriplePathOptions, and the parts of this form alone."""
+
+    visualprism_level_norm: bool = option(
+        True, "Every level is normed as it enters; of visualprism_v2 alone."
+    )
+    visualprism_positions: bool = option(
+        True, "Values carry their place in the region; of visualprism_v2 alone."
+    )
+    visualprism_shortcut: bool = option(
+        False,
+        "The query is added to what it gathered, by a gain that starts at zero; of visualprism_v2 alone.",
+    )
+
+
 class VisualPrismV2(Foldable, TriplePathCompressor):
     """G*G patches to (G/s)**2 tokens; no parameter depends on s or on G.
 
-    Args, beside RegionCompressor's:
-        paths: which of identity, local and wavelet make the queries; identity alone is without TPQP.
-        level_norm: whether every level is normed as it enters.
-        branches: whether the local and global branches are there.
-        positions: whether values carry their place in the region.
-        shortcut: whether the query is added to what it gathered, by a gain that starts at zero.
-        wavelet: a discrete wavelet of PyWavelets.
+    Args: RegionCompressor's, and the options; visualprism_hkve makes the local and global branches.
     Raises:
         UserError: on an unknown path or wavelet, or heads that do not divide E.
     """
+
+    Options = VisualPrismV2Options
+    highest_rate = 1e-4  # in the quick start it does not learn to look at 2e-4 and 5e-4 (docs/ablation.md)
 
     def __init__(
         self,
@@ -105,20 +120,14 @@ class VisualPrismV2(Foldable, TriplePathCompressor):
         num_levels: int = 4,
         width: int | None = None,
         num_heads: int | None = None,
-        *,
-        paths: tuple[str, ...] = VISUALPRISM_PATHS,
-        level_norm: bool = True,
-        branches: bool = True,
-        positions: bool = True,
-        shortcut: bool = False,
-        wavelet: str = "haar",
+        options: VisualPrismV2Options = VisualPrismV2Options(),
     ):
         super().__init__(
             vision_width, llm_width, scale_factor, num_levels, width, num_heads, level_maps=False
         )
         width = width or vision_width
-        self.vision_width, self.level_norm = vision_width, level_norm
-        self.paths = in_published_order(paths)
+        self.vision_width, self.level_norm = vision_width, options.visualprism_level_norm
+        self.paths = options.paths
         if "identity" in self.paths:
             self.q_identity = nn.Linear(vision_width, width)
         if "local" in self.paths:
@@ -130,31 +139,16 @@ class VisualPrismV2(Foldable, TriplePathCompressor):
             )
             self.q_local_proj = nn.Linear(2 * vision_width, width)
         if "wavelet" in self.paths:
-            self.q_wavelet = SubbandPath(vision_width, ChannelNorm, wavelet)
+            self.q_wavelet = SubbandPath(vision_width, ChannelNorm, options.visualprism_wavelet)
             self.q_wavelet_proj = nn.Linear(4 * vision_width, width)
         self.make_fusion(width)
         self.k_mix = nn.Sequential(nn.Linear(num_levels * vision_width, width), nn.GELU())
         self.v_mix = nn.Sequential(nn.Linear(num_levels * vision_width, width), nn.GELU())
-        self.k_branches = Branches(width, 7) if branches else None
-        self.v_branches = Branches(width, 3) if branches else None
-        self.v_positions = RegionGains(width) if positions else None
-        self.shortcut_gain = nn.Parameter(torch.zeros(width)) if shortcut else None
+        self.k_branches = Branches(width, 7) if options.visualprism_hkve else None
+        self.v_branches = Branches(width, 3) if options.visualprism_hkve else None
+        self.v_positions = RegionGains(width) if options.visualprism_positions else None
+        self.shortcut_gain = nn.Parameter(torch.zeros(width)) if options.visualprism_shortcut else None
         self.initialize()
-
-    @classmethod
-    def from_fields(cls, fields: VisionFields, llm_width: int) -> "VisualPrismV2":
-        return cls(
-            fields.mm_hidden_size,
-            llm_width,
-            fields.scale_factor,
-            len(fields.mm_vision_levels),
-            paths=query_paths(fields),
-            level_norm=fields.visualprism_level_norm,
-            branches=fields.visualprism_hkve,
-            positions=fields.visualprism_positions,
-            shortcut=fields.visualprism_shortcut,
-            wavelet=fields.visualprism_wavelet,
-        )
 
     def wavelet_path(self) -> SubbandPath:
         return self.q_wavelet
@@ -188,8 +182,8 @@ class VisualPrismV2(Foldable, TriplePathCompressor):
         key, value = self.form().keys_and_values(x_multi, 1)
         return key.view(*x_multi.shape[:2], -1), value.view(*x_multi.shape[:2], -1)
 
-    def compress(self, x: Tensor, x_multi: Tensor, scale_factor: int) -> Tensor:
-        return self.form()(x, x_multi, scale_factor)
+    def compress(self, features: VisionFeatures, scale_factor: int) -> Tensor:
+        return self.form()(features.selected, features.levels, scale_factor)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return self.mlp(self.with_shortcut(self.clip_attn.attend(query, key, value), query))

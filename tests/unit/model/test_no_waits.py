@@ -14,8 +14,7 @@ from training_batches import batch, moved
 
 from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_merge import OnHost
-from llava.model.multimodal_projector.builder import PROJECTORS, build_projector
-from llava.model.vision_config import VisionFields
+from llava.model.multimodal_projector.builder import PROJECTORS, VisionFields, build_projector
 
 
 @pytest.fixture(scope="module")

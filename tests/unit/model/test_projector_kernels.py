@@ -6,9 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from llava.model.multimodal_encoder.tower import VisionFeatures
-from llava.model.multimodal_projector.builder import PROJECTORS, build_projector
+from llava.model.multimodal_projector.builder import PROJECTORS, VisionFields, build_projector
 from llava.model.multimodal_projector.region_order import by_region, gelu, regions
-from llava.model.vision_config import VisionFields
 
 aten = torch.ops.aten
 ALLOCATIONS = (aten.empty, aten.new_empty, aten.empty_like, aten.empty_strided)

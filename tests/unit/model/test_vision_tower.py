@@ -10,7 +10,8 @@ from llava.model.multimodal_encoder.builder import (
     load_vision_weights,
     read_vision_config,
 )
-from llava.model.vision_config import VisionFields, default_levels, resolve_levels
+from llava.model.multimodal_projector.builder import VisionFields
+from llava.model.vision_config import default_levels, resolve_levels
 
 MAX_DIFFERENCE = 1e-5
 

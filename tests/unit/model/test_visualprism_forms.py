@@ -14,11 +14,15 @@ from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_projector.base import downsample
 from llava.model.multimodal_projector.folding import product
 from llava.model.multimodal_projector.norms import NORMS
-from llava.model.multimodal_projector.visualprism import VisualPrism
+from llava.model.multimodal_projector.triple_path import PATHS, parse_paths
+from llava.model.multimodal_projector.visualprism import VisualPrism, VisualPrismOptions
 from llava.model.multimodal_projector.wavelet import Wavelet
-from llava.model.vision_config import VISUALPRISM_PATHS, parse_paths
 
 MAX_DIFFERENCE = 1e-5
+
+
+def make(**options) -> VisualPrism:
+    return VisualPrism(16, 24, 2, options=VisualPrismOptions(**options))
 
 
 def features(grid=12, width=16, levels=4, batch=2, dtype=torch.float32):
@@ -188,13 +192,13 @@ def test_downsampling_is_torchs_bilinear(s):
     torch.testing.assert_close(downsample(maps, s), expected)
 
 
-SUBSETS = [subset for size in (1, 2, 3) for subset in combinations(VISUALPRISM_PATHS, size)]
+SUBSETS = [subset for size in (1, 2, 3) for subset in combinations(PATHS, size)]
 
 
 @pytest.mark.parametrize("hkve", [True, False])
 @pytest.mark.parametrize("paths", SUBSETS)
 def test_every_ablation_trains_and_its_evaluation_form_is_exact(paths, hkve):
-    module = trained(VisualPrism(16, 24, 2, paths=paths, hkve=hkve))
+    module = trained(make(visualprism_paths=",".join(paths), visualprism_hkve=hkve))
     module.zero_grad()
     module(features()).square().mean().backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
@@ -204,8 +208,8 @@ def test_every_ablation_trains_and_its_evaluation_form_is_exact(paths, hkve):
 
 
 def test_path_names_are_parsed_and_refused_by_name():
-    assert parse_paths("wavelet, identity") == ("wavelet", "identity")
-    assert VisualPrism(16, 24, 2, paths=("wavelet", "identity")).paths == ("identity", "wavelet")
+    assert parse_paths("wavelet, identity") == ("identity", "wavelet")
+    assert make(visualprism_paths="wavelet,identity").paths == ("identity", "wavelet")
     for text in ("", "identity,identity", "fourier"):
         with pytest.raises(
             ValueError, match="--visualprism_paths must be one or more of identity, local, wavelet"
@@ -234,18 +238,18 @@ def test_unknown_wavelets_and_norms_are_refused_with_the_choices():
     ):
         Wavelet("morl")
     with pytest.raises(ValueError, match="--visualprism_norm must be one of batch, sync_batch, layer"):
-        VisualPrism(16, 24, 2, norm="group")
+        make(visualprism_norm="group")
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("wavelet", ["haar", "db3"])
 def test_norms_and_wavelets_combine(norm, wavelet):
-    module = trained(VisualPrism(16, 24, 2, norm=norm, wavelet=wavelet)).eval()
+    module = trained(make(visualprism_norm=norm, visualprism_wavelet=wavelet)).eval()
     assert_current(module, features())
 
 
 def test_layer_norm_gives_each_image_the_same_tokens_in_any_batch_while_training():
-    module = VisualPrism(16, 24, 2, norm="layer").train()
+    module = make(visualprism_norm="layer").train()
     x, x_multi = features(batch=3)
     torch.testing.assert_close(module((x, x_multi))[:1], module((x[:1], x_multi[:1])), atol=1e-5, rtol=1e-4)
 

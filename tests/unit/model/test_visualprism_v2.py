@@ -13,7 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llava.model.builder import load_pretrained_model
 from llava.model.multimodal_projector.tokenpacker import TokenPacker
-from llava.model.multimodal_projector.visualprism_v2 import VisualPrismV2, cosine_basis
+from llava.model.multimodal_projector.visualprism_v2 import (
+    VisualPrismV2,
+    VisualPrismV2Options,
+    cosine_basis,
+)
 
 WIDTH, LLM_WIDTH, LEVELS = 16, 24, 3
 
@@ -21,7 +25,8 @@ WIDTH, LLM_WIDTH, LEVELS = 16, 24, 3
 def make(**options) -> VisualPrismV2:
     """Weights far from their start, so that every part has its say."""
     torch.manual_seed(0)
-    module = VisualPrismV2(WIDTH, LLM_WIDTH, 2, LEVELS, num_heads=2, **{"shortcut": True, **options})
+    options = VisualPrismV2Options(**{"visualprism_shortcut": True, **options})
+    module = VisualPrismV2(WIDTH, LLM_WIDTH, 2, LEVELS, num_heads=2, options=options)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -108,7 +113,7 @@ def plain(module: VisualPrismV2, x: torch.Tensor, x_multi: torch.Tensor, s: int)
 @pytest.mark.parametrize("s", [1, 2, 3, 4])
 @torch.no_grad()
 def test_agreement_with_the_plain_form(s, level_norm):
-    module, (x, x_multi) = make(level_norm=level_norm), features()
+    module, (x, x_multi) = make(visualprism_level_norm=level_norm), features()
     expected = torch.stack([plain(module, a, b, s) for a, b in zip(x, x_multi, strict=True)])
     given = module((x, x_multi), scale_factor=s)
     torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
@@ -117,7 +122,9 @@ def test_agreement_with_the_plain_form(s, level_norm):
 @torch.no_grad()
 def test_residuals_start_at_zero_and_gains_at_one():
     torch.manual_seed(0)
-    module = VisualPrismV2(WIDTH, LLM_WIDTH, 2, LEVELS, shortcut=True).eval()
+    module = VisualPrismV2(
+        WIDTH, LLM_WIDTH, 2, LEVELS, options=VisualPrismV2Options(visualprism_shortcut=True)
+    ).eval()
     inputs = features()
     expected = module(inputs)
     module.k_branches = module.v_branches = module.v_positions = module.shortcut_gain = None

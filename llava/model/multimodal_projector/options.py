@@ -1,0 +1,108 @@
+"""Options of projectors: each is declared once, in its projector's file, as a field of a ProjectorOptions.
+
+From there follow the trainer's flag, the key of config.json, the study's YAML key, what a resumed or second
+stage may not change, and the table in docs/projectors.md. This file needs no torch, so that --help is quick.
+"""
+
+import ast
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llava.errors import UserError
+
+FOLDER = Path(__file__).parent
+REGISTRY = FOLDER / "builder.py"
+KINDS = {kind.__name__: kind for kind in (bool, int, float, str)}  # what a flag can be
+
+
+def option(
+    default: Any, help_text: str, fixes_weights: bool = True, form: Callable[[Any], Any] | None = None
+) -> Any:
+    """A field of a ProjectorOptions. Default and help text are literals, for `--help` reads them as such.
+
+    Args:
+        default: for a model whose config.json has no such key.
+        help_text: what it does, without the default.
+        fixes_weights: whether weights trained with one value do not serve another.
+        form: of a value, in which equal settings compare as equal.
+    """
+    metadata = {"help": help_text, "fixes_weights": fixes_weights, "form": form or (lambda value: value)}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ProjectorOptions:
+    """What a kind of projector can be asked for beside its widths and s; the names are config.json's."""
+
+    @classmethod
+    def of(cls, fields: object) -> "ProjectorOptions":
+        """The options among the keys of a configuration; those that it lacks have their defaults."""
+        return cls(
+            **{declared.name: getattr(fields, declared.name, declared.default) for declared in cls.declared()}
+        )
+
+    @classmethod
+    def declared(cls) -> tuple[dataclasses.Field, ...]:
+        return dataclasses.fields(cls)
+
+    def fixed_by_weights(self) -> dict[str, Any]:
+        """Each option that the weights were trained for, in a form that compares."""
+        return {
+            declared.name: declared.metadata["form"](getattr(self, declared.name))
+            for declared in self.declared()
+            if declared.metadata["fixes_weights"]
+        }
+
+
+class DeclaredOption(NamedTuple):
+    """An option as its file declares it; `kind` is its type beside None."""
+
+    name: str
+    kind: type
+    default: Any
+    help_text: str
+
+
+def declared_options() -> list[DeclaredOption]:
+    """The options of all projectors, read from their files without importing these.
+
+    Raises:
+        UserError: if one is declared in a way that cannot be read, or two have one name.
+    """
+    found = {}
+    for file in sorted(FOLDER.glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            match node:
+                case ast.AnnAssign(target=ast.Name(name), value=ast.Call(func=ast.Name("option"))):
+                    declared = _declared(node, f"{file}, line {node.lineno}")
+                    if name in found:
+                        raise UserError(
+                            f"{file}, line {node.lineno}: there is another option {name}; rename one."
+                        )
+                    found[name] = declared
+    return list(found.values())
+
+
+def _declared(node: ast.AnnAssign, place: str) -> DeclaredOption:
+    kind = KINDS.get(ast.unparse(node.annotation).removesuffix(" | None"))
+    try:
+        default, help_text = (ast.literal_eval(value) for value in node.value.args[:2])
+    except ValueError:
+        kind = None
+    if kind is None:
+        raise UserError(
+            f"{place}: an option is declared as NAME: TYPE = option(DEFAULT, HELP, ...), with a type of "
+            f"{', '.join(KINDS)}, perhaps with | None, and with literals for default and help text."
+        )
+    return DeclaredOption(node.target.id, kind, default, help_text)
+
+
+def registered_types() -> list[str]:
+    """The names of builder.PROJECTORS, read from the file without importing it."""
+    for node in ast.parse(REGISTRY.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.AnnAssign) and node.target.id == "PROJECTORS":
+            return [ast.literal_eval(key) for key in node.value.keys]
+    raise AssertionError(f"{REGISTRY} has no PROJECTORS")

@@ -1,0 +1,100 @@
+"""A projector with two options, added to a copy of the code by one file and one line, as documented."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIFE = """
+import json, sys
+from pathlib import Path
+import pytest, torch
+import llava
+from modes import load, logits, run, trainer_of
+from llava.benchmark.ablation.settings import _row
+from llava.errors import UserError
+from llava.train.train import train
+from test_training import flags
+
+clone, parts, work = map(Path, sys.argv[1:])
+assert Path(llava.__file__).is_relative_to(clone), llava.__file__
+own = {"mm_projector_type": "maxpool", "maxpool_bias": False, "maxpool_scale": 2.0}
+train(flags(parts, work / "stage1", "captions.json", tune_mm_mlp_adapter=True, **own))
+start = {"pretrain_mm_mlp_adapter": work / "stage1" / "mm_projector.bin"}
+model = run(parts, work / "stage2", **start, **own)
+assert model.get_projector().proj.bias is None and model.get_projector().scale == 2.0
+saved = json.loads((work / "stage2" / "config.json").read_text())
+assert (saved["mm_projector_type"], saved["maxpool_bias"], saved["maxpool_scale"]) == ("maxpool", False, 2.0)
+torch.testing.assert_close(logits(load(work / "stage2")), logits(model))
+whole = {"model_name_or_path": work / "stage2", "mm_projector_type": None, "vision_tower": None}
+assert trainer_of(parts, work / "more", **whole, maxpool_scale=3.0).model.get_projector().scale == 3.0
+resumed = trainer_of(parts, work / "resumed", **whole, max_steps=1)
+assert resumed.model.config.maxpool_bias is False
+with pytest.raises(UserError, match="--maxpool_bias True"):
+    trainer_of(parts, work / "refused", **whole, maxpool_bias=True)
+with pytest.raises(UserError, match="--visualprism_hkve would do nothing.*--maxpool_bias, --maxpool_scale"):
+    trainer_of(parts, work / "foreign", **own, visualprism_hkve=True)
+_row(Path("study.yaml"), 0, {"name": "a", "projector": "maxpool", "maxpool_scale": 0.5})
+with pytest.raises(UserError, match="unknown maxpool_scale"):
+    _row(Path("study.yaml"), 0, {"name": "a", "projector": "avgpool", "maxpool_scale": 0.5})
+line_up = "tests/unit/model/test_lineup.py"
+sys.exit(pytest.main([line_up, "-q", "-n", "0", "-k", "maxpool", "-p", "no:cacheprovider"]))
+"""
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """The package and its tests, with the documented projector in them."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("llava", "tests", "docs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    text = (ROOT / "docs" / "projectors.md").read_text()
+    module, line = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    name, kind = re.fullmatch(r'PROJECTORS\["(\w+)"\] = (\w+)\n', line).groups()
+    projectors = folder / "llava" / "model" / "multimodal_projector"
+    (projectors / f"{name}.py").write_text(module)
+    builder = projectors / "builder.py"
+    listed = builder.read_text().replace(
+        '    "linear": LinearProjector,\n', f'    "linear": LinearProjector,\n    "{name}": {kind},\n'
+    )
+    imported = f"from llava.model.multimodal_projector.{name} import {kind}\n"
+    builder.write_text(
+        listed.replace(
+            "from llava.model.multimodal_projector.mlp",
+            f"{imported}from llava.model.multimodal_projector.mlp",
+            1,
+        )
+    )
+    return folder
+
+
+def python(clone, *arguments, **options):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(clone), *(f"{clone}/tests/{part}" for part in ("", "e2e"))]),
+    }
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=clone,
+        **options,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_it_trains_saves_goes_on_loads_and_is_in_the_line_up(clone, parts, tmp_path):
+    done = python(clone, "-c", LIFE, clone, parts, tmp_path)
+    assert re.search(r"[1-9]\d passed", done), done
+
+
+def test_help_lists_it(clone):
+    page = python(clone, "-m", "llava.train.train_mem", "--help")
+    assert {"maxpool,", "--maxpool_bias", "--maxpool_scale"} <= set(page.split())
