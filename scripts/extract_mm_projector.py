@@ -27,28 +27,23 @@ def extract(model_path: str, output: Path) -> Path:
     """
     import torch
 
-    from llava.model.adapters import read_trainables
-    from llava.model.checkpoint import (
-        PROJECTOR_FILE,
-        PROJECTOR_PREFIX,
-        inspect_folder,
-        is_of_projector,
-    )
-    from llava.model.files import read_weights, weight_names
+    from llava.model.checkpoint import PROJECTOR_FILE, PROJECTOR_PREFIX, is_of_projector
+    from llava.model.files import read_weights
+    from llava.model.plan import Kind, plan_checkpoint
 
-    source = inspect_folder(model_path)
-    if source.has_adapters:
-        state = {key: v for key, v in read_trainables(source.path).items() if is_of_projector(key)}
+    plan = plan_checkpoint(model_path)
+    if plan.kind is Kind.ADAPTERS:
+        state = {key: value for key, value in plan.learned.items() if is_of_projector(key)}
     else:
-        names = {name for name in weight_names(source.path) if is_of_projector(name)}
-        state = read_weights(source.path, names) if names else {}
+        names = {name for name in plan.weights if is_of_projector(name)}
+        state = read_weights(plan.path, names) if names else {}
     if not state:
         raise UserError(f"--model-path {model_path} holds no projector (*.{PROJECTOR_PREFIX}*).")
     is_file = output.suffix == ".bin"
     file = output if is_file else output / PROJECTOR_FILE
     file.parent.mkdir(parents=True, exist_ok=True)
     if not is_file:
-        (output / "config.json").write_bytes((source.path / "config.json").read_bytes())
+        (output / "config.json").write_bytes((plan.path / "config.json").read_bytes())
     partial = file.with_name(file.name + ".tmp")
     torch.save(state, partial)
     os.replace(partial, file)

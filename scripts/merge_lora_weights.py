@@ -33,13 +33,14 @@ def _write(model_path: str, model_base: str | None, folder: Path) -> None:
     from llava.conversation import template_of
     from llava.decoding import end_with_turns
     from llava.model.builder import load_pretrained_model
-    from llava.model.checkpoint import ADAPTER_CONFIG, inspect_folder
+    from llava.model.checkpoint import ADAPTER_CONFIG
+    from llava.model.plan import Kind, plan_checkpoint
 
-    source = inspect_folder(model_path)
-    if not source.has_adapters:
+    plan = plan_checkpoint(model_path)
+    if plan.kind is not Kind.ADAPTERS:
         raise UserError(f"--model-path {model_path} has no {ADAPTER_CONFIG}; there is nothing to merge.")
     tokenizer, model, image_processor, _ = load_pretrained_model(
-        str(source.path), model_base, device="cpu", torch_dtype="auto"
+        plan, model_base, device="cpu", torch_dtype="auto"
     )
     template = template_of(model.config)
     end_with_turns(model, tokenizer, template)

@@ -30,7 +30,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from llava.model.builder import attach_vision, read_config, type_of
+from llava.model.builder import attach_vision
+from llava.model.language_model.builder import read_config, type_of
 from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
 from llava.model.multimodal_projector.builder import VisionFields
 

@@ -77,7 +77,7 @@ def model_folder(name_or_path: str, flag: str = "--model-path") -> Path:
     """
     if Path(name_or_path).is_dir():
         return Path(name_or_path)
-    from llava.model.builder import find_folder  # brings torch
+    from llava.model.plan import find_folder  # brings torch
 
     return find_folder(name_or_path, f"{flag} {name_or_path}: no config.json there;")
 

@@ -13,10 +13,10 @@ from llava.model.checkpoint import (
     ADAPTER_CONFIG,
     TRAINABLES_FILE,
     check_fit,
-    gathered,
     is_of_projector,
 )
 from llava.model.files import check_weights, read_bin, read_json
+from llava.model.zero3 import gathered
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PUBLISHED_PREFIX = "base_model.model."  # of peft's wrappers, ahead of every published key

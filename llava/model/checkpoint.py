@@ -1,18 +1,15 @@
-"""Checkpoint folders, and weights into modules: no key missing, unexpected or mis-shaped in silence."""
+"""Weights of projectors into modules: no key missing, unexpected or mis-shaped in silence."""
 
 import logging
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from llava.errors import UserError
-from llava.model.files import AGAIN, INDEX, WEIGHT_FILES, first_line, model_file, read_bin, read_json
+from llava.model.files import read_bin
+from llava.model.zero3 import gathered
 
 logger = logging.getLogger(__name__)
 
@@ -21,70 +18,6 @@ PROJECTOR_PREFIX = "mm_projector."
 NEWLINE = "image_newline"  # learnt with the projector and kept beside it
 ADAPTER_CONFIG = "adapter_config.json"
 TRAINABLES_FILE = "non_lora_trainables.bin"  # what learnt beside adapters
-NOT_FETCHED = ("*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "original/*")  # other programs' weights
-# Constants that older versions of transformers saved; today they are computed.
-SAVED_CONSTANTS = ("rotary_emb.inv_freq", "embeddings.position_ids")
-
-
-@dataclass
-class CheckpointFolder:
-    """The kinds of weights a folder holds, and its config.json."""
-
-    path: Path
-    config: dict
-    has_model: bool
-    has_projector: bool
-    has_adapters: bool
-
-
-def find_folder(name_or_path: str | Path, flag: str, cache_dir: str | None = None) -> Path:
-    """The folder itself, or the hub repository of that name, fetched into the cache.
-
-    Raises:
-        UserError: if there is neither, or the hub cannot be reached; names the flag.
-    """
-    path = Path(name_or_path)
-    if path.is_dir():
-        return path
-    try:
-        return Path(snapshot_download(str(name_or_path), cache_dir=cache_dir, ignore_patterns=NOT_FETCHED))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"{flag} {str(name_or_path)!r} is not a folder, and no hub repository of that name could be "
-            f"fetched ({first_line(error)}); give the folder that training wrote, or a hub name."
-        ) from error
-
-
-def inspect_folder(
-    name_or_path: str | Path, flag: str = "--model-path", cache_dir: str | None = None
-) -> CheckpointFolder:
-    """Look at the files, never at the name.
-
-    Raises:
-        UserError: if there is no folder, no config.json that can be read, or no weights; names what is there.
-    """
-    path = find_folder(name_or_path, flag, cache_dir)
-    config_file = path / "config.json"
-    if not config_file.is_file():
-        raise UserError(f"{path} has no config.json; it holds {sorted(f.name for f in path.iterdir())}.")
-    folder = CheckpointFolder(
-        path,
-        read_json(config_file),
-        has_model=model_file(path) is not None,
-        has_projector=(path / PROJECTOR_FILE).is_file(),
-        has_adapters=(path / ADAPTER_CONFIG).is_file(),
-    )
-    if not (folder.has_model or folder.has_projector or folder.has_adapters):
-        shards = sorted(file.name for file in path.glob("*-of-*") if file.suffix in (".safetensors", ".bin"))
-        if shards:
-            raise UserError(
-                f"{path} holds shards ({shards[0]}, ...) without the *{INDEX} that lists them; {AGAIN}"
-            )
-        raise UserError(
-            f"{path} has no weights: neither {WEIGHT_FILES[0]} (a whole model) nor {PROJECTOR_FILE} "
-            f"(stage 1) nor {ADAPTER_CONFIG} (LoRA)."
-        )
-    return folder
 
 
 def cut_to_projector(names: list[str]) -> list[str]:
@@ -145,19 +78,6 @@ def load_projector(model: nn.Module, state: dict[str, Tensor], source: str) -> N
             if problems:
                 raise UserError(f"{source} does not fit the model: {problems}.")
             newline.copy_(state[NEWLINE])
-
-
-def gathered(parameters: Iterable[Tensor], write: bool = False) -> AbstractContextManager:
-    """Within it parameters that ZeRO-3 holds in pieces are whole on every rank; `write`: they are kept so.
-
-    A collective: every rank enters it, and with `write` every rank writes the same.
-    """
-    pieces = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-    if not pieces:
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(pieces, modifier_rank=0 if write else None)
 
 
 def check_fit(own: dict[str, Tensor], state: dict[str, Tensor], needed: Iterable[str]) -> str:

@@ -1,7 +1,4 @@
-"""Vision around any causal language model: tower, projector and merge, as two mixins.
-
-One file of some 500 lines: the two are halves of one forward pass, who builds the parts and who calls them.
-"""
+"""Vision around any causal language model: tower, projector and merge, as two mixins."""
 
 # B sequences, T' merged tokens, I images of the batch, V views of them all (tiles; for square and pad one an
 # image), M tokens a view, D model width; T prompt tokens in ids, tiles of one image in pixels
@@ -20,9 +17,9 @@ from llava.constants import (
 )
 from llava.errors import UserError
 from llava.model.files import first_line
+from llava.model.image_encoder import ImageEncoder
 from llava.model.loss import language_loss
 from llava.model.multimodal_encoder.builder import build_vision_tower
-from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_merge import (
     ImageSpan,
     MergedInputs,
@@ -34,7 +31,6 @@ from llava.model.multimodal_merge import (
     plan_merge,
     warn_of_padding,
 )
-from llava.model.multimodal_projector.base import Projector
 from llava.model.multimodal_projector.builder import build_projector, projector_class
 from llava.model.multimodal_projector.norms import kept_statistics
 from llava.model.recomputation import recompute_activations
@@ -42,7 +38,7 @@ from llava.model.repetition import RepetitionPenalty
 from llava.model.tokenizer import separator_ids
 from llava.model.training_cache import KeepsNothing
 from llava.model.vocabulary import add_words
-from llava.tiling import TILED, WholeImage, num_positions, tiling_of
+from llava.tiling import TILED
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
@@ -84,7 +80,7 @@ class LlavaMetaModel:
             self._reset_newline()
 
 
-class LlavaMetaForCausalLM:
+class LlavaMetaForCausalLM(ImageEncoder):
     """The causal language model's half: images in forward and generate, loss where labels are.
 
     Attributes:
@@ -98,7 +94,6 @@ class LlavaMetaForCausalLM:
     decoder_class: type[LlavaMetaModel]
     takes_position_ids = True
     recompute_above = 0
-    _compiled_encode = None  # by compile_vision
 
     def __init__(self, config):
         # Past the family's own constructor, which would build a text-only decoder
@@ -123,124 +118,6 @@ class LlavaMetaForCausalLM:
 
     def get_model(self) -> LlavaMetaModel:
         return self.base_model
-
-    def get_vision_tower(self) -> VisionTower | None:
-        return getattr(self.get_model(), "vision_tower", None)
-
-    def get_projector(self) -> Projector | None:
-        return getattr(self.get_model(), "mm_projector", None)
-
-    def train(self, mode: bool = True):
-        """Vision parts that are frozen stay in evaluation mode: their running statistics do not move."""
-        super().train(mode)
-        for part in (self.get_vision_tower(), self.get_projector()):
-            if part is not None and not any(parameter.requires_grad for parameter in part.parameters()):
-                part.eval()
-        return self
-
-    def vision_parts(self) -> tuple[VisionTower, Projector]:
-        """Tower and projector.
-
-        Raises:
-            UserError: if the model is text-only and has neither.
-        """
-        if self.get_vision_tower() is None:
-            raise UserError("this model is text-only: it has no vision tower; load a multimodal checkpoint.")
-        return self.get_vision_tower(), self.get_projector()
-
-    @property
-    def num_visual_tokens(self) -> int:
-        """M, tokens a view, at model.config.scale_factor; 0 for a text-only model."""
-        return 0 if self.get_vision_tower() is None else self.tokens_per_image()
-
-    def tokens_per_image(self, scale_factor: int | None = None) -> int:
-        """M at s, by default model.config.scale_factor.
-
-        Raises:
-            UserError: if the model is text-only, or s does not divide the grid, or is given for a projector
-                that does not compress.
-        """
-        tower, projector = self.vision_parts()
-        if scale_factor is not None and not projector.compresses:
-            raise UserError(
-                f"scale_factor={scale_factor} came, but {type(projector).__name__} does not compress; "
-                "leave it out, or train with a compressing --mm_projector_type."
-            )
-        return projector.num_tokens(tower.num_patches, scale_factor or self.config.scale_factor)
-
-    def set_scale_factor(self, scale_factor: int) -> None:
-        """Make s the one of every call that does not say.
-
-        Raises:
-            UserError: as tokens_per_image, which checks it.
-        """
-        self.tokens_per_image(scale_factor)
-        self.config.scale_factor = scale_factor
-
-    def view_grid(self, scale_factor: int | None = None) -> int:
-        """g: the M tokens of a view are g x g equal squares of it, row-major.
-
-        Raises:
-            UserError: if they are not, or the model is text-only.
-        """
-        tower, projector = self.vision_parts()
-        grid = projector.output_grid(tower.grid_side, scale_factor or self.config.scale_factor)
-        num_tokens = self.tokens_per_image(scale_factor)
-        if num_tokens != grid * grid:
-            raise UserError(
-                f"the model gives {num_tokens} visual tokens, which are no {grid}x{grid} grid of "
-                "the image; use --mm_vision_select_feature patch."
-            )
-        return grid
-
-    @property
-    def tiling(self) -> WholeImage:
-        """How model.config has images tiled. Raises UserError if the model is text-only."""
-        return tiling_of(self.config, self.vision_parts()[0].image_size)
-
-    def visual_positions_of(self, size: tuple[int, int], scale_factor: int | None = None) -> int:
-        """Positions that an image of (width, height) pixels takes in a prompt: its tokens and separators.
-
-        Raises:
-            UserError: as tokens_per_image; or if tiles are to be joined whose tokens are no grid.
-        """
-        return num_positions(self.tiling, tuple(size), self.tokens_per_view(scale_factor))
-
-    def tokens_per_view(self, scale_factor: int | None = None) -> int:
-        """M, checked to be a grid where tiles are joined."""
-        if self.tiling.needs_grid:
-            self.view_grid(scale_factor)
-        return self.tokens_per_image(scale_factor)
-
-    def encode_images(self, images: Tensor, scale_factor: int | None = None) -> Tensor:
-        """float[V, 3, H, W], normalised, to float[V, M, D]; s is by default model.config.scale_factor.
-
-        Raises:
-            UserError: if the model is text-only.
-        """
-        tower, projector = self.vision_parts()
-        images = images.to(tower.device, non_blocking=True)
-        scale_factor = (scale_factor or self.config.scale_factor) if projector.compresses else None
-        if self._compiled_encode is None or torch.is_grad_enabled():
-            return self._encode(images, scale_factor)
-        torch.compiler.cudagraph_mark_step_begin()
-        encoded = self._compiled_encode(images, scale_factor)
-        return encoded.clone()  # the next call writes over a graph's output
-
-    def compile_vision(self) -> None:
-        """Encode images by one compiled graph from here on, on a GPU in a CUDA graph.
-
-        The first batch of each number of views waits for the compiler. Gradients are computed without it.
-        Weights that change later need another call.
-        """
-        self.vision_parts()[1].prepare_to_compile()
-        self._compiled_encode = torch.compile(self._encode, mode="reduce-overhead", dynamic=False)
-
-    def _encode(self, images: Tensor, scale_factor: int | None) -> Tensor:
-        tower, projector = self.vision_parts()
-        features = tower(images)
-        features = features.to(next(iter(projector.parameters()), features.selected).dtype)
-        return projector(features) if scale_factor is None else projector(features, scale_factor)
 
     def merge_inputs(
         self,

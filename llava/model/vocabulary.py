@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from llava.model.checkpoint import gathered
+from llava.model.zero3 import gathered
 
 
 def add_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, words: list[str]) -> None:

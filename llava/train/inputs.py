@@ -8,8 +8,9 @@ from llava.data.record import iter_records
 from llava.data.shards import check_data_paths, is_shards
 from llava.errors import UserError
 from llava.model.adapters import ADAPTER_WEIGHTS
-from llava.model.checkpoint import WEIGHT_FILES, find_folder
+from llava.model.files import WEIGHT_FILES
 from llava.model.multimodal_encoder.builder import read_vision_config
+from llava.model.plan import find_folder
 from llava.train.flags import DataArguments, ModelArguments, TrainingFlags
 
 PROCESSOR_FILE = "preprocessor_config.json"

@@ -20,8 +20,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.utils.hub import cached_file
 
 from llava.errors import UserError
-from llava.model.builder import copy_fields, read_config, type_of
 from llava.model.files import first_line
+from llava.model.language_model.builder import read_config, type_of
+from llava.model.multimodal_projector.builder import copy_fields
 from llava.model.training_cache import KeepsNothing
 from llava.train import trainable
 from llava.train.arguments import choose_template, vision_fields

@@ -24,7 +24,8 @@ from llava.model.adapters import (
     is_quantized,
     published_key,
 )
-from llava.model.checkpoint import PROJECTOR_FILE, TRAINABLES_FILE, gathered
+from llava.model.checkpoint import PROJECTOR_FILE, TRAINABLES_FILE
+from llava.model.zero3 import gathered
 from llava.train.trainable import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, part_of
 
 STATE_FILE = "trainer_state.json"

@@ -19,26 +19,13 @@ from llava.data.collator import Collator
 from llava.data.sample import SampleBuilder
 from llava.decoding import end_with_turns
 from llava.errors import UserError
-from llava.model.adapters import load_adapters, load_trainables, read_trainables
-from llava.model.builder import (
-    check_start,
-    checkpoint_config,
-    image_processor_of,
-    load_with_vision,
-    quantization,
-)
-from llava.model.checkpoint import (
-    TRAINABLES_FILE,
-    CheckpointFolder,
-    find_folder,
-    inspect_folder,
-    load_projector,
-    read_projector,
-)
+from llava.model.adapters import load_adapters, load_trainables
+from llava.model.builder import check_start, image_processor_of, load_with_vision, quantization
+from llava.model.checkpoint import TRAINABLES_FILE, load_projector, read_projector
 from llava.model.compatibility import check_stage_1
-from llava.model.files import read_json
 from llava.model.liger import apply_liger_kernels, check_liger
 from llava.model.multimodal_projector.builder import VisionFields, projector_class
+from llava.model.plan import CheckpointPlan, find_folder, look_at, plan_checkpoint
 from llava.model.tokenizer import load_tokenizer
 from llava.quiet import BUILT, quiet_libraries, without_lines
 from llava.tiling import num_positions
@@ -53,6 +40,7 @@ from llava.train.arguments import (
     projector_rate,
     vision_fields,
 )
+from llava.train.extension_locks import remove_stale_locks
 from llava.train.folder_lock import lock_output_folder
 from llava.train.guard import RunStopped
 from llava.train.inputs import check_inputs
@@ -63,15 +51,15 @@ from llava.train.training_data import load_data
 
 logger = logging.getLogger(__name__)
 
-# From a folder, vision settings, transformers' options and the projector's dtype to a model: load_with_vision
-WeightReader = Callable[[CheckpointFolder, VisionFields, dict, torch.dtype | None], PreTrainedModel]
+# From a plan, vision settings, transformers' options and the projector's dtype to a model: load_with_vision
+WeightReader = Callable[[CheckpointPlan, VisionFields, dict, torch.dtype | None], PreTrainedModel]
 
 
 def load_model(
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,
-    folder: CheckpointFolder,
+    plan: CheckpointPlan,
     read_weights: WeightReader = load_with_vision,
 ):
     """A language model with new eyes or a checkpoint with its own; what learns is as the flags say.
@@ -95,16 +83,20 @@ def load_model(
             training_args.bits, compute_dtype, training_args.double_quant, training_args.quant_type
         )
         options["device_map"] = {"": training_args.device}
-    own = checkpoint_config(folder)
-    sees = own.mm_vision_tower is not None
-    if not (sees or model_args.vision_tower):
+    if not (plan.sees or model_args.vision_tower):
         raise UserError("--vision_tower is missing: give a folder or a hub name.")
-    template = choose_template(model_args.version, trained_templates(model_args, training_args, folder))
-    fields = vision_fields(model_args, data_args, training_args, own if sees else None, template)
-    if sees:
+    adapters = None
+    if training_args.lora_weight_path:
+        adapters = look_at(
+            find_folder(training_args.lora_weight_path, "--lora_weight_path", training_args.cache_dir)
+        )
+    template = choose_template(model_args.version, trained_templates(model_args, plan, adapters))
+    own = plan.config if plan.sees else None
+    fields = vision_fields(model_args, data_args, training_args, own, template)
+    if own is not None:
         check_changes(fields, own, model_args.model_name_or_path)
     training_args.mm_projector_lr = projector_rate(training_args, projector_class(fields.mm_projector_type))
-    model = read_weights(folder, fields, options, torch.float32 if autocast else None)
+    model = read_weights(plan, fields, options, torch.float32 if autocast else None)
     model.config.use_cache = False
     model.recompute_above = training_args.recompute_above
     if training_args.use_liger_kernel:
@@ -116,42 +108,35 @@ def load_model(
         trainable.set_dtypes(model, compute_dtype)
     if training_args.bits < 16:
         prepare_quantized(model)
-    load_earlier_stage(model, model_args, training_args)
+    load_earlier_stage(model, model_args, adapters)
     return model
 
 
 def trained_templates(
-    model_args: ModelArguments, training_args: TrainingArguments, folder: CheckpointFolder
+    model_args: ModelArguments, plan: CheckpointPlan, adapters: CheckpointPlan | None
 ) -> dict[str, str | None]:
     """What a run goes on from, the adapters ahead of their base, to the template it was trained with.
 
     Stage 1's projector is not among them: it is trained with `plain` for a stage 2 with another template.
     """
-    templates = {}
-    if training_args.lora_weight_path:
-        start = find_folder(training_args.lora_weight_path, "--lora_weight_path", training_args.cache_dir)
-        config = start / "config.json"
-        templates[training_args.lora_weight_path] = (
-            read_json(config).get("conv_version") if config.is_file() else None
-        )
-    return {**templates, model_args.model_name_or_path: folder.config.get("conv_version")}
+    templates = {} if adapters is None else {str(adapters.path): adapters.saved.get("conv_version")}
+    return {**templates, model_args.model_name_or_path: plan.saved.get("conv_version")}
 
 
-def load_earlier_stage(model, model_args: ModelArguments, training_args: TrainingArguments) -> None:
+def load_earlier_stage(model, model_args: ModelArguments, adapters: CheckpointPlan | None) -> None:
     """Stage 1's projector; then adapters to start from, with the projector that learnt beside them if any."""
     if model_args.pretrain_mm_mlp_adapter:
         source = model_args.pretrain_mm_mlp_adapter
         state = read_projector(source)
         check_stage_1(source, state, model.config)
         load_projector(model, state, source)
-    if training_args.lora_weight_path:
-        start = find_folder(training_args.lora_weight_path, "--lora_weight_path", training_args.cache_dir)
-        state = read_trainables(start) if (start / TRAINABLES_FILE).is_file() else {}
-        check_start(start, state, model.config, model_args.model_name_or_path)
-        load_adapters(model, start)
-        if state:
-            load_trainables(model, state, str(start / TRAINABLES_FILE), complete=True)
-            logger.info("projector: from %s, as the adapters", start)
+    if adapters is not None:
+        check_start(adapters, model.config, model_args.model_name_or_path)
+        load_adapters(model, adapters.path)
+        if adapters.learned:
+            trainables = adapters.path / TRAINABLES_FILE
+            load_trainables(model, adapters.learned, str(trainables), complete=True)
+            logger.info("projector: from %s, as the adapters", adapters.path)
 
 
 def add_words(model, tokenizer) -> None:
@@ -187,17 +172,18 @@ def prepare(argv: list[str] | None, read_weights: WeightReader = load_with_visio
         check_liger()
     check_inputs(model_args, data_args, training_args)
     saving.check_writable(training_args.output_dir)
-    folder = inspect_folder(
+    plan = plan_checkpoint(
         model_args.model_name_or_path, "--model_name_or_path", cache_dir=training_args.cache_dir
     )
     if training_args.deepspeed:
         import deepspeed
 
+        remove_stale_locks()
         # Ahead of from_pretrained, which under ZeRO-3 deals the weights out as it reads them
         with without_lines(BUILT):
             deepspeed.init_distributed(dist_backend="gloo" if training_args.use_cpu else None)
     with lock_output_folder(training_args) as lock:
-        trainer = build_trainer(model_args, data_args, training_args, folder, read_weights)
+        trainer = build_trainer(model_args, data_args, training_args, plan, read_weights)
         trainer.folder_lock = lock.pop_all()
     return trainer
 
@@ -206,15 +192,15 @@ def build_trainer(
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,
-    folder: CheckpointFolder,
+    plan: CheckpointPlan,
     read_weights: WeightReader,
 ) -> LlavaTrainer:
     """Model, tokenizer, data and what trains them."""
     transformers.set_seed(training_args.seed)
-    logger.info("loading %s", folder.path)
-    model = load_model(model_args, data_args, training_args, folder, read_weights)
+    logger.info("loading %s", plan.path)
+    model = load_model(model_args, data_args, training_args, plan, read_weights)
     tokenizer = load_tokenizer(
-        folder.path, padding_side="right", model_max_length=training_args.model_max_length
+        plan.path, padding_side="right", model_max_length=training_args.model_max_length
     )
     # Otherwise it warns of each text that is cut to --model_max_length; run.json counts them.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
@@ -227,7 +213,7 @@ def build_trainer(
     template = template_of(model.config)
     end_with_turns(model, tokenizer, template)
     tokenizer.chat_template = chat_template(template, model.config.mm_use_im_start_end)  # is saved with it
-    image_processor = image_processor_of(model, folder.path)
+    image_processor = image_processor_of(model, plan)
     builder = sample_builder(model, tokenizer, image_processor)
     if not training_args.should_log:
         logging.getLogger().setLevel(logging.WARNING)  # each process has records of its own to warn of

@@ -90,6 +90,7 @@ ALLOWED = {
         "llava.textfile",
         "llava.tiling",
         "llava.model.builder",
+        "llava.model.plan",
         "llava.eval",
     ),
     "llava/eval/metrics": ("llava.eval.metrics",),

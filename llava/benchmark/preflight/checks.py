@@ -192,8 +192,9 @@ def data(request: Request) -> dict:
 
     from llava.data.collator import Collator
     from llava.data.stream import ShardDataset
-    from llava.model.builder import image_processor_of, type_of
-    from llava.model.checkpoint import find_folder
+    from llava.model.builder import image_processor_of
+    from llava.model.language_model.builder import type_of
+    from llava.model.plan import find_folder, look_at
     from llava.model.tokenizer import load_tokenizer, separator_ids
     from llava.train.arguments import parse
     from llava.train.model_size import configured
@@ -201,14 +202,14 @@ def data(request: Request) -> dict:
     from llava.train.training_data import load_data, stream_loader, train_sampler
 
     model_args, data_args, args = parse(without_deepspeed(request.flags))
-    path = find_folder(model_args.model_name_or_path, "--model_name_or_path", args.cache_dir)
-    tokenizer = load_tokenizer(path, padding_side="right", model_max_length=args.model_max_length)
+    plan = look_at(find_folder(model_args.model_name_or_path, "--model_name_or_path", args.cache_dir))
+    tokenizer = load_tokenizer(plan.path, padding_side="right", model_max_length=args.model_max_length)
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     config = configured(model_args, data_args, args)
     config.slice_separator_ids = separator_ids(tokenizer)
     with torch.device("meta"):
         model = type_of(config)(config)
-    dataset = load_data(data_args, args, sample_builder(model, tokenizer, image_processor_of(model, path)))
+    dataset = load_data(data_args, args, sample_builder(model, tokenizer, image_processor_of(model, plan)))
     collator = Collator(tokenizer.pad_token_id, padding_side="right")
     workers = min(num_cores(), args.dataloader_num_workers * local_ranks(request))
     if isinstance(dataset, ShardDataset):

@@ -1,5 +1,6 @@
 """Under the script's own launcher: a few real steps of the run, on its records, with random weights."""
 
+import copy
 import json
 import os
 import sys
@@ -12,9 +13,8 @@ from transformers import PreTrainedModel, TrainerCallback
 from llava.benchmark.preflight.checks import without
 from llava.command import message
 from llava.errors import UserError
-from llava.model.builder import copy_fields, read_config, type_of
-from llava.model.checkpoint import CheckpointFolder
-from llava.model.multimodal_projector.builder import VisionFields
+from llava.model.multimodal_projector.builder import VisionFields, copy_fields
+from llava.model.plan import CheckpointPlan
 from llava.train.train import prepare
 
 WARM_UP, TIMED = 2, 4  # steps
@@ -41,16 +41,16 @@ class Steps(TrainerCallback):
 
 
 def random_weights(
-    folder: CheckpointFolder, fields: VisionFields, options: dict, projector_dtype: torch.dtype | None
+    plan: CheckpointPlan, fields: VisionFields, options: dict, projector_dtype: torch.dtype | None
 ) -> PreTrainedModel:
     """The model of load_with_vision, its weights random and made where they are used."""
     if "quantization_config" in options:
         raise UserError("--bits: steps over quantised weights are not tried ahead of a run.")
-    config = read_config(folder.path)
+    config = copy.deepcopy(plan.config)
     copy_fields(config, fields)
     config._attn_implementation = options["attn_implementation"]
     with torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"):
-        model = type_of(config)._from_config(config, dtype=options["dtype"])
+        model = plan.model_class._from_config(config, dtype=options["dtype"])
     if projector_dtype is not None:
         model.get_projector().to(projector_dtype)
     model.get_vision_tower().requires_grad_(False)

@@ -9,7 +9,6 @@ from transformers import AutoConfig
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from llava.errors import UserError
-from llava.model.checkpoint import gathered
 from llava.model.compatibility import differences, tower_settings
 from llava.model.files import check_model, first_line, read_json
 from llava.model.multimodal_encoder.clip import CLIPVisionTower
@@ -17,6 +16,7 @@ from llava.model.multimodal_encoder.dinov2 import Dinov2VisionTower
 from llava.model.multimodal_encoder.siglip import Siglip2VisionTower, SiglipVisionTower
 from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.vision_config import CommonFields
+from llava.model.zero3 import gathered
 
 logger = logging.getLogger(__name__)
 

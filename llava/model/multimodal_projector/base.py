@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from llava.errors import UserError
-from llava.model.checkpoint import gathered
 from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_projector.options import ProjectorOptions
 from llava.model.vision_config import CommonFields
+from llava.model.zero3 import gathered
 
 # The projectors' legend: B images, G grid side of the tower, N = G*G patches, s scale_factor, g = G/s,
 # M = g*g output tokens, C tower width, L levels, E projector width, h heads, D language model width.

@@ -66,6 +66,12 @@ SIGNATURES = {
 }
 
 
+def copy_fields(config: CommonFields, fields: CommonFields) -> None:
+    """Set a configuration's multimodal keys."""
+    for name in VisionFields.__dataclass_fields__:
+        setattr(config, name, getattr(fields, name))
+
+
 def is_known(projector_type: str | None) -> bool:
     """Whether a --mm_projector_type names a class."""
     return projector_type in PROJECTORS or bool(MLP_TYPE.fullmatch(projector_type or ""))

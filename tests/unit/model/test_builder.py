@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.builder import load_pretrained_model, read_config, type_of
+from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import PROJECTOR_FILE, load_exactly, read_projector
+from llava.model.language_model.builder import read_config, type_of
 from llava.model.multimodal_projector.builder import PROJECTORS, SIGNATURES, projector_type_of
 from llava.model.multimodal_projector.mlp import IdentityProjector
 from llava.train.saving import save_projector

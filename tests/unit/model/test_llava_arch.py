@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.model.builder import read_config, type_of
+from llava.model.language_model.builder import read_config, type_of
 
 IMAGE = IMAGE_TOKEN_INDEX
 

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from transformers import MptForCausalLM
 
 from llava.constants import IGNORE_INDEX
-from llava.model.builder import load_pretrained_model, read_config, type_of
+from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import PROJECTOR_FILE, PROJECTOR_PREFIX
+from llava.model.language_model.builder import read_config, type_of
 from llava.train.saving import save_projector
 from llava.train.trainable import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, part_of
 

@@ -6,7 +6,7 @@ import torch
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import UserError
-from llava.model.builder import read_config, type_of
+from llava.model.language_model.builder import read_config, type_of
 
 IMAGES = torch.zeros(1, 3, 56, 56)
 QUESTIONS = {

@@ -7,7 +7,7 @@ import tiny
 import torch
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
-from llava.model.builder import read_config, type_of
+from llava.model.language_model.builder import read_config, type_of
 from llava.model.multimodal_projector.builder import VisionFields
 
 ALL = VisionFields(mm_use_im_start_end=True, mm_use_im_patch_token=True)

@@ -34,7 +34,7 @@ def size(folders: Path, *flags: str, model: str = "llama"):
 
 @pytest.mark.parametrize("model", ["llama", "qwen2", "mistral"])
 def test_positions_keep_what_a_real_forward_pass_keeps(folders, model):
-    from llava.model.builder import read_config, type_of
+    from llava.model.language_model.builder import read_config, type_of
     from llava.model.training_cache import KeepsNothing
 
     config = read_config(folders / model)
