@@ -1,6 +1,7 @@
 """Who may import whom: the house's rule, kept by reading the code."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,20 @@ def test_a_room_imports_only_what_the_house_allows(file):
             parent = module.rsplit(".", 1)[0]
             fits = any(m == a or m.startswith(f"{a}.") for a in allowed for m in (module, parent))
             assert fits, f"{file} imports {module}; its room may import {allowed}"
+
+
+def test_no_modules_import_one_another_in_a_circle():
+    """Imports within functions and for type checkers count too: they only hide a circle from Python."""
+    modules = {
+        file.removesuffix(".py").removesuffix("/__init__").replace("/", "."): imports(file) for file in FILES
+    }
+    order = TopologicalSorter(
+        {name: imported & modules.keys() - {name} for name, imported in modules.items()}
+    )
+    try:
+        order.prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.startswith("llava/eval/metrics/")])
