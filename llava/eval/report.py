@@ -279,7 +279,16 @@ def write_report(folder: Path) -> str:
         folder / "results.json",
         json.dumps({"published": published, "tasks": results}, indent=2, ensure_ascii=False) + "\n",
     )
-    versions = {name: None for result in results for name in result["versions"]}
+    settings = {
+        name: value
+        for name, value in results[0]["settings"].items()
+        if value is not None and name != "max_new_tokens"
+    }
+    # results of several days may come of several versions
+    versions = {
+        name: " / ".join(sorted({result["versions"].get(name, NOT_RUN) for result in results}))
+        for name in dict.fromkeys(name for result in results for name in result["versions"])
+    }
     facts = {
         "model": results[0]["model_id"],
         "model_path": results[0]["model_path"],
@@ -290,16 +299,7 @@ def write_report(folder: Path) -> str:
         "sampled": any(result["limit"] for result in results),
         "questions": sum(result["questions"] for result in results),
         "seconds": sum(result["timing"]["seconds"] for result in results),
-        "settings": {
-            name: value
-            for name, value in results[0]["settings"].items()
-            if value is not None and name != "max_new_tokens"
-        },
-        # results of several days may come of several versions
-        "versions": {
-            name: " / ".join(sorted({result["versions"].get(name, NOT_RUN) for result in results}))
-            for name in versions
-        },
+        "made_with": settings | versions,
     }
     for name, template in (("report.md", MARKDOWN), ("report.html", HTML)):
         page = environment(autoescape=template is HTML).from_string(template).render(facts)
