@@ -24,6 +24,7 @@ from pathlib import Path
 from llava.benchmark.commands import MEASURES, call
 from llava.benchmark.gpu_pages import count_tests, fill_pages
 from llava.errors import UserError
+from llava.wholefile import write_text
 
 RESULTS = Path("docs/results")
 ROOT = Path(__file__).parents[2]
@@ -182,7 +183,7 @@ def run_parts(parts: list[Part], folder: Path, seconds: float) -> dict[str, dict
             print(f"== {part.name}", flush=True)
             outcome = outcome_of(processes.Process(target=work, args=(part, folder)), min(part.limit, left))
         outcomes[part.name] = {"outcome": outcome, "seconds": time.monotonic() - start}
-        record.write_text(json.dumps(outcomes, indent=1) + "\n")
+        write_text(record, json.dumps(outcomes, indent=1) + "\n")
     return outcomes
 
 

@@ -20,8 +20,8 @@ from llava.command import message
 from llava.errors import UserError
 from llava.eval.page import embed, environment, package_versions
 from llava.eval.quickstart_template import HTML, MARKDOWN
-from llava.eval.records import write_text
 from llava.eval.report import spaced
+from llava.wholefile import write_text
 
 STAGES = {"stage1": "Stage 1: projector alone", "stage2": "Stage 2: projector and language model"}
 ANSWERERS = {"model": "VisualPrism", "question_only": "question alone", "majority": "most frequent answer"}

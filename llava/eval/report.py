@@ -10,11 +10,12 @@ from pathlib import Path
 
 from llava.errors import UserError
 from llava.eval.page import embed_bytes, environment, package_versions
-from llava.eval.records import as_recorded_now, changes, images_of, write_jsonl, write_text
+from llava.eval.records import as_recorded_now, changes, images_of, write_jsonl
 from llava.eval.report_template import HTML, MARKDOWN
 from llava.eval.session import Answered, Session
 from llava.eval.task import Scores, Task
 from llava.eval.tasks.shared import read_json
+from llava.wholefile import write_text
 
 NUM_SHOWN = 60  # answers to look at, of all tasks together
 WRONG_SHARE = 0.75  # of those, as far as there are wrong and right ones

@@ -8,11 +8,12 @@ from pathlib import Path
 from llava.errors import UserError
 from llava.eval.command import print_skipped
 from llava.eval.metrics import mean_score, parse_option_letter, vqa_soft_accuracy
-from llava.eval.records import ANSWER, check_questions, load_answers, read_jsonl, texts_by_id, write_text
+from llava.eval.records import ANSWER, check_questions, load_answers, read_jsonl, texts_by_id
 from llava.eval.session import Session, add_flags, positive
 from llava.eval.tasks import easy_vqa, ocr_bench, pope, science_qa, textvqa
 from llava.eval.tasks.shared import LETTERS
 from llava.published.command import GOES_ON, Command
+from llava.wholefile import write_text
 
 ANSWERS = "answers, JSON lines"
 POPE_NAMES = {"accuracy": "Accuracy", "precision": "Precision", "recall": "Recall", "f1": "F1 score"}

@@ -47,6 +47,7 @@ ALLOWED = {
     "llava/errors.py": (),
     "llava/text.py": (),
     "llava/textfile.py": (),
+    "llava/wholefile.py": (),
     "llava/command.py": ("llava.quiet",),
     "llava/quiet.py": (),
     "llava/progress.py": (),
@@ -126,6 +127,8 @@ ALLOWED = {
 ANYONE_MAY = (
     *("llava", "llava.model", "llava.eval", "llava.errors", "llava.errors.UserError"),
     *("llava.text", "llava.text.replace_surrogates"),
+    *(f"llava.wholefile.{name}" for name in ("sync", "whole_file", "write_bytes", "write_text")),
+    "llava.wholefile",
 )
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "llava").rglob("*.py"))
 # A published name has the place that its name says; what it does is above its room

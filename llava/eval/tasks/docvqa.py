@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 from llava.errors import UserError
 from llava.eval.json_files import ID, misfit
 from llava.eval.metrics import anls, mean_table
-from llava.eval.records import write_text
 from llava.eval.task import File, Scores, Task
 from llava.eval.tasks.shared import SINGLE_WORD, read_json
+from llava.wholefile import write_text
 
 QUESTION = {"questionId": ID, "image": str, "question": str, "question_types?": [str]}
 ANSWERS = {"answers": [str, ...]}

@@ -8,9 +8,10 @@ import json
 from pathlib import Path
 
 from llava.eval.metrics import GQAAnswer, gqa_correct, gqa_table, normalize_gqa_answer
-from llava.eval.records import load_questions, write_text
+from llava.eval.records import load_questions
 from llava.eval.task import File, Scores, Task
 from llava.eval.tasks.shared import EVAL_ZIP, annotations_of, images_in, read_json
+from llava.wholefile import write_text
 
 QUESTIONS = "llava_gqa_testdev_balanced.jsonl"
 ANNOTATIONS = "data/testdev_balanced_questions.json"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from llava.errors import UserError
 from llava.eval.metrics import MMVetAnswer, mmvet_table, parse_correctness
-from llava.eval.records import write_text
 from llava.eval.task import File, Scores, Task
 from llava.eval.tasks.shared import WHOLE_NUMBER, read_json
+from llava.wholefile import write_text
 
 QUESTIONS = "mm-vet.json"
 QUESTION = {"imagename": str, "question": str, "answer": str, "capability": [str, ...]}

@@ -10,9 +10,10 @@ from pathlib import Path
 from llava.errors import UserError
 from llava.eval.json_files import ID
 from llava.eval.metrics import SeedAnswer, seed_table
-from llava.eval.records import load_questions, write_text
+from llava.eval.records import load_questions
 from llava.eval.task import File, Scores, Task
 from llava.eval.tasks.shared import EVAL_ZIP, annotations_of, credit_of, letter_of, read_json
+from llava.wholefile import write_text
 
 QUESTIONS, ANNOTATIONS = "llava-seed-bench.jsonl", "SEED-Bench.json"
 NUM_OPTIONS = 4

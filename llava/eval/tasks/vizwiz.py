@@ -8,10 +8,11 @@ import json
 from pathlib import Path, PurePosixPath
 
 from llava.eval.metrics import normalize_vqa_answer
-from llava.eval.records import load_questions, write_text
+from llava.eval.records import load_questions
 from llava.eval.task import File, Scores, Task
 from llava.eval.tasks.shared import EVAL_ZIP, SINGLE_WORD, images_in, open_answer_scores, read_json
 from llava.eval.tasks.vqav2 import accuracy
+from llava.wholefile import write_text
 
 TEST, VAL_ANNOTATIONS = "llava_test.jsonl", "val.json"
 ANNOTATION = {"image": str, "question": str, "answers": [{"answer": str}, ...], "answer_type": str}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llava.eval.json_files import ID
 from llava.eval.metrics import normalize_vqa_answer, vqa_accuracy
-from llava.eval.records import load_questions, read_jsonl, write_text
+from llava.eval.records import load_questions, read_jsonl
 from llava.eval.task import File, Scores, Task
 from llava.eval.tasks.shared import (
     EVAL_ZIP,
@@ -19,6 +19,7 @@ from llava.eval.tasks.shared import (
     open_answer_scores,
     read_json,
 )
+from llava.wholefile import write_text
 
 TEST_DEV = "llava_vqav2_mscoco_test-dev2015.jsonl"
 TEST = "llava_vqav2_mscoco_test2015.jsonl"
