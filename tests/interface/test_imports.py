@@ -35,7 +35,7 @@ MAY_NEED_THEM = (
     "llava/serve/metrics",
     "llava/serve/protocol",
     "llava/serve/ray_app",
-    "llava/serve/visit",
+    "llava/serve/page_session",
 )
 
 # A room to what it may import of the package, by prefix
