@@ -16,10 +16,10 @@ from llava.eval.tasks.shared import (
     SINGLE_WORD,
     annotations_of,
     images_in,
+    one_file,
     open_answer_scores,
     read_json,
 )
-from llava.wholefile import write_text
 
 TEST_DEV = "llava_vqav2_mscoco_test-dev2015.jsonl"
 TEST = "llava_vqav2_mscoco_test2015.jsonl"
@@ -46,12 +46,6 @@ def submission(answers: dict, test_ids: Iterable[int]) -> str:
     return json.dumps(
         [{"question_id": i, "answer": normalize_vqa_answer(answers.get(i, ""))} for i in test_ids]
     )
-
-
-def export(rows: list[dict], answers: dict, folder: Path) -> list[Path]:
-    path = folder / "answers_upload.json"
-    write_text(path, submission(answers, rows[0]["test_ids"] if rows else ()))
-    return [path]
 
 
 def load_val(folder: Path) -> list[dict]:
@@ -94,7 +88,10 @@ TASK = Task(
     ),
     load=load,
     max_new_tokens=128,
-    export=export,
+    export=one_file(
+        "answers_upload.json",
+        lambda rows, answers: submission(answers, rows[0]["test_ids"] if rows else ()),
+    ),
     submit_to="https://eval.ai/web/challenges/challenge-page/830/my-submission, phase test-dev",
 )
 VAL = Task(
