@@ -273,7 +273,7 @@ conv_templates: dict[str, Conversation] = {
     "llava_llama_3": _LLAMA_3,
     "mpt": _MPT,
 }
-DEFAULT_TEMPLATE = "vicuna_v1"  # of checkpoints whose config.json does not say
+DEFAULT_TEMPLATE = "vicuna_v1"  # of checkpoints whose config.json does not say, and of runs that are not told
 
 
 def template_named(name: str, flag: str = "--conv-mode") -> Conversation:

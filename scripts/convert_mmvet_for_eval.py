@@ -1,21 +1,6 @@
-"""Turn MM-Vet's answers into the file that its evaluator reads."""
+"""A published name: llava/published says what it does."""
 
-import argparse
-from pathlib import Path
-
-from llava.command import exit_code
-from llava.eval.records import write_text
-from llava.eval.tasks import mmvet
-from llava.eval.tasks.shared import answers_by_id
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--src", required=True, help="answers, JSON lines")
-    parser.add_argument("--dst", type=Path, required=True, help='JSON {"v1_0": answer, ...} to write')
-    args = parser.parse_args(argv)
-    return exit_code(lambda: write_text(args.dst, mmvet.submission(answers_by_id(args.src))))
-
+from llava.published import COMMANDS
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(COMMANDS["scripts/convert_mmvet_for_eval.py"].main())

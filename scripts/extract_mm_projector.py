@@ -7,12 +7,12 @@ Of shards only those that hold the projector are opened, and of them no other we
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from llava.command import message
 from llava.errors import UserError
+from llava.wholefile import whole_file
 
 
 def extract(model_path: str, output: Path) -> Path:
@@ -44,9 +44,8 @@ def extract(model_path: str, output: Path) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     if not is_file:
         (output / "config.json").write_bytes((plan.path / "config.json").read_bytes())
-    partial = file.with_name(file.name + ".tmp")
-    torch.save(state, partial)
-    os.replace(partial, file)
+    with whole_file(file) as scratch:
+        torch.save(state, scratch)
     return file
 
 

@@ -159,7 +159,7 @@ heatmap photograph "$RUN_DIR/photo.png" "$PHOTO_QUESTION"
 heatmap test_picture "$IMAGE_FOLDER/$test_image" "$test_question"
 
 begin 8 "Report: accuracy with counts, losses, tokens, heatmaps, samples, times"
-python -m llava.benchmark.quickstart_report --run_dir "$RUN_DIR" --image_folder "$IMAGE_FOLDER"
+python -m llava.eval.quickstart_report --run_dir "$RUN_DIR" --image_folder "$IMAGE_FOLDER"
 step_now="the end"
 echo
 echo "Done in ${SECONDS} s. Open $RUN_DIR/report.html, or read $RUN_DIR/report.md."

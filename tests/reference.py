@@ -1,6 +1,6 @@
 """VisualPrism in its plain form: every step in its textbook order, nothing reordered, folded or shared.
 
-It is slow on purpose. Tests hold it to the recorded files where those are at hand, and the product to it.
+It is slow on purpose. Tests hold it to the golden files, and the product to it.
 """
 
 import pywt

@@ -1,37 +1,12 @@
-"""python -m llava.benchmark COMMAND: what each choice costs and gives, side by side, in one run."""
+"""python -m llava.benchmark COMMAND: the measures, and the reports that run several of them."""
 
-import argparse
-
-from llava.benchmark import capture, gpu_report, loss, machine, packing, projectors
-from llava.benchmark.ablation import command as ablation
+from llava.benchmark import gpu_report
+from llava.benchmark.commands import MEASURES, call
 from llava.benchmark.preflight import command as preflight
-from llava.benchmark.speed import command as speed
-from llava.benchmark.speed import training as step
-from llava.command import exit_code
-
-COMMANDS = {
-    "machine": machine,
-    "projectors": projectors,
-    "packing": packing,
-    "loss": loss,
-    "capture": capture,
-    "speed": speed,
-    "step": step,
-    "ablation": ablation,
-    "gpu_report": gpu_report,
-    "preflight": preflight,
-}
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.benchmark", description=__doc__, allow_abbrev=False
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, module in COMMANDS.items():
-        module.add_arguments(commands.add_parser(name, help=module.__doc__.splitlines()[0]))
-    args = parser.parse_args(argv)
-    return exit_code(lambda: args.run(args))
+    return call(MEASURES | {"gpu_report": gpu_report, "preflight": preflight}, argv)
 
 
 if __name__ == "__main__":

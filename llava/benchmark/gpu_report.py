@@ -21,8 +21,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava.benchmark.commands import MEASURES, call
 from llava.benchmark.gpu_pages import count_tests, fill_pages
 from llava.errors import UserError
+from llava.wholefile import write_text
 
 RESULTS = Path("docs/results")
 ROOT = Path(__file__).parents[2]
@@ -181,7 +183,7 @@ def run_parts(parts: list[Part], folder: Path, seconds: float) -> dict[str, dict
             print(f"== {part.name}", flush=True)
             outcome = outcome_of(processes.Process(target=work, args=(part, folder)), min(part.limit, left))
         outcomes[part.name] = {"outcome": outcome, "seconds": time.monotonic() - start}
-        record.write_text(json.dumps(outcomes, indent=1) + "\n")
+        write_text(record, json.dumps(outcomes, indent=1) + "\n")
     return outcomes
 
 
@@ -198,17 +200,15 @@ def outcome_of(process: multiprocessing.Process, limit: float) -> str:
 
 def work(part: Part, folder: Path) -> None:
     """The part, in its process and process group."""
-    from llava.benchmark.__main__ import main
-
     os.setsid()
     if part.command is None:
         sys.exit(run_tests(folder))
     words = part.command.split()
     sys.argv[1:] = words  # what figures name as their command
     if words[0] != "ablation":
-        sys.exit(main([*words, "--output_dir", str(folder), "--name", part.name]))
+        sys.exit(call(MEASURES, [*words, "--output_dir", str(folder), "--name", part.name]))
     study = Path("playground/ablation/gpu")
-    if code := main([*words, "--output_dir", str(study)]):
+    if code := call(MEASURES, [*words, "--output_dir", str(study)]):
         sys.exit(code)
     for suffix in ("json", "md"):
         shutil.copy(study / f"results.{suffix}", folder / f"{part.name}.{suffix}")

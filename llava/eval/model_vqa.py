@@ -1,10 +1,6 @@
-"""model_vqa_loader with longer answers: LLaVA's command for open conversation."""
+"""A published name: llava/published says what it does."""
 
-from dataclasses import replace
-
-from llava.eval import model_vqa_loader
-
-COMMAND = replace(model_vqa_loader.COMMAND, module="llava.eval.model_vqa", max_new_tokens=1024)
+from llava.published import COMMANDS
 
 if __name__ == "__main__":
-    raise SystemExit(COMMAND.main())
+    raise SystemExit(COMMANDS["llava.eval.model_vqa"].main())

@@ -1,18 +1,6 @@
-"""Answer a question file with a model, in batches, into a JSON-lines file.
+"""A published name: llava/published says what it does."""
 
-Killed anywhere, the same command goes on where it stopped; when nothing is left to do no model is loaded.
-"""
-
-from llava.eval.command import AnswerCommand
-from llava.eval.records import load_questions
-
-COMMAND = AnswerCommand(
-    module="llava.eval.model_vqa_loader",
-    description=__doc__,
-    questions='JSON lines {"question_id", "image", "text"}',
-    load=lambda args: load_questions(args.question_file),
-    max_new_tokens=128,
-)
+from llava.published import COMMANDS
 
 if __name__ == "__main__":
-    raise SystemExit(COMMAND.main())
+    raise SystemExit(COMMANDS["llava.eval.model_vqa_loader"].main())

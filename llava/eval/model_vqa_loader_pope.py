@@ -1,10 +1,6 @@
-"""model_vqa_loader by the name that VisualPrism's script for POPE calls it."""
+"""A published name: llava/published says what it does."""
 
-from dataclasses import replace
-
-from llava.eval import model_vqa_loader
-
-COMMAND = replace(model_vqa_loader.COMMAND, module="llava.eval.model_vqa_loader_pope")
+from llava.published import COMMANDS
 
 if __name__ == "__main__":
-    raise SystemExit(COMMAND.main())
+    raise SystemExit(COMMANDS["llava.eval.model_vqa_loader_pope"].main())

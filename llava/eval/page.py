@@ -1,4 +1,4 @@
-"""What every report page is made of: its style sheet, formats, packages' versions."""
+"""What every report page is made of: its frame, style sheet, formats, packages' versions."""
 
 import base64
 import platform
@@ -48,17 +48,48 @@ figure { margin: 0 0 16px; } figcaption { color: var(--soft); font-size: 13px; m
 .right { color: var(--good); font-weight: 600; } .wrong { color: var(--bad); font-weight: 600; }
 code { font-size: 13px; overflow-wrap: anywhere; }
 """
+# What templates extend as "page": they fill its blocks, and `made_with` is a dictionary of names to values
+PAGE = f"""\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{% block title %}}{{% endblock %}}</title>
+<style>
+{STYLE}{{% block style %}}{{% endblock %}}
+</style>
+</head>
+<body>
+<main>
+{{% block content %}}{{% endblock %}}
+
+<section>
+<h2>Made with</h2>
+<table>
+{{% for name, value in made_with.items() %}}
+<tr><td>{{{{ name }}}}</td><td>{{{{ value }}}}</td></tr>
+{{% endfor %}}
+{{% block made_with %}}{{% endblock %}}
+</table>
+</section>
+</main>
+</body>
+</html>
+"""
 
 
 def environment(autoescape: bool):
-    """A Jinja environment with the formats below as filters; `autoescape` for HTML."""
-    from jinja2 import Environment
-    from markupsafe import Markup
+    """A Jinja environment with PAGE, and the formats below as filters; `autoescape` for HTML."""
+    from jinja2 import DictLoader, Environment
 
     made = Environment(
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=autoescape
+        loader=DictLoader({"page": PAGE}),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=autoescape,
     )
-    made.globals["style"] = Markup(STYLE)
     made.filters |= {"clock": clock, "cell": cell}
     return made
 

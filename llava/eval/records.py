@@ -8,7 +8,6 @@ A question row is {"question_id", "text", "image"?, ...}; an answer row is LLaVA
 import glob
 import hashlib
 import json
-import os
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -18,6 +17,7 @@ from pathlib import Path
 from llava.errors import UserError
 from llava.eval.json_files import ID, GrowingFile, Line, lines_of, misfit, read_jsonl
 from llava.text import replace_surrogates
+from llava.wholefile import whole_file
 
 # Forms of rows, as json_files.misfit takes them
 QUESTION = {"question_id": ID, "text": str, "image?": (str, bytes, [(str, bytes)])}
@@ -29,22 +29,10 @@ WEIGHT_FILES = ("*.safetensors", "*.bin", "config.json")
 SAMPLES, SAMPLE_BYTES = 32, 4096  # read from each weight file: enough to tell two trainings apart
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, making its folder."""
-    _write(path, [text])
-
-
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
     """Write rows as JSON lines, whole or not at all."""
-    _write(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _write(path: Path, pieces: Iterable[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(pieces)
-    os.replace(partial, path)
+    with whole_file(path) as scratch, scratch.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def load_questions(path: str | Path, **more) -> list[dict]:

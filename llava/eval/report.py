@@ -10,11 +10,12 @@ from pathlib import Path
 
 from llava.errors import UserError
 from llava.eval.page import embed_bytes, environment, package_versions
-from llava.eval.records import as_recorded_now, changes, images_of, write_jsonl, write_text
+from llava.eval.records import as_recorded_now, changes, images_of, write_jsonl
 from llava.eval.report_template import HTML, MARKDOWN
 from llava.eval.session import Answered, Session
 from llava.eval.task import Scores, Task
 from llava.eval.tasks.shared import read_json
+from llava.wholefile import write_text
 
 NUM_SHOWN = 60  # answers to look at, of all tasks together
 WRONG_SHARE = 0.75  # of those, as far as there are wrong and right ones
@@ -279,7 +280,16 @@ def write_report(folder: Path) -> str:
         folder / "results.json",
         json.dumps({"published": published, "tasks": results}, indent=2, ensure_ascii=False) + "\n",
     )
-    versions = {name: None for result in results for name in result["versions"]}
+    settings = {
+        name: value
+        for name, value in results[0]["settings"].items()
+        if value is not None and name != "max_new_tokens"
+    }
+    # results of several days may come of several versions
+    versions = {
+        name: " / ".join(sorted({result["versions"].get(name, NOT_RUN) for result in results}))
+        for name in dict.fromkeys(name for result in results for name in result["versions"])
+    }
     facts = {
         "model": results[0]["model_id"],
         "model_path": results[0]["model_path"],
@@ -290,16 +300,7 @@ def write_report(folder: Path) -> str:
         "sampled": any(result["limit"] for result in results),
         "questions": sum(result["questions"] for result in results),
         "seconds": sum(result["timing"]["seconds"] for result in results),
-        "settings": {
-            name: value
-            for name, value in results[0]["settings"].items()
-            if value is not None and name != "max_new_tokens"
-        },
-        # results of several days may come of several versions
-        "versions": {
-            name: " / ".join(sorted({result["versions"].get(name, NOT_RUN) for result in results}))
-            for name in versions
-        },
+        "made_with": settings | versions,
     }
     for name, template in (("report.md", MARKDOWN), ("report.html", HTML)):
         page = environment(autoescape=template is HTML).from_string(template).render(facts)

@@ -1,4 +1,7 @@
-"""The evaluation's page, as Jinja templates: MARKDOWN for reading in a repository, HTML for a browser."""
+"""The evaluation's page, as Jinja templates: MARKDOWN for reading in a repository, HTML for a browser.
+
+HTML fills the blocks of llava.eval.page.PAGE.
+"""
 
 MARKDOWN = """\
 # {{ model }}
@@ -64,32 +67,22 @@ The average is over GQA, VizWiz, VQAv2, MM-Vet, POPE and MMBench; – where not 
 
 ## Made with
 
-{% for name, value in settings.items() %}
-- {{ name }}: {{ value }}
-{% endfor %}
-{% for name, value in versions.items() %}
+{% for name, value in made_with.items() %}
 - {{ name }}: {{ value }}
 {% endfor %}
 """
 
 HTML = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ model }}: evaluation</title>
-<style>
-{{ style }}
+{% extends "page" %}
+{% block title %}{{ model }}: evaluation{% endblock %}
+{% block style %}
 .pictures { display: flex; gap: 4px; } .pictures img { min-width: 0; flex: 1; }
 .sample p { white-space: pre-line; overflow-wrap: anywhere; color: var(--ink); }
 .sample span, .sample small { overflow-wrap: anywhere; }
 a { color: var(--accent); text-decoration: none; }
 summary { cursor: pointer; color: var(--soft); margin: 12px 0; }
-</style>
-</head>
-<body>
-<main>
+{% endblock %}
+{% block content %}
 <h1>{{ model }}</h1>
 <p><code>{{ model_path }}</code></p>
 <div class="facts">
@@ -200,19 +193,5 @@ kind would give. Times are of answering, without loading the model.</p>
 {% endif %}
 </section>
 {% endfor %}
-
-<section>
-<h2>Made with</h2>
-<table>
-{% for name, value in settings.items() %}
-<tr><td>{{ name }}</td><td>{{ value }}</td></tr>
-{% endfor %}
-{% for name, value in versions.items() %}
-<tr><td>{{ name }}</td><td>{{ value }}</td></tr>
-{% endfor %}
-</table>
-</section>
-</main>
-</body>
-</html>
+{% endblock %}
 """

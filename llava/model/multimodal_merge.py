@@ -4,7 +4,7 @@
 # N labels, K positions attended to, P positions of visual tokens, D language model width. A place is a
 # position's index in the flat batch.
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -72,34 +72,47 @@ class OnHost:
         return cls(*(None if tensor is None else tensor.cpu() for tensor in given))
 
 
-@dataclass
-class MergePlan:
-    """Where everything goes, before any feature is computed.
+@dataclass(kw_only=True)
+class MergedLayout:
+    """Which position of the merged rows holds what.
 
     Attributes:
-        token_ids: long[B, T'], the separators of tiles included; PADDING_ID at visual and padding positions.
         attention_mask: bool[B, T'].
         position_ids: long[B, T'], counted over what is attended to; in packed rows from 0 for each sequence,
             padding being one of its own.
         labels: long[B, T'], IGNORE_INDEX on visual tokens and padding; None without labels.
         visual_places: long[P], places of visual tokens, ascending.
-        visual_rows: long[P], the row of image_features at each of them; None: the first P in their order.
-        newline_places: long[...], places of the learnt end of a row.
         is_padded: whether there is any padding: known here without asking the device.
         label_places: long[N], places whose next position carries a label; None without labels.
         attended_places: long[K], of packed rows; else None.
     """
 
-    token_ids: Tensor
     attention_mask: Tensor
     position_ids: Tensor
     labels: Tensor | None
     visual_places: Tensor
-    visual_rows: Tensor | None
-    newline_places: Tensor
     is_padded: bool
     label_places: Tensor | None
     attended_places: Tensor | None
+
+
+LAYOUT = tuple(field.name for field in fields(MergedLayout))
+
+
+@dataclass(kw_only=True)
+class MergePlan(MergedLayout):
+    """Where everything goes, before any feature is computed.
+
+    Attributes:
+        token_ids: long[B, T'], the separators of tiles included; PADDING_ID at visual and padding positions.
+        visual_rows: long[P], the row of image_features at each of visual_places; None: the first P in their
+            order.
+        newline_places: long[...], places of the learnt end of a row.
+    """
+
+    token_ids: Tensor
+    visual_rows: Tensor | None
+    newline_places: Tensor
 
     def to(self, device: torch.device) -> "MergePlan":
         """Moved in one piece; to a GPU from pinned memory, so that nobody waits for what it is busy with."""
@@ -117,18 +130,11 @@ class MergePlan:
         return MergePlan(**{**vars(self), **moved})
 
 
-@dataclass
-class MergedInputs:
-    """What the language model takes: inputs_embeds float[B, T', D], the rest as in MergePlan."""
+@dataclass(kw_only=True)
+class MergedInputs(MergedLayout):
+    """What the language model takes: inputs_embeds float[B, T', D], in the plan's layout."""
 
     inputs_embeds: Tensor
-    attention_mask: Tensor
-    position_ids: Tensor
-    labels: Tensor | None
-    visual_places: Tensor
-    is_padded: bool
-    label_places: Tensor | None
-    attended_places: Tensor | None
 
 
 @torch.compiler.disable  # branches on values: outside of any graph, as is the loss
@@ -263,16 +269,8 @@ def merge(
     if newline is not None:
         ends = newline.to(flat.dtype).expand(len(plan.newline_places), -1)
         flat = flat.index_copy(0, plan.newline_places, ends)
-    return MergedInputs(
-        flat.view_as(text_embeds),
-        plan.attention_mask,
-        plan.position_ids,
-        plan.labels,
-        plan.visual_places,
-        plan.is_padded,
-        plan.label_places,
-        plan.attended_places,
-    )
+    layout = {name: getattr(plan, name) for name in LAYOUT}
+    return MergedInputs(inputs_embeds=flat.view_as(text_embeds), **layout)
 
 
 def one_row(merged: MergedInputs) -> MergedInputs:
@@ -284,11 +282,11 @@ def one_row(merged: MergedInputs) -> MergedInputs:
 
     labels = merged.label_places
     return MergedInputs(
-        row(merged.inputs_embeds),
-        row(merged.attention_mask),
-        row(merged.position_ids),
-        row(merged.labels),
-        torch.searchsorted(places, merged.visual_places),
+        inputs_embeds=row(merged.inputs_embeds),
+        attention_mask=row(merged.attention_mask),
+        position_ids=row(merged.position_ids),
+        labels=row(merged.labels),
+        visual_places=torch.searchsorted(places, merged.visual_places),
         is_padded=False,
         label_places=None if labels is None else torch.searchsorted(places, labels),
         attended_places=torch.arange(len(places), device=places.device),

@@ -1,6 +1,6 @@
-"""Gone, as llava.serve.replaced says."""
+"""A published name: llava/published says what it does."""
 
-from llava.serve.replaced import refuse
+from llava.published import COMMANDS
 
 if __name__ == "__main__":
-    raise SystemExit(refuse("controller"))
+    raise SystemExit(COMMANDS["llava.serve.controller"].main())

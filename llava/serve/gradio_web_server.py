@@ -1,6 +1,6 @@
-"""Gone, as llava.serve.replaced says."""
+"""A published name: llava/published says what it does."""
 
-from llava.serve.replaced import refuse
+from llava.published import COMMANDS
 
 if __name__ == "__main__":
-    raise SystemExit(refuse("gradio_web_server"))
+    raise SystemExit(COMMANDS["llava.serve.gradio_web_server"].main())

@@ -82,17 +82,17 @@ def build(chat, name: str | None = None):
     import gradio as gr
 
     from llava.mm_utils import get_model_name_from_path
-    from llava.serve import visit
+    from llava.serve import page_session
     from llava.serve.chat import token_budgets
 
     model = chat.model
     sees = model.get_vision_tower() is not None
-    page = visit.Page(chat, [message for (message,) in questions()] if sees else [])
+    page = page_session.Page(chat, [message for (message,) in questions()] if sees else [])
     name = name or get_model_name_from_path(model.config.name_or_path)
     with gr.Blocks(
         title=f"LLaVA: {name}", analytics_enabled=False, fill_width=True, delete_cache=KEEP_FILES
     ) as blocks:
-        state = gr.State(None, time_to_live=3600, delete_callback=visit.stop)
+        state = gr.State(None, time_to_live=3600, delete_callback=page_session.stop)
         how = HOW if sees else "The model reads text alone. Ask it something."
         gr.HTML(f"<h1>LLaVA: {html.escape(name)}</h1><p>{how}</p>", elem_id="title")
         with gr.Row():
@@ -184,7 +184,7 @@ def _connect(page, state, talk, looked, settings) -> None:
     """What each control does. Whatever runs the model waits for its turn at it."""
     import gradio as gr
 
-    from llava.serve import visit
+    from llava.serve import page_session
 
     message, shown, timing, (stop, retry, reset) = talk
     words, whole, layer, pictures, line, column = looked
@@ -206,7 +206,7 @@ def _connect(page, state, talk, looked, settings) -> None:
     quick = {"queue": False, "api_visibility": "private"}
     num_answers.change(page.words, [state], offered, show_progress="hidden", **quick)
     shown.example_select(page.example, None, message, **quick)
-    stop.click(visit.stop, [state], api_name="stop", queue=False)
+    stop.click(page_session.stop, [state], api_name="stop", queue=False)
     for trigger, api_name in ((reset.click, "reset"), (shown.clear, False)):
         trigger(page.reset, [state], talk, api_name=api_name, queue=False, cancels=answers)
     shown.select(page.choose, [state], offered, api_name=False)

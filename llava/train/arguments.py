@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from llava.conversation import conv_templates
+from llava.conversation import DEFAULT_TEMPLATE, conv_templates
 from llava.data.shards import is_shards
 from llava.errors import UserError
 from llava.loading import FLASH_PACKAGES, check_installed
@@ -21,7 +21,6 @@ from llava.train.refused import check_refused
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_TEMPLATE = "v1"  # of a language model that has not seen yet
 ATTENTIONS = ("auto", "sdpa", *FLASH_PACKAGES, "eager")
 AT_LEAST_ONE = (
     "per_device_train_batch_size",

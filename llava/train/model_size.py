@@ -123,7 +123,7 @@ def _count(config, depth: int, model_args: ModelArguments, run_args: RunArgument
         model = type_of(config)(config).to(dtype)
         if run_args.lora_enable:
             add_adapters(model, run_args, "")
-        trainable.apply(model, trainable.learning_parts(model_args, run_args), run_args.lora_enable)
+        trainable.set_trainable(model, trainable.learning_parts(model_args, run_args), run_args.lora_enable)
         if autocast:
             trainable.set_dtypes(model, dtype)
         else:

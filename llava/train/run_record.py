@@ -17,8 +17,8 @@ from torch import nn
 from transformers import TrainerCallback
 
 import llava
-from llava.train.saving import write_whole
 from llava.train.trainable import part_of
+from llava.wholefile import write_bytes, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class RunRecord(TrainerCallback):
             "training_arguments": args.to_dict(),
         }
         text = json.dumps(description, indent=2, default=str) + "\n"
-        write_whole(Path(args.output_dir) / RUN_FILE, text.encode())
+        write_text(Path(args.output_dir) / RUN_FILE, text)
 
 
 def versions() -> dict[str, str | None]:
@@ -134,7 +134,7 @@ def describe_data(paths: list[str], dataset) -> dict:
 def rewrite_metrics(args, state) -> None:
     """The rows up to the checkpoint a run goes on from: what came after it comes again."""
     rows = [row for row in state.log_history if "loss" in row]
-    write_whole(Path(args.output_dir) / METRICS_FILE, "".join(map(metrics_line, rows)).encode())
+    write_text(Path(args.output_dir) / METRICS_FILE, "".join(map(metrics_line, rows)))
 
 
 def append_metrics(args, state) -> None:
@@ -170,7 +170,7 @@ def draw_loss(args, state) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(picture := io.BytesIO(), dpi=120)
-    write_whole(Path(args.output_dir) / CURVE_FILE, picture.getvalue())
+    write_bytes(Path(args.output_dir) / CURVE_FILE, picture.getvalue())
 
 
 def running_mean(values: Sequence[float]) -> list[float]:

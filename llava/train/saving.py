@@ -27,6 +27,7 @@ from llava.model.adapters import (
 from llava.model.checkpoint import PROJECTOR_FILE, TRAINABLES_FILE
 from llava.model.zero3 import gathered
 from llava.train.trainable import LANGUAGE_MODEL, PROJECTOR, VISION_TOWER, part_of
+from llava.wholefile import sync
 
 STATE_FILE = "trainer_state.json"
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -119,31 +120,10 @@ def publish_checkpoint(output_dir: Path, name: str, limit: int | None) -> None:
     shutil.rmtree(staging)
 
 
-def write_whole(file: Path, content: bytes) -> None:
-    """Give content its name in one rename, so that neither a kill nor a power failure leaves half of it."""
-    scratch = file.with_name(f".{file.name}")
-    scratch.write_bytes(content)
-    sync(scratch)
-    os.replace(scratch, file)
-    sync(file.parent)
-
-
 def sync_tree(folder: Path) -> None:
     """Sync a folder and everything in it."""
     for path in (*folder.rglob("*"), folder):
         sync(path)
-
-
-def sync(path: Path) -> None:
-    """Wait until the disk holds a file's content, or a folder's names; else a rename may reach it earlier."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems sync files alone
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:

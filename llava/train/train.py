@@ -30,7 +30,6 @@ from llava.model.tokenizer import load_tokenizer
 from llava.quiet import BUILT, quiet_libraries, without_lines
 from llava.tiling import num_positions
 from llava.train import saving, trainable
-from llava.train.architecture import check_changes
 from llava.train.arguments import (
     DataArguments,
     ModelArguments,
@@ -40,6 +39,7 @@ from llava.train.arguments import (
     projector_rate,
     vision_fields,
 )
+from llava.train.checkpoint_changes import check_changes
 from llava.train.extension_locks import remove_stale_locks
 from llava.train.folder_lock import lock_output_folder
 from llava.train.guard import RunStopped
@@ -103,7 +103,7 @@ def load_model(
         apply_liger_kernels(model)
     if training_args.lora_enable:
         add_adapters(model, training_args, model_args.model_name_or_path)
-    trainable.apply(model, learns, adapters=training_args.lora_enable)
+    trainable.set_trainable(model, learns, adapters=training_args.lora_enable)
     if autocast:
         trainable.set_dtypes(model, compute_dtype)
     if training_args.bits < 16:

@@ -47,7 +47,7 @@ def learning_rates(training_args: TrainingArguments) -> dict[str, float]:
     return {part: training_args.learning_rate if rate is None else rate for part, rate in given.items()}
 
 
-def apply(model: PreTrainedModel, learns: dict[str, bool], adapters: bool = False) -> None:
+def set_trainable(model: PreTrainedModel, learns: dict[str, bool], adapters: bool = False) -> None:
     """Set requires_grad, part by part, and log the table of counts.
 
     Args:

@@ -8,13 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from llava.visualization.plots import overlay
-from llava.visualization.prism import BANDS
+from llava.visualization.prism_view import BANDS, PrismView
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.gridspec import SubplotSpec
-
-    from llava.visualization.prism import PrismView
 
 PANEL_INCHES = 2.0
 PANELS = 5  # in a row
@@ -30,7 +28,7 @@ class Panel(NamedTuple):
     regions: int = 1
 
 
-def prism_figure(result: "PrismView") -> Figure:
+def prism_figure(result: PrismView) -> Figure:
     """Three rows: the view and its sub-bands, the query paths, the patches that tokens took at each s,
     each token's region within white lines.
 
@@ -90,7 +88,7 @@ def _show(figure: Figure, cell: "SubplotSpec", panels: list[Panel]) -> None:
         axis.set_axis_off()
 
 
-def _bars(axis: "Axes", result: "PrismView") -> None:
+def _bars(axis: "Axes", result: PrismView) -> None:
     """The learnt weights of the paths beside their share of the fused query on this image."""
     places = np.arange(len(result.paths))
     kinds = (("learnt weight", result.fusion), ("share of the length", result.path_shares()))

@@ -1,50 +1,12 @@
 """What VisualPrism sees in an image: wavelet sub-bands, query paths, and which patches each token took."""
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from llava.errors import UserError
+import numpy as np
+
 from llava.visualization.command import load, parse_integers, picture_parser, run
-
-if TYPE_CHECKING:
-    import numpy as np
-
-SCALE_FACTORS = (2, 3, 4)  # shown by default, as far as the grid allows
-BANDS = ("LL", "LH", "HL", "HH")
-
-
-@dataclass(frozen=True)
-class PrismView:
-    """One view of an image, and what VisualPrism made of it; shapes as in its PrismParts, of one image.
-
-    Attributes:
-        view: uint8[S, S, 3], RGB, as the tower saw it.
-        paths: names of the P query paths.
-        fusion: float32[P], their learnt weights.
-        path_norms: float32[P, G, G].
-        subband_energy: float32[4, H, H], of BANDS; [0, H, H] without the wavelet path.
-        region_attention: {s: float32[g, g, h, s, s]}.
-    """
-
-    view: "np.ndarray"
-    paths: tuple[str, ...]
-    fusion: "np.ndarray"
-    path_norms: "np.ndarray"
-    subband_energy: "np.ndarray"
-    region_attention: "dict[int, np.ndarray]"
-
-    def path_shares(self) -> "np.ndarray":
-        """float32[P]: each path's part of the fused query, weight times mean length; sums to 1."""
-        lengths = self.fusion * self.path_norms.mean(axis=(1, 2))
-        return lengths / lengths.sum()
-
-    def taken(self, scale_factor: int) -> "np.ndarray":
-        """float32[G, G]: what each patch gave its token, times s*s: 1 is an equal part; mean of heads."""
-        weights = self.region_attention[scale_factor].mean(axis=2)  # [g, g, s, s]
-        side = weights.shape[0] * scale_factor
-        return weights.swapaxes(1, 2).reshape(side, side) * scale_factor**2
+from llava.visualization.prism_view import PrismView, prism_view
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -57,63 +19,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def prism_view(model, image_processor, image, scale_factors: list[int] | None = None) -> PrismView:
-    """Look at an image through a model's VisualPrism.
-
-    Of an image in tiles it is the view of the whole that is shown.
-
-    Args:
-        model, image_processor: as load_pretrained_model gives them.
-        image: PIL, RGB.
-        scale_factors: each s whose region attention is wanted; None: see --scale_factors.
-    Raises:
-        UserError: for a model with another projector or none, or an s that does not divide the grid.
-    """
-    import numpy as np
-    import torch
-
-    tower, projector = model.get_vision_tower(), model.get_projector()
-    if not hasattr(projector, "inspect"):
-        kind = "no projector" if projector is None else f"a {type(projector).__name__}"
-        raise UserError(
-            f"this shows the parts of a VisualPrism, and the model has {kind}; pass a --model_path that was "
-            "trained with --mm_projector_type visualprism."
-        )
-    if scale_factors is None:
-        allowed = [s for s in SCALE_FACTORS if tower.grid_side % s == 0]
-        scale_factors = sorted({model.config.scale_factor, *allowed})
-    pixels = whole_view(model, image_processor, image)
-    with torch.inference_mode():
-        parts = projector.inspect(tower(pixels.to(tower.device)), scale_factors)
-    mean, std = (
-        np.reshape(values, (3, 1, 1)) for values in (image_processor.image_mean, image_processor.image_std)
-    )
-    view = np.clip(np.rint(255 * (pixels[0].float().numpy() * std + mean)), 0, 255).astype(np.uint8)
-    side = parts.path_norms.shape[-1]
-    energy = parts.subband_energy
-    return PrismView(
-        np.ascontiguousarray(view.transpose(1, 2, 0)),
-        parts.paths,
-        parts.fusion.cpu().numpy(),
-        parts.path_norms[0].cpu().numpy(),
-        np.zeros((0, -(-side // 2), -(-side // 2)), np.float32)
-        if energy is None
-        else energy[0].cpu().numpy(),
-        {s: weights[0].cpu().numpy() for s, weights in parts.region_attention.items()},
-    )
-
-
-def whole_view(model, image_processor, image):
-    """float[1, 3, S, S]: what the tower gets of the whole image, as model.config has it prepared."""
-    from llava.mm_utils import process_images
-
-    (views,) = process_images([image], image_processor, model.config)
-    if views.ndim == 3:
-        return views[None]
-    num_tiles = [canvas.rows * canvas.cols for canvas in model.tiling.canvases(image.size)]
-    return views[sum(num_tiles[: num_tiles.index(1)])][None]
-
-
 def write_prism(result: PrismView, output_dir: str | Path) -> list[Path]:
     """Draw the figure and keep the raw arrays.
 
@@ -123,8 +28,6 @@ def write_prism(result: PrismView, output_dir: str | Path) -> list[Path]:
     Returns:
         the files written.
     """
-    import numpy as np
-
     from llava.visualization.plots import save_figure
     from llava.visualization.plots_prism import prism_figure
 

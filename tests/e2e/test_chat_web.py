@@ -162,7 +162,7 @@ def toasts(monkeypatch):
 
 @pytest.fixture(params=["a new visitor", "a visitor who asked and looked"])
 def visitor(request, chat, folder, toasts):
-    from llava.serve.visit import Page
+    from llava.serve.page_session import Page
 
     visitor = Visitor(Page(chat))
     if request.param == "a visitor who asked and looked":
@@ -225,7 +225,7 @@ def test_what_needs_an_answer_says_so_ahead_of_any(visitor, toasts, act, complai
 @pytest.mark.parametrize("action", ["ask", "retry"])
 @pytest.mark.parametrize("visitor", ["a visitor who asked and looked"], indirect=True)
 def test_a_failure_of_the_model_gives_the_page_back(chat, visitor, toasts, capfd, action, at):
-    from llava.serve.visit import BUG
+    from llava.serve.page_session import BUG
 
     calls = []
 
@@ -247,7 +247,7 @@ def test_a_failure_of_the_model_gives_the_page_back(chat, visitor, toasts, capfd
 
 @pytest.mark.parametrize("visitor", ["a visitor who asked and looked"], indirect=True)
 def test_a_failure_of_a_look_leaves_the_heat_alone(visitor, toasts, monkeypatch, capfd):
-    from llava.serve.visit import BUG
+    from llava.serve.page_session import BUG
 
     visitor.visit.attention = None
     monkeypatch.setattr(visitor.visit.chat, "attention", lambda number: 1 / 0)

@@ -13,12 +13,12 @@ from PIL import Image
 import llava.model.builder
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import question_prompt, template_named
-from llava.eval.model_vqa_loader import COMMAND
 from llava.mm_utils import load_image, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
+from llava.published.answering import LOADER
 
 NUM_IMAGES, NEW_TOKENS = 7, 10
-parse_args, evaluate, main = COMMAND.parse_args, COMMAND.evaluate, COMMAND.main
+parse_args, evaluate, main = LOADER.parse_args, LOADER.evaluate, LOADER.main
 
 
 @pytest.fixture(scope="module")

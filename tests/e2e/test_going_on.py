@@ -43,9 +43,9 @@ def adapters(parts, tmp_path_factory):
         ("whole", "v1", "v1"),
         ("adapters", None, "qwen_2"),
         ("adapters", "vicuna_v1", "vicuna_v1"),
-        ("stage1", None, "v1"),
+        ("stage1", None, "vicuna_v1"),
         ("stage1", "mpt", "mpt"),
-        ("language model", None, "v1"),
+        ("language model", None, "vicuna_v1"),
     ],
 )
 def test_the_template_is_the_starts_own_and_a_change_is_said(

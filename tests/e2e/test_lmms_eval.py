@@ -14,10 +14,10 @@ from benchmarks import write_jsonl
 from PIL import Image
 
 from llava.conversation import conv_templates
-from llava.eval import model_vqa_loader
 from llava.eval.records import read_jsonl
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
+from llava.published.answering import LOADER
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("lmms_eval") is None,
@@ -118,7 +118,7 @@ def test_answers_are_ours_at_every_batch_size(world, samples, tmp_path):
     flags = ("--model-path", world / "model", "--question-file", world / "questions.jsonl")
     flags += ("--image-folder", world, "--answers-file", tmp_path / "a.jsonl")
     flags += ("--max_new_tokens", MAX_NEW_TOKENS, "--batch_size", 2)
-    assert model_vqa_loader.COMMAND.main([str(flag) for flag in flags]) == 0
+    assert LOADER.main([str(flag) for flag in flags]) == 0
     ours = [row["text"] for row in read_jsonl(tmp_path / "a.jsonl")]
     assert len(set(ours)) > 1
     for size in samples:

@@ -10,7 +10,8 @@ from PIL import Image
 
 import llava.model.builder
 import llava.serve.chat
-from llava.eval import model_vqa_loader, run_llava
+from llava.eval import run_llava
+from llava.published.answering import LOADER
 from llava.serve import api, cli, web
 from llava.visualization import distribution, heatmap, prism
 
@@ -37,7 +38,7 @@ def answers(world, path, *more) -> list[dict]:
     """The answers that the command writes, four questions at a time."""
     argv = ["--model-path", str(world / "model"), "--image-folder", str(world), "--answers-file", str(path)]
     argv += ["--question-file", str(world / "questions.jsonl"), "--max_new_tokens", "8", "--batch_size", "4"]
-    assert model_vqa_loader.COMMAND.main([*argv, *more]) == 0
+    assert LOADER.main([*argv, *more]) == 0
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 

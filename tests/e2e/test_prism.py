@@ -9,7 +9,8 @@ from PIL import Image
 from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
 from llava.visualization.plots_prism import prism_figure
-from llava.visualization.prism import main, prism_view, whole_view
+from llava.visualization.prism import main, prism_view
+from llava.visualization.prism_view import whole_view
 
 TILED = [
     {"image_aspect_ratio": "slice"},

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from transformers import CLIPImageProcessor
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.eval.model_vqa_loader import COMMAND
 from llava.mm_utils import process_images
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import NEWLINE, load_projector, read_projector
+from llava.published.answering import LOADER
 from llava.train.train import train
 from llava.visualization.answer import image_attention
 from llava.visualization.plots import paint_tokens
@@ -229,7 +229,7 @@ def test_evaluation_answers_do_not_depend_on_the_batch(tmp_path, settings):
             "max_new_tokens": 6,
             "batch_size": batch_size,
         }
-        assert COMMAND.main([item for k, v in paths.items() for item in (f"--{k}", str(v))]) == 0
+        assert LOADER.main([item for k, v in paths.items() for item in (f"--{k}", str(v))]) == 0
         return (tmp_path / name).read_bytes()
 
     together = ask("together.jsonl", 5)

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from llava.published import gone
+
 ROOT = Path(__file__).parents[2]
 HEAVY = {"accelerate", "cv2", "fastapi", "gradio", "matplotlib", "onnx", "ray", "torch", "transformers"}
-GONE = {
-    f"llava/serve/{name}.py" for name in ("controller", "gradio_web_server", "model_worker", "sglang_worker")
-}
+GONE = {command.module.replace(".", "/") + ".py" for command in gone.COMMANDS}
 COMMANDS = sorted(
     path.relative_to(ROOT).as_posix()
     for folder in ("llava", "scripts")

@@ -21,7 +21,7 @@ from llava.errors import UserError
 from llava.eval.generation import open_image
 from llava.mm_utils import image_size, load_image, process_images
 from llava.pictures import load_image_from_base64, to_rgb
-from llava.serve import cli, visit
+from llava.serve import cli, page_session
 from llava.serve.images import decode_image
 
 # what turns an upright picture into the stored one of an orientation
@@ -50,7 +50,7 @@ OPENERS = {
     "a benchmark's bytes": lambda path: open_image(path.read_bytes(), Path()),
     "base64": lambda path: load_image_from_base64(base64.b64encode(path.read_bytes())),
     "the API": lambda path: decode_image(path.read_bytes(), 10**6),
-    "the page": lambda path: visit._picture(str(path)),
+    "the page": lambda path: page_session._picture(str(path)),
     "the terminal": lambda path: cli.read_image(str(path)),
 }
 

@@ -4,7 +4,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_projector.builder import VisionFields
 from llava.model.vision_config import resolve_levels, resolve_select_layer
+from llava.wholefile import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +94,7 @@ def hidden_states(
         tower = build_vision_tower(fields, needs_levels=True)
         load_vision_weights(tower, str(tower_path))
         _compute(tower.to(device).eval(), pictures, tower_path, size, _mapped(path, shape, write=True))
-        described.with_suffix(".tmp").write_text(json.dumps(about))
-        os.replace(described.with_suffix(".tmp"), described)  # last: it says that the file beside it is whole
+        write_text(described, json.dumps(about))  # last: it says that the file beside it is whole
     return HiddenStates(_mapped(path, shape), indices, depth)
 
 

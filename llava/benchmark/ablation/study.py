@@ -3,7 +3,6 @@
 import json
 import logging
 import multiprocessing
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from llava.benchmark.ablation.settings import QUESTION_ONLY, Run, Study, runs_of
 from llava.benchmark.ablation.text import Tokens, Words
 from llava.benchmark.ablation.training import Split, fields_of, run_once
 from llava.errors import UserError
+from llava.wholefile import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -147,12 +147,8 @@ def _attempt(workplace: Workplace, run: Run, path: Path) -> dict[str, str]:
     except (ValueError, RuntimeError) as error:  # memory, shapes: the other runs can still be done
         logger.exception("%s failed", run.key)
         return {run.key: str(error).splitlines()[0]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    partial.write_text(
-        json.dumps({"settings": settings_of(workplace.study, run), "result": result}, indent=1)
-    )
-    os.replace(partial, path)
+    content = {"settings": settings_of(workplace.study, run), "result": result}
+    write_text(path, json.dumps(content, indent=1))
     return {}
 
 

@@ -26,6 +26,7 @@ from llava.benchmark.prismvqa.scene import SPLITS, Scene, as_json, generator, sa
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import UserError
 from llava.eval.tasks.shared import SINGLE_WORD
+from llava.wholefile import whole_file
 
 VERSION = 1  # goes up when a picture or a question changes
 NUM_TRAIN, NUM_TEST, SIZE = 50_000, 5_000, 336
@@ -164,9 +165,8 @@ def _make_row(index: int, split: str, seed: int, folder: Path | None, size: int,
 
 
 def _draw_file(scene: Scene, path: Path, size: int) -> None:
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    draw_scene(scene, size).save(unfinished, **SAVE)
-    os.replace(unfinished, path)
+    with whole_file(path, synced=False) as scratch:
+        draw_scene(scene, size).save(scratch, **SAVE)
 
 
 def _checked_workers(workers: int | None) -> int:

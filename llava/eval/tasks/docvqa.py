@@ -10,9 +10,8 @@ from pathlib import Path, PurePosixPath
 from llava.errors import UserError
 from llava.eval.json_files import ID, misfit
 from llava.eval.metrics import anls, mean_table
-from llava.eval.records import write_text
 from llava.eval.task import File, Scores, Task
-from llava.eval.tasks.shared import SINGLE_WORD, read_json
+from llava.eval.tasks.shared import SINGLE_WORD, one_file, read_json
 
 QUESTION = {"questionId": ID, "image": str, "question": str, "question_types?": [str]}
 ANSWERS = {"answers": [str, ...]}
@@ -62,12 +61,6 @@ def submission(answers: dict) -> str:
     return json.dumps([{"questionId": i, "answer": text.rstrip(".")} for i, text in answers.items()])
 
 
-def export(rows: list[dict], answers: dict, folder: Path) -> list[Path]:
-    path = folder / "answers_upload.json"
-    write_text(path, submission(answers))
-    return [path]
-
-
 _RRC = "from https://rrc.cvc.uab.es/?ch=17&com=downloads, task 1"
 TASK = Task(
     name="docvqa",
@@ -85,6 +78,6 @@ TEST = Task(
     needs=(File(TEST_FILES, _RRC), File("images", f"all documents' pages, {_RRC}")),
     load=partial(load, pattern=TEST_FILES),
     max_new_tokens=128,
-    export=export,
+    export=one_file("answers_upload.json", lambda rows, answers: submission(answers)),
     submit_to="https://rrc.cvc.uab.es/?ch=17&com=evaluation&task=1",
 )

@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 
 from llava.eval.metrics import GQAAnswer, gqa_correct, gqa_table, normalize_gqa_answer
-from llava.eval.records import load_questions, write_text
+from llava.eval.records import load_questions
 from llava.eval.task import File, Scores, Task
-from llava.eval.tasks.shared import EVAL_ZIP, annotations_of, images_in, read_json
+from llava.eval.tasks.shared import EVAL_ZIP, annotations_of, images_in, one_file, read_json
 
 QUESTIONS = "llava_gqa_testdev_balanced.jsonl"
 ANNOTATIONS = "data/testdev_balanced_questions.json"
@@ -45,12 +45,6 @@ def submission(answers: dict) -> str:
     )
 
 
-def export(rows: list[dict], answers: dict, folder: Path) -> list[Path]:
-    path = folder / "testdev_balanced_predictions.json"
-    write_text(path, submission(answers))
-    return [path]
-
-
 _GQA = "from https://cs.stanford.edu/people/dorarad/gqa/download.html"
 TASK = Task(
     name="gqa",
@@ -64,6 +58,6 @@ TASK = Task(
     load=load,
     max_new_tokens=128,
     score=score,
-    export=export,
+    export=one_file("testdev_balanced_predictions.json", lambda rows, answers: submission(answers)),
     submit_to="GQA's own eval.py",
 )

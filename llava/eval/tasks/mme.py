@@ -9,10 +9,11 @@ from pathlib import Path
 
 from llava.errors import UserError
 from llava.eval.metrics import MMEAnswer, mme_table, parse_mme_answer
-from llava.eval.records import load_questions, write_text
+from llava.eval.records import load_questions
 from llava.eval.task import File, Scores, Task
 from llava.eval.tasks.shared import EVAL_ZIP, SINGLE_WORD, credit_of, images_in
 from llava.textfile import read_text
+from llava.wholefile import write_text
 
 QUESTIONS = "llava_mme.jsonl"
 IMAGES = "MME_Benchmark_release_version"

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from llava.errors import UserError
 from llava.eval.metrics import MMVetAnswer, mmvet_table, parse_correctness
-from llava.eval.records import write_text
 from llava.eval.task import File, Scores, Task
-from llava.eval.tasks.shared import WHOLE_NUMBER, read_json
+from llava.eval.tasks.shared import WHOLE_NUMBER, one_file, read_json
 
 QUESTIONS = "mm-vet.json"
 QUESTION = {"imagename": str, "question": str, "answer": str, "capability": [str, ...]}
@@ -89,12 +88,6 @@ def submission(answers: dict) -> str:
     return json.dumps({f"{ID_PREFIX}{i}": text for i, text in answers.items()}, indent=2, ensure_ascii=False)
 
 
-def export(rows: list[dict], answers: dict, folder: Path) -> list[Path]:
-    path = folder / "answers_upload.json"
-    write_text(path, submission(answers))
-    return [path]
-
-
 _ZIP = "in https://github.com/yuweihao/MM-Vet/releases/download/v1/mm-vet.zip, below mm-vet"
 TASK = Task(
     name="mmvet",
@@ -103,7 +96,7 @@ TASK = Task(
     needs=(File(QUESTIONS, _ZIP), File("images", _ZIP)),
     load=load,
     max_new_tokens=1024,
-    export=export,
+    export=one_file("answers_upload.json", lambda rows, answers: submission(answers)),
     submit_to="https://huggingface.co/spaces/whyu/MM-Vet_Evaluator",
     judge=judge,
 )

@@ -10,9 +10,9 @@ from pathlib import Path
 from llava.errors import UserError
 from llava.eval.json_files import ID
 from llava.eval.metrics import SeedAnswer, seed_table
-from llava.eval.records import load_questions, write_text
+from llava.eval.records import load_questions
 from llava.eval.task import File, Scores, Task
-from llava.eval.tasks.shared import EVAL_ZIP, annotations_of, credit_of, letter_of, read_json
+from llava.eval.tasks.shared import EVAL_ZIP, annotations_of, credit_of, letter_of, one_file, read_json
 
 QUESTIONS, ANNOTATIONS = "llava-seed-bench.jsonl", "SEED-Bench.json"
 NUM_OPTIONS = 4
@@ -72,12 +72,6 @@ def submission(rows: list[dict], answers: dict) -> str:
     )
 
 
-def export(rows: list[dict], answers: dict, folder: Path) -> list[Path]:
-    path = folder / "answers_upload.jsonl"
-    write_text(path, submission(rows, answers))
-    return [path]
-
-
 _SEED = "see https://github.com/AILab-CVC/SEED-Bench/blob/main/DATASET.md"
 TASK = Task(
     name="seed",
@@ -91,6 +85,6 @@ TASK = Task(
     ),
     load=load,
     score=score,
-    export=export,
+    export=one_file("answers_upload.jsonl", submission),
     submit_to="https://huggingface.co/spaces/AILab-CVC/SEED-Bench_Leaderboard",
 )

@@ -10,6 +10,7 @@ from llava.eval.metrics import mean_table, parse_option_letter
 from llava.eval.records import load_answers, texts_by_id
 from llava.eval.task import Scores
 from llava.textfile import read_text
+from llava.wholefile import write_text
 
 SINGLE_WORD = "Answer the question using a single word or phrase."
 OPTION_LETTER = "Answer with the option's letter from the given choices directly."
@@ -80,6 +81,16 @@ def by_id(rows: list[dict], path: str | Path) -> dict:
     """{question_id: text} of an answers file's rows. Raises UserError for an id that stands twice."""
     ids = dict.fromkeys(row["question_id"] for row in rows)
     return texts_by_id([{"question_id": i} for i in ids], rows, path)
+
+
+def one_file(name: str, submission: Callable[[list[dict], dict], str]) -> Callable:
+    """A task's `export` of one file, which holds what `submission` makes of the rows and answers."""
+
+    def export(rows: list[dict], answers: dict, folder: Path) -> list[Path]:
+        write_text(folder / name, submission(rows, answers))
+        return [folder / name]
+
+    return export
 
 
 def credit_of(rows: list[dict], said: dict) -> dict:

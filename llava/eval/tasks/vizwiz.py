@@ -8,9 +8,9 @@ import json
 from pathlib import Path, PurePosixPath
 
 from llava.eval.metrics import normalize_vqa_answer
-from llava.eval.records import load_questions, write_text
+from llava.eval.records import load_questions
 from llava.eval.task import File, Scores, Task
-from llava.eval.tasks.shared import EVAL_ZIP, SINGLE_WORD, images_in, open_answer_scores, read_json
+from llava.eval.tasks.shared import EVAL_ZIP, SINGLE_WORD, images_in, one_file, open_answer_scores, read_json
 from llava.eval.tasks.vqav2 import accuracy
 
 TEST, VAL_ANNOTATIONS = "llava_test.jsonl", "val.json"
@@ -38,12 +38,6 @@ def submission(rows: list[dict], answers: dict) -> str:
             for row in rows
         ]
     )
-
-
-def export(rows: list[dict], answers: dict, folder: Path) -> list[Path]:
-    path = folder / "answers_upload.json"
-    write_text(path, submission(rows, answers))
-    return [path]
 
 
 def load_val(folder: Path) -> list[dict]:
@@ -74,7 +68,7 @@ TASK = Task(
     ),
     load=load,
     max_new_tokens=128,
-    export=export,
+    export=one_file("answers_upload.json", submission),
     submit_to="the VizWiz VQA challenge's test phase on https://eval.ai",
 )
 VAL = Task(

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from llava.eval.json_files import ID
 from llava.eval.metrics import normalize_vqa_answer, vqa_accuracy
-from llava.eval.records import load_questions, read_jsonl, write_text
+from llava.eval.records import load_questions, read_jsonl
 from llava.eval.task import File, Scores, Task
 from llava.eval.tasks.shared import (
     EVAL_ZIP,
     SINGLE_WORD,
     annotations_of,
     images_in,
+    one_file,
     open_answer_scores,
     read_json,
 )
@@ -45,12 +46,6 @@ def submission(answers: dict, test_ids: Iterable[int]) -> str:
     return json.dumps(
         [{"question_id": i, "answer": normalize_vqa_answer(answers.get(i, ""))} for i in test_ids]
     )
-
-
-def export(rows: list[dict], answers: dict, folder: Path) -> list[Path]:
-    path = folder / "answers_upload.json"
-    write_text(path, submission(answers, rows[0]["test_ids"] if rows else ()))
-    return [path]
 
 
 def load_val(folder: Path) -> list[dict]:
@@ -93,7 +88,10 @@ TASK = Task(
     ),
     load=load,
     max_new_tokens=128,
-    export=export,
+    export=one_file(
+        "answers_upload.json",
+        lambda rows, answers: submission(answers, rows[0]["test_ids"] if rows else ()),
+    ),
     submit_to="https://eval.ai/web/challenges/challenge-page/830/my-submission, phase test-dev",
 )
 VAL = Task(

@@ -9,20 +9,7 @@ from torch import Tensor, nn
 from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_projector.base import Compressor, pooled_maps, to_maps, to_tokens
 from llava.model.multimodal_projector.norms import ChannelNorm
-
-SQUEEZE = 4  # channels of the block to those its excitation passes through
-
-
-class SqueezeExcitation(nn.Module):
-    """Channels weighed by the whole image (Hu et al. 2018, "Squeeze-and-Excitation Networks")."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        squeezed = max(1, width // SQUEEZE)
-        self.excite = nn.Sequential(nn.Conv2d(width, squeezed, 1), nn.SiLU(), nn.Conv2d(squeezed, width, 1))
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return maps * self.excite(maps.mean(dim=(2, 3), keepdim=True)).sigmoid()
+from llava.model.multimodal_projector.squeeze_excitation import SqueezeExcitation
 
 
 class RegNetBlock(nn.Module):
@@ -38,7 +25,7 @@ class RegNetBlock(nn.Module):
             nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False),
             ChannelNorm(width),
             nn.SiLU(),
-            SqueezeExcitation(width),
+            SqueezeExcitation(width, nn.SiLU),
             nn.Conv2d(width, width, 1, bias=False),
             ChannelNorm(width),
         )

@@ -15,6 +15,7 @@ from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_projector.base import to_maps
 from llava.model.multimodal_projector.compressor import RegionCompressor
 from llava.model.multimodal_projector.options import ProjectorOptions, option
+from llava.model.multimodal_projector.squeeze_excitation import SqueezeExcitation
 
 PATHS = ("identity", "local", "wavelet")  # of the queries, in the order of q_fusion_weights
 
@@ -59,24 +60,10 @@ def depthwise(width: int, kernel: int) -> nn.Conv2d:
     return nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width, bias=False)
 
 
-class GlobalGate(nn.Module):
-    """y * sigmoid(W2 GELU(W1 mean(y))): channels weighed by the whole image (squeeze and excitation)."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.excite = nn.Sequential(
-            nn.Conv2d(width, width // 4, 1), nn.GELU(), nn.Conv2d(width // 4, width, 1)
-        )
-
-    def gain(self, maps: Tensor) -> Tensor:
-        """float[B, E, G, G] to float[B, E, 1, 1]."""
-        return self.excite(maps.mean(dim=(2, 3), keepdim=True)).sigmoid()
-
-
 class StackedGates:
-    """The maps of several GlobalGates side by side, so that each is one product for all of them."""
+    """The maps of several SqueezeExcitations by GELU side by side: each is one product for all of them."""
 
-    def __init__(self, *gates: GlobalGate):
+    def __init__(self, *gates: SqueezeExcitation):
         layers = [(gate.excite[0], gate.excite[2]) for gate in gates]
         self.maps = [
             (

@@ -18,8 +18,8 @@ from llava.model.multimodal_projector.base import downsample, to_maps, to_tokens
 from llava.model.multimodal_projector.folding import Foldable
 from llava.model.multimodal_projector.norms import NORMS
 from llava.model.multimodal_projector.options import option
+from llava.model.multimodal_projector.squeeze_excitation import SqueezeExcitation
 from llava.model.multimodal_projector.triple_path import (
-    GlobalGate,
     TriplePathCompressor,
     TriplePathOptions,
     depthwise,
@@ -110,9 +110,9 @@ class VisualPrism(Foldable, TriplePathCompressor):
         if hkve:
             self.kv_down_proj = nn.Linear(num_levels * vision_width, width)
             self.k_local = MultiScaleConv(width, width, (3, 5, 7), norm_class)
-            self.k_global = GlobalGate(width)
+            self.k_global = SqueezeExcitation(width, nn.GELU)
             self.v_local = nn.Sequential(depthwise(width, 3), norm_class(width), nn.GELU())
-            self.v_global = GlobalGate(width)
+            self.v_global = SqueezeExcitation(width, nn.GELU)
         self.initialize()
 
     @classmethod

@@ -27,8 +27,8 @@ from llava.model.multimodal_projector.base import NORM_EPS
 from llava.model.multimodal_projector.folding import Foldable
 from llava.model.multimodal_projector.norms import ChannelNorm
 from llava.model.multimodal_projector.options import option
+from llava.model.multimodal_projector.squeeze_excitation import SqueezeExcitation
 from llava.model.multimodal_projector.triple_path import (
-    GlobalGate,
     TriplePathCompressor,
     TriplePathOptions,
     depthwise,
@@ -72,7 +72,7 @@ class Branches(nn.Module):
         super().__init__()
         self.conv = depthwise(width, kernel)
         self.norm = ChannelNorm(width, eps=NORM_EPS)
-        self.gate = GlobalGate(width)
+        self.gate = SqueezeExcitation(width, nn.GELU)
         self.local_gain = nn.Parameter(torch.zeros(width))
         self.global_gain = nn.Parameter(torch.zeros(width))
 

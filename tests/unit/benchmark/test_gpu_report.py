@@ -27,7 +27,7 @@ JUNIT = """<testsuites><testsuite>
 
 def test_each_part_is_a_command_that_parses(monkeypatch):
     given = []
-    monkeypatch.setattr("llava.benchmark.__main__.exit_code", lambda call: given.append(call) or 0)
+    monkeypatch.setattr("llava.benchmark.commands.exit_code", lambda call: given.append(call) or 0)
     for part in PARTS:
         if part.command is not None:
             assert main(part.command.split()) == 0
@@ -37,12 +37,12 @@ def test_each_part_is_a_command_that_parses(monkeypatch):
 
 def test_a_part_that_fails_or_hangs_takes_nothing_from_those_after_it(tmp_path):
     parts = [
-        Part("fails", "step --shape none", 60, "A"),
+        Part("fails", "step --shape none", 900, "A"),
         Part("hangs", "speed --shape 7b --device cpu", 1, "B"),
-        Part("lacks", PRODUCTS, 60, "C", ("no_such_package",)),
-        Part("products", PRODUCTS, 60, "D"),
+        Part("lacks", PRODUCTS, 900, "C", ("no_such_package",)),
+        Part("products", PRODUCTS, 900, "D"),
     ]
-    outcomes = {name: outcome["outcome"] for name, outcome in run_parts(parts, tmp_path, 300).items()}
+    outcomes = {name: outcome["outcome"] for name, outcome in run_parts(parts, tmp_path, 3000).items()}
     assert outcomes == {
         "fails": "failed with exit code 2",
         "hangs": "ended after 1 s",
@@ -50,7 +50,7 @@ def test_a_part_that_fails_or_hangs_takes_nothing_from_those_after_it(tmp_path):
         "products": "done",
     }
     assert json.loads((tmp_path / "products.json").read_text())["command"].endswith(PRODUCTS)
-    late = run_parts([Part("late", PRODUCTS, 60, "E")], tmp_path, 0)
+    late = run_parts([Part("late", PRODUCTS, 900, "E")], tmp_path, 0)
     assert late["late"]["outcome"] == "left out, for the time was over"
     assert json.loads((tmp_path / "parts.json").read_text()).keys() == {*outcomes, "late"}
 

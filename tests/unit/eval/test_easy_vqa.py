@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from llava.eval import eval_easy_vqa
 from llava.eval.tasks.easy_vqa import score
+from llava.published import COMMANDS
 
 COLOR, SHAPE, NEW = "What color is it?", "What shape is it?", "Which color?"
 TRAIN = [{"text": COLOR, "answer": answer} for answer in ("red", "red", "blue")] + [
@@ -78,9 +78,12 @@ def test_command_line_prints_a_table_and_writes_the_scores(tmp_path, capsys):
         path = tmp_path / f"{flag}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         argv += [f"--{flag}-file", str(path)]
-    assert eval_easy_vqa.main([*argv, "--output", str(tmp_path / "out" / "scores.json")]) == 0
+    assert (
+        COMMANDS["llava.eval.eval_easy_vqa"].main([*argv, "--output", str(tmp_path / "out" / "scores.json")])
+        == 0
+    )
     assert "3/5" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "scores.json").read_text()) == score(QUESTIONS, ANSWERS, TRAIN)
     argv[argv.index("--answers-file") + 1] = str(tmp_path / "none.jsonl")
-    assert eval_easy_vqa.main(argv) == 1
+    assert COMMANDS["llava.eval.eval_easy_vqa"].main(argv) == 1
     assert "none.jsonl: no such file" in capsys.readouterr().err

@@ -5,13 +5,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import benchmarks
-import convert_docvqa_for_eval
-import convert_gqa_for_eval
-import convert_mmbench_for_submission
-import convert_mmvet_for_eval
-import convert_seed_for_submission
-import convert_vizwiz_for_submission
-import convert_vqav2_for_submission
 import open_benchmarks
 import pytest
 from benchmarks import write_jsonl
@@ -19,12 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llava.errors import UserError
-from llava.eval import eval_easy_vqa, eval_pope, eval_science_qa, eval_textvqa, report
+from llava.eval import report
 from llava.eval.judge import Judge
 from llava.eval.metrics import Score
 from llava.eval.records import AnswerFile, check_questions, load_questions
 from llava.eval.task import Scores
 from llava.eval.tasks import TASKS
+from llava.published import COMMANDS
 
 TEXT_FILES = (".json", ".jsonl", ".tsv", ".txt")
 BUILDERS = {**benchmarks.BUILDERS, **open_benchmarks.BUILDERS}
@@ -74,7 +68,7 @@ def task_reader(name: str):
     return build
 
 
-def command_reader(main, name: str, flags, published=None):
+def command_reader(command: str, name: str, flags, published=None):
     """Of a command that reads a benchmark's files and the answers to them.
 
     Args:
@@ -90,7 +84,7 @@ def command_reader(main, name: str, flags, published=None):
             write_jsonl(answers, rows)
         argv = [str(part) for part in flags(data, answers, folder / "out" / "out.json")]
         files = [path for path in data.rglob("*") if path.suffix in TEXT_FILES]
-        return [answers, answers, *files], lambda: main(argv)
+        return [answers, answers, *files], lambda: COMMANDS[command].main(argv)
 
     return build
 
@@ -100,7 +94,7 @@ def textvqa_reader(folder: Path):
     answers = answers_to(load_questions(data / "llava_textvqa_val_v051_ocr.jsonl"), folder / "m.jsonl")
     annotations = data / "TextVQA_0.5.1_val.json"
     argv = ["--annotation-file", str(annotations), "--result-file", str(answers)]
-    return [answers, annotations], lambda: eval_textvqa.main(argv)
+    return [answers, annotations], lambda: COMMANDS["llava.eval.eval_textvqa"].main(argv)
 
 
 def vqav2_reader(folder: Path):
@@ -108,7 +102,8 @@ def vqav2_reader(folder: Path):
     answers = data / "answers" / split / "m" / "merge.jsonl"
     answers_to(load_questions(data / f"{split}.jsonl"), answers)
     argv = ["--dir", str(data), "--split", split, "--ckpt", "m"]
-    return [answers, data / f"{split}.jsonl"], lambda: convert_vqav2_for_submission.main(argv)
+    command = COMMANDS["scripts/convert_vqav2_for_submission.py"]
+    return [answers, data / f"{split}.jsonl"], lambda: command.main(argv)
 
 
 def easy_vqa_reader(folder: Path):
@@ -122,7 +117,7 @@ def easy_vqa_reader(folder: Path):
     answers_to(rows, answers)
     argv = ["--question-file", questions, "--answers-file", answers, "--train-question-file", train]
     argv = [*map(str, argv), "--output", str(folder / "out.json")]
-    return [questions, train, answers], lambda: eval_easy_vqa.main(argv)
+    return [questions, train, answers], lambda: COMMANDS["llava.eval.eval_easy_vqa"].main(argv)
 
 
 def resumed_reader(folder: Path):
@@ -185,7 +180,7 @@ def upload_flags(data, answers, out):
 READERS = {
     **{name: task_reader(name) for name in BUILDERS},
     "eval_pope": command_reader(
-        eval_pope.main,
+        "llava.eval.eval_pope",
         "pope",
         lambda data, answers, out: [
             *("--annotation-dir", data / "coco", "--question-file", data / "llava_pope_test.jsonl"),
@@ -193,7 +188,7 @@ READERS = {
         ],
     ),
     "eval_science_qa": command_reader(
-        eval_science_qa.main,
+        "llava.eval.eval_science_qa",
         "scienceqa",
         lambda data, answers, out: [
             *("--base-dir", data, "--result-file", answers),
@@ -202,11 +197,13 @@ READERS = {
     ),
     "eval_textvqa": textvqa_reader,
     "eval_easy_vqa": easy_vqa_reader,
-    "convert_gqa": command_reader(convert_gqa_for_eval.main, "gqa", upload_flags),
-    "convert_mmvet": command_reader(convert_mmvet_for_eval.main, "mmvet", upload_flags),
-    "convert_docvqa": command_reader(convert_docvqa_for_eval.main, "docvqa_test", upload_flags, docvqa_row),
+    "convert_gqa": command_reader("scripts/convert_gqa_for_eval.py", "gqa", upload_flags),
+    "convert_mmvet": command_reader("scripts/convert_mmvet_for_eval.py", "mmvet", upload_flags),
+    "convert_docvqa": command_reader(
+        "scripts/convert_docvqa_for_eval.py", "docvqa_test", upload_flags, docvqa_row
+    ),
     "convert_mmbench": command_reader(
-        convert_mmbench_for_submission.main,
+        "scripts/convert_mmbench_for_submission.py",
         "mmbench",
         lambda data, answers, out: [
             *("--annotation-file", data / "mmbench_dev_20230712.tsv", "--result-dir", answers.parent),
@@ -214,7 +211,7 @@ READERS = {
         ],
     ),
     "convert_seed": command_reader(
-        convert_seed_for_submission.main,
+        "scripts/convert_seed_for_submission.py",
         "seed",
         lambda data, answers, out: [
             *("--annotation-file", data / "SEED-Bench.json", "--result-file", answers),
@@ -222,7 +219,7 @@ READERS = {
         ],
     ),
     "convert_vizwiz": command_reader(
-        convert_vizwiz_for_submission.main,
+        "scripts/convert_vizwiz_for_submission.py",
         "vizwiz",
         lambda data, answers, out: [
             *("--annotation-file", data / "llava_test.jsonl", "--result-file", answers),

@@ -2,20 +2,20 @@
 
 import json
 
-import convert_docvqa_for_eval
-import convert_mmvet_for_eval
 import pytest
 from benchmarks import write_jsonl
+
+from llava.published import COMMANDS
 
 
 @pytest.fixture
 def convert(tmp_path):
     """From a script and rows of answers to (exit code, the file it wrote, read, or None)."""
 
-    def run(script, rows: list[dict]) -> tuple:
+    def run(script: str, rows: list[dict]) -> tuple:
         source, target = tmp_path / "a.jsonl", tmp_path / "out" / "m.json"
         write_jsonl(source, rows)
-        code = script.main(["--src", str(source), "--dst", str(target)])
+        code = COMMANDS[script].main(["--src", str(source), "--dst", str(target)])
         return code, json.loads(target.read_text()) if target.exists() else None
 
     return run
@@ -23,20 +23,20 @@ def convert(tmp_path):
 
 def test_mmvet_answers_get_the_benchmarks_ids(convert):
     rows = [{"question_id": 0, "text": "größer."}, {"question_id": 217, "text": ""}]
-    assert convert(convert_mmvet_for_eval, rows) == (0, {"v1_0": "größer.", "v1_217": ""})
+    assert convert("scripts/convert_mmvet_for_eval.py", rows) == (0, {"v1_0": "größer.", "v1_217": ""})
 
 
 def test_docvqa_answers_lose_a_last_period(convert):
     rows = [{"questionId": 57344, "answer": "Größe 3.5."}, {"questionId": 57345, "answer": ""}]
     expected = [{"questionId": 57344, "answer": "Größe 3.5"}, {"questionId": 57345, "answer": ""}]
-    assert convert(convert_docvqa_for_eval, rows) == (0, expected)
+    assert convert("scripts/convert_docvqa_for_eval.py", rows) == (0, expected)
 
 
 @pytest.mark.parametrize(
     ("script", "row"),
     [
-        (convert_mmvet_for_eval, {"question_id": 7, "text": "a"}),
-        (convert_docvqa_for_eval, {"questionId": 7, "answer": "a"}),
+        ("scripts/convert_mmvet_for_eval.py", {"question_id": 7, "text": "a"}),
+        ("scripts/convert_docvqa_for_eval.py", {"questionId": 7, "answer": "a"}),
     ],
 )
 def test_an_id_that_stands_twice_is_refused(convert, script, row, capsys):

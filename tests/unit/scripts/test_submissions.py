@@ -3,14 +3,11 @@
 import json
 
 import benchmarks
-import convert_gqa_for_eval
-import convert_mmbench_for_submission
-import convert_seed_for_submission
-import convert_vizwiz_for_submission
-import convert_vqav2_for_submission
 import pytest
 from benchmarks import read_jsonl, write_jsonl
 from openpyxl import load_workbook
+
+from llava.published import COMMANDS
 
 
 def answer_rows(*answers: tuple) -> list[dict]:
@@ -26,7 +23,9 @@ def vqav2(tmp_path):
     write_jsonl(merged, answer_rows((262144000, "Größe."), (262144002, "two")))
 
     def convert():
-        return convert_vqav2_for_submission.main(["--dir", str(folder), "--split", split, "--ckpt", "m"])
+        return COMMANDS["scripts/convert_vqav2_for_submission.py"].main(
+            ["--dir", str(folder), "--split", split, "--ckpt", "m"]
+        )
 
     return folder / "answers_upload" / split / "m.json", merged, convert
 
@@ -64,13 +63,13 @@ def test_gqa_predictions(tmp_path, capsys):
     source, target = tmp_path / "a.jsonl", tmp_path / "out" / "testdev_balanced_predictions.json"
     write_jsonl(source, answer_rows(("201", "Yes."), ("202", "")))
     argv = ["--src", str(source), "--dst", str(target)]
-    assert convert_gqa_for_eval.main(argv) == 0
+    assert COMMANDS["scripts/convert_gqa_for_eval.py"].main(argv) == 0
     assert json.loads(target.read_text()) == [
         {"questionId": "201", "prediction": "yes"},
         {"questionId": "202", "prediction": ""},
     ]
     write_jsonl(source, answer_rows(("201", "Yes."), ("201", "no")))
-    assert convert_gqa_for_eval.main(argv) == 1
+    assert COMMANDS["scripts/convert_gqa_for_eval.py"].main(argv) == 1
     assert "question 201: more than once in the answers file" in capsys.readouterr().err
 
 
@@ -79,7 +78,7 @@ def test_vizwiz_upload(tmp_path):
     answers, upload = tmp_path / "a.jsonl", tmp_path / "out" / "m.json"
     write_jsonl(answers, answer_rows((1, "a dog"), (0, "Unanswerable")))
     flags = ("--annotation-file", questions, "--result-file", answers, "--result-upload-file", upload)
-    assert convert_vizwiz_for_submission.main(list(map(str, flags))) == 0
+    assert COMMANDS["scripts/convert_vizwiz_for_submission.py"].main(list(map(str, flags))) == 0
     assert json.loads(upload.read_text()) == [
         {"image": "VizWiz_test_00000000.jpg", "answer": "unanswerable"},
         {"image": "VizWiz_test_00000001.jpg", "answer": "dog"},
@@ -92,7 +91,12 @@ def test_mmbench_upload_takes_the_first_round(tmp_path):
     rows = [row | {"round_id": 0} for row in answer_rows(*((i, f"A{i}") for i in ids))]
     write_jsonl(tmp_path / "answers" / "m.jsonl", [*rows, rows[0] | {"round_id": 1, "text": "B"}])
     flags = ("--annotation-file", table, "--result-dir", tmp_path / "answers", "--experiment", "m")
-    assert convert_mmbench_for_submission.main([*map(str, flags), "--upload-dir", str(tmp_path / "up")]) == 0
+    assert (
+        COMMANDS["scripts/convert_mmbench_for_submission.py"].main(
+            [*map(str, flags), "--upload-dir", str(tmp_path / "up")]
+        )
+        == 0
+    )
     _, *cells = load_workbook(tmp_path / "up" / "m.xlsx").active.iter_rows(values_only=True)
     assert [row[6] for row in cells] == [f"A{i}" for i in ids]
 
@@ -102,9 +106,9 @@ def test_seed_prints_its_scores_and_writes_the_upload(tmp_path, capsys):
     answers, upload = tmp_path / "a.jsonl", tmp_path / "m.jsonl"
     flags = ("--annotation-file", annotations, "--result-file", answers, "--result-upload-file", upload)
     write_jsonl(answers, answer_rows((101669, "A"), ("v_9", "A")))
-    assert convert_seed_for_submission.main(list(map(str, flags))) == 1
+    assert COMMANDS["scripts/convert_seed_for_submission.py"].main(list(map(str, flags))) == 1
     assert "1 questions of" in capsys.readouterr().err
     write_jsonl(answers, answer_rows((101669, "A"), (101670, "C"), ("v_9", "A")))
-    assert convert_seed_for_submission.main(list(map(str, flags))) == 0
+    assert COMMANDS["scripts/convert_seed_for_submission.py"].main(list(map(str, flags))) == 0
     assert "overall: 66.67%\nimage: 100.00%\nvideo: 0.00%\n" in capsys.readouterr().out
     assert read_jsonl(upload)[0] == {"question_id": "101669", "prediction": "A"}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
+from llava import wholefile
 from llava.train import run_record, saving
 
 
@@ -85,10 +86,10 @@ def test_a_folder_may_be_impossible_to_sync_and_a_file_may_not(tmp_path, monkeyp
         raise OSError(errno.EINVAL, "Invalid argument")
 
     monkeypatch.setattr(os, "fsync", fail)
-    saving.sync(tmp_path)
+    wholefile.sync(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="Invalid argument"):
-        saving.sync(tmp_path / "file")
+        wholefile.sync(tmp_path / "file")
 
 
 # ---- What a failure says

@@ -22,7 +22,7 @@ BUG = "The model failed on this, and the server's log says why. Try again, or as
 
 
 @dataclass
-class Visit:
+class PageSession:
     """A visitor's conversation, the messages of it on the page, and the answer whose words are shown.
 
     Attributes:
@@ -46,13 +46,13 @@ class Visit:
 class Page:
     """The page's events.
 
-    `ask`, `retry` and `reset` give (message box, messages shown, visit, timing, number of answers given, the
-    column of the answer's words) as they are next. `look`, `look_at_all` and `at_layer` give (words, pictures
-    lit where the model looked, a line about them), and `words` and `choose` the column beside these. After an
-    error the page is as it was before, and a toast says what went wrong.
+    `ask`, `retry` and `reset` give (message box, messages shown, session, timing, number of answers given,
+    the column of the answer's words) as they are next. `look`, `look_at_all` and `at_layer` give (words,
+    pictures lit where the model looked, a line about them), and `words` and `choose` the column beside
+    these. After an error the page is as it was before, and a toast says what went wrong.
 
     Args:
-        chat: a conversation with the model; each visit gets a fresh one.
+        chat: a conversation with the model; each session gets a fresh one.
         examples: what may be asked first, {"text", "files": [path]} each.
     """
 
@@ -64,102 +64,102 @@ class Page:
         return self.examples[event.index]
 
     def ask(
-        self, message: dict, visit: Visit | None, num_tokens, temperature, top_p, max_new_tokens
+        self, message: dict, session: PageSession | None, num_tokens, temperature, top_p, max_new_tokens
     ) -> Iterator[tuple]:
         """Ask what was typed, about the pictures beside it.
 
         Args:
             message: {"text", "files": [path]}.
-            visit: None at first.
+            session: None at first.
             num_tokens: visual tokens of a view; None: the model's own.
             temperature, top_p, max_new_tokens: as Decoding takes them.
         """
-        visit = visit or Visit(self.chat.fresh())
-        answer = self._ask(message, visit, num_tokens, temperature, top_p, max_new_tokens)
-        yield from _unless_it_fails(visit, message, answer)
+        session = session or PageSession(self.chat.fresh())
+        answer = self._ask(message, session, num_tokens, temperature, top_p, max_new_tokens)
+        yield from _unless_it_fails(session, message, answer)
 
     def retry(
-        self, message: dict, visit: Visit | None, num_tokens, temperature, top_p, max_new_tokens
+        self, message: dict, session: PageSession | None, num_tokens, temperature, top_p, max_new_tokens
     ) -> Iterator[tuple]:
         """Answer the last question anew; as ask, but what is being typed stays."""
-        visit = visit or Visit(self.chat.fresh())
-        answer = self._retry(visit, num_tokens, temperature, top_p, max_new_tokens)
-        yield from _unless_it_fails(visit, gr.skip(), answer)
+        session = session or PageSession(self.chat.fresh())
+        answer = self._retry(session, num_tokens, temperature, top_p, max_new_tokens)
+        yield from _unless_it_fails(session, gr.skip(), answer)
 
-    def _ask(self, message: dict, visit: Visit, *settings) -> Iterator[tuple]:
+    def _ask(self, message: dict, session: PageSession, *settings) -> Iterator[tuple]:
         text = (message["text"] or "").strip()
         if not text:
             raise UserError("Ask something: type a question about the picture first.")
         asked = [{"role": "user", "content": {"path": path}} for path in message["files"]]
         asked.append({"role": "user", "content": text})
         for path in message["files"]:
-            visit.chat.add_image(_picture(path))
-        visit.shown = visit.shown + asked
-        yield from _steps(visit, None, _answer(visit, text, *settings))
+            session.chat.add_image(_picture(path))
+        session.shown = session.shown + asked
+        yield from _steps(session, None, _answer(session, text, *settings))
 
-    def _retry(self, visit: Visit, *settings) -> Iterator[tuple]:
-        if not visit.chat.turns:
+    def _retry(self, session: PageSession, *settings) -> Iterator[tuple]:
+        if not session.chat.turns:
             raise UserError("Nothing was asked yet. Ask a question first.")
-        text = visit.chat.withdraw()
-        visit.shown = visit.shown[:-1]
-        yield from _steps(visit, gr.skip(), _answer(visit, text, *settings))
+        text = session.chat.withdraw()
+        session.shown = session.shown[:-1]
+        yield from _steps(session, gr.skip(), _answer(session, text, *settings))
 
-    def reset(self, visit: Visit | None) -> tuple:
-        if visit is not None:
-            visit.is_over = True
-            visit.chat.stop()
+    def reset(self, session: PageSession | None) -> tuple:
+        if session is not None:
+            session.is_over = True
+            session.chat.stop()
         return None, *_emptied()
 
-    def words(self, visit: Visit | None) -> tuple:
+    def words(self, session: PageSession | None) -> tuple:
         """Offer the words of the answer that has just come."""
-        return self._offer(visit, None if visit is None else visit.turn)
+        return self._offer(session, None if session is None else session.turn)
 
-    def choose(self, visit: Visit | None, event: gr.SelectData) -> tuple:
+    def choose(self, session: PageSession | None, event: gr.SelectData) -> tuple:
         """Offer the words of the answer that was clicked in the conversation, or whose question was."""
         index = event.index if isinstance(event.index, int) else event.index[0]
-        before = visit.shown[:index] if visit else []
-        return self._offer(visit, sum(message["role"] == "assistant" for message in before))
+        before = session.shown[:index] if session else []
+        return self._offer(session, sum(message["role"] == "assistant" for message in before))
 
-    def look(self, visit: Visit | None, layer: int, event: gr.SelectData) -> tuple:
+    def look(self, session: PageSession | None, layer: int, event: gr.SelectData) -> tuple:
         """Where the clicked word looked."""
-        return self._look(visit, layer, event.index)
+        return self._look(session, layer, event.index)
 
-    def look_at_all(self, visit: Visit | None, layer: int) -> tuple:
+    def look_at_all(self, session: PageSession | None, layer: int) -> tuple:
         """Where the whole answer looked, the mean over its tokens."""
-        return self._look(visit, layer, None)
+        return self._look(session, layer, None)
 
-    def at_layer(self, visit: Visit | None, layer: int) -> tuple:
+    def at_layer(self, session: PageSession | None, layer: int) -> tuple:
         """The same word in another layer; nothing is run anew."""
-        if visit is None or visit.attention is None or visit.turn is None:
+        if session is None or session.attention is None or session.turn is None:
             return gr.skip(), gr.skip(), gr.skip()
-        return self._look(visit, layer, visit.word)
+        return self._look(session, layer, session.word)
 
-    def _offer(self, visit: Visit | None, turn: int | None) -> tuple:
+    def _offer(self, session: PageSession | None, turn: int | None) -> tuple:
         words = []
-        if visit is not None and turn is not None and 0 <= turn < len(visit.chat.turns):
-            visit.turn, visit.attention, visit.word = turn, None, None
-            ids = visit.chat.turns[turn].ids
-            words, _ = answer_words(visit.chat.tokenizer, ids, visit.chat.template.stop_str)
+        if session is not None and turn is not None and 0 <= turn < len(session.chat.turns):
+            session.turn, session.attention, session.word = turn, None, None
+            ids = session.chat.turns[turn].ids
+            words, _ = answer_words(session.chat.tokenizer, ids, session.chat.template.stop_str)
         offered = [(word, None) for word in words]
         return offered, gr.Gallery([], visible=False), "", gr.update(visible=bool(words))
 
-    def _look(self, visit: Visit | None, layer: int, word: int | None) -> tuple:
+    def _look(self, session: PageSession | None, layer: int, word: int | None) -> tuple:
         try:
-            return _looked(visit, layer, word)
+            return _looked(session, layer, word)
         except Exception as error:
             _say(error)
             return gr.skip(), gr.skip(), gr.skip()
 
 
-def _looked(visit: Visit | None, layer: int, word: int | None) -> tuple:
+def _looked(session: PageSession | None, layer: int, word: int | None) -> tuple:
     """Where a word looked, or with None the whole answer. Raises UserError if that cannot be shown."""
-    if visit is None or visit.turn is None or visit.turn >= len(visit.chat.turns):
+    if session is None or session.turn is None or session.turn >= len(session.chat.turns):
         raise UserError("Ask first: there is no answer to look into.")
-    turn = visit.chat.turns[visit.turn]
-    if visit.attention is None or visit.attention[0] is not turn:
-        visit.attention = turn, visit.chat.attention(visit.turn)
-    attention, visit.word = visit.attention[1], word
-    images = [image for asked in visit.chat.turns[: visit.turn + 1] for image in asked.images]
+    turn = session.chat.turns[session.turn]
+    if session.attention is None or session.attention[0] is not turn:
+        session.attention = turn, session.chat.attention(session.turn)
+    attention, session.word = session.attention[1], word
+    images = [image for asked in session.chat.turns[: session.turn + 1] for image in asked.images]
     shares = attention.weights[layer].sum(axis=1)
     most = max(shares.max(), 1e-12)
     words = [(text, float(share / most)) for text, share in zip(attention.words, shares, strict=True)]
@@ -173,13 +173,13 @@ def _looked(visit: Visit | None, layer: int, word: int | None) -> tuple:
     return words, gr.Gallery(pictures, visible=True), html.escape(line)
 
 
-def stop(visit: Visit | None) -> None:
+def stop(session: PageSession | None) -> None:
     """End the answer that is on its way.
 
     No method of Page: for each visitor gradio copies a state's callback with what it holds, the model too.
     """
-    if visit is not None:
-        visit.chat.stop()
+    if session is not None:
+        session.chat.stop()
 
 
 def _picture(path: str) -> Image.Image:
@@ -190,42 +190,44 @@ def _picture(path: str) -> Image.Image:
         raise UserError(f"The file {Path(path).name} cannot be read: {error}") from error
 
 
-def _answer(visit: Visit, text: str, num_tokens, temperature, top_p, max_new_tokens) -> Iterator[None]:
+def _answer(
+    session: PageSession, text: str, num_tokens, temperature, top_p, max_new_tokens
+) -> Iterator[None]:
     """Answer on the page; gives nothing, each time that there is more to see, and at the end."""
     if num_tokens is not None:
-        visit.chat.set_visual_tokens(int(num_tokens))
+        session.chat.set_visual_tokens(int(num_tokens))
     decoding = Decoding(temperature, top_p, max_new_tokens=int(max_new_tokens))
-    num_turns, said = len(visit.chat.turns), ""
-    visit.chat.timing = visit.turn = visit.attention = None
-    with closing(visit.chat.ask(text, decoding)) as pieces:
-        visit.shown = [*visit.shown, {"role": "assistant", "content": said}]
-        yield  # the question, and a visit that Stop can reach, ahead of the first word
+    num_turns, said = len(session.chat.turns), ""
+    session.chat.timing = session.turn = session.attention = None
+    with closing(session.chat.ask(text, decoding)) as pieces:
+        session.shown = [*session.shown, {"role": "assistant", "content": said}]
+        yield  # the question, and a session that Stop can reach, ahead of the first word
         for piece in pieces:
-            if visit.is_over:
+            if session.is_over:
                 return
             said += piece
-            visit.shown[-1] = {"role": "assistant", "content": said}
+            session.shown[-1] = {"role": "assistant", "content": said}
             yield
-    if visit.is_over:
+    if session.is_over:
         return
-    if len(visit.chat.turns) == num_turns:
+    if len(session.chat.turns) == num_turns:
         raise UserError("The model said nothing, so the question counts as not asked.")
-    visit.turn = num_turns
-    visit.num_answers += 1
+    session.turn = num_turns
+    session.num_answers += 1
     yield
 
 
-def _steps(visit: Visit, message, answer: Iterator[None]) -> Iterator[tuple]:
+def _steps(session: PageSession, message, answer: Iterator[None]) -> Iterator[tuple]:
     """What the page shows at each step of an answer. The first sets the box and hides the old words."""
     column = gr.update(visible=False)
     for _ in answer:
-        yield message, *_talk(visit), column
+        yield message, *_talk(session), column
         message = column = gr.skip()  # by now the next question may be typed, and the new words be shown
 
 
-def _talk(visit: Visit) -> tuple:
-    """The messages shown, the visit, its timing, and the number of answers given."""
-    return visit.shown, visit, str(visit.chat.timing or ""), visit.num_answers
+def _talk(session: PageSession) -> tuple:
+    """The messages shown, the session, its timing, and the number of answers given."""
+    return session.shown, session, str(session.chat.timing or ""), session.num_answers
 
 
 def _emptied() -> tuple:
@@ -233,16 +235,16 @@ def _emptied() -> tuple:
     return [], None, "", None, gr.update(visible=False)
 
 
-def _unless_it_fails(visit: Visit, message, answer: Iterator[tuple]) -> Iterator[tuple]:
+def _unless_it_fails(session: PageSession, message, answer: Iterator[tuple]) -> Iterator[tuple]:
     """An answer on the page. If it fails, the conversation is as it was before, and a toast says why.
 
     Args:
         message: what the message box holds again after a failure.
-        answer: ends early once the visit is over.
+        answer: ends early once the session is over.
     """
-    chat = visit.chat
+    chat = session.chat
     talk = list(chat.turns), list(chat.waiting), chat.timing
-    looked = visit.shown, visit.turn, visit.attention
+    looked = session.shown, session.turn, session.attention
     has_begun = False
     try:
         with closing(answer):
@@ -251,12 +253,12 @@ def _unless_it_fails(visit: Visit, message, answer: Iterator[tuple]) -> Iterator
                 yield step
     except Exception as error:
         chat.turns, chat.waiting, chat.timing = talk
-        visit.shown, visit.turn, visit.attention = looked
-        if not visit.is_over:
+        session.shown, session.turn, session.attention = looked
+        if not session.is_over:
             _say(error)
-            restored = message, *_talk(visit), gr.update(visible=visit.turn is not None)
+            restored = message, *_talk(session), gr.update(visible=session.turn is not None)
             yield restored if has_begun else (gr.skip(),) * len(restored)
-    if visit.is_over:  # what the old conversation showed last may arrive after the page was emptied
+    if session.is_over:  # what the old conversation showed last may arrive after the page was emptied
         yield gr.skip(), *_emptied()
 
 

@@ -1,4 +1,7 @@
-"""The quick start's page, as Jinja templates: MARKDOWN for reading in a repository, HTML for a browser."""
+"""The quick start's page, as Jinja templates: MARKDOWN for reading in a repository, HTML for a browser.
+
+HTML fills the blocks of llava.eval.page.PAGE.
+"""
 
 MARKDOWN = """\
 # Quick start: {{ accuracy | round(1) }}% of open questions right
@@ -61,7 +64,7 @@ Evenly spaced over the test questions, right or wrong.
 
 ## Made with
 
-{% for name, value in machine.items() %}
+{% for name, value in made_with.items() %}
 - {{ name }}: {{ value }}
 {% endfor %}
 {% if settings %}
@@ -70,17 +73,9 @@ Evenly spaced over the test questions, right or wrong.
 """
 
 HTML = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>VisualPrism quick start</title>
-<style>
-{{ style }}</style>
-</head>
-<body>
-<main>
+{% extends "page" %}
+{% block title %}VisualPrism quick start{% endblock %}
+{% block content %}
 <h1>VisualPrism quick start</h1>
 <p>A DINOv2 tower, a VisualPrism projector and SmolLM2-135M, trained in two stages on easy-VQA and asked the
 open questions of its test split.</p>
@@ -164,20 +159,11 @@ one gives each question's most frequent training answer, the other always the mo
 <tr><td><b>all</b></td><td><b>{{ seconds | clock }}</b></td><td><b>{{ peak_mib | memory }}</b></td></tr>
 </table>
 </section>
-
-<section>
-<h2>Made with</h2>
-<table>
-{% for name, value in machine.items() %}
-<tr><td>{{ name }}</td><td>{{ value }}</td></tr>
-{% endfor %}
+{% endblock %}
+{% block made_with %}
 {% if settings %}
 <tr><td>settings</td>
 <td>{% for setting in settings %}<code>{{ setting }}</code>{{ " " }}{% endfor %}</td></tr>
 {% endif %}
-</table>
-</section>
-</main>
-</body>
-</html>
+{% endblock %}
 """

@@ -1,6 +1,6 @@
 """One page about a quick start: accuracy beside blind answering, losses, tokens, heatmaps, samples, times.
 
-    python -m llava.benchmark.quickstart_report --run_dir playground/quickstart
+    python -m llava.eval.quickstart_report --run_dir playground/quickstart
 
 Reads what scripts/quickstart.sh left in the folder; writes report.md, report.html (one file, pictures inside)
 and loss.png there.
@@ -11,13 +11,17 @@ import csv
 import json
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from llava.benchmark.report_template import HTML, MARKDOWN
 from llava.command import message
 from llava.errors import UserError
 from llava.eval.page import embed, environment, package_versions
+from llava.eval.quickstart_template import HTML, MARKDOWN
+from llava.eval.report import spaced
+from llava.wholefile import write_text
 
 STAGES = {"stage1": "Stage 1: projector alone", "stage2": "Stage 2: projector and language model"}
 ANSWERERS = {"model": "VisualPrism", "question_only": "question alone", "majority": "most frequent answer"}
@@ -43,14 +47,14 @@ class Step:
     peak_mib: float | None
 
 
-def read_json(path: Path):
-    """Content of a JSON file the quick start made.
+def read(path: Path, parse: Callable[[str], Any] = json.loads):
+    """Content of a file that the quick start made.
 
     Raises:
-        UserError: naming the file when it is missing or no JSON.
+        UserError: naming the file, if it is missing or no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run scripts/quickstart.sh to its end first.") from None
     except json.JSONDecodeError as error:
@@ -59,23 +63,19 @@ def read_json(path: Path):
         ) from None
 
 
-def read_jsonl(path: Path) -> list[dict]:
-    """Rows of a JSONL file the quick start made; errors as `read_json`."""
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run scripts/quickstart.sh to its end first.") from None
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} is not JSONL ({error}); remove it and run scripts/quickstart.sh again."
-        ) from None
+def json_lines(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines() if line]
+
+
+def tab_separated(text: str) -> list[list[str]]:
+    return list(csv.reader(text.splitlines(), delimiter="\t"))
 
 
 def read_losses(run_dir: Path) -> list[Losses]:
     """Both stages' losses from their trainer_state.json."""
     stages = []
     for name, title in STAGES.items():
-        history = read_json(run_dir / name / "trainer_state.json")["log_history"]
+        history = read(run_dir / name / "trainer_state.json")["log_history"]
         logged = [row for row in history if "loss" in row]
         stages.append(Losses(title, [row["step"] for row in logged], [row["loss"] for row in logged]))
     return stages
@@ -83,15 +83,12 @@ def read_losses(run_dir: Path) -> list[Losses]:
 
 def read_steps(path: Path) -> list[Step]:
     """times.tsv: a command that was interrupted and resumed has several lines, which are added up."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; run scripts/quickstart.sh to its end first.")
     seconds: dict[str, float] = {}
     peaks: dict[str, float] = {}
-    with path.open(encoding="utf-8", newline="") as file:
-        for name, took, peak, _ in csv.reader(file, delimiter="\t"):
-            seconds[name] = seconds.get(name, 0.0) + float(took)
-            if peak:
-                peaks[name] = max(peaks.get(name, 0.0), float(peak))
+    for name, took, peak, _ in read(path, tab_separated):
+        seconds[name] = seconds.get(name, 0.0) + float(took)
+        if peak:
+            peaks[name] = max(peaks.get(name, 0.0), float(peak))
     return [Step(name, total, peaks.get(name)) for name, total in seconds.items()]
 
 
@@ -115,8 +112,6 @@ def pick_samples(questions: list[dict], answers: list[dict], image_folder: Path)
     from llava.eval.metrics import exact_match
 
     said = {row["question_id"]: row["text"] for row in answers}
-    count = min(NUM_SAMPLES, len(questions))
-    picked = [questions[i * len(questions) // count] for i in range(count)]
     return [
         {
             "image": image_folder / row["image"],
@@ -125,7 +120,7 @@ def pick_samples(questions: list[dict], answers: list[dict], image_folder: Path)
             "expected": row["answer"],
             "right": exact_match(said[row["question_id"]], row["answer"]),
         }
-        for row in picked
+        for row in spaced(questions, NUM_SAMPLES)
     ]
 
 
@@ -193,7 +188,7 @@ def gather(run_dir: Path, image_folder: Path) -> dict:
     Raises:
         UserError: naming a file that is missing or unreadable.
     """
-    scores = read_json(run_dir / "scores.json")
+    scores = read(run_dir / "scores.json")
     steps = read_steps(run_dir / "times.tsv")
     losses = read_losses(run_dir)
     plot_losses(losses, run_dir / "loss.png")
@@ -206,18 +201,20 @@ def gather(run_dir: Path, image_folder: Path) -> dict:
         "interval": (100 * model["low"], 100 * model["high"]),
         "total": model["total"],
         "lead": 100 * (model["accuracy"] - blind["accuracy"]),
-        "tokens": token_counts(read_json(run_dir / "stage2" / "config.json")),
+        "tokens": token_counts(read(run_dir / "stage2" / "config.json")),
         "losses": losses,
         "loss_plot": run_dir / "loss.png",
         "heatmaps": sorted((run_dir / "heatmap").glob("*/*.png")),
         "samples": pick_samples(
-            read_jsonl(run_dir / "questions.jsonl"), read_jsonl(run_dir / "answers.jsonl"), image_folder
+            read(run_dir / "questions.jsonl", json_lines),
+            read(run_dir / "answers.jsonl", json_lines),
+            image_folder,
         ),
         "steps": steps,
         "seconds": sum(step.seconds for step in steps),
         "peak_mib": max((step.peak_mib for step in steps if step.peak_mib), default=None),
         "settings": settings_file.read_text(encoding="utf-8").split() if settings_file.is_file() else [],
-        "machine": describe_machine(),
+        "made_with": describe_machine(),
     }
 
 
@@ -232,13 +229,13 @@ def write_report(run_dir: Path, image_folder: Path) -> tuple[Path, Path]:
             "relative": lambda path: path.relative_to(run_dir),
         }
     markdown, html = run_dir / "report.md", run_dir / "report.html"
-    markdown.write_text(plain.from_string(MARKDOWN).render(facts), encoding="utf-8")
-    html.write_text(escaping.from_string(HTML).render(facts), encoding="utf-8")
+    write_text(markdown, plain.from_string(MARKDOWN).render(facts))
+    write_text(html, escaping.from_string(HTML).render(facts))
     return markdown, html
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m llava.benchmark.quickstart_report", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m llava.eval.quickstart_report", description=__doc__)
     parser.add_argument(
         "--run_dir", type=Path, default=Path("playground/quickstart"), help="the run's folder"
     )

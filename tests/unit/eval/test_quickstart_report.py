@@ -6,8 +6,8 @@ import re
 import pytest
 from PIL import Image
 
-from llava.benchmark.quickstart_report import main, read_steps, token_counts, write_report
 from llava.eval.page import clock
+from llava.eval.quickstart_report import main, read_steps, token_counts, write_report
 
 QUESTIONS = [
     {
