@@ -1,9 +1,8 @@
 """Turn the answers of llava.eval.eval_docvqa into the file that DocVQA's server takes."""
 
-import argparse
 from pathlib import Path
 
-from llava.command import exit_code
+from llava.command import Parser, exit_code
 from llava.eval.json_files import ID
 from llava.eval.records import load_answers, write_text
 from llava.eval.tasks import docvqa
@@ -17,7 +16,7 @@ def convert(source: str, target: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--src", required=True, help='JSON lines {"questionId", "answer"}')
     parser.add_argument("--dst", type=Path, required=True, help="JSON to write")
     args = parser.parse_args(argv)

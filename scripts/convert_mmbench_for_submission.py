@@ -1,9 +1,8 @@
 """Turn MMBench's answers, RESULT_DIR/EXPERIMENT.jsonl, into the spreadsheet that the server takes."""
 
-import argparse
 from pathlib import Path
 
-from llava.command import exit_code
+from llava.command import Parser, exit_code
 from llava.eval.records import load_answers, texts_by_id
 from llava.eval.tasks import mmbench
 
@@ -16,7 +15,7 @@ def convert(annotation_file: str, result_file: Path, upload: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--annotation-file", required=True, help="the questions, a tsv")
     add("--result-dir", type=Path, required=True, help="folder of answers, JSON lines")

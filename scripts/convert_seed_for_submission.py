@@ -1,9 +1,8 @@
 """Score SEED-Bench's answers and turn them into the leaderboard's file."""
 
-import argparse
 from pathlib import Path
 
-from llava.command import exit_code
+from llava.command import Parser, exit_code
 from llava.eval.records import load_answers, write_text
 from llava.eval.tasks import seed
 from llava.eval.tasks.shared import by_id
@@ -19,7 +18,7 @@ def convert(annotation_file: str, result_file: str, upload: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--annotation-file", required=True, help=seed.ANNOTATIONS)
     add("--result-file", required=True, help="answers, JSON lines")

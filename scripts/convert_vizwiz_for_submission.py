@@ -1,9 +1,8 @@
 """Turn VizWiz's answers into the file that the evaluation server takes."""
 
-import argparse
 from pathlib import Path
 
-from llava.command import exit_code
+from llava.command import Parser, exit_code
 from llava.eval.records import load_answers, texts_by_id, write_text
 from llava.eval.tasks import vizwiz
 
@@ -15,7 +14,7 @@ def convert(annotation_file: str, result_file: str, upload: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add = parser.add_argument
     add("--annotation-file", required=True, help=f"the questions, {vizwiz.TEST}")
     add("--result-file", required=True, help="answers, JSON lines")

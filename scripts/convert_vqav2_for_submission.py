@@ -5,10 +5,9 @@
 reads DIR/answers/SPLIT/NAME/merge.jsonl and writes DIR/answers_upload/SPLIT/NAME.json.
 """
 
-import argparse
 from pathlib import Path
 
-from llava.command import exit_code
+from llava.command import Parser, exit_code
 from llava.eval.records import load_answers, load_questions, texts_by_id, write_text
 from llava.eval.tasks import vqav2
 
@@ -23,9 +22,7 @@ def convert(folder: Path, split: str, ckpt: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument("--dir", type=Path, default=Path("playground/data/eval/vqav2"))
     parser.add_argument("--ckpt", required=True, help="the model's name")
     parser.add_argument("--split", required=True, help="name of a question file in DIR, without .jsonl")

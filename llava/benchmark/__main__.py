@@ -1,13 +1,11 @@
 """python -m llava.benchmark COMMAND: what each choice costs and gives, side by side, in one run."""
 
-import argparse
-
 from llava.benchmark import capture, gpu_report, loss, machine, packing, projectors
 from llava.benchmark.ablation import command as ablation
 from llava.benchmark.preflight import command as preflight
 from llava.benchmark.speed import command as speed
 from llava.benchmark.speed import training as step
-from llava.command import exit_code
+from llava.command import Parser, exit_code
 
 COMMANDS = {
     "machine": machine,
@@ -24,9 +22,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.benchmark", description=__doc__, allow_abbrev=False
-    )
+    parser = Parser(prog="python -m llava.benchmark", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():
         module.add_arguments(commands.add_parser(name, help=module.__doc__.splitlines()[0]))

@@ -1,10 +1,9 @@
 """Score easy-VQA answers beside two blind baselines and print a table."""
 
-import argparse
 import json
 from pathlib import Path
 
-from llava.command import exit_code
+from llava.command import Parser, exit_code
 from llava.eval.records import load_answers, read_jsonl, write_text
 from llava.eval.tasks.easy_vqa import TEST_QUESTION, TRAIN_QUESTION, score
 
@@ -26,7 +25,7 @@ def _cell(row: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--question-file", required=True, help="test questions, JSON lines")
     parser.add_argument("--answers-file", required=True, help="what llava.eval.model_vqa_loader wrote")
     parser.add_argument("--train-question-file", required=True, help="train questions: the baselines' source")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from llava.command import exit_code
+from llava.command import Parser, exit_code
 from llava.eval.records import load_answers, texts_by_id
 from llava.eval.tasks import pope
 
@@ -25,7 +25,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m llava.eval.eval_pope", description=__doc__)
+    parser = Parser(prog="python -m llava.eval.eval_pope", description=__doc__)
     add = parser.add_argument
     add("--annotation-dir", type=Path, required=True, help="POPE's folder of coco_pope_*.json")
     add("--question-file", required=True, help=f"LLaVA's {pope.QUESTIONS}")

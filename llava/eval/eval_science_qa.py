@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.command import exit_code
+from llava.command import Parser, exit_code
 from llava.errors import UserError
 from llava.eval.metrics import parse_option_letter
 from llava.eval.records import ANSWER, load_answers, texts_by_id, write_text
@@ -73,7 +73,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m llava.eval.eval_science_qa", description=__doc__)
+    parser = Parser(prog="python -m llava.eval.eval_science_qa", description=__doc__)
     add = parser.add_argument
     add("--base-dir", type=Path, required=True, help=f"{science_qa.PROBLEMS} and {science_qa.SPLITS}")
     add("--result-file", required=True, help="answers, JSON lines")

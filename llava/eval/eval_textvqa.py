@@ -1,9 +1,8 @@
 """Score TextVQA's answers by soft accuracy."""
 
-import argparse
 from pathlib import Path
 
-from llava.command import exit_code
+from llava.command import Parser, exit_code
 from llava.eval.metrics import mean_score, vqa_soft_accuracy
 from llava.eval.records import ANSWER, load_answers
 from llava.eval.tasks import textvqa
@@ -19,7 +18,7 @@ def evaluate(annotation_file: Path, result_file: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m llava.eval.eval_textvqa", description=__doc__)
+    parser = Parser(prog="python -m llava.eval.eval_textvqa", description=__doc__)
     add = parser.add_argument
     add("--annotation-file", type=Path, required=True, help=textvqa.ANNOTATIONS)
     results = parser.add_mutually_exclusive_group(required=True)
