@@ -7,28 +7,23 @@ import argparse
 import json
 from pathlib import Path
 
-from llava.command import exit_code
+from llava.command import Parser, exit_code
 from llava.eval.command import print_skipped
 from llava.eval.records import check_questions, write_text
-from llava.eval.session import Session, add_flags, positive
+from llava.eval.session import FLAGS, Session
 from llava.eval.tasks import ocr_bench
+from llava.inference import add_flags
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.eval_ocr_bench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="python -m llava.eval.eval_ocr_bench", description=__doc__)
     add = parser.add_argument
     add("--OCRBench_file", type=Path, default=Path("OCRBench/OCRBench.json"), help="the questions")
-    add("--image_folder", default="OCRBench_Images", help="where the questions' image paths start")
     add("--output_folder", type=Path, default=Path("results"))
     add("--save_name", required=True, help="the result's file name without .json")
-    add("--max_new_tokens", type=positive, default=ocr_bench.TASK.max_new_tokens, help="longest answer")
     add("--num_workers", type=int, help="taken for compatibility; images are read ahead without it")
-    add_flags(parser)
+    own = {"image_folder": "OCRBench_Images", "max_new_tokens": ocr_bench.TASK.max_new_tokens}
+    add_flags(parser, "--image_folder", "--max_new_tokens", *FLAGS, **own)
     return parser.parse_args(argv)
 
 
