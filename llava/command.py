@@ -1,5 +1,6 @@
-"""How a command of this package ends where its user can mend what is wrong."""
+"""How a command of this package is parsed, and how it ends where its user can mend what is wrong."""
 
+import argparse
 import os
 import sys
 import traceback
@@ -7,6 +8,42 @@ from collections.abc import Callable
 
 from llava.errors import UserError
 from llava.quiet import quiet_libraries
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Adds its default to an option's help, where it has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is False or action.default in (None, "", []):
+            return action.help
+        return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose options may be written with hyphens or with underscores: --a-b is --a_b.
+
+    --help lists an option as it was added. No option may be abbreviated, so that a new option never makes an
+    old command line ambiguous.
+    """
+
+    def __init__(self, **options):
+        super().__init__(**{"formatter_class": _HelpFormatter, "allow_abbrev": False, **options})
+
+    def parse_known_args(self, args=None, namespace=None):
+        # Here, because the options of groups are not added through the parser's own add_argument
+        known = self._option_string_actions
+        for flag, action in list(known.items()):
+            if flag.startswith("--"):
+                known.setdefault("--" + flag[2:].replace("_", "-"), action)
+                known.setdefault("--" + flag[2:].replace("-", "_"), action)
+        return super().parse_known_args(args, namespace)
+
+
+def positive(text: str) -> int:
+    """The type of an option whose value is a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def exit_code(action: Callable[[], object]) -> int:

@@ -1,11 +1,10 @@
-"""How a model is loaded: the flags of every command that loads one, and the rule of its dtype.
+"""How a model is loaded: the rule of its dtype, and what flash attention needs.
 
 torch is imported where it is used, so that --help needs none.
 """
 
 from __future__ import annotations
 
-import argparse
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,6 @@ from llava.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-AUTO = "auto"
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # a flag's value to torch's name
 # By attention implementation: the module that it needs, what the package is called, and how to get it
 FLASH_PACKAGES = {
@@ -25,68 +23,6 @@ FLASH_PACKAGES = {
     ),
 }
 FLASH_FROM_HUB = "kernels"  # with this package transformers fetches flash attention itself
-
-
-def add_loading_flags(parser: argparse.ArgumentParser, compiles: bool = True) -> None:
-    """The flags that say how a model is loaded, each spelt with underscores and with hyphens.
-
-    Args:
-        compiles: whether the command has a use for --compile.
-    """
-    add = parser.add_argument
-    add(
-        "--dtype",
-        choices=(AUTO, *DTYPES),
-        default=AUTO,
-        help="type of weights and arithmetic; auto is fp32 on a CPU, and on a GPU the checkpoint's own, in "
-        "place of fp32 bf16, or fp16 where the GPU has no bf16 (default: %(default)s)",
-    )
-    add(
-        "--attn_implementation",
-        "--attn-implementation",
-        default=AUTO,
-        metavar="NAME",
-        help="the language model's attention by transformers' name: sdpa, eager, flash_attention_2, "
-        "flash_attention_3 or another; auto is transformers' choice (default: %(default)s)",
-    )
-    if compiles:
-        add(
-            "--compile",
-            action="store_true",
-            help="compile the vision tower with the projector, and the decoding; the first answers wait for "
-            "the compiler, as do those of another batch size or of longer prompts",
-        )
-
-
-def loading_options(args: argparse.Namespace) -> dict:
-    """What load_pretrained_model takes, by the flags of `add_loading_flags`; a flag that is absent is as by
-    default.
-
-    Raises:
-        UserError: if an attention implementation is not installed, or cannot compute in the dtype.
-    """
-    import torch
-
-    dtype = getattr(args, "dtype", AUTO)
-    attention = attention_of(args)
-    if attention in FLASH_PACKAGES:
-        check_installed(attention)
-        if dtype == "fp32":
-            raise UserError(
-                f"--attn_implementation {attention} computes in half precision, and --dtype is fp32; pass "
-                "--dtype bf16 or fp16, or --attn_implementation sdpa."
-            )
-    return {
-        "torch_dtype": None if dtype == AUTO else getattr(torch, DTYPES[dtype]),
-        "attn_implementation": attention,
-        "compile_vision": getattr(args, "compile", False),
-    }
-
-
-def attention_of(args: argparse.Namespace) -> str | None:
-    """The attention implementation that the flags ask for; None leaves the choice to transformers."""
-    name = getattr(args, "attn_implementation", AUTO)
-    return None if name == AUTO else name
 
 
 def check_installed(attention: str) -> None:

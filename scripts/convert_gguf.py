@@ -6,14 +6,13 @@ transformers reads GGUF but refuses to save a model read that way, so the weight
 config. Of its 28 s for SmolLM2-135M on 2 cores, transformers' readings of the file take 20.
 """
 
-import argparse
 import struct
 import sys
 from pathlib import Path
 
 from output_folder import write_folder
 
-from llava.command import message
+from llava.command import Parser, message
 from llava.errors import UserError
 
 GGUF_MAGIC = b"GGUF"
@@ -77,7 +76,7 @@ def _with_special_tokens(tokenizer, config):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--gguf", type=Path, required=True, help="the model file")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)

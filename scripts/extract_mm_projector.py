@@ -6,12 +6,12 @@
 Of shards only those that hold the projector are opened, and of them no other weight is read.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from llava.command import message
+from llava.command import Parser, message
 from llava.errors import UserError
+from llava.inference import add_flags
 from llava.wholefile import whole_file
 
 
@@ -50,8 +50,8 @@ def extract(model_path: str, output: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model-path", required=True, help="folder or hub name of the model")
+    parser = Parser(description=__doc__.splitlines()[0])
+    add_flags(parser, "--model-path")
     parser.add_argument("--output", type=Path, required=True, help="a .bin file, or a folder")
     options = parser.parse_args(arguments)
     try:

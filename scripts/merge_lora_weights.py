@@ -6,14 +6,14 @@
 The weights keep the base's own type. Needs memory for one copy of the model.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 from output_folder import write_folder
 
-from llava.command import message
+from llava.command import Parser, message
 from llava.errors import UserError
+from llava.inference import add_flags, load_model
 from llava.quiet import quiet_libraries
 
 REQUIRED = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
@@ -30,30 +30,25 @@ def merge(model_path: str, model_base: str | None, output: Path) -> bool:
 
 def _write(model_path: str, model_base: str | None, folder: Path) -> None:
     from llava.chat_template import chat_template
-    from llava.conversation import template_of
     from llava.decoding import end_with_turns
-    from llava.model.builder import load_pretrained_model
     from llava.model.checkpoint import ADAPTER_CONFIG
     from llava.model.plan import Kind, plan_checkpoint
 
     plan = plan_checkpoint(model_path)
     if plan.kind is not Kind.ADAPTERS:
         raise UserError(f"--model-path {model_path} has no {ADAPTER_CONFIG}; there is nothing to merge.")
-    tokenizer, model, image_processor, _ = load_pretrained_model(
-        plan, model_base, device="cpu", torch_dtype="auto"
-    )
-    template = template_of(model.config)
-    end_with_turns(model, tokenizer, template)
-    tokenizer.chat_template = chat_template(template, model.config.mm_use_im_start_end)
+    loaded = load_model(plan, model_base, device="cpu", torch_dtype="auto")
+    model, tokenizer = loaded.model, loaded.tokenizer
+    end_with_turns(model, tokenizer, loaded.template)
+    tokenizer.chat_template = chat_template(loaded.template, model.config.mm_use_im_start_end)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    image_processor.save_pretrained(folder)
+    loaded.image_processor.save_pretrained(folder)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model-path", required=True, help="folder or hub name of the adapters")
-    parser.add_argument("--model-base", help="the model they were trained on; default: what they name")
+    parser = Parser(description=__doc__.splitlines()[0])
+    add_flags(parser, "--model-path", "--model-base")
     parser.add_argument("--save-model-path", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
     quiet_libraries()

@@ -12,17 +12,17 @@ import argparse
 from collections.abc import Callable
 
 from llava.benchmark.timing import default_device, headline, medians, peak_mib, provenance, table
+from llava.inference import add_flags, load_model
 
 PLAIN, HEATMAP, DISTRIBUTION, REPORTED = "plain", "heatmap", "distribution", "output_attentions"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model-path", required=True, help="model folder")
+    add_flags(parser, "--model-path", "--device")
     parser.add_argument("--image-file", help="picture; default: a grey one")
     parser.add_argument("--text", default="What is in the picture?", help="question")
     parser.add_argument("--new_tokens", type=int, default=32, help="length of the answer, tokens")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds, after one of warm-up")
-    parser.add_argument("--device", help="cuda or cpu; default: cuda where there is one")
     parser.add_argument(
         "--processor_time",
         action="store_true",
@@ -83,16 +83,14 @@ def run(args: argparse.Namespace) -> None:
     import torch
     from PIL import Image
 
-    from llava.mm_utils import get_model_name_from_path, load_image
-    from llava.model.builder import load_pretrained_model
+    from llava.mm_utils import load_image
     from llava.visualization.answer import ask
 
     device = args.device or default_device()
-    tokenizer, model, image_processor, _ = load_pretrained_model(
-        args.model_path, None, get_model_name_from_path(args.model_path), device=device
-    )
+    loaded = load_model(args.model_path, device=device)
+    model, tokenizer = loaded.model, loaded.tokenizer
     image = load_image(args.image_file) if args.image_file else Image.new("RGB", (336, 336), "grey")
-    question = ask(model, tokenizer, image_processor, image, args.text)
+    question = ask(model, tokenizer, loaded.image_processor, image, args.text)
     calls = ways(model, tokenizer, question, args.new_tokens)
     plain = calls[PLAIN]()
     for name in (HEATMAP, DISTRIBUTION):

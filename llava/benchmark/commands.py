@@ -1,13 +1,12 @@
 """The commands that measure one thing each, and how a command line calls one of them."""
 
-import argparse
 from types import ModuleType
 
 from llava.benchmark import capture, loss, machine, packing, projectors
 from llava.benchmark.ablation import command as ablation
 from llava.benchmark.speed import command as speed
 from llava.benchmark.speed import training as step
-from llava.command import exit_code
+from llava.command import Parser, exit_code
 
 MEASURES = {
     "machine": machine,
@@ -23,10 +22,9 @@ MEASURES = {
 
 def call(commands: dict[str, ModuleType], argv: list[str] | None = None) -> int:
     """Run the command that a command line names (None: the process's own); the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m llava.benchmark",
         description="What each choice costs and gives, side by side, in one run.",
-        allow_abbrev=False,
     )
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name, module in commands.items():

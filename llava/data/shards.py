@@ -40,7 +40,7 @@ def expand_shards(path: str) -> list[str]:
     except ImportError as error:
         raise UserError(
             f"--data_path {path}: webdataset, which reads shards, is not installed; "
-            "pip install 'llava[train]'."
+            "pip install -e '.[train]'."
         ) from error
     shards = expand_urls(str(path))
     missing = [shard for shard in shards if ":" not in shard and not Path(shard).is_file()]

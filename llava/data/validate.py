@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from llava.command import message
+from llava.command import Parser, message
 from llava.errors import UserError
 
 
@@ -81,10 +80,10 @@ def _records(file: str, image_folder: str | None) -> Iterator[tuple[Callable[[],
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m llava.data.validate", description=__doc__)
+    parser = Parser(prog="python -m llava.data.validate", description=__doc__)
     parser.add_argument("files", nargs="+", metavar="FILE", help="JSON, JSONL, or shards 'a/{00..63}.tar'")
     parser.add_argument("--image_folder", help="folder that the records' image paths start from")
-    parser.add_argument("--version", default="v1", help="conversation template (default: %(default)s)")
+    parser.add_argument("--version", default="v1", help="conversation template")
     parser.add_argument("--check_images", action="store_true", help="read each image completely")
     args = parser.parse_args(argv)
     if args.check_images and not args.image_folder and any(not file.endswith(".tar") for file in args.files):

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava.command import exit_code
+from llava.command import Parser, exit_code
 from llava.eval.records import get_chunk, write_jsonl
-from llava.eval.session import Answered, Session, add_flags, positive
+from llava.eval.session import FLAGS, Answered, Session
+from llava.inference import add_flags
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,15 @@ class AnswerCommand:
     published_row: Callable[[dict], dict] | None = None
 
     def parse_args(self, argv: list[str] | None = None) -> argparse.Namespace:
-        parser = argparse.ArgumentParser(
-            prog=f"python -m {self.module}",
-            description=self.description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
+        parser = Parser(prog=f"python -m {self.module}", description=self.description)
         add = parser.add_argument
         add("--question-file", required=True, help=self.questions)
-        add("--image-folder", default="", help="where the questions' image paths start")
         add("--answers-file", required=True, help="JSON lines, continued if it exists")
         add("--num-chunks", type=int, default=1, help="parts the questions are split into, one a process")
         add("--chunk-idx", type=int, default=0, help="which part this process answers, from 0")
-        add("--max_new_tokens", type=positive, default=self.max_new_tokens, help="longest answer, tokens")
         self.own_flags(parser)
-        add_flags(parser)
+        shared = ("--image-folder", "--max_new_tokens", *FLAGS)
+        add_flags(parser, *shared, max_new_tokens=self.max_new_tokens)
         return parser.parse_args(argv)
 
     def evaluate(self, args: argparse.Namespace) -> None:

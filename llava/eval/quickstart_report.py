@@ -6,7 +6,6 @@ Reads what scripts/quickstart.sh left in the folder; writes report.md, report.ht
 and loss.png there.
 """
 
-import argparse
 import csv
 import json
 import platform
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.command import message
+from llava.command import Parser, message
 from llava.errors import UserError
 from llava.eval.page import embed, environment, package_versions
 from llava.eval.quickstart_template import HTML, MARKDOWN
@@ -235,7 +234,7 @@ def write_report(run_dir: Path, image_folder: Path) -> tuple[Path, Path]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m llava.eval.quickstart_report", description=__doc__)
+    parser = Parser(prog="python -m llava.eval.quickstart_report", description=__doc__)
     parser.add_argument(
         "--run_dir", type=Path, default=Path("playground/quickstart"), help="the run's folder"
     )

@@ -278,10 +278,11 @@ class AnswerFile:
 def as_recorded_now(before: dict, now: dict) -> dict:
     """Settings that an earlier version recorded, with those that it did not.
 
-    Its attention was transformers' choice. Its dtype is not known, so it is taken to be the present one.
+    Its attention was transformers' choice, and no weights were quantised. Its dtype is not known, so it is
+    taken to be the present one.
     """
     added = {name: value for name, value in now.items() if name == "dtype"}
-    added |= {name: None for name in now if name == "attn_implementation"}
+    added |= {name: None for name in now if name in ("attn_implementation", "bits")}
     return {**added, **before}
 
 

@@ -4,29 +4,25 @@
     accelerate launch -m llava.eval.run --model-path MODEL --tasks all       several GPUs
 
 Killed anywhere, the same command goes on where it stopped, on any number of GPUs; other tasks are added to
-the report of the same --output-dir.
+the report of the same --output-dir. Without --max_new_tokens each benchmark has its own longest answer.
 """
 
 import argparse
 from pathlib import Path
 
-from llava.command import exit_code
+from llava.command import Parser, exit_code, positive
 from llava.errors import UserError
 from llava.eval import report
 from llava.eval.judge import Judge
 from llava.eval.records import check_questions, texts_by_id
-from llava.eval.session import Answered, Session, add_flags, positive, read_config
+from llava.eval.session import FLAGS, Answered, Session, read_config
 from llava.eval.task import Scores, Task
 from llava.eval.tasks import TASKS
+from llava.inference import add_flags
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.eval.run",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(prog="python -m llava.eval.run", description=__doc__)
     add = parser.add_argument
     add("--tasks", required=True, help=f"separated by commas, or all: {', '.join(TASKS)}")
     add("--data-root", type=Path, default=Path("playground/data/eval"), help="a folder a benchmark below it")
@@ -36,7 +32,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="answers, submissions and the report; default: playground/eval/MODEL, followed by what "
         "--scale_factor and --limit say",
     )
-    add("--max_new_tokens", type=positive, help="longest answer, tokens; default: each task's own")
     add("--list", action=_List, nargs=0, help="print what each task needs and where it comes from, and stop")
     add(
         "--server-score",
@@ -53,7 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--judge-model", help="the judge's name there")
     add("--judge-key-env", default="OPENAI_API_KEY", help="environment variable that holds its key")
-    add_flags(parser)
+    add_flags(parser, "--max_new_tokens", *FLAGS, max_new_tokens=None)
     args = parser.parse_args(argv)
     if bool(args.judge_url) != bool(args.judge_model):
         parser.error("--judge-url and --judge-model go together")

@@ -15,58 +15,16 @@ from pathlib import Path
 
 from llava.conversation import DEFAULT_TEMPLATE, template_named
 from llava.errors import UserError
-from llava.eval import TOKEN_BUDGET
 from llava.eval.records import AnswerFile, images_of, key_of, model_fingerprint
-from llava.loading import add_loading_flags, attention_of, default_dtype, dtype_flag, loading_options
+from llava.inference import MODEL, SAMPLING, LoadedModel, check_device, load_by_flags, loading_options
+from llava.loading import default_dtype, dtype_flag
 from llava.progress import progress_bar
 from llava.textfile import absence, shown_name
 
+# The flags that say which model answers, and how
+FLAGS = (*MODEL, *SAMPLING, "--num_beams", "--batch_size", "--token_budget", "--on_bad_record")
 PROMPTS_AT_ONCE = 1024  # tokenized in one call
 PATIENCE = timedelta(days=7)  # for a process that is done to wait for the others
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which model answers, and how."""
-    add = parser.add_argument
-    add(
-        "--model-path",
-        "--model_path",
-        required=True,
-        help="model folder (or a projector/LoRA folder beside --model-base)",
-    )
-    add("--model-base", "--model_base", help="language model folder that --model-path completes")
-    add(
-        "--conv-mode",
-        "--conv_mode",
-        help=f"template; default: config.json's conv_version, else {DEFAULT_TEMPLATE}",
-    )
-    add_loading_flags(parser)
-    add("--temperature", type=float, default=0.0, help="0: greedy")
-    add("--top_p", type=float, help="nucleus of this probability; only with a temperature")
-    add("--num_beams", type=positive, default=1, help="beams")
-    add("--batch_size", type=positive, help="questions at a time; default: as many as --token_budget holds")
-    add(
-        "--token_budget",
-        type=positive,
-        default=TOKEN_BUDGET,
-        help="tokens of a batch: prompts padded to the longest, visual tokens, answers and beams included "
-        f"(default {TOKEN_BUDGET}: 8 GB of keys and values for a 7B model in half precision)",
-    )
-    add("--image_aspect_ratio", help="override the model's own, square, pad, slice or anyres")
-    add("--scale_factor", type=positive, help="override the model's own compression side")
-    add(
-        "--on_bad_record",
-        choices=("fail", "skip"),
-        default="fail",
-        help="skip: leave out, count and list at the end",
-    )
-
-
-def positive(text: str) -> int:
-    """A flag's whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def model_folder(name_or_path: str, flag: str = "--model-path") -> Path:
@@ -125,7 +83,7 @@ class Session:
     """A model that is loaded when the first unanswered question comes.
 
     Args:
-        args: with the attributes of `add_flags`.
+        args: the values of FLAGS.
     Raises:
         UserError: for a folder that holds no model, an unknown template, or impossible settings.
     """
@@ -148,46 +106,41 @@ class Session:
             "base_weights": (
                 model_fingerprint(model_folder(args.model_base, "--model-base")) if args.model_base else None
             ),
-            "attn_implementation": attention_of(args),  # some of transformers' compute in 8 bits
         }
         self.template = template_named(self.settings["conv_mode"])
         # here, so that --help and a wrong flag need no torch
         import torch
         from accelerate import PartialState
 
-        self._loading = loading_options(args)
+        loading = loading_options(args)
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if args.device:
+            if several:
+                raise UserError("--device: a launcher gives each process its own device; leave the flag out.")
+            check_device(args.device)
         # accelerate sees several processes on CPUs only if told that they are CPUs
         self.processes = PartialState(cpu=several and not torch.cuda.is_available(), timeout=PATIENCE)
-        # the one that is computed in, whatever flag or device led to it
-        dtype = self._loading["torch_dtype"] or default_dtype(config, self.processes.device)
-        self._loading["torch_dtype"] = dtype
-        self.settings["dtype"] = dtype_flag(dtype)
+        self.device = torch.device(args.device) if args.device else self.processes.device
+        self.settings |= {
+            "bits": next((bits for bits in (4, 8) if loading[f"load_{bits}bit"]), None),
+            "attn_implementation": loading["attn_implementation"],  # some of transformers' compute in 8 bits
+            # the one that is computed in, whatever flag or device led to it
+            "dtype": dtype_flag(loading["torch_dtype"] or default_dtype(config, self.device)),
+        }
 
     def devices(self) -> dict[str, str]:
         """What this runs on, for a report."""
         import torch
 
-        device = self.processes.device
+        device = self.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         compiled = {"compiled": "vision and decoding"} if self.args.compile else {}
         return {"device": name, "processes": str(self.processes.num_processes), **compiled}
 
     @cached_property
-    def _loaded(self) -> tuple:
-        """(tokenizer, model, image processor), with what the command line asks for set on the model."""
-        from llava.mm_utils import get_model_name_from_path
-        from llava.model.builder import load_pretrained_model
-
-        tokenizer, model, image_processor, _ = load_pretrained_model(
-            self.args.model_path,
-            self.args.model_base,
-            get_model_name_from_path(self.args.model_path),
-            device=str(self.processes.device),
-            **self._loading,
-        )
-        override_settings(model, self.args.image_aspect_ratio, self.args.scale_factor)
-        return tokenizer, model, image_processor
+    def _loaded(self) -> LoadedModel:
+        chosen = {"device": str(self.device), "dtype": self.settings["dtype"]}
+        return load_by_flags(argparse.Namespace(**{**vars(self.args), **chosen}))
 
     def answer(
         self, questions: list[dict], path: str | Path, image_folder: str | Path, max_new_tokens: int
@@ -255,8 +208,7 @@ class Session:
 
         from llava.eval.generation import answer_batches, split_batches
 
-        args, state = self.args, self.processes
-        tokenizer, model, image_processor = self._loaded
+        args, state, loaded = self.args, self.processes, self._loaded
         prompts = self._prompts(questions, image_folder, refusals)
         budget = args.token_budget // decoding.num_beams
         batches = split_batches(prompts, args.batch_size, budget, decoding.max_new_tokens)
@@ -278,9 +230,9 @@ class Session:
             disable=not state.is_main_process,
         ) as bar:
             for question, text in answer_batches(
-                model,
-                tokenizer,
-                image_processor,
+                loaded.model,
+                loaded.tokenizer,
+                loaded.image_processor,
                 mine,
                 image_folder=image_folder,
                 template=self.template,
@@ -303,8 +255,8 @@ class Session:
 
         from llava.eval.generation import Prompt, PromptMaker
 
-        tokenizer, model, _ = self._loaded
-        make_prompts = PromptMaker(model, tokenizer, self.template, image_folder)
+        loaded = self._loaded
+        make_prompts = PromptMaker(loaded.model, loaded.tokenizer, self.template, image_folder)
         mine = range(self.processes.process_index, len(questions), self.processes.num_processes)
         made = []
         with progress_bar("prompts", len(mine), "q") as bar:
@@ -319,18 +271,6 @@ class Session:
                 bar.update(len(indices))
         made = sorted(gather_object(made), key=lambda part: (-part[2], part[0]))
         return [Prompt(questions[i], input_ids, length) for i, input_ids, length in made]
-
-
-def override_settings(model, image_aspect_ratio: str | None, scale_factor: int | None) -> None:
-    """Set what the command line asks for on a loaded model, whose modules then follow.
-
-    Raises:
-        UserError: if its projector has no scale factor, or it does not divide the grid.
-    """
-    if image_aspect_ratio is not None:
-        model.config.image_aspect_ratio = image_aspect_ratio
-    if scale_factor is not None:
-        model.set_scale_factor(scale_factor)
 
 
 def _positions_per_image(prompts: list) -> float | None:

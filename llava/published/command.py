@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava.command import exit_code
+from llava.command import Parser, exit_code
 
 GOES_ON = (
     "\n\nA command that was killed goes on where it stopped. If nothing is left to do, no model is loaded."
@@ -31,11 +31,9 @@ class Command:
     own_flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None
 
     def main(self, argv: list[str] | None = None) -> int:
-        parser = argparse.ArgumentParser(
+        parser = Parser(
             prog=f"python -m {self.name}" if self.name.startswith("llava.") else f"python {self.name}",
             description=self.description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
         )
         for flag, options in self.flags.items():
             if isinstance(options, str):

@@ -9,9 +9,10 @@ from llava.errors import UserError
 from llava.eval.command import print_skipped
 from llava.eval.metrics import mean_score, parse_option_letter, vqa_soft_accuracy
 from llava.eval.records import ANSWER, check_questions, load_answers, read_jsonl, texts_by_id
-from llava.eval.session import Session, add_flags, positive
+from llava.eval.session import FLAGS, Session
 from llava.eval.tasks import easy_vqa, ocr_bench, pope, science_qa, textvqa
 from llava.eval.tasks.shared import LETTERS
+from llava.inference import add_flags
 from llava.published.command import GOES_ON, Command
 from llava.wholefile import write_text
 
@@ -139,10 +140,8 @@ def _cell(row: dict) -> str:
 
 
 def add_ocr_bench_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--image_folder", default="OCRBench_Images", help="where the questions' image paths start")
-    add("--max_new_tokens", type=positive, default=ocr_bench.TASK.max_new_tokens, help="longest answer")
-    add_flags(parser)
+    own = {"image_folder": "OCRBench_Images", "max_new_tokens": ocr_bench.TASK.max_new_tokens}
+    add_flags(parser, "--image_folder", "--max_new_tokens", *FLAGS, **own)
 
 
 def answer_ocr_bench(args: argparse.Namespace) -> None:

@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from llava.conversation import Conversation, MarkedPrompt, chat_prompt, template_of
+from llava.conversation import MarkedPrompt, chat_prompt
 from llava.decoding import Decoding, Stopping, TextStream
 from llava.errors import UserError
+from llava.inference import LoadedModel, load_model
 from llava.mm_utils import process_images, tokenizer_image_token
-from llava.model.builder import load_pretrained_model
 from llava.visualization.words import WordAttention, word_attention
 
 
@@ -78,9 +78,7 @@ class Chat:
     """One conversation.
 
     Args:
-        tokenizer, model, image_processor, context_length: as load_pretrained_model gives them.
-        template: what the prompt is made by.
-        compiled: decode by compiled graphs, as Decoding says.
+        loaded: the model that answers.
     Attributes:
         turns: answered questions, oldest first.
         waiting: pictures that go with the next question.
@@ -88,22 +86,10 @@ class Chat:
         timing: of the last answer; None before there is one.
     """
 
-    def __init__(
-        self,
-        tokenizer,
-        model,
-        image_processor,
-        context_length: int,
-        template: Conversation,
-        compiled: bool = False,
-    ):
-        self.model = model
-        self.compiled = compiled
-        self.tokenizer = tokenizer
-        self.image_processor = image_processor
-        self.context_length = context_length
-        self.template = template
-        self.stopping = Stopping(model, tokenizer, template)
+    def __init__(self, loaded: LoadedModel):
+        self.loaded = loaded
+        self.model, self.tokenizer, self.template = loaded.model, loaded.tokenizer, loaded.template
+        self.stopping = Stopping(self.model, self.tokenizer, self.template)
         self.scale_factor: int | None = None
         self._stopped = Event()
         self.reset()
@@ -116,8 +102,7 @@ class Chat:
 
     def fresh(self) -> "Chat":
         """Another conversation with the same model."""
-        loaded = (self.tokenizer, self.model, self.image_processor, self.context_length)
-        return Chat(*loaded, self.template, self.compiled)
+        return Chat(self.loaded)
 
     def add_image(self, image: Image.Image) -> None:
         """Show an RGB picture with the next question. Raises UserError if the model is text-only."""
@@ -177,13 +162,13 @@ class Chat:
         """
         turn = Turn(text, tuple(self.waiting), scale_factor=self.scale_factor)
         inputs, positions, visual = self.inputs([*self.turns, turn])
-        room = self.context_length - positions
+        room = self.loaded.context_length - positions
         if room < 1:
             raise UserError(
                 f"the conversation has {positions} tokens, {visual} of them visual, and the model reads "
-                f"{self.context_length}; start a new one, or spend fewer visual tokens on a picture."
+                f"{self.loaded.context_length}; start a new one, or spend fewer visual tokens on a picture."
             )
-        decoding = replace(decoding, compiled=decoding.compiled or self.compiled)
+        decoding = replace(decoding, compiled=decoding.compiled or self.loaded.compiled)
         inputs |= {**decoding.kwargs(), **self.stopping.kwargs()}
         inputs["max_new_tokens"] = min(decoding.max_new_tokens, room)
         self._stopped = Event()
@@ -236,7 +221,7 @@ class Chat:
             return word_attention(
                 self.model,
                 self.tokenizer,
-                self.image_processor,
+                self.loaded.image_processor,
                 inputs["input_ids"],
                 turn.ids,
                 inputs.get("images", []),
@@ -258,7 +243,7 @@ class Chat:
         inputs: dict = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids).bool()}
         visual, scale_factor = 0, turns[-1].scale_factor
         if images:
-            pixels = process_images(images, self.image_processor, self.model.config)
+            pixels = process_images(images, self.loaded.image_processor, self.model.config)
             sizes = [image.size for image in images]
             inputs |= {"images": [views.to(self.model.device) for views in pixels], "image_sizes": sizes}
             inputs["scale_factor"] = scale_factor
@@ -266,39 +251,9 @@ class Chat:
         return inputs, input_ids.shape[1] - len(images) + visual, visual
 
 
-def open_chat(
-    model_path: str,
-    model_base: str | None = None,
-    *,
-    device: str | None = None,
-    conv_mode: str | None = None,
-    **loading,
-) -> Chat:
-    """Load a model for a conversation.
-
-    Args:
-        device: "cuda", "cuda:N", "mps" or "cpu"; by default the first of these there is.
-        conv_mode: template name; None: the config's conv_version, else vicuna_v1.
-        loading: further options of load_pretrained_model. With compile_vision the decoding is compiled, too.
-    Raises:
-        UserError: for what the user can mend; says how.
-    """
-    if device is not None:
-        check_device(device)
-    loaded = load_pretrained_model(model_path, model_base, device=device, **loading)
-    compiled = loading.get("compile_vision", False)
-    return Chat(*loaded, template_of(loaded[1].config, conv_mode), compiled)
-
-
-def check_device(device: str) -> None:
-    """Raises UserError if torch has no such device here."""
-    try:
-        torch.empty(0, device=device)
-    # a build without CUDA says so by an assertion
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device {device} is not here ({str(error).splitlines()[0]}); choose cpu, cuda, cuda:N or mps."
-        ) from error
+def open_chat(model_path: str, model_base: str | None = None, **options) -> Chat:
+    """Load a model for a conversation, with the options of llava.inference.load_model."""
+    return Chat(load_model(model_path, model_base, **options))
 
 
 def token_budgets(model) -> dict[int, int]:

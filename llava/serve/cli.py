@@ -15,22 +15,18 @@ from contextlib import closing, suppress
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
-from llava.command import exit_code
+from llava.command import Parser, exit_code
+from llava.decoding import Decoding
 from llava.errors import UserError
 from llava.fetch import ADDRESSES, fetch
-from llava.loading import add_loading_flags, loading_options
+from llava.inference import MODEL, SAMPLING, add_flags, load_by_flags
 
 COMMANDS = __doc__.partition("\n\n")[2].strip()
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.serve.cli",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_model_flags(parser)
+    parser = Parser(prog="python -m llava.serve.cli", description=__doc__)
+    add_flags(parser, *MODEL, *SAMPLING, "--max-new-tokens", temperature=0.2)
     add = parser.add_argument
     add(
         "--image-file",
@@ -40,23 +36,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="IMAGE",
         help="paths or http addresses, shown with the first question",
     )
-    add("--temperature", type=float, default=0.2, help="0: greedy (default 0.2)")
-    add("--top_p", type=float, help="nucleus of this probability; only with a temperature")
-    add("--max-new-tokens", type=int, default=512, help="longest answer, tokens (default 512)")
     add("--debug", action="store_true", help="print each prompt, and what its answer took")
     return parser.parse_args(argv)
-
-
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which model is talked with."""
-    add = parser.add_argument
-    add("--model-path", required=True, help="model folder (or a projector/LoRA folder beside --model-base)")
-    add("--model-base", help="language model folder that --model-path completes")
-    add("--device", help="cpu, cuda, cuda:N or mps; default: cuda or mps where there is one")
-    add("--conv-mode", help="template; default: config.json's conv_version, else vicuna_v1")
-    add("--load-8bit", action="store_true", help="language model in 8 bits, by bitsandbytes")
-    add("--load-4bit", action="store_true", help="language model in 4 bits, by bitsandbytes")
-    add_loading_flags(parser)
 
 
 def read_image(source: str):
@@ -78,23 +59,12 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: for what the user can mend ahead of the conversation; says how.
     """
-    from llava.decoding import Decoding
-
     decoding = Decoding(args.temperature, args.top_p, max_new_tokens=args.max_new_tokens)
-    loading = loading_options(args)
     images = [read_image(source) for source in args.image_file]
 
-    from llava.serve.chat import open_chat
+    from llava.serve.chat import Chat
 
-    chat = open_chat(
-        args.model_path,
-        args.model_base,
-        device=args.device,
-        conv_mode=args.conv_mode,
-        load_8bit=args.load_8bit,
-        load_4bit=args.load_4bit,
-        **loading,
-    )
+    chat = Chat(load_by_flags(args))
     for image in images:
         chat.add_image(image)
     converse(chat, decoding, args.debug)

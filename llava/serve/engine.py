@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import StoppingCriteria
 
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.conversation import Conversation
 from llava.decoding import Decoding, Stopping, TextStream
 from llava.errors import UserError
+from llava.inference import LoadedModel
 from llava.mm_utils import left_pad, process_images, tokenizer_image_token
 
 logger = logging.getLogger(__name__)
@@ -181,31 +181,23 @@ class Engine:
     If a batch fails, each of its answers is continued alone, so that only the request that is to blame fails.
 
     Args:
-        tokenizer, model, image_processor, context_length: as load_pretrained_model gives them.
-        template: of prompts.
+        loaded: the model.
         token_budget: prompt and answer tokens of a batch, padding and visual tokens included.
         max_requests: places; `admit` refuses more.
         on_batch: called with the size of each batch.
-        compiled: decode by compiled graphs, as Decoding says.
     """
 
     def __init__(
         self,
-        tokenizer,
-        model,
-        image_processor,
-        context_length: int,
-        template: Conversation,
+        loaded: LoadedModel,
         *,
         token_budget: int = 16384,
         max_requests: int = 64,
         on_batch: Callable[[int], None] = lambda size: None,
-        compiled: bool = False,
     ):
-        self.tokenizer, self.model, self.image_processor = tokenizer, model, image_processor
-        self.context_length, self.template = context_length, template
+        self.loaded = loaded
+        self.model, self.tokenizer, self.template = loaded.model, loaded.tokenizer, loaded.template
         self.token_budget, self.max_requests, self.on_batch = token_budget, max_requests, on_batch
-        self.compiled = compiled
         self._changed = Condition()
         self._waiting: deque[Answer] = deque()
         self._running: list[Answer] = []
@@ -274,7 +266,7 @@ class Engine:
         for image in images:
             num_visual += self.model.visual_positions_of(image.size, scale_factor)
             self._check_length(num_text + num_visual, num_visual, decoding)
-            pixels.append(process_images([image], self.image_processor, self.model.config)[0])
+            pixels.append(process_images([image], self.loaded.image_processor, self.model.config)[0])
             sizes.append(image.size)
         assert len(input_ids) - num_text == len(pixels), "one <image> for each image"
         length = num_text + num_visual
@@ -283,11 +275,11 @@ class Engine:
 
     def _check_length(self, length: int, num_visual: int, decoding: Decoding) -> None:
         """Raises UserError if the prompt and its answer are longer than the model's context."""
-        if length + decoding.max_new_tokens > self.context_length:
+        if length + decoding.max_new_tokens > self.loaded.context_length:
             raise UserError(
                 f"the prompt takes {length} tokens ({num_visual} of them visual) and the answer up to "
-                f"{decoding.max_new_tokens}, more than the model's context of {self.context_length}; shorten "
-                "the messages, send fewer images, or lower max_tokens."
+                f"{decoding.max_new_tokens}, more than the model's context of {self.loaded.context_length}; "
+                "shorten the messages, send fewer images, or lower max_tokens."
             )
 
     def end(self) -> None:
@@ -365,7 +357,7 @@ class Engine:
         first = requests[0]
         # at least one, where it was an answer's last token that failed
         longest = max(1, *(answer.num_left for answer in batch))
-        decoding = replace(first.decoding, max_new_tokens=longest, compiled=self.compiled)
+        decoding = replace(first.decoding, max_new_tokens=longest, compiled=self.loaded.compiled)
         # texts that end a row are looked for by its answer; generate needs to know the ids alone
         stopping = self.stopping().kwargs()
         ends = {key: stopping[key] for key in ("eos_token_id", "pad_token_id")}

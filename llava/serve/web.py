@@ -7,10 +7,9 @@ import html
 import os
 from copy import deepcopy
 
-from llava.command import exit_code
+from llava.command import Parser, exit_code
 from llava.errors import UserError
-from llava.loading import loading_options
-from llava.serve.cli import add_model_flags
+from llava.inference import MODEL, add_flags, load_by_flags
 from llava.serve.examples import questions
 
 MAX_WAITING = 32  # questions of all visitors that may wait for the model
@@ -60,14 +59,11 @@ CSS = """
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.serve.web", description=__doc__, allow_abbrev=False
-    )
-    add_model_flags(parser)
+    parser = Parser(prog="python -m llava.serve.web", description=__doc__)
+    add_flags(parser, *MODEL, "--model-name")
     add = parser.add_argument
-    add("--model-name", help="what the page calls the model; default: the folder's name")
-    add("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine alone)")
-    add("--port", type=int, default=7860, help="port (default 7860)")
+    add("--host", default="127.0.0.1", help="address to listen at; by default this machine alone")
+    add("--port", type=int, default=7860, help="port to listen at")
     add("--share", action="store_true", help="also make a public address, through gradio's servers")
     return parser.parse_args(argv)
 
@@ -229,19 +225,11 @@ def run(args: argparse.Namespace) -> None:
         import cv2  # noqa: F401
         import gradio  # noqa: F401
     except ImportError as error:
-        raise UserError(f"the page needs {error.name}; pip install 'llava[serve]'.") from error
+        raise UserError(f"the page needs {error.name}; pip install -e '.[serve]'.") from error
     from llava.mm_utils import get_model_name_from_path
-    from llava.serve.chat import open_chat
+    from llava.serve.chat import Chat
 
-    chat = open_chat(
-        args.model_path,
-        args.model_base,
-        device=args.device,
-        conv_mode=args.conv_mode,
-        load_8bit=args.load_8bit,
-        load_4bit=args.load_4bit,
-        **loading_options(args),
-    )
+    chat = Chat(load_by_flags(args))
     blocks = build(chat, args.model_name or get_model_name_from_path(os.path.abspath(args.model_path)))
     try:
         blocks.launch(server_name=args.host, server_port=args.port, share=args.share, **launch_options())

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from llava.conversation import DEFAULT_TEMPLATE, question_prompt, template_named
+from llava.conversation import question_prompt, template_of
 from llava.decoding import Decoding
 from llava.errors import UserError
 from llava.mm_utils import process_images, tokenizer_image_token
@@ -162,9 +162,7 @@ def ask(
     Raises:
         UserError: for a template that is not there.
     """
-    template = template_named(
-        conv_mode or getattr(model.config, "conv_version", None) or DEFAULT_TEMPLATE, "--conv_mode"
-    )
+    template = template_of(model.config, conv_mode)
     prompt = question_prompt(text, 1, template, model.config.mm_use_im_start_end)
     input_ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")[None].to(model.device)
     images = process_images([image], image_processor, model.config)

@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from llava.command import exit_code
-from llava.loading import add_loading_flags, loading_options
+from llava.command import Parser, exit_code
+from llava.inference import LOADING, OVERRIDES, add_flags, load_by_flags
 
 
 def parse_integers(text: str) -> list[int]:
@@ -16,7 +16,7 @@ def parse_integers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"expected integers such as 0,5,-1, got {text!r}") from None
 
 
-def picture_parser(name: str, purpose: str, files: str, asks: bool) -> argparse.ArgumentParser:
+def picture_parser(name: str, purpose: str, files: str, asks: bool) -> Parser:
     """A parser with the flags of all pictures.
 
     Args:
@@ -25,18 +25,15 @@ def picture_parser(name: str, purpose: str, files: str, asks: bool) -> argparse.
         files: what --output_dir gets.
         asks: whether the model answers a question for it.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m llava.visualization.{name}", description=purpose)
+    parser = Parser(prog=f"python -m llava.visualization.{name}", description=purpose)
     add = parser.add_argument
-    add("--model_path", required=True, help="model folder")
-    add("--model_base", help="language model folder that --model_path completes")
-    add_loading_flags(parser, compiles=asks)  # without a question the tower runs once, and by parts
+    add_flags(parser, "--model_path", "--model_base", *LOADING)
     add("--image_path", required=True, help="photograph")
     add("--output_dir", required=True, help=f"gets {files}")
     if asks:
         add("--text", required=True, help="question")
-        add("--max_new_tokens", type=int, default=32, help="longest answer, tokens")
-        add("--scale_factor", type=int, help="compression side; default: the checkpoint's own")
-        add("--conv_mode", help="template; default: config.json's conv_version, else vicuna_v1")
+        # without a question the tower runs once, and by parts
+        add_flags(parser, "--compile", "--conv_mode", *OVERRIDES, "--max_new_tokens", max_new_tokens=32)
     return parser
 
 
@@ -46,18 +43,11 @@ def load(args: argparse.Namespace) -> tuple:
     Raises:
         UserError: for what the user can mend; says how.
     """
-    from llava.mm_utils import get_model_name_from_path, load_image
-    from llava.model.builder import load_pretrained_model
+    from llava.mm_utils import load_image
 
-    loading = loading_options(args)
     image = load_image(args.image_path)
-    tokenizer, model, image_processor, _ = load_pretrained_model(
-        args.model_path, args.model_base, get_model_name_from_path(args.model_path), **loading
-    )
-    scale_factor = getattr(args, "scale_factor", None)
-    if scale_factor is not None:
-        model.set_scale_factor(scale_factor)
-    return model, tokenizer, image_processor, image
+    loaded = load_by_flags(args)
+    return loaded.model, loaded.tokenizer, loaded.image_processor, image
 
 
 def question_options(args: argparse.Namespace) -> dict:

@@ -17,11 +17,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     files = "heatmap_layer{L}.png and .svg, further pages of a long answer, and heatmap.npz"
     parser = picture_parser("heatmap", __doc__, files, asks=True)
     add = parser.add_argument
-    add("--layers", type=parse_integers, default=[-1], help="decoder layers, e.g. 0,5,-1 (default: the last)")
+    add("--layers", type=parse_integers, default=[-1], help="decoder layers, e.g. 0,5,-1")
     add(
         "--method",
         default="attention",
-        help="attention (default): each layer's own; rollout, relevance: of all layers up to it",
+        help="attention: each layer's own; rollout, relevance: of all layers up to it",
     )
     add("--head", type=int, help="one head of --method attention, from 0; default: the mean over heads")
     add("--smooth", action="store_true", help="interpolate between tokens instead of drawing blocks")

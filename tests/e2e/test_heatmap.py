@@ -175,7 +175,7 @@ def test_the_shell_passes_its_variables_and_flags_on(folder, tmp_path):
         ("--layers", "0,3", "layer 3 is outside the model's 3; choose from 0 to 2"),
         ("--head", "4", "choose from 0 to 3"),
         ("--method", "saliency", "--method must be one of attention, rollout, relevance, got 'saliency'"),
-        ("--conv_mode", "none", "--conv_mode must be one of"),
+        ("--conv_mode", "none", "--conv-mode must be one of"),
         ("--image_path", "nowhere.png", "nowhere.png does not exist"),
     ],
 )

@@ -16,7 +16,7 @@ from llava.serve import api, cli, web
 from llava.visualization import distribution, heatmap, prism
 
 COLOURS = ("red", "blue", "teal", "white")
-ALL = ("--dtype", "bf16", "--attn_implementation", "eager", "--compile")
+ALL = ("--dtype", "bf16", "--attn_implementation", "eager", "--device", "cpu", "--load-4bit", "--compile")
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,31 @@ def test_answers_are_given_in_the_dtype_and_by_the_attention_asked_for(world, tm
     assert "dtype was 'bf16', now 'fp32'" in error  # what auto is on a CPU
 
 
+def test_answers_are_given_on_the_device_and_in_the_bits_asked_for(world, tmp_path, loaded, capsys):
+    bnb = pytest.importorskip("bitsandbytes")
+    # bitsandbytes multiplies blocks of 64 on a CPU
+    wide = str(tiny.save_llava(tmp_path / "model", hidden_size=64, intermediate_size=128))
+    flags = ("--model_path", wide, "--device", "cpu")
+    rows = answers(world, tmp_path / "a.jsonl", *flags, "--load_4bit")
+    assert any(isinstance(module, bnb.nn.Linear4bit) for module in loaded[0].modules())
+    assert all(row["metadata"]["bits"] == 4 for row in rows)
+    with pytest.raises(AssertionError):
+        answers(world, tmp_path / "a.jsonl", *flags)
+    assert "bits was 4, now None" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_here_or_is_a_launchers_to_give_ends_in_one_line(
+    world, tmp_path, capsys, monkeypatch
+):
+    with pytest.raises(AssertionError):
+        answers(world, tmp_path / "a.jsonl", "--device", "typewriter")
+    assert "error: --device typewriter is not here" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(AssertionError):
+        answers(world, tmp_path / "a.jsonl", "--device", "cpu")
+    assert "error: --device: a launcher gives each process its own device" in capsys.readouterr().err
+
+
 def test_compiled_answers_are_the_same_by_two_graphs_without_a_break(world, tmp_path, compiled):
     """One of the tower with the projector, one of the decoding, whatever watches the progress."""
     plain = answers(world, tmp_path / "plain.jsonl")
@@ -136,7 +161,7 @@ def picture(command, *more):
     return command.main, argv
 
 
-TALK = ["--model-path", "{model}", "--device", "cpu"]
+TALK = ["--model-path", "{model}"]
 ASK = ["--model-path", "{model}", "--image-file", "{picture}", "--query", "what?"]
 COMMANDS = {
     "run_llava": (run_llava.main, ASK, ALL),
@@ -160,17 +185,20 @@ def test_each_command_loads_as_its_flags_say(world, tmp_path, monkeypatch, name)
 
     seen: list[dict] = []
     monkeypatch.setattr(llava.model.builder, "load_pretrained_model", load)
-    monkeypatch.setattr(llava.serve.chat, "load_pretrained_model", load)
     main, argv, flags = COMMANDS[name]
     places = {"model": world / "model", "picture": world / "1.png", "out": tmp_path}
     with pytest.raises(Stop):
         main([*(word.format(**places) for word in argv), *flags])
-    asked = {name: seen[0][name] for name in ("torch_dtype", "attn_implementation", "compile_vision")}
-    assert asked == {
-        "torch_dtype": torch.bfloat16,
-        "attn_implementation": "eager",
-        "compile_vision": "--compile" in flags,
-    }
+    assert seen == [
+        {
+            "device": "cpu",
+            "load_4bit": True,
+            "load_8bit": False,
+            "torch_dtype": torch.bfloat16,
+            "attn_implementation": "eager",
+            "compile_vision": "--compile" in flags,
+        }
+    ]
 
 
 def test_the_one_question_command_compiles_its_decoding_too(world, compiled, capsys):
@@ -187,6 +215,6 @@ def test_the_servers_compile_their_decoding_too(world):
     app = api.load_app(api.build_parser().parse_args(["--model-path", str(world / "model"), "--compile"]))
     engine = app.state.server.engine
     engine.close()
-    assert engine.compiled
+    assert engine.loaded.compiled
     chat = llava.serve.chat.open_chat(str(world / "model"), device="cpu", compile_vision=True)
-    assert chat.compiled
+    assert chat.loaded.compiled

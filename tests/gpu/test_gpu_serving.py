@@ -18,7 +18,7 @@ from PIL import Image
 
 from llava.conversation import question_prompt, template_named
 from llava.decoding import Decoding
-from llava.model.builder import load_pretrained_model
+from llava.inference import load_model
 from llava.serve.engine import Engine
 
 TEMPLATE = template_named("vicuna_v1")
@@ -31,8 +31,8 @@ CLIENTS = 32
 def engine(device, tmp_path_factory):
     folder = tiny.save_llava(tmp_path_factory.mktemp("llava") / "tiny")
     batches: list[int] = []
-    loaded = load_pretrained_model(str(folder), device=str(device), torch_dtype=torch.float32)
-    engine = Engine(*loaded, TEMPLATE, on_batch=batches.append)
+    loaded = load_model(str(folder), device=str(device), torch_dtype=torch.float32)
+    engine = Engine(loaded, on_batch=batches.append)
     engine.batches = batches
     yield engine
     engine.close()

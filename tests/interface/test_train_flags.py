@@ -56,6 +56,16 @@ def test_each_published_flag_and_value_parses_or_is_refused_with_a_reason(golden
             parse([*overridden, *command])
 
 
+def test_every_flag_of_training_may_be_written_with_hyphens():
+    def parsed(mark: str) -> tuple:
+        words = [*REQUIRED, "--scale_factor", "3", "--data_weights", "0.5", "--lora_enable", "True"]
+        model, data, training = parse([word.replace("_", mark) for word in words])
+        return model, data, training.lora_enable
+
+    assert parsed("-") == parsed("_")
+    assert parsed("-")[0].scale_factor == 3
+
+
 def test_all_published_flags_exist(golden):
     from dataclasses import fields
 

@@ -50,6 +50,12 @@ def test_training_tells_mistakes_from_bugs(monkeypatch, error, expected):
         training.train([])
 
 
+def test_no_message_has_an_extra_installed_from_the_index():
+    """The index's package llava is another: an extra comes with the folder, by pip install -e '.[serve]'."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    assert [path.name for path in (*CODE, *pages) if "llava[" in path.read_text(encoding="utf-8")] == []
+
+
 @pytest.mark.parametrize("path", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_errors_for_a_user_are_user_errors(path):
     for node in ast.walk(ast.parse(path.read_text())):

@@ -1,7 +1,7 @@
 """How a model is loaded: the rule of its dtype, what the flags come to, and attention that is not here."""
 
 import json
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from contextlib import nullcontext
 
 import pytest
@@ -10,8 +10,10 @@ import torch
 
 import llava.loading
 import llava.model.builder
+from llava.command import Parser
 from llava.errors import UserError
-from llava.loading import add_loading_flags, default_dtype, dtype_flag, has_bf16, loading_options
+from llava.inference import LOADING, add_flags, check_device, loading_options
+from llava.loading import default_dtype, dtype_flag, has_bf16
 from llava.model.builder import load_pretrained_model
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -19,8 +21,8 @@ FLASH = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3"}
 
 
 def options(*argv):
-    parser = ArgumentParser()
-    add_loading_flags(parser)
+    parser = Parser()
+    add_flags(parser, *LOADING, "--compile")
     return loading_options(parser.parse_args(argv))
 
 
@@ -71,15 +73,31 @@ def test_a_gpu_that_emulates_bf16_does_not_have_it(monkeypatch, itself, emulated
         (["--dtype", "bf16"], (BF16, None, False)),
         (["--dtype", "fp16", "--attn-implementation", "eager"], (FP16, "eager", False)),
         (["--dtype", "fp32", "--attn_implementation", "a/kernel", "--compile"], (FP32, "a/kernel", True)),
+        (["--load-4bit"], (None, None, False, True, False)),
+        (["--load_8bit"], (None, None, False, False, True)),
     ],
 )
 def test_flags_become_what_load_pretrained_model_takes(argv, expected):
-    names = ("torch_dtype", "attn_implementation", "compile_vision")
-    assert options(*argv) == dict(zip(names, expected, strict=True))
+    names = ("torch_dtype", "attn_implementation", "compile_vision", "load_4bit", "load_8bit")
+    assert options(*argv) == dict(zip(names, (*expected, False, False)[:5], strict=True))
+
+
+def test_a_model_is_loaded_in_4_bits_or_in_8():
+    with pytest.raises(UserError, match="^--load-4bit and --load-8bit exclude each other"):
+        options("--load-4bit", "--load-8bit")
 
 
 def test_flags_that_a_caller_leaves_out_are_as_by_default():
     assert loading_options(Namespace()) == options()
+
+
+def test_a_device_that_is_not_here_is_refused_by_name():
+    with pytest.raises(UserError, match="--device typewriter is not here"):
+        check_device("typewriter")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="--device cuda is not here"):
+            check_device("cuda")
+    check_device("cpu")
 
 
 def test_each_dtype_has_the_flag_that_asks_for_it():

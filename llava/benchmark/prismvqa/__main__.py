@@ -3,16 +3,11 @@
 import argparse
 from pathlib import Path
 
-from llava.command import exit_code
+from llava.command import Parser, exit_code
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m llava.benchmark.prismvqa",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = Parser(prog="python -m llava.benchmark.prismvqa", description=__doc__)
     add = parser.add_argument
     add("--output_dir", type=Path, default=Path("playground/data/prismvqa"), help="folder to make")
     add("--num_train", type=int, default=50_000, help="scenes to train on")

@@ -159,7 +159,7 @@ def _openpyxl():
     try:
         import openpyxl
     except ImportError:
-        raise UserError("MMBench's upload is a spreadsheet; install openpyxl or llava[eval].") from None
+        raise UserError("MMBench's upload needs openpyxl; pip install -e '.[eval]'.") from None
     return openpyxl
 
 

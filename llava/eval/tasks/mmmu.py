@@ -31,7 +31,7 @@ def load(folder: Path) -> list[dict]:
     try:
         from pyarrow import parquet
     except ImportError:
-        raise UserError("MMMU's files are parquet; install pyarrow or llava[eval].") from None
+        raise UserError("MMMU's files need pyarrow; pip install -e '.[eval]'.") from None
     return [
         question_row(published)
         for path in sorted(folder.glob(FILES))

@@ -266,6 +266,7 @@ def test_a_folder_or_no_file_in_place_of_questions_is_named(tmp_path):
 
 NOW = {
     **SETTINGS,
+    "bits": None,
     "attn_implementation": None,
     "dtype": "bf16",
 }  # as Session records them; SETTINGS: as before
@@ -276,6 +277,7 @@ NOW = {
     [
         ({"dtype": "fp16"}, "dtype was 'bf16', now 'fp16'"),
         ({"attn_implementation": "eager"}, "attn_implementation was None, now 'eager'"),
+        ({"bits": 4}, "bits was None, now 4"),
     ],
 )
 def test_answers_in_another_dtype_or_by_another_attention_are_not_mixed_in(tmp_path, change, message):
@@ -300,6 +302,8 @@ def test_answers_of_a_version_that_recorded_no_dtype_are_kept_and_claim_none(tmp
     assert "dtype" not in again.recorded
     with pytest.raises(ValueError, match="attn_implementation was None, now 'eager'"):
         open_file(tmp_path, **{**NOW, "attn_implementation": "eager"})  # there was no flag to choose it
+    with pytest.raises(ValueError, match="bits was None, now 8"):
+        open_file(tmp_path, **{**NOW, "bits": 8})
     with pytest.raises(ValueError, match=r"line 2: .*dtype was 'bf16', now 'fp32'"):
         open_file(tmp_path, **{**NOW, "dtype": "fp32"})
 
@@ -312,5 +316,6 @@ def test_a_complete_file_of_such_a_version_is_scored_without_a_word(tmp_path):
     assert (len(again.answered), again.notes) == (len(QUESTIONS), [])
     assert open_file(tmp_path, questions=QUESTIONS, **NOW).recorded == {
         **SETTINGS,
+        "bits": None,
         "attn_implementation": None,
     }

@@ -162,7 +162,7 @@ def test_results_of_another_model_are_not_joined_with_these(tmp_path):
 
 
 def test_results_of_a_version_that_recorded_no_dtype_are_joined_and_of_another_dtype_not(tmp_path):
-    now = {**SETTINGS, "attn_implementation": None, "dtype": "bf16"}
+    now = {**SETTINGS, "bits": None, "attn_implementation": None, "dtype": "bf16"}
     save(tmp_path, result("gqa"))
     check_folder(tmp_path, "m", now)
     with pytest.raises(ValueError, match="attn_implementation was None, now 'eager'"):

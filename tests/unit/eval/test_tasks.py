@@ -222,7 +222,7 @@ def test_mmbench_submits_the_question_file_with_a_column_of_predictions(load, tm
 
 def test_mmbench_says_ahead_that_the_spreadsheets_library_is_missing(load, monkeypatch):
     monkeypatch.setitem(sys.modules, "openpyxl", None)
-    with pytest.raises(ValueError, match="install openpyxl"):
+    with pytest.raises(ValueError, match="needs openpyxl; pip install"):
         load("mmbench")
 
 

@@ -1,6 +1,5 @@
 """Commands that take a model's folder take its name on the hub as well; here the hub is a filled cache."""
 
-import argparse
 from pathlib import Path
 
 import extract_mm_projector
@@ -11,11 +10,13 @@ import tiny
 from benchmarks import BUILDERS
 from PIL import Image
 
+from llava.command import Parser
 from llava.errors import UserError
 from llava.eval import run_llava
 from llava.eval.records import model_fingerprint
 from llava.eval.run import main as evaluate
-from llava.eval.session import Session, add_flags, read_config
+from llava.eval.session import FLAGS, Session, read_config
+from llava.inference import add_flags
 from llava.serve.chat import open_chat
 from llava.train.saving import save_projector
 from llava.visualization import command
@@ -52,8 +53,8 @@ def hub(cache, monkeypatch):
 
 
 def session(*argv: str) -> Session:
-    parser = argparse.ArgumentParser()
-    add_flags(parser)
+    parser = Parser()
+    add_flags(parser, *FLAGS)
     return Session(parser.parse_args(argv))
 
 
@@ -82,7 +83,6 @@ def draw(folder, name, *more):
     """The loading of all commands that draw."""
     parser = command.picture_parser("heatmap", "", "", asks=False)
     flags = ["--image_path", str(folder / "red.png"), "--output_dir", "x"]
-    more = [flag.replace("--model-base", "--model_base") for flag in more]
     return command.load(parser.parse_args(["--model_path", name, *more, *flags]))
 
 

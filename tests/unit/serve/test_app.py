@@ -12,10 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pictures import data_url, encoded, header_only_png
 
-from llava.conversation import template_named
 from llava.decoding import Stopping
 from llava.errors import UserError
-from llava.model.builder import load_pretrained_model
+from llava.inference import load_model
 from llava.serve.engine import Engine
 from llava.serve.images import ImageLimits
 
@@ -26,7 +25,7 @@ httpx = pytest.importorskip("httpx", reason="httpx is not installed (extra dev)"
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     folder = tiny.save_llava(tmp_path_factory.mktemp("llava"))
-    engine = Engine(*load_pretrained_model(str(folder), device="cpu"), template_named("vicuna_v1"))
+    engine = Engine(load_model(str(folder), device="cpu"))
     yield engine
     engine.close()
 
@@ -330,8 +329,7 @@ def test_a_bug_is_a_500_with_its_traceback_in_the_log_and_takes_no_other_along(
 @pytest.fixture
 def own_engine(engine):
     """One that a test may close."""
-    parts = engine.tokenizer, engine.model, engine.image_processor, engine.context_length, engine.template
-    own = Engine(*parts)
+    own = Engine(engine.loaded)
     yield own
     own.close()
 

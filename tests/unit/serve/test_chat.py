@@ -1,19 +1,19 @@
 """A conversation with a tiny model: what it reads, what it gives and when, and how it is stopped."""
 
 import threading
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import tiny
-import torch
 from PIL import Image
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import conv_templates
 from llava.decoding import Decoding, Stopping, TextStream
+from llava.inference import load_model
 from llava.mm_utils import process_images, tokenizer_image_token
-from llava.model.builder import load_pretrained_model
-from llava.serve.chat import Chat, check_device, open_chat, token_budgets
+from llava.serve.chat import Chat, open_chat, token_budgets
 
 RED, BLUE = Image.new("RGB", (60, 40), "red"), Image.new("RGB", (40, 90), "blue")
 GREEDY = Decoding(max_new_tokens=24)
@@ -21,18 +21,18 @@ GREEDY = Decoding(max_new_tokens=24)
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    return load_pretrained_model(str(tiny.save_llava(tmp_path_factory.mktemp("chat") / "model")))
+    return load_model(str(tiny.save_llava(tmp_path_factory.mktemp("chat") / "model")))
 
 
 @pytest.fixture
 def chat(loaded):
-    return Chat(*loaded, conv_templates["vicuna_v1"])
+    return Chat(loaded)
 
 
 def generated(chat, prompt, images, **options):
     """What `generate` itself answers to a prompt."""
     input_ids = tokenizer_image_token(prompt, chat.tokenizer, return_tensors="pt")[None]
-    pixels = process_images(images, chat.image_processor, chat.model.config)
+    pixels = process_images(images, chat.loaded.image_processor, chat.model.config)
     sizes = [image.size for image in images]
     kwargs = {**GREEDY.kwargs(), **chat.stopping.kwargs(), **options}
     output = chat.model.generate(input_ids, images=pixels, image_sizes=sizes, **kwargs)
@@ -93,10 +93,10 @@ def test_a_projector_that_does_not_compress_has_no_budgets(tmp_path):
 
 
 def test_64_tokens_are_s_3_of_a_grid_of_24(loaded, monkeypatch):
-    tower = loaded[1].get_vision_tower()
+    tower = loaded.model.get_vision_tower()
     monkeypatch.setattr(type(tower), "grid_side", property(lambda self: 24))
     monkeypatch.setattr(type(tower), "num_patches", property(lambda self: 576))
-    assert token_budgets(loaded[1])[64] == 3
+    assert token_budgets(loaded.model)[64] == 3
 
 
 def test_closing_the_answer_stops_the_model_and_keeps_what_was_said(chat):
@@ -138,7 +138,7 @@ def test_a_failure_of_the_model_reaches_the_caller(chat, monkeypatch):
 
 
 def test_a_conversation_that_is_too_long_is_refused_and_its_pictures_wait(chat):
-    chat.context_length = 100
+    chat.loaded = replace(chat.loaded, context_length=100)
     chat.add_image(RED)
     with pytest.raises(ValueError, match=r"tokens, 9 of them visual, and the model reads 100"):
         list(chat.ask("why? " * 50, GREEDY))
@@ -148,9 +148,9 @@ def test_a_conversation_that_is_too_long_is_refused_and_its_pictures_wait(chat):
 def test_an_answer_ends_where_the_model_reads_no_further(chat):
     text = "what is it?"
     positions = len(tokenizer_image_token(chat.template.system + f" USER: {text} ASSISTANT:", chat.tokenizer))
-    chat.context_length = positions + 3
+    chat.loaded = replace(chat.loaded, context_length=positions + 3)
     list(chat.ask(text, GREEDY))
-    assert chat.timing.prompt_tokens + chat.timing.new_tokens == chat.context_length
+    assert chat.timing.prompt_tokens + chat.timing.new_tokens == positions + 3
 
 
 def test_a_withdrawn_question_can_be_asked_again(chat):
@@ -187,8 +187,8 @@ ANSWERS = ["<image>", "an <image> of <image>", "<im<image>age>", "###", "USER:",
 @pytest.mark.parametrize("template", ["vicuna_v1", "v0", "llava_llama_2", "mpt", "qwen_2"])
 @pytest.mark.parametrize("said", ANSWERS)
 def test_whatever_was_answered_is_read_with_the_next_question(loaded, monkeypatch, template, said):
-    chat = Chat(*loaded, conv_templates[template])
-    ids = loaded[0](said, add_special_tokens=False)["input_ids"]
+    chat = Chat(replace(loaded, template=conv_templates[template]))
+    ids = loaded.tokenizer(said, add_special_tokens=False)["input_ids"]
     with monkeypatch.context() as patch:
         patch.setattr("llava.serve.chat.stream_tokens", lambda *args, **kwargs: (token for token in ids))
         answer = "".join(chat.ask("what is it?", GREEDY))
@@ -201,9 +201,9 @@ def test_whatever_was_answered_is_read_with_the_next_question(loaded, monkeypatc
 
 
 def test_a_text_only_model_talks_and_takes_no_picture(loaded, tmp_path):
-    tiny.save_language_model(tmp_path, vocab_size=len(loaded[0]))
-    loaded[0].save_pretrained(tmp_path)
-    chat = Chat(*load_pretrained_model(str(tmp_path)), conv_templates["qwen_2"])
+    tiny.save_language_model(tmp_path, vocab_size=len(loaded.tokenizer))
+    loaded.tokenizer.save_pretrained(tmp_path)
+    chat = open_chat(str(tmp_path), conv_mode="qwen_2")
     with pytest.raises(ValueError, match="text-only"):
         chat.add_image(RED)
     list(chat.ask("why?", GREEDY))
@@ -234,19 +234,10 @@ def test_a_compiled_chat_and_those_from_it_decode_compiled(loaded, monkeypatch, 
         yield from ()
 
     monkeypatch.setattr("llava.serve.chat.stream_tokens", tokens)
-    chat = Chat(*loaded, conv_templates["vicuna_v1"], compiled=compiled)
+    chat = Chat(replace(loaded, compiled=compiled))
     for one in (chat, chat.fresh()):
         list(one.ask("what is it?", GREEDY))
     assert seen == 2 * ["static" if compiled else None]
-
-
-def test_a_device_that_is_not_here_is_refused_by_name():
-    with pytest.raises(ValueError, match="--device typewriter is not here"):
-        check_device("typewriter")
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="--device cuda is not here"):
-            check_device("cuda")
-    check_device("cpu")
 
 
 def grown(text: str, stopping: Stopping) -> list[str]:
@@ -254,7 +245,7 @@ def grown(text: str, stopping: Stopping) -> list[str]:
 
 
 def test_no_part_of_the_closing_text_is_ever_shown(loaded):
-    stopping = Stopping(loaded[1], loaded[0], conv_templates["v0"])
+    stopping = Stopping(loaded.model, loaded.tokenizer, conv_templates["v0"])
     shown = grown(" It is #1, ## or so. ###Human: more", stopping)
     assert all(later.startswith(earlier) for earlier, later in pairwise(shown))
     assert "It is #1, ## or" in shown

@@ -1,6 +1,7 @@
 """The queue before the model: batches, streams, places that are freed. No HTTP."""
 
 import threading
+from dataclasses import replace
 from queue import Queue
 
 import pytest
@@ -12,7 +13,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import question_prompt, template_named
 from llava.decoding import Decoding, Stopping, TextStream
 from llava.errors import UserError
-from llava.model.builder import load_pretrained_model
+from llava.inference import load_model
 from llava.serve.engine import Engine, QueueFull, ShuttingDown
 
 TEMPLATE = template_named("vicuna_v1")
@@ -21,15 +22,15 @@ WORDS = ["what colour is the circle?", "is it blue?", "the answer", "red or blue
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    return load_pretrained_model(str(tiny.save_llava(tmp_path_factory.mktemp("llava"))), device="cpu")
+    return load_model(str(tiny.save_llava(tmp_path_factory.mktemp("llava"))), device="cpu")
 
 
 @pytest.fixture
 def make_engine(loaded):
     engines = []
 
-    def make(**options) -> Engine:
-        engines.append(Engine(*loaded, TEMPLATE, **options))
+    def make(compiled=False, **options) -> Engine:
+        engines.append(Engine(replace(loaded, compiled=compiled), **options))
         return engines[-1]
 
     yield make
@@ -63,7 +64,7 @@ def finished(events: Queue):
 
 def alone(loaded, prepared):
     """What the model itself answers to one request, without the engine."""
-    tokenizer, model = loaded[:2]
+    tokenizer, model = loaded.tokenizer, loaded.model
     ids = model.generate(
         torch.tensor([prepared.input_ids]),
         images=prepared.pixels or None,
@@ -342,7 +343,7 @@ def test_a_batch_that_fails_does_not_end_the_engine(make_engine, monkeypatch):
 
 
 def test_closing_ends_what_runs_and_waits_with_an_error(loaded):
-    engine = Engine(*loaded, TEMPLATE)
+    engine = Engine(loaded)
     running = start(engine, WORDS[0], max_new_tokens=800)
     running[1].get(timeout=60)
     waiting = start(engine, WORDS[1])
@@ -371,7 +372,7 @@ def test_a_budget_that_does_not_divide_the_grid_is_refused_when_the_request_come
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_compiled_engine_decodes_compiled(make_engine, loaded, monkeypatch, compiled):
     calls = Queue()
-    monkeypatch.setattr(loaded[1], "generate", lambda *args, **kwargs: calls.put(kwargs))
+    monkeypatch.setattr(loaded.model, "generate", lambda *args, **kwargs: calls.put(kwargs))
     ticket, _ = start(make_engine(compiled=compiled), WORDS[0])
     assert (calls.get(timeout=60).get("cache_implementation") == "static") == compiled
     ticket.close()

@@ -1,0 +1,218 @@
+"""The flags of every command that runs a model, each declared once, and the model that they ask for.
+
+torch is imported where it is used, so that --help needs none.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llava.command import positive
+from llava.conversation import DEFAULT_TEMPLATE, Conversation, template_named, template_of
+from llava.errors import UserError
+from llava.loading import DTYPES, FLASH_PACKAGES, check_installed
+
+if TYPE_CHECKING:
+    from llava.model.plan import CheckpointPlan
+
+AUTO = "auto"
+
+# By a flag's name with underscores: what add_argument takes. --help names a default that is not None.
+FLAGS: dict[str, dict] = {
+    "model_path": {
+        "required": True,
+        "help": "folder or hub name of a model, or of a projector or LoRA's adapters beside --model-base",
+    },
+    "model_base": {
+        "help": "folder or hub name of the language model that --model-path completes; default: the one that "
+        "its adapters name",
+    },
+    "model_name": {"help": "what the server calls the model; default: the name of its folder"},
+    "conv_mode": {
+        "help": f"conversation template; default: config.json's conv_version, else {DEFAULT_TEMPLATE}",
+    },
+    "device": {"help": "cuda, cuda:N, mps or cpu; default: the first of cuda, mps and cpu that there is"},
+    "load_4bit": {"action": "store_true", "help": "language model in 4 bits, by bitsandbytes"},
+    "load_8bit": {"action": "store_true", "help": "language model in 8 bits, by bitsandbytes"},
+    "dtype": {
+        "choices": (AUTO, *DTYPES),
+        "default": AUTO,
+        "help": "type of weights and arithmetic; auto is fp32 on a CPU, and on a GPU the checkpoint's own, "
+        "but bf16 in place of fp32, and fp16 where the GPU has no bf16",
+    },
+    "attn_implementation": {
+        "default": AUTO,
+        "metavar": "NAME",
+        "help": "the language model's attention by transformers' name: sdpa, eager, flash_attention_2, "
+        "flash_attention_3 or another; auto is transformers' choice",
+    },
+    "compile": {
+        "action": "store_true",
+        "help": "compile the vision tower with the projector, and the decoding; the first answers wait for "
+        "the compiler, as do those of another batch size or of longer prompts",
+    },
+    "scale_factor": {
+        "type": positive,
+        "help": "side of the square of patches that becomes one visual token; default: the model's own",
+    },
+    "image_aspect_ratio": {"help": "square, pad, slice or anyres; default: the model's own"},
+    "image_folder": {"default": "", "help": "where the questions' image paths start"},
+    "temperature": {
+        "type": float,
+        "default": 0.0,
+        "help": "0 takes the likeliest token; above 0 tokens are drawn at random",
+    },
+    "top_p": {
+        "type": float,
+        "help": "draw from the likeliest tokens of this total probability; only with a temperature",
+    },
+    "num_beams": {"type": positive, "default": 1, "help": "beams of a beam search; 1 is none"},
+    "max_new_tokens": {"type": positive, "default": 512, "help": "longest answer, tokens"},
+    "batch_size": {
+        "type": positive,
+        "help": "questions at a time; default: as many as --token_budget holds",
+    },
+    "token_budget": {
+        "type": positive,
+        "default": 16384,  # 8 GB of keys and values for a 7B model in half precision
+        "help": "tokens of a batch: prompts padded to the longest, visual tokens, answers and beams included",
+    },
+    "on_bad_record": {
+        "choices": ("fail", "skip"),
+        "default": "fail",
+        "help": "skip: leave out questions that cannot be asked, count them, and list them at the end",
+    },
+}
+LOADING = ("--device", "--load-4bit", "--load-8bit", "--dtype", "--attn_implementation")
+OVERRIDES = ("--scale_factor", "--image_aspect_ratio")  # of what config.json says
+MODEL = ("--model-path", "--model-base", "--conv-mode", *LOADING, "--compile", *OVERRIDES)
+SAMPLING = ("--temperature", "--top_p")
+
+
+def add_flags(parser, *flags: str, **defaults) -> None:
+    """Let a command take some of FLAGS.
+
+    Args:
+        parser: a parser or a group of one.
+        flags: in the spelling that --help lists, such as "--model-path".
+        defaults: where they are not those of FLAGS, by name.
+    """
+    for flag in flags:
+        name = flag.removeprefix("--").replace("-", "_")
+        own = {"default": defaults[name]} if name in defaults else {}
+        parser.add_argument(flag, **{**FLAGS[name], **own})
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with all that it takes to ask it.
+
+    Attributes:
+        tokenizer, model, image_processor, context_length: as load_pretrained_model gives them.
+        template: what prompts are made by.
+        compiled: whether answers are to be decoded by compiled graphs, as Decoding says.
+    """
+
+    tokenizer: Any
+    model: Any
+    image_processor: Any
+    context_length: int
+    template: Conversation
+    compiled: bool = False
+
+
+def load_model(
+    model_path: str | CheckpointPlan,
+    model_base: str | None = None,
+    *,
+    device: str | None = None,
+    conv_mode: str | None = None,
+    scale_factor: int | None = None,
+    image_aspect_ratio: str | None = None,
+    **loading,
+) -> LoadedModel:
+    """Load a model to ask it questions.
+
+    Args:
+        model_path, model_base: as load_pretrained_model takes them.
+        device: "cuda", "cuda:N", "mps" or "cpu"; by default the first of these there is.
+        conv_mode: template name; None: the config's conv_version, else vicuna_v1.
+        scale_factor, image_aspect_ratio: in place of the model's own.
+        loading: further options of load_pretrained_model. With compile_vision the decoding is compiled, too.
+    Raises:
+        UserError: for what the user can mend; says how.
+    """
+    from llava.model.builder import load_pretrained_model
+    from llava.tiling import ASPECT_RATIOS, check_choice
+
+    # what can be refused ahead of loading, which takes long
+    if conv_mode:
+        template_named(conv_mode)
+    if image_aspect_ratio is not None:
+        check_choice("image_aspect_ratio", image_aspect_ratio, ASPECT_RATIOS)
+    if device is not None:
+        check_device(device)
+    tokenizer, model, image_processor, context_length = load_pretrained_model(
+        model_path, model_base, device=device, **loading
+    )
+    if image_aspect_ratio is not None:
+        model.config.image_aspect_ratio = image_aspect_ratio
+    if scale_factor is not None:
+        model.set_scale_factor(scale_factor)
+    template = template_of(model.config, conv_mode)
+    compiled = loading.get("compile_vision", False)
+    return LoadedModel(tokenizer, model, image_processor, context_length, template, compiled)
+
+
+def load_by_flags(args: argparse.Namespace) -> LoadedModel:
+    """The model that a command line asks for; flags that `args` lacks are as by default.
+
+    Raises:
+        UserError: for what the user can mend; says how.
+    """
+    names = ("model_base", "device", "conv_mode", "scale_factor", "image_aspect_ratio")
+    given = {name: getattr(args, name, None) for name in names}
+    return load_model(args.model_path, **given, **loading_options(args))
+
+
+def loading_options(args: argparse.Namespace) -> dict:
+    """What load_pretrained_model takes, by the flags; those that `args` lacks are as by default.
+
+    Raises:
+        UserError: if an attention implementation is not installed, or cannot compute in the dtype, or if two
+            flags contradict each other.
+    """
+    import torch
+
+    dtype, attention = getattr(args, "dtype", AUTO), getattr(args, "attn_implementation", AUTO)
+    bits = {name: getattr(args, name, False) for name in ("load_4bit", "load_8bit")}
+    if all(bits.values()):
+        raise UserError("--load-4bit and --load-8bit exclude each other; give one.")
+    if attention in FLASH_PACKAGES:
+        check_installed(attention)
+        if dtype == "fp32":
+            raise UserError(
+                f"--attn_implementation {attention} computes in half precision, and --dtype is fp32; pass "
+                "--dtype bf16 or fp16, or --attn_implementation sdpa."
+            )
+    return {
+        "torch_dtype": None if dtype == AUTO else getattr(torch, DTYPES[dtype]),
+        "attn_implementation": None if attention == AUTO else attention,
+        "compile_vision": getattr(args, "compile", False),
+        **bits,
+    }
+
+
+def check_device(device: str) -> None:
+    """Raises UserError if torch has no such device here."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    # a build without CUDA says so by an assertion
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"--device {device} is not here ({str(error).splitlines()[0]}); choose cpu, cuda, cuda:N or mps."
+        ) from error
