@@ -63,6 +63,7 @@ ALLOWED = {
         "llava.loading",
         "llava.tiling",
         "llava.model.builder",
+        "llava.model.plan",
     ),
     "llava/mm_utils.py": ("llava.constants", "llava.pictures", "llava.thin", "llava.tiling"),
     "llava/data": (
@@ -129,7 +130,7 @@ ALLOWED = {
         "llava.serve",
     ),
     "llava/benchmark": ("llava",),
-    "llava/published": ("llava.command", "llava.eval", "llava.published"),
+    "llava/published": ("llava.command", "llava.eval", "llava.inference", "llava.published"),
 }
 ANYONE_MAY = (
     *("llava", "llava.model", "llava.eval", "llava.errors", "llava.errors.UserError"),
