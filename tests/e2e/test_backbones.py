@@ -15,7 +15,8 @@ from llava.conversation import conv_templates, question_prompt
 from llava.data.targets import build_targets, conversation_from_record
 from llava.decoding import Stopping
 from llava.mm_utils import process_images, tokenizer_image_token
-from llava.model import builder
+from llava.model.builder import load_pretrained_model
+from llava.model.language_model.builder import MODEL_CLASSES
 from llava.train.train import train
 
 LOUD = {"initializer_range": 0.3}  # answers should differ from one another
@@ -128,8 +129,8 @@ def test_a_backbone_trains_is_saved_loaded_and_answers_alike_in_batches_and_alon
     train_a_step(tmp_path, parts, name, tokenizers[kind])
     assert math.isfinite(losses(tmp_path)[0])
 
-    tokenizer, model, image_processor, _ = builder.load_pretrained_model(str(tmp_path / "out"))
-    assert type(model) is builder.MODEL_CLASSES[family]
+    tokenizer, model, image_processor, _ = load_pretrained_model(str(tmp_path / "out"))
+    assert type(model) is MODEL_CLASSES[family]
     assert model.config.conv_version == template
     assert (model.lm_head.weight is model.get_input_embeddings().weight) == (
         family == "mpt" or changes.get("tie_word_embeddings", False)
