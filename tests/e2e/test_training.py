@@ -65,6 +65,7 @@ def test_stage_1_leaves_projector_and_config_and_no_language_model(trained, part
     assert "model.mm_projector.q_local.fusion.1.running_mean" in state
 
 
+@pytest.mark.transformers
 def test_stage_2_leaves_a_folder_that_answers_by_itself(trained, parts, tmp_path):
     folder = tmp_path / "moved"
     shutil.copytree(trained / "stage2", folder)
@@ -102,6 +103,7 @@ def test_frozen_parts_stay_as_they_were(parts, trained, tmp_path):
     assert torch.equal(adapter_frozen["model.mm_projector.mlp.0.weight"], projector["mlp.0.weight"])
 
 
+@pytest.mark.transformers
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_killed_run_started_again_gives_the_uninterrupted_losses_and_weights(
     parts, trained, tmp_path, stage
