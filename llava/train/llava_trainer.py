@@ -38,7 +38,7 @@ PRIVATE = {
     ),
     "_save_checkpoint": (
         "No hook comes ahead of a checkpoint's first file, and none sees that a file could not be written.",
-        "tests/e2e/test_killed.py::test_a_killed_run_started_again_is_the_uninterrupted_one",
+        "tests/e2e/test_training.py::test_a_checkpoint_has_no_name_before_all_of_it_is_written",
     ),
 }
 

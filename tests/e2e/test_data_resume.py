@@ -79,6 +79,7 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(parts, shards, tmp_
     assert epochs == sorted(epochs)
 
 
+@pytest.mark.transformers
 @pytest.mark.parametrize("run", ["stream", "mixture"])
 def test_a_run_killed_after_its_last_checkpoint_trains_no_step_more(parts, shards, tmp_path, capsys, run):
     arguments = command(parts, tmp_path / "run", shards, **RUNS[run], max_steps=5)

@@ -70,8 +70,7 @@ def uninterrupted(parts, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("stage", "point"),
-    [(2, point) for point in KILLS if point != "before_the_result"]
-    + [pytest.param(2, "before_the_result", marks=pytest.mark.transformers)]
+    [(2, point) for point in KILLS]
     + [(1, "with_a_later_checkpoint_written_and_unnamed"), (1, "with_half_of_the_result_moved")],
 )
 def test_a_killed_run_started_again_is_the_uninterrupted_one(parts, tmp_path, uninterrupted, stage, point):

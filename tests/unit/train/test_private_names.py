@@ -75,7 +75,12 @@ def test_an_override_takes_what_trainer_gives_it(name):
 
 
 @pytest.mark.parametrize("name", PRIVATE)
-def test_what_is_in_the_table_is_overridden_and_its_test_is_there(name):
+def test_what_is_in_the_table_is_overridden_and_its_test_runs_with_the_oldest_transformers_too(name):
     assert name in OVERRIDDEN
     file, _, test = PRIVATE[name][1].partition("::")
-    assert f"\ndef {test}(" in (ROOT / file).read_text(encoding="utf-8")
+    defined = {
+        node.name: node
+        for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body
+        if hasattr(node, "name")
+    }
+    assert "pytest.mark.transformers" in map(ast.unparse, defined[test].decorator_list)
