@@ -196,13 +196,13 @@ class StepGuard(TrainerCallback):
     def _is_over(self) -> bool:
         return self._preempted or self.num_in_a_row >= self.max_nan_steps
 
-    def _clip_and_keep_norm(self, *args, **kwargs) -> Tensor | float:
-        """The norm is the same on every rank."""
+    def _clip_and_keep_norm(self, *args, **kwargs) -> Tensor | float | None:
+        """The norm is the same on every rank. DeepSpeed may be told to compute none, which counts as 0."""
         norm = self._clip(*args, **kwargs)
         if isinstance(norm, Tensor) and norm.device == self.loss_sum.device:
             self.gradient_norm = norm.detach().reshape(())
-        else:  # DeepSpeed's, of the host; filled in on the device, for a copy would wait
-            self.gradient_norm = torch.full_like(self.loss_sum, float(norm), dtype=torch.double)
+        else:  # a number of the host is filled in on the device, for a copy would wait
+            self.gradient_norm = torch.full_like(self.loss_sum, float(norm or 0), dtype=torch.double)
         return norm
 
     def _flags(self) -> Tensor:

@@ -24,7 +24,6 @@ from llava.model.checkpoint import (
 from llava.train import saving
 from llava.train.guard import RunStopped, StepGuard
 from llava.train.step_log import StepLog
-from llava.train.throughput import Throughput
 from llava.train.trainable import learning_rates, part_of
 from llava.train.training_data import DataPosition, WithHostCopy, train_loader
 from llava.train.zero_checkpoint import WithoutFrozen
@@ -55,10 +54,9 @@ class LlavaTrainer(Trainer):
         self.image_processor = image_processor
         self.folder_lock = ExitStack()  # set by who prepares a run, and closed by who ends it
         self.guard = StepGuard(self, self.args.max_nan_steps)
-        self.throughput = Throughput(self)
-        self.step_log = StepLog(self, self.guard, self.throughput)
-        for callback in (self.guard, self.throughput, self.step_log):  # the last needs what the others did
-            self.add_callback(callback)
+        self.step_log = StepLog(self, self.guard)
+        self.add_callback(self.guard)
+        self.add_callback(self.step_log)  # after the guard, which may ask for a save or the end
         if self.is_deepspeed_enabled:
             self.add_callback(WithoutFrozen(self))
 
@@ -88,7 +86,7 @@ class LlavaTrainer(Trainer):
             inputs["scale_factor"] = draw.choice(choices)
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.guard.see_loss(loss, record_names)
-        self.throughput.count(inputs, len(record_names))
+        self.step_log.count(inputs, len(record_names))
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
