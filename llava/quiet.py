@@ -16,6 +16,8 @@ MESSAGES = {
     "DeepSpeed": r"Setting accelerator to CPU\.",
     # Trainer: the tokenizer pads with another token than config.json names. The tokenizer's is the right one.
     "transformers.trainer_utils": r"The tokenizer has new PAD/BOS/EOS tokens",
+    # Of a stream, where a run that was killed after its last checkpoint goes on to its result without a step.
+    "transformers.trainer": r"There seems not to be a single sample in your epoch_iterator",
     # A folder's settings of sampling without do_sample have no effect. Our commands have flags for them.
     "transformers.generation.configuration_utils": r"The following generation flags are not valid",
     # A training step's cache keeps nothing, and layers that are recomputed do without it.

@@ -5,12 +5,15 @@
 #   bash scripts/test.sh tests/unit -k merge    arguments go to pytest
 #   bash scripts/test.sh -n 0                   in one process; three share the files out otherwise
 #   bash scripts/test.sh -m gpu                 tests/gpu, on the first GPU, eight at a time
+#   bash scripts/test.sh --oldest               tests of how transformers works inside, with the oldest one that
+#                                               pyproject.toml allows; it is kept below playground/oldest
 #
 #   PYTHON                interpreter that makes .venv when no environment is active (python3)
 #   INSTALL               0: take the active environment or `python` as it is, and install nothing (1)
 #   CUDA_VISIBLE_DEVICES  GPUs the tests may see (none; with -m gpu all)
 #   CI                    true: install Debian's chromium too, as root, for the test of the web page; elsewhere
-#                         that test is skipped unless a Chromium is there
+#                         that test is skipped unless a Chromium is there; --oldest fails without its packages,
+#                         where elsewhere it says so and ends
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [[ ${1:-} == --help ]]; then
@@ -18,6 +21,17 @@ if [[ ${1:-} == --help ]]; then
   exit
 fi
 
+install_oldest() {  # VERSION FOLDER: that transformers, and what it needs in other versions than are installed
+  local wanted
+  [[ ! -d $2 ]] || return 0
+  wanted=$("$PYTHON" -m pip install --quiet --dry-run --report - "transformers==$1" | "$PYTHON" -c 'import json, sys
+for item in json.load(sys.stdin)["install"]: print("{name}=={version}".format(**item["metadata"]))') &&
+    rm -rf "$2.tmp" && mkdir -p "$2.tmp" &&
+    xargs -r "$PYTHON" -m pip install --quiet --no-deps --target "$2.tmp" <<< "$wanted" && mv "$2.tmp" "$2"
+}
+
+oldest=0
+if [[ ${1:-} == --oldest ]]; then oldest=1; shift; fi
 # Three for two cores, for many tests wait for what they start; the files with the longest tests come first
 on_gpu=0 pytest=(--numprocesses 3 --dist loadfile --no-loadscope-reorder)
 if [[ " $* " == *" -m gpu "* ]]; then
@@ -33,7 +47,17 @@ else
   python -c "import importlib.metadata as m; assert m.version('lmms-eval') == '$LMMS_EVAL'" 2> /dev/null ||
     python -m pip install --no-deps "lmms-eval==$LMMS_EVAL" || echo "its tests will be skipped" >&2
 fi
-if [[ ${CI:-} == true && $EUID == 0 ]] && ! command -v chromium > /dev/null && command -v apt-get > /dev/null; then
+if ((oldest)); then
+  version=$(sed -n 's/^ *"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
+  if ! install_oldest "$version" "playground/oldest/$version"; then
+    echo "transformers $version cannot be installed: its tests are left out" >&2
+    if [[ ${CI:-} == true ]]; then exit 1; fi
+    exit
+  fi
+  export PYTHONPATH=$PWD/playground/oldest/$version${PYTHONPATH:+:$PYTHONPATH}
+  # By their names, for all others take long to import
+  pytest+=(--numprocesses 2 -m transformers $(grep -rl --include 'test_*.py' mark.transformers tests))
+elif [[ ${CI:-} == true && $EUID == 0 ]] && ! command -v chromium > /dev/null && command -v apt-get > /dev/null; then
   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } ||
     echo "no chromium: its test will be skipped" >&2
 fi

@@ -31,6 +31,12 @@ SENTENCES = (
 )
 
 
+def pytest_addoption(parser) -> None:
+    parser.addoption(
+        "--write-losses", action="store_true", help="write tests/golden/losses anew (test_golden_losses.py)"
+    )
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """The folder of recorded inputs and outputs; docs/specification.md says what each file holds."""

@@ -251,11 +251,8 @@ def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments,
         )
     check_adapters(model, training)
     check_order(data, training)
-    if training.recompute_above and under_zero_3(training):
-        raise UserError(
-            "--recompute_above: under ZeRO-3 a rank that computes a layer again waits for ranks that do not; "
-            "leave it out, or use scripts/zero2.json."
-        )
+    if under_zero_3(training):
+        check_zero_3(model, training)
     return model, data, training
 
 
@@ -296,6 +293,23 @@ def under_zero_3(training: TrainingArguments) -> bool:
     """Whether DeepSpeed cuts the weights into pieces, one for each rank."""
     config = getattr(training, "hf_deepspeed_config", None)
     return config is not None and config.is_zero3()
+
+
+def check_zero_3(model: ModelArguments, training: TrainingArguments) -> None:
+    """What a run needs where the weights are dealt out.
+
+    Raises:
+        UserError: if ranks would wait for one another in vain, or no rank would have what is to be saved.
+    """
+    if training.recompute_above:
+        raise UserError(
+            "--recompute_above: under ZeRO-3 a rank that computes a layer again waits for ranks that do not; "
+            "leave it out, or use scripts/zero2.json."
+        )
+    gathers = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
+    saves_all = not (model.tune_mm_mlp_adapter or training.lora_enable)
+    if saves_all and not training.hf_deepspeed_config.is_true(gathers):
+        raise UserError(f"--deepspeed: set {gathers} to true; without it the run would leave no model.")
 
 
 def check_order(data: DataArguments, training: TrainingArguments) -> None:

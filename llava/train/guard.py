@@ -1,7 +1,6 @@
 """What may end a run between two steps: SIGTERM, and losses that are not finite. All ranks decide alike."""
 
 import logging
-import math
 import multiprocessing
 import os
 import signal
@@ -84,6 +83,8 @@ class StepGuard(TrainerCallback):
 
     Attributes:
         lags: whether the host reads a step's flags after the next step.
+        loss_sum: float[] on the device, of the steps that were not left out, since it was last taken.
+        gradient_norm: float[] on the device, of the last step.
     """
 
     lags_on_cpu = False  # for tests
@@ -98,16 +99,22 @@ class StepGuard(TrainerCallback):
         self._outcomes: list[StepOutcome] = []  # that the host has not read
         self._preempted = False
         trainer.args.logging_nan_inf_filter = False
+        # Trainer hands the norm that this gives to nobody ahead of the optimizer's step
+        self._clip = trainer.accelerator.clip_grad_norm_
+        trainer.accelerator.clip_grad_norm_ = self._clip_and_keep_norm
 
     # ---- What the trainer tells
 
     def see_loss(self, loss: Tensor, record_names: list[str]) -> None:
-        """A batch's loss, float[], of which a step has one or several."""
-        self._losses.append(loss.detach().reshape(()))
+        """A batch's loss, float[], of which a step has one or several; the step's loss is their sum."""
+        self.loss_sum += loss
+        self._losses.append(loss.reshape(()))
         self._record_names.append(record_names)
 
-    def see_gradient(self, norm: Tensor | float) -> None:
-        self._gradient_norm = norm
+    def take_loss(self) -> Tensor:
+        """loss_sum, which then starts at zero."""
+        taken, self.loss_sum = self.loss_sum, torch.zeros_like(self.loss_sum)
+        return taken
 
     def take_skipped(self, step: int) -> int:
         """The number of steps up to this one that were left out and not counted before."""
@@ -142,6 +149,7 @@ class StepGuard(TrainerCallback):
         self, args, state, control, model=None, optimizer=None, train_dataloader=None, **kwargs
     ):
         self._statistics = running_statistics(model)
+        self.loss_sum = torch.zeros((), device=args.device)
         self.sigterm.shield_workers(getattr(train_dataloader, "base_dataloader", train_dataloader))
         on_device = self.lags_on_cpu or args.device.type == "cuda"
         self.lags = on_device and not args.fp16 and (bool(args.deepspeed) or leaves_out_steps(optimizer))
@@ -149,8 +157,8 @@ class StepGuard(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         self._losses: list[Tensor] = []
         self._record_names: list[list[str]] = []
-        self._loss_so_far = self.trainer._tr_loss.clone()
-        self._statistics_before = [statistic.clone() for statistic in self._statistics]
+        self.gradient_norm: Tensor | None = None
+        self._before = [value.clone() for value in (*self._statistics, self.loss_sum)]
 
     def on_pre_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
         flags = self._flags()
@@ -188,14 +196,21 @@ class StepGuard(TrainerCallback):
     def _is_over(self) -> bool:
         return self._preempted or self.num_in_a_row >= self.max_nan_steps
 
+    def _clip_and_keep_norm(self, *args, **kwargs) -> Tensor | float | None:
+        """The norm is the same on every rank. DeepSpeed may be told to compute none, which counts as 0."""
+        norm = self._clip(*args, **kwargs)
+        if isinstance(norm, Tensor) and norm.device == self.loss_sum.device:
+            self.gradient_norm = norm.detach().reshape(())
+        else:  # a number of the host is filled in on the device, for a copy would wait
+            self.gradient_norm = torch.full_like(self.loss_sum, float(norm or 0), dtype=torch.double)
+        return norm
+
     def _flags(self) -> Tensor:
         """float[2] on the device: SIGTERM came, the step is not finite; on any rank."""
         not_finite = ~torch.stack(self._losses).isfinite().all()
         if not self.trainer.args.fp16:
-            if isinstance(self._gradient_norm, Tensor):
-                not_finite = not_finite | ~self._gradient_norm.detach().isfinite()
-            elif not math.isfinite(self._gradient_norm):  # DeepSpeed's, the same on every rank
-                not_finite = torch.ones_like(not_finite)
+            assert self.gradient_norm is not None, "Trainer no longer calls accelerator.clip_grad_norm_"
+            not_finite = not_finite | ~self.gradient_norm.isfinite()
         flags = torch.stack([torch.full_like(not_finite, self.sigterm.received), not_finite]).float()
         if self.trainer.args.world_size > 1:
             dist.all_reduce(flags, dist.ReduceOp.MAX)
@@ -203,8 +218,7 @@ class StepGuard(TrainerCallback):
 
     def _restore(self, choose: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Running statistics and the sum of losses, as chosen of now and of before the step."""
-        befores = [*self._statistics_before, self._loss_so_far]
-        for now, before in zip([*self._statistics, self.trainer._tr_loss], befores, strict=True):
+        for now, before in zip([*self._statistics, self.loss_sum], self._before, strict=True):
             now.copy_(choose(now, before))
 
     def _look(self, outcomes: list["StepOutcome"]) -> None:

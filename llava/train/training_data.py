@@ -3,10 +3,12 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainerCallback
+from transformers.trainer_utils import seed_worker
 
 from llava.data.dataset import SupervisedDataset
 from llava.data.packing import PackedDataset
@@ -107,10 +109,22 @@ def train_sampler(dataset: SupervisedDataset | PackedDataset, args: TrainingArgu
     return MixtureSampler(dataset.mixture, shuffle=args.train_sampling_strategy != "sequential")
 
 
-def stream_loader(stream: ShardDataset, args: TrainingArguments, collator: Callable) -> DataLoader:
-    """A plain loader: a stream splits itself over ranks and workers."""
+def train_loader(dataset: Dataset, args: TrainingArguments, collator: Callable) -> DataLoader:
+    """One process's batches; of a stream those of its own rank, for a stream splits itself over ranks."""
+    if isinstance(dataset, ShardDataset):
+        # its own generator: a resumed run opens the loader once more than an uninterrupted one
+        order = {"generator": torch.Generator().manual_seed(args.seed)}
+    else:
+        order = {
+            "sampler": train_sampler(dataset, args),
+            "drop_last": args.dataloader_drop_last,
+            "in_order": args.dataloader_in_order,
+            "worker_init_fn": partial(
+                seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index
+            ),
+        }
     return DataLoader(
-        stream,
+        dataset,
         batch_size=args.train_batch_size,
         collate_fn=collator,
         num_workers=args.dataloader_num_workers,
@@ -118,8 +132,7 @@ def stream_loader(stream: ShardDataset, args: TrainingArguments, collator: Calla
         persistent_workers=args.dataloader_persistent_workers,
         multiprocessing_context=args.dataloader_multiprocessing_context,
         prefetch_factor=args.dataloader_prefetch_factor,
-        # its own: a resumed run opens the loader once more than an uninterrupted one
-        generator=torch.Generator().manual_seed(args.seed),
+        **order,
     )
 
 

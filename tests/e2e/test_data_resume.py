@@ -79,6 +79,21 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(parts, shards, tmp_
     assert epochs == sorted(epochs)
 
 
+@pytest.mark.transformers
+@pytest.mark.parametrize("run", ["stream", "mixture"])
+def test_a_run_killed_after_its_last_checkpoint_trains_no_step_more(parts, shards, tmp_path, capsys, run):
+    arguments = command(parts, tmp_path / "run", shards, **RUNS[run], max_steps=5)
+    train(arguments)
+    expected_losses = losses(tmp_path / "run")
+    expected = (tmp_path / "run" / "model.safetensors").read_bytes()
+    killed_after(tmp_path / "run", 5)
+    capsys.readouterr()
+    train(arguments)
+    assert losses(tmp_path / "run") == expected_losses
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == expected
+    assert "not a single sample" not in capsys.readouterr().err
+
+
 def test_a_bad_sample_of_a_stream_is_left_out_and_counted(parts, shards, tmp_path, caplog):
     with webdataset.TarWriter(str(tmp_path / "bad.tar")) as tar:
         tar.write({"__key__": "lost", "json": {"conversations": []}})

@@ -6,6 +6,7 @@ The first run compiles DeepSpeed's shared-memory collectives, one minute; TORCH_
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ from test_interrupted import ENTRY
 from test_killed import stage_flags
 
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.errors import UserError
 from llava.model.builder import load_pretrained_model
 from llava.model.checkpoint import read_projector
+from llava.train.arguments import parse
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
@@ -100,6 +103,19 @@ def test_two_ranks_are_one_process(parts, one_process, offload_config, tmp_path,
         train(parts, tmp_path, stage, world_size=2, **TWO_RANKS, **extra)
     assert_same_weights(tmp_path, one_process)
     assert_loads_and_answers(tmp_path / "stage2")
+
+
+@pytest.mark.parametrize(
+    ("mode", "refused"), [({}, True), ({"tune_mm_mlp_adapter": True}, False), ({"lora_enable": True}, False)]
+)
+def test_zero_3_that_would_leave_no_model_is_refused(parts, tmp_path, mode, refused):
+    """Stage 1 and LoRA gather what they save by themselves."""
+    config = json.loads((SCRIPTS / "zero3.json").read_text())
+    del config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"]
+    (tmp_path / "zero3.json").write_text(json.dumps(config))
+    argv = stage_flags(parts, tmp_path / "run", 2, deepspeed=tmp_path / "zero3.json", **mode)
+    with pytest.raises(UserError, match="leave no model") if refused else nullcontext():
+        parse(argv)
 
 
 @pytest.mark.parametrize("config", [None, "zero3"])

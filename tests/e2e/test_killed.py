@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import ranks
+import torch
 from ranks import KillAt
 from test_training import flags
 
@@ -95,6 +96,10 @@ def test_two_ranks_killed_and_started_again_are_the_uninterrupted_ones(parts, tm
         assert -9 in ranks.run(cut, log, world_size=2, prepare=kill), log.read_text()
     assert ranks.run(cut, log, world_size=2) == [0, 0], log.read_text()
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
+    for file in (tmp_path / "cut").glob("checkpoint-4/global_step4/*model_states.pt"):
+        learnt = torch.load(file, weights_only=False)["module"]
+        assert "lm_head.weight" in learnt
+        assert not [name for name in learnt if "vision_tower" in name and name.endswith("weight")]
 
 
 # ---- Two runs, one folder

@@ -49,7 +49,14 @@ def rows(history: list[dict]) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("spoiled", "logging_steps"), [((), 1), ((1, 2, 5), 1), ((2,), 3), ((6,), 3)], ids=str
+    ("spoiled", "logging_steps"),
+    [
+        ((), 1),
+        ((1, 2, 5), 1),
+        pytest.param((2,), 3, marks=pytest.mark.transformers),
+        ((6,), 3),
+    ],
+    ids=str,
 )
 def test_weights_and_log_are_those_of_a_run_that_waits(parts, tmp_path, monkeypatch, spoiled, logging_steps):
     runs = [
@@ -62,6 +69,20 @@ def test_weights_and_log_are_those_of_a_run_that_waits(parts, tmp_path, monkeypa
     assert logged == expected
     for name, value in waiting.model.state_dict().items():
         assert torch.equal(value, lagging.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("lags", [True, False])
+def test_the_mean_loss_at_the_end_counts_no_step_that_was_left_out(parts, tmp_path, monkeypatch, lags):
+    """The last step's loss is in it, which no log has."""
+    monkeypatch.setattr(StepGuard, "lags_on_cpu", lags)
+    spoil(monkeypatch, {2})
+    trainer = trainer_of(parts, tmp_path, **{**BAD, "learning_rate": 0.0}, max_steps=3, logging_strategy="no")
+    output = trainer.train()
+    monkeypatch.undo()
+    each = trainer_of(parts, tmp_path, **{**BAD, "learning_rate": 0.0}, max_steps=3)
+    each.train()
+    first, _, last = (row["loss"] for row in each.state.log_history if "loss" in row)
+    assert output.training_loss == output.metrics["train_loss"] == pytest.approx((first + last) / 3)
 
 
 def test_a_checkpoint_holds_the_log_up_to_its_step(parts, tmp_path, monkeypatch):
@@ -111,6 +132,7 @@ class Window(TrainerCallback):
 OF_THE_LOOP = (
     "train/guard.py",
     "train/llava_trainer.py",
+    "train/step_log.py",
     "transformers/trainer.py",
     "clip_grad.py",
     "/optim/",

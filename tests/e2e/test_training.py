@@ -65,6 +65,7 @@ def test_stage_1_leaves_projector_and_config_and_no_language_model(trained, part
     assert "model.mm_projector.q_local.fusion.1.running_mean" in state
 
 
+@pytest.mark.transformers
 def test_stage_2_leaves_a_folder_that_answers_by_itself(trained, parts, tmp_path):
     folder = tmp_path / "moved"
     shutil.copytree(trained / "stage2", folder)
@@ -102,6 +103,7 @@ def test_frozen_parts_stay_as_they_were(parts, trained, tmp_path):
     assert torch.equal(adapter_frozen["model.mm_projector.mlp.0.weight"], projector["mlp.0.weight"])
 
 
+@pytest.mark.transformers
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_killed_run_started_again_gives_the_uninterrupted_losses_and_weights(
     parts, trained, tmp_path, stage
@@ -128,6 +130,22 @@ def test_a_killed_run_started_again_gives_the_uninterrupted_losses_and_weights(
     else:
         resumed = read_projector(output_dir / weights)
         assert all(torch.equal(resumed[key], value) for key, value in expected.items())
+
+
+@pytest.mark.transformers
+def test_a_checkpoint_has_no_name_before_all_of_it_is_written(parts, tmp_path, monkeypatch):
+    publish, written = saving.publish_checkpoint, []
+
+    def look(output_dir, name, limit):
+        assert not (output_dir / name).exists()
+        written.append({path.name for path in (output_dir / saving.STAGING / name).iterdir()})
+        publish(output_dir, name, limit)
+
+    monkeypatch.setattr(saving, "publish_checkpoint", look)
+    stage1(parts, tmp_path / "run", max_steps=4)
+    whole = {path.name for path in (tmp_path / "run" / "checkpoint-4").iterdir()}
+    assert {"mm_projector.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", saving.STATE_FILE} <= whole
+    assert written == [whole, whole]
 
 
 def test_elastic_budgets_are_drawn_anew_each_step_and_again_after_a_resume(parts, tmp_path, monkeypatch):

@@ -205,6 +205,59 @@ def test_environment_says_what_to_do_where_neither_bundle_nor_python_has_torch(o
     assert asked == []
 
 
+# ---- test.sh --oldest, with a python that only says what it was asked ----
+
+OLDEST = """#!/bin/sh
+case "$*" in
+  *--dry-run*) [ ! -e "$HOME/offline" ] ;;
+  *import\\ json*) echo transformers==5.3.0; echo huggingface-hub==1.9 ;;
+  *) echo "$*${PYTHONPATH:+ with $PYTHONPATH}" >> "$HOME/log" ;;
+esac
+"""
+
+
+def run_oldest(checkout: Path, **variables) -> tuple[subprocess.CompletedProcess, list[str]]:
+    """The finished script, and the commands that python was given."""
+    for folder in ("scripts", "tests"):
+        (checkout / folder).mkdir(exist_ok=True)
+    shutil.copy(ROOT / "scripts" / "test.sh", checkout / "scripts")
+    (checkout / "tests" / "test_one.py").write_text("@pytest.mark.transformers")
+    (checkout / "tests" / "test_two.py").write_text("")
+    (checkout / "pyproject.toml").write_text('dependencies = [\n    "transformers>=5.3,<6",\n]\n')
+    (checkout / "bin" / "python").write_text(OLDEST)
+    system = {"PATH": f"{checkout / 'bin'}:{os.environ['PATH']}", "HOME": str(checkout), "INSTALL": "0"}
+    done = subprocess.run(
+        ["bash", checkout / "scripts" / "test.sh", "--oldest", "-x"],
+        env=system | variables,
+        capture_output=True,
+        text=True,
+    )
+    log = checkout / "log"
+    return done, log.read_text().splitlines() if log.exists() else []
+
+
+def test_the_oldest_transformers_is_the_one_of_pyproject_and_comes_ahead_of_the_installed_one(checkout):
+    done, asked = run_oldest(checkout)
+    assert done.returncode == 0, done.stderr
+    folder = "playground/oldest/5.3"
+    assert asked[0] == (
+        f"-m pip install --quiet --no-deps --target {folder}.tmp transformers==5.3.0 huggingface-hub==1.9"
+    )
+    assert re.fullmatch(
+        rf"-m pytest .* -m transformers tests/test_one.py -x with {checkout}/{folder}", asked[1]
+    )
+    assert len(run_oldest(checkout)[1]) == len(asked) + 1  # the tests alone
+
+
+@pytest.mark.parametrize("ci", ["true", ""])
+def test_an_oldest_transformers_that_cannot_be_had_fails_in_ci_alone(checkout, ci):
+    (checkout / "offline").touch()
+    done, asked = run_oldest(checkout, CI=ci)
+    assert done.returncode == (1 if ci else 0)
+    assert "transformers 5.3 cannot be installed: its tests are left out" in done.stderr
+    assert asked == []
+
+
 # ---- python.sh: which interpreter a script starts ----
 
 MAKES_ITS_OWN = {

@@ -7,6 +7,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from llava.constants import IMAGE_TOKEN_INDEX
 
+pytestmark = pytest.mark.transformers
+
 PLACEHOLDER_ID = tiny.VOCABULARY - 1  # transformers repeats an ordinary id once a visual token
 NUM_PATCHES = 16
 

@@ -188,7 +188,6 @@ def disk(request: Request) -> dict:
 def data(request: Request) -> dict:
     """Samples a second that this machine prepares, and how long their sequences are; no weight is read."""
     import torch
-    from torch.utils.data import DataLoader
 
     from llava.data.collator import Collator
     from llava.data.stream import ShardDataset
@@ -199,7 +198,7 @@ def data(request: Request) -> dict:
     from llava.train.arguments import parse
     from llava.train.model_size import configured
     from llava.train.train import sample_builder
-    from llava.train.training_data import load_data, stream_loader, train_sampler
+    from llava.train.training_data import load_data, train_loader
 
     model_args, data_args, args = parse(without_deepspeed(request.flags))
     plan = look_at(find_folder(model_args.model_name_or_path, "--model_name_or_path", args.cache_dir))
@@ -212,12 +211,9 @@ def data(request: Request) -> dict:
     dataset = load_data(data_args, args, sample_builder(model, tokenizer, image_processor_of(model, plan)))
     collator = Collator(tokenizer.pad_token_id, padding_side="right")
     workers = min(num_cores(), args.dataloader_num_workers * local_ranks(request))
-    if isinstance(dataset, ShardDataset):
-        loader = stream_loader(dataset, args, collator)
-    else:
-        batch_size, sampler = args.per_device_train_batch_size, train_sampler(dataset, args)
-        loader = DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collator, num_workers=workers)
-    samples, lengths, batches = 0, [], iter(loader)
+    if not isinstance(dataset, ShardDataset):  # which splits itself over as many as it was made for
+        args.dataloader_num_workers = workers
+    samples, lengths, batches = 0, [], iter(train_loader(dataset, args, collator))
     next(batches)  # workers are up
     start = time.perf_counter()
     for batch in batches:

@@ -33,6 +33,7 @@ def logits(model):
     return model(input_ids=IDS, images=IMAGES).logits
 
 
+@pytest.mark.transformers
 @pytest.mark.parametrize("tower", tiny.TOWERS)
 @pytest.mark.parametrize("family", tiny.LANGUAGE_MODELS)
 def test_a_whole_model_comes_back_with_the_same_logits_without_its_sources(

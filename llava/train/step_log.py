@@ -1,0 +1,151 @@
+"""The log of a run: loss, learning rate, speed and memory over all ranks, without a wait for the device."""
+
+import math
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+from transformers import Trainer, TrainerCallback
+
+from llava.train.guard import StepGuard
+from llava.train.host_copy import HostCopy
+
+
+@dataclass
+class Entry:
+    """What the log will say of the steps since the entry before, its figures on their way to the host.
+
+    Attributes:
+        step, epoch: of the last of these steps, and so is the learning rate.
+        seconds: of these steps, without those of saves.
+        figures: of all ranks the sum of the losses that count, the last gradient's norm, samples, visual
+            tokens, text tokens, and the highest memory of any rank in GiB.
+    """
+
+    step: int
+    epoch: float
+    learning_rate: float
+    num_steps: int
+    seconds: float
+    figures: HostCopy
+
+
+class StepLog(TrainerCallback):
+    """Writes the log in Trainer's place, when Trainer's flags say.
+
+    Text tokens stand in the prompt, without padding and <image>; visual tokens are the positions that images
+    take in the language model's sequence. Where the guard lags, an entry is written while the device works on
+    the next step, so that nothing waits; ahead of a checkpoint and at the end it is written at once.
+    """
+
+    def __init__(self, trainer: Trainer, guard: StepGuard):
+        self.trainer = trainer
+        self.guard = guard
+        self._pending: Entry | None = None
+
+    def count(self, inputs: dict, num_samples: int) -> None:
+        """A batch as the model gets it: input_ids long[B, T] and what goes with them."""
+        is_text = inputs["input_ids"] >= 0  # placeholders are negative
+        if "sequence_ids" in inputs:  # packed: padding is of no sequence
+            is_text &= inputs["sequence_ids"] >= 0
+        elif "attention_mask" in inputs:
+            is_text &= inputs["attention_mask"].bool()
+        model, scale_factor = self.trainer.model, inputs.get("scale_factor")
+        visual = sum(model.visual_positions_of(size, scale_factor) for size in inputs.get("image_sizes", []))
+        self._counts[0] += num_samples
+        self._counts[1] += visual
+        self._counts[2] += is_text.sum()
+
+    def mean_loss(self) -> float:
+        """Of this start's steps, those included that no entry has; a step that was left out counts as 0."""
+        self._write()
+        total = self._logged_loss + self.guard.take_loss().item()
+        return total / max(self.trainer.state.global_step - self._first_step, 1)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._first_step = state.global_step
+        self._logged_loss = 0.0  # the sum over the steps that were logged
+        self._reset()
+        self._start_clock()
+
+    def _reset(self) -> None:
+        self._num_steps = 0
+        self._seconds = 0.0
+        self._counts = torch.zeros(3, dtype=torch.long, device=self.trainer.args.device)
+
+    def _start_clock(self, *args, **kwargs) -> None:
+        self._started = time.perf_counter()
+
+    on_save = _start_clock
+
+    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        self._learning_rate = optimizer.param_groups[0]["lr"]  # the schedule goes on after this
+
+    def on_step_end(self, args, state, control, **kwargs):
+        now = time.perf_counter()
+        self._seconds += now - self._started
+        self._started = now
+        self._num_steps += 1
+        self._log_if_due(state, control)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self._log_if_due(state, control)
+
+    def _log_if_due(self, state, control) -> None:
+        if control.should_log and self._num_steps:
+            self._write()
+            self._pending = self._take(state)
+        control.should_log = False  # Trainer's own
+        if not self.guard.lags or control.should_save or control.should_training_stop:
+            self._write()
+
+    def _take(self, state) -> Entry:
+        """The entry of the steps up to now; all ranks must call."""
+        gather = self.trainer.accelerator.gather
+        loss = gather(self.guard.take_loss()).mean()
+        memory = torch.full((1,), peak_memory(), dtype=torch.double, device=self._counts.device)
+        ranks = gather(torch.cat([self._counts.double(), memory])).view(-1, 4)
+        loss_and_norm = torch.stack([loss.double(), self.guard.gradient_norm.double()])
+        figures = HostCopy(torch.cat([loss_and_norm, ranks[:, :3].sum(dim=0), ranks[:, 3:].amax(dim=0)]))
+        entry = Entry(
+            state.global_step, state.epoch, self._learning_rate, self._num_steps, self._seconds, figures
+        )
+        self._reset()
+        return entry
+
+    def _write(self) -> None:
+        """The pending entry, if any, as of its own step; the loss is the mean over the steps that count."""
+        entry, self._pending = self._pending, None
+        if entry is None:
+            return
+        loss, norm, *counts, memory = entry.figures.read()
+        samples, visual, text = (count / max(entry.seconds, 1e-9) for count in counts)
+        self._logged_loss += loss
+        logs = {"loss": loss / entry.num_steps, "grad_norm": norm, "learning_rate": entry.learning_rate}
+        if skipped := self.guard.take_skipped(entry.step):
+            logs["skipped_steps"] = skipped
+            counted = entry.num_steps - skipped
+            logs["loss"] = logs["loss"] * entry.num_steps / counted if counted > 0 else math.nan
+        logs |= {
+            "samples_per_second": round(samples, 3),
+            "visual_tokens_per_second": round(visual, 1),
+            "text_tokens_per_second": round(text, 1),
+            "peak_memory_gib": round(memory, 3),
+        }
+        state = self.trainer.state
+        now = state.global_step, state.epoch
+        state.global_step, state.epoch = entry.step, entry.epoch
+        try:
+            self.trainer.log(logs)
+        finally:
+            state.global_step, state.epoch = now
+
+
+def peak_memory() -> float:
+    """GiB this process has held at most: of the GPU where it has one, else of main memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
