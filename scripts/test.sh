@@ -2,6 +2,7 @@
 # Install what the tests need (once) and run them: no network once installed, and CPU only but for -m gpu.
 #
 #   bash scripts/test.sh                        every test
+#   bash scripts/test.sh --fast                 all but those that start processes, train or take seconds
 #   bash scripts/test.sh tests/unit -k merge    arguments go to pytest
 #   bash scripts/test.sh -n 0                   in one process; three share the files out otherwise
 #   bash scripts/test.sh -m gpu                 tests/gpu, on the first GPU, eight at a time
@@ -23,6 +24,10 @@ on_gpu=0 pytest=(--numprocesses 3 --dist loadfile --no-loadscope-reorder)
 if [[ " $* " == *" -m gpu "* ]]; then
   on_gpu=1 pytest=(--numprocesses 8 --dist loadgroup)
   [[ " $* " == *" tests/"* ]] || pytest+=(tests/gpu)  # no other folder has such tests, and all take long to import
+elif [[ ${1:-} == --fast ]]; then
+  shift
+  # Two, for these tests wait for nothing, and each imports all packages first
+  pytest=(--numprocesses 2 --dist loadfile -m "not slow" --ignore tests/gpu)
 fi
 if [[ ${INSTALL:-1} == 0 ]]; then
   export PYTHON=${PYTHON:-python}

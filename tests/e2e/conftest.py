@@ -1,4 +1,6 @@
-"""What training starts from, made once for all end-to-end tests."""
+"""What training starts from, made once for all end-to-end tests, which are slow unless they are marked fast."""
+
+from pathlib import Path
 
 import pytest
 import tiny
@@ -6,6 +8,13 @@ from modes import run
 from training_parts import flags, save_parts
 
 from llava.train.train import train
+
+
+def pytest_collection_modifyitems(items):
+    """Of this folder: pytest hands over all tests that were collected."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and not item.get_closest_marker("fast"):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

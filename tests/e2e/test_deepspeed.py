@@ -1,7 +1,4 @@
-"""DeepSpeed on two CPU processes: each ZeRO gives what one process gives for the same global batch.
-
-The first run compiles DeepSpeed's shared-memory collectives, one minute; TORCH_EXTENSIONS_DIR keeps them.
-"""
+"""DeepSpeed on two CPU processes: each ZeRO gives what one process gives for the same global batch."""
 
 import json
 import subprocess

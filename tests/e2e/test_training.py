@@ -45,6 +45,7 @@ def trained(parts, tmp_path_factory):
     return folder
 
 
+@pytest.mark.fast
 def test_stage_1_leaves_projector_and_config_and_no_language_model(trained, parts):
     names = {path.name for path in (trained / "stage1").iterdir()}
     assert names == {
@@ -65,6 +66,7 @@ def test_stage_1_leaves_projector_and_config_and_no_language_model(trained, part
     assert "model.mm_projector.q_local.fusion.1.running_mean" in state
 
 
+@pytest.mark.fast
 def test_stage_2_leaves_a_folder_that_answers_by_itself(trained, parts, tmp_path):
     folder = tmp_path / "moved"
     shutil.copytree(trained / "stage2", folder)
@@ -79,6 +81,7 @@ def test_stage_2_leaves_a_folder_that_answers_by_itself(trained, parts, tmp_path
     assert model.config.tune_mm_mlp_adapter is False
 
 
+@pytest.mark.fast
 def test_only_what_should_learn_changes(trained, parts):
     language_model = load_file(parts / "language_model" / "model.safetensors")
     tower = load_file(parts / "tower" / "model.safetensors")

@@ -202,6 +202,7 @@ def test_optional_packages_are_imported_where_they_are_used(file):
     assert not {module.split(".")[0] for module in imports(file, top_level_only=True)} & HEAVY_OR_OPTIONAL
 
 
+@pytest.mark.slow
 def test_published_class_names_are_in_llava_model_and_cost_nothing_until_asked_for():
     import subprocess
     import sys
@@ -217,6 +218,7 @@ def test_published_class_names_are_in_llava_model_and_cost_nothing_until_asked_f
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_every_module_but_those_that_are_for_them_imports_without_the_optional_packages():
     import subprocess
     import sys

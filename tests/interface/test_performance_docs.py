@@ -43,6 +43,7 @@ def test_each_place_has_an_end_and_a_command_below_it_that_fills_it():
         assert ("--layers" in line) == any(mark.endswith("layers") for mark in marks)
 
 
+@pytest.mark.slow
 def test_the_command_line_loads_no_torch():
     code = "import sys, llava.benchmark.__main__; assert not {'torch', 'transformers'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

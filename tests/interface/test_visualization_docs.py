@@ -31,6 +31,7 @@ def test_commands_parse(module):
     assert (args.model_path, args.image_path) == ("MODEL", "photo.png")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", COMMANDS)
 def test_help_is_answered_without_torch(module):
     code = f"""

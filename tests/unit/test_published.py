@@ -49,6 +49,7 @@ def test_help_of_every_command(name, capsys):
     assert f"usage: python {program} [-h]" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_command_lines_are_parsed_without_heavy_imports():
     code = """import sys, llava.published
 print(sys.modules.keys() & {"torch", "transformers", "accelerate", "PIL", "openpyxl", "pyarrow"})"""

@@ -188,6 +188,7 @@ def test_the_exit_status_tells(folder, capsys):
         main([str(folder / "good.json"), "--version", "v9"])
 
 
+@pytest.mark.slow
 def test_help_comes_without_heavy_imports():
     code = (
         "import sys; from llava.data.validate import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
