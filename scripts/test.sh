@@ -26,8 +26,10 @@ if [[ " $* " == *" -m gpu "* ]]; then
   [[ " $* " == *" tests/"* ]] || pytest+=(tests/gpu)  # no other folder has such tests, and all take long to import
 elif [[ ${1:-} == --fast ]]; then
   shift
-  # Two, for these tests wait for nothing, and each imports all packages first
-  pytest=(--numprocesses 2 --dist loadfile -m "not slow" --ignore tests/gpu)
+  # Two for two cores, for these tests wait for nothing
+  pytest=(--numprocesses 2 --dist loadfile -m "not slow")
+  [[ " $* " == *" tests/"* ]] ||  # the other files of tests/e2e have no such test, and take long to import
+    pytest+=(tests/unit tests/interface tests/parity tests/e2e/test_training.py)
 fi
 if [[ ${INSTALL:-1} == 0 ]]; then
   export PYTHON=${PYTHON:-python}
@@ -44,5 +46,6 @@ if [[ ${CI:-} == true && $EUID == 0 ]] && ! command -v chromium > /dev/null && c
 fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the models are tiny: threads cost more than they give
 if ((!on_gpu)); then export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-}; fi
+unset PYTHONDONTWRITEBYTECODE  # hundreds of interpreters would compile the package anew
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 exec "$PYTHON" -m pytest "${pytest[@]}" "$@"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import ranks
-from test_training import flags
+from training_parts import flags
 
 from llava.quiet import MESSAGES, quiet_libraries
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from training_parts import flags
+from training_parts import flags, losses
 from transformers import GenerationConfig
 
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -29,11 +29,6 @@ def stage1(parts, output_dir, **changes):
 def stage2(parts, output_dir, stage1_dir, **changes):
     adapter = {"pretrain_mm_mlp_adapter": stage1_dir / "mm_projector.bin", "version": "qwen_2"}
     train(flags(parts, output_dir, "conversations.json", **{**adapter, "mm_projector_lr": 1e-3, **changes}))
-
-
-def losses(output_dir) -> list[float]:
-    history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
-    return [row["loss"] for row in history if "loss" in row]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,10 @@ import pytest
 from llava.published import gone
 
 ROOT = Path(__file__).parents[2]
-HEAVY = {"accelerate", "cv2", "fastapi", "gradio", "matplotlib", "onnx", "ray", "torch", "transformers"}
+HEAVY = {
+    *("accelerate", "cv2", "datasets", "deepspeed", "fastapi", "gradio", "jinja2", "matplotlib", "onnx"),
+    *("openpyxl", "peft", "PIL", "pyarrow", "ray", "torch", "transformers", "uvicorn", "webdataset"),
+}
 GONE = {command.module.replace(".", "/") + ".py" for command in gone.COMMANDS}
 COMMANDS = sorted(
     path.relative_to(ROOT).as_posix()

@@ -1,6 +1,7 @@
 """Who may import whom: the house's rule, kept by reading the code."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -242,6 +243,12 @@ for module in {modules}:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_test_module_imports_another():
+    """What two of them need stands in a helper module."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) test_", path.read_text(), re.M), path
 
 
 def test_no_file_of_the_training_room_shadows_a_standard_module():
