@@ -3,12 +3,9 @@
 All other messages are shown. A warning that an outdated call of ours brings about is no matter for this file.
 """
 
-import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 
 # Logger to a pattern that its message begins with
 MESSAGES = {
@@ -34,8 +31,6 @@ WARNINGS = (
     # DistributedDataParallel, of kernels with one channel: strides that differ along it mean the same memory.
     (UserWarning, r"(?s)Grad strides do not match bucket view strides\..*\ngrad\.sizes\(\) = \[\d+, 1, "),
 )
-# DeepSpeed prints it on a CPU, where it communicates through an extension that it builds once.
-BUILT = r"DeepSpeed \S+ built successfully"
 
 
 def _is_shown(record: logging.LogRecord) -> bool:
@@ -48,16 +43,3 @@ def quiet_libraries() -> None:
         logging.getLogger(name).addFilter(_is_shown)
     for category, pattern in WARNINGS:
         warnings.filterwarnings("ignore", message=pattern, category=category)
-
-
-@contextmanager
-def without_lines(pattern: str) -> Iterator[None]:
-    """Print what is printed within, at its end, but for lines that begin with a pattern."""
-    printed = io.StringIO()
-    try:
-        with redirect_stdout(printed):
-            yield
-    finally:
-        for line in printed.getvalue().splitlines():
-            if not re.match(pattern, line):
-                print(line)

@@ -2,6 +2,7 @@
 # Install what the tests need (once) and run them: no network once installed, and CPU only but for -m gpu.
 #
 #   bash scripts/test.sh                        every test
+#   bash scripts/test.sh --fast                 all but those that start processes, train or take seconds
 #   bash scripts/test.sh tests/unit -k merge    arguments go to pytest
 #   bash scripts/test.sh -n 0                   in one process; three share the files out otherwise
 #   bash scripts/test.sh -m gpu                 tests/gpu, on the first GPU, eight at a time
@@ -37,6 +38,12 @@ on_gpu=0 pytest=(--numprocesses 3 --dist loadfile --no-loadscope-reorder)
 if [[ " $* " == *" -m gpu "* ]]; then
   on_gpu=1 pytest=(--numprocesses 8 --dist loadgroup)
   [[ " $* " == *" tests/"* ]] || pytest+=(tests/gpu)  # no other folder has such tests, and all take long to import
+elif [[ ${1:-} == --fast ]]; then
+  shift
+  # Two for two cores, for these tests wait for nothing
+  pytest=(--numprocesses 2 --dist loadfile -m "not slow")
+  [[ " $* " == *" tests/"* ]] ||  # the other files of tests/e2e have no such test, and take long to import
+    pytest+=(tests/unit tests/interface tests/parity tests/e2e/test_training.py)
 fi
 if [[ ${INSTALL:-1} == 0 ]]; then
   export PYTHON=${PYTHON:-python}
@@ -63,5 +70,6 @@ elif [[ ${CI:-} == true && $EUID == 0 ]] && ! command -v chromium > /dev/null &&
 fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the models are tiny: threads cost more than they give
 if ((!on_gpu)); then export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-}; fi
+unset PYTHONDONTWRITEBYTECODE  # hundreds of interpreters would compile the package anew
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 exec "$PYTHON" -m pytest "${pytest[@]}" "$@"

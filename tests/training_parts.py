@@ -1,4 +1,4 @@
-"""What training starts from in end-to-end tests, as a user has it, and the flags of a short run."""
+"""What training starts from in end-to-end tests, as a user has it; the flags of a short run; its losses."""
 
 import json
 from pathlib import Path
@@ -53,3 +53,8 @@ def flags(parts: Path, output_dir: Path, data: str, **changes) -> list[str]:
     }
     given = {name: value for name, value in values.items() if value is not None}
     return [item for name, value in given.items() for item in (f"--{name}", str(value))]
+
+
+def losses(output_dir: Path) -> list[float]:
+    history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
+    return [row["loss"] for row in history if "loss" in row]

@@ -27,7 +27,7 @@ from llava.model.liger import apply_liger_kernels, check_liger
 from llava.model.multimodal_projector.builder import VisionFields, projector_class
 from llava.model.plan import CheckpointPlan, find_folder, look_at, plan_checkpoint
 from llava.model.tokenizer import load_tokenizer
-from llava.quiet import BUILT, quiet_libraries, without_lines
+from llava.quiet import quiet_libraries
 from llava.tiling import num_positions
 from llava.train import saving, trainable
 from llava.train.arguments import (
@@ -179,9 +179,10 @@ def prepare(argv: list[str] | None, read_weights: WeightReader = load_with_visio
         import deepspeed
 
         remove_stale_locks()
+        # Collectives of inference alone, which on a CPU would be compiled for a minute at first
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         # Ahead of from_pretrained, which under ZeRO-3 deals the weights out as it reads them
-        with without_lines(BUILT):
-            deepspeed.init_distributed(dist_backend="gloo" if training_args.use_cpu else None)
+        deepspeed.init_distributed(dist_backend="gloo" if training_args.use_cpu else None)
     with lock_output_folder(training_args) as lock:
         trainer = build_trainer(model_args, data_args, training_args, plan, read_weights)
         trainer.folder_lock = lock.pop_all()

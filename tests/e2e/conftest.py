@@ -1,11 +1,23 @@
-"""What training starts from, made once for all end-to-end tests."""
+"""What training starts from, made once for all end-to-end tests, which are slow unless marked fast."""
+
+import functools
+from pathlib import Path
 
 import pytest
+import ranks
 import tiny
 from modes import run
+from stages import stage_flags
 from training_parts import flags, save_parts
 
 from llava.train.train import train
+
+
+def pytest_collection_modifyitems(items):
+    """Of this folder: pytest hands over all tests that were collected."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and not item.get_closest_marker("fast"):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +48,20 @@ def whole(parts, stage1):
     folder = stage1.parent / "stage2"
     run(parts, folder, pretrain_mm_mlp_adapter=stage1 / "mm_projector.bin")
     return folder
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(parts, tmp_path_factory):
+    """From a stage, a number of ranks and changed flags to the folder of a run that nothing ended."""
+
+    @functools.cache
+    def folder_of(stage: int, world_size: int = 1, **changes) -> Path:
+        folder = tmp_path_factory.mktemp("uninterrupted")
+        argv = stage_flags(parts, folder / "run", stage, **changes)
+        assert set(ranks.run(argv, folder / "log", world_size)) == {0}, (folder / "log").read_text()
+        return folder / "run"
+
+    return folder_of
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,7 +1,7 @@
 """What tests of training modes share: a trainer of given flags, a run to its end, a folder loaded, logits."""
 
 import torch
-from test_training import flags
+from training_parts import flags
 
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.builder import load_pretrained_model

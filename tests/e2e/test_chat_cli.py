@@ -159,13 +159,3 @@ def test_an_old_command_names_what_replaces_it(command, replacement):
     assert len(done.stderr.splitlines()) == 1
     assert f"llava.serve.{command} is gone; " in done.stderr
     assert f"python -m {replacement} --model-path" in done.stderr
-
-
-def test_the_command_line_is_parsed_without_heavy_imports(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        cli.main(["--help"])
-    assert "/tokens N" in capsys.readouterr().out
-    code = "import sys, llava.serve.cli\n"
-    code += "print(sys.modules.keys() & {'torch', 'transformers', 'PIL', 'gradio'})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"

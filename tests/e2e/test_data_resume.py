@@ -6,7 +6,7 @@ from argparse import Namespace
 
 import pytest
 import webdataset
-from test_training import flags, losses
+from training_parts import flags, losses
 
 from llava.train.train import train
 from llava.train.training_data import DataPosition

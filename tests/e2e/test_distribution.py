@@ -85,19 +85,26 @@ def test_one_heads_entropy_is_its_own(folder):
     np.testing.assert_allclose(each[0].entropy, own, atol=1e-4)
 
 
-def test_the_shell_passes_its_variables_and_flags_on(folder, tmp_path):
+def test_the_shell_passes_its_variables_and_flags_on(folder, tmp_path, capsys):
     photograph().save(tmp_path / "photo.png")
+    says_what_it_is_given = tmp_path / "python"
+    says_what_it_is_given.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    says_what_it_is_given.chmod(0o755)
     variables = {
         "MODEL_PATH": folder,
         "IMAGE_PATH": tmp_path / "photo.png",
         "OUTPUT_DIR": tmp_path / "out",
         "TEXT": "what $colour$?",
         "LAYERS": "-1,0",
+        "PYTHON": says_what_it_is_given,
     }
     command = ["env", *(f"{k}={v}" for k, v in variables.items()), "bash", "scripts/visualization.sh"]
     run = subprocess.run([*command, "--max_new_tokens", "5"], cwd=REPOSITORY, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert "question: what $colour$?" in run.stdout
+    run_module, module, *argv = run.stdout.splitlines()
+    assert (run_module, module) == ("-m", "llava.visualization.distribution")
+    assert main(argv) == 0
+    assert "question: what $colour$?" in capsys.readouterr().out
     names = ["distribution.npz", "distribution.png", "distribution.svg"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     arrays = np.load(tmp_path / "out" / "distribution.npz")

@@ -1,8 +1,6 @@
 """model_vqa_loader on a tiny random model: batches, resuming, bad records, settings."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -206,11 +204,3 @@ def test_beams_and_sampling_run_in_batches(world, tmp_path):
 def test_a_folder_without_a_config_is_named(world, tmp_path, capsys):
     assert main(flags(world, tmp_path / "a.jsonl", "--model-path", str(tmp_path / "nothing"))) == 1
     assert "nothing: no config.json there" in capsys.readouterr().err
-
-
-def test_parsing_the_command_line_imports_nothing_heavy():
-    code = (
-        "import sys, llava.eval.model_vqa_loader, llava.visualization.heatmap; print('torch' in sys.modules)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "False"

@@ -1,5 +1,6 @@
 """What ends a run before its time, SIGTERM, steps that are not finite, a full disk: what is said and left."""
 
+import functools
 import json
 import os
 import resource
@@ -9,17 +10,17 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import ranks
 import torch
 from safetensors.torch import load_file
-from test_killed import assert_same_run, stage_flags
+from stages import ENTRY, assert_same_run, stage_flags
 
 from llava.data.collator import Collator
 from llava.train import saving
 from llava.train.llava_trainer import LlavaTrainer
 
-ENTRY = Path(__file__).parents[2] / "llava" / "train" / "train_mem.py"
 BAD_NAME, GOOD_NAME = "the record that is not finite", "a good record"
 
 
@@ -43,34 +44,56 @@ def terminate_after_first_row(command: list[str], output_dir: Path) -> tuple[int
     return process.returncode, output
 
 
-LONG = {"max_steps": 30, "save_steps": 1000, "save_total_limit": 9}
-LONG |= {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+WORKERS = {"save_steps": 1000, "dataloader_num_workers": 1, "dataloader_persistent_workers": True}
 
 
-def stopped_by_sigterm(flags: list[str], output_dir: Path, launcher: list[str]) -> tuple[int, Path]:
-    """Its exit status, and the only checkpoint, of a run of LONG that says where it stopped."""
-    status, output = terminate_after_first_row([*launcher, str(ENTRY), *flags], output_dir)
+class SigtermInStep:
+    """SIGTERM to one rank and its data workers, within a step."""
+
+    def __init__(self, step: int, rank: int):
+        self.step, self.rank = step, rank
+
+    def __call__(self, rank: int) -> None:
+        if rank != self.rank:
+            return
+        original, calls = torch.optim.AdamW.step, []
+
+        @functools.wraps(original)
+        def terminated(*args, **kwargs):
+            calls.append(1)
+            if len(calls) == self.step:
+                for process in (*psutil.Process().children(recursive=True), psutil.Process()):
+                    process.terminate()
+            return original(*args, **kwargs)
+
+        torch.optim.AdamW.step = terminated
+
+
+def assert_stopped(output_dir: Path, max_steps: int, output: str) -> Path:
+    """The only checkpoint of a run that says where it stopped."""
     (checkpoint,) = saving.checkpoints(output_dir)
     step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
-    assert 1 <= step < LONG["max_steps"]
+    assert 1 <= step < max_steps
     message = f"train_mem.py: SIGTERM: stopped after step {step}. The run is not complete. The last whole "
     assert output.count(message + f"checkpoint is {checkpoint}") == 1, output
     assert not (output_dir / "mm_projector.bin").exists()
-    return status, checkpoint
+    return checkpoint
 
 
-def test_sigterm_saves_and_exits_with_143(parts, tmp_path):
-    flags = stage_flags(parts, tmp_path / "cut", 1, **LONG)
-    assert stopped_by_sigterm(flags, tmp_path / "cut", [sys.executable])[0] == 143
+def test_sigterm_to_all_processes_of_a_run_saves_and_exits_with_143(parts, tmp_path):
+    max_steps = 10_000  # more than a machine takes before the signal comes, whatever else it does
+    flags = stage_flags(parts, tmp_path / "cut", 1, max_steps=max_steps, **WORKERS)
+    status, output = terminate_after_first_row([sys.executable, str(ENTRY), *flags], tmp_path / "cut")
+    assert status == 143, output
+    assert_stopped(tmp_path / "cut", max_steps, output)
 
 
-def test_sigterm_to_two_ranks_saves_and_the_next_start_goes_on_exactly(parts, tmp_path):
-    whole, cut = (stage_flags(parts, tmp_path / name, 1, **LONG) for name in ("whole", "cut"))
+def test_sigterm_to_one_of_two_ranks_saves_and_the_next_start_goes_on_exactly(parts, tmp_path):
+    whole, cut = (stage_flags(parts, tmp_path / name, 1, max_steps=8, **WORKERS) for name in ("whole", "cut"))
     log = tmp_path / "log"
     assert set(ranks.run(whole, log, 2)) == {0}, log.read_text()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    status, checkpoint = stopped_by_sigterm(cut, tmp_path / "cut", launcher)
-    assert status == 1  # torchrun's own
+    assert ranks.run(cut, log, 2, prepare=SigtermInStep(2, rank=1)) == [143, 143], log.read_text()
+    checkpoint = assert_stopped(tmp_path / "cut", 8, log.read_text())
     assert set(ranks.run(cut, log, 2)) == {0}, log.read_text()
     (checkpoint / "trainer_state.json").unlink()
     checkpoint.rename(tmp_path / "put aside")
@@ -190,11 +213,10 @@ class LimitFilesIn:
     ids=["checkpoint", "checkpoint-2-ranks", "first-checkpoint", "result", "result-2-ranks"],
 )
 def test_a_save_that_does_not_fit_ends_in_one_message_and_the_same_command_goes_on(
-    parts, tmp_path, limit, what, left, world_size
+    parts, uninterrupted, tmp_path, limit, what, left, world_size
 ):
     log, output_dir = tmp_path / "log", tmp_path / "run"
-    whole, cut = (stage_flags(parts, folder, 2) for folder in (tmp_path / "whole", output_dir))
-    assert set(ranks.run(whole, tmp_path / "log of the whole", world_size)) == {0}
+    cut = stage_flags(parts, output_dir, 2)
     assert set(ranks.run(cut, log, world_size, prepare=limit)) == {1}, log.read_text()
     output = log.read_text()
     assert "Traceback" not in output
@@ -207,7 +229,7 @@ def test_a_save_that_does_not_fit_ends_in_one_message_and_the_same_command_goes_
     assert not (output_dir / saving.STAGING).exists()
     assert [folder.name for folder in output_dir.glob("checkpoint-*")] == ([left] if left else [])
     assert set(ranks.run(cut, log, world_size)) == {0}, log.read_text()
-    assert_same_run(output_dir, tmp_path / "whole")
+    assert_same_run(output_dir, uninterrupted(2, world_size))
 
 
 def test_an_output_folder_that_cannot_be_written_is_said_ahead_of_the_first_step(parts, tmp_path):

@@ -1,15 +1,13 @@
 """A run that SIGKILL ends, at any point, and that is started again, is the uninterrupted run."""
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import ranks
 import torch
 from ranks import KillAt
-from test_training import flags
+from stages import assert_same_run, stage_flags
 
 from llava.train import saving
 from llava.train.folder_lock import LOCK_FILE, FolderLock
@@ -29,45 +27,6 @@ KILLS = {
 }
 
 
-def stage_flags(parts: Path, output_dir: Path, stage: int, **changes) -> list[str]:
-    if stage == 1:
-        return flags(parts, output_dir, "captions.json", tune_mm_mlp_adapter=True, **changes)
-    return flags(parts, output_dir, "conversations.json", version="qwen_2", **changes)
-
-
-def losses(output_dir: Path) -> list[tuple]:
-    """(step, loss, learning rate, gradient norm) as the trainer's state and as metrics.jsonl have them."""
-    history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
-    metrics = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
-    names = ("step", "loss", "learning_rate", "grad_norm")
-    from_state, from_metrics = (
-        [tuple(row[name] for name in names) for row in rows if "loss" in row] for rows in (history, metrics)
-    )
-    assert from_metrics == from_state
-    return from_state
-
-
-def weights(output_dir: Path) -> bytes:
-    names = ("model.safetensors", "mm_projector.bin")
-    return next((output_dir / name).read_bytes() for name in names if (output_dir / name).is_file())
-
-
-def assert_same_run(output_dir: Path, expected: Path) -> None:
-    assert losses(output_dir) == losses(expected)
-    assert weights(output_dir) == weights(expected)
-    assert {path.name for path in output_dir.iterdir()} == {path.name for path in expected.iterdir()}
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(parts, tmp_path_factory):
-    """Output folders by stage, of one process."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    for stage in (1, 2):
-        argv = stage_flags(parts, folder / str(stage), stage)
-        assert ranks.run(argv, folder / "log") == [0], (folder / "log").read_text()
-    return {stage: folder / str(stage) for stage in (1, 2)}
-
-
 @pytest.mark.parametrize(
     ("stage", "point"),
     [(2, point) for point in KILLS]
@@ -79,15 +38,16 @@ def test_a_killed_run_started_again_is_the_uninterrupted_one(parts, tmp_path, un
     for folder in (tmp_path / "run").glob("checkpoint-*"):  # under this name, whole or not there
         assert folder in saving.checkpoints(tmp_path / "run")
     assert ranks.run(argv, log) == [0], log.read_text()
-    assert_same_run(tmp_path / "run", uninterrupted[stage])
+    assert_same_run(tmp_path / "run", uninterrupted(stage))
 
 
 @pytest.mark.parametrize("config", [None, "zero2", "zero3"])
-def test_two_ranks_killed_and_started_again_are_the_uninterrupted_ones(parts, tmp_path, config):
+def test_two_ranks_killed_and_started_again_are_the_uninterrupted_ones(
+    parts, uninterrupted, tmp_path, config
+):
     log = tmp_path / "log"
     extra = {"deepspeed": f"scripts/{config}.json"} if config else {}
-    whole, cut = (stage_flags(parts, tmp_path / name, 2, **extra) for name in ("whole", "cut"))
-    assert ranks.run(whole, log, world_size=2) == [0, 0], log.read_text()
+    cut = stage_flags(parts, tmp_path / "cut", 2, **extra)
     kills = (
         KillAt(TRAINER, "LlavaTrainer._save_rng_state", call=2, rank=1),  # the other has written its part
         KillAt(SAVING, "publish_result"),
@@ -95,7 +55,7 @@ def test_two_ranks_killed_and_started_again_are_the_uninterrupted_ones(parts, tm
     for kill in kills:
         assert -9 in ranks.run(cut, log, world_size=2, prepare=kill), log.read_text()
     assert ranks.run(cut, log, world_size=2) == [0, 0], log.read_text()
-    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+    assert_same_run(tmp_path / "cut", uninterrupted(2, 2, **extra))
     for file in (tmp_path / "cut").glob("checkpoint-4/global_step4/*model_states.pt"):
         learnt = torch.load(file, weights_only=False)["module"]
         assert "lm_head.weight" in learnt
@@ -126,7 +86,7 @@ def test_of_two_runs_started_at_once_one_trains(parts, tmp_path, uninterrupted):
     assert len(refused) <= 1  # none if the other was complete by then
     for log in refused:
         assert "is in use by a run" in log.read_text()
-    assert_same_run(tmp_path / "run", uninterrupted[1])
+    assert_same_run(tmp_path / "run", uninterrupted(1))
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -12,7 +12,7 @@ import tiny
 import torch
 from modes import IDS, IMAGES, LORA, load, logits, run, trainer_of
 from safetensors.torch import load_file, save_file
-from test_training import flags, losses
+from training_parts import flags, losses
 from transformers import AutoModelForCausalLM
 
 from llava.conversation import conv_templates, question_prompt

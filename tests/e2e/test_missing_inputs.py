@@ -5,7 +5,7 @@ import json
 import shutil
 
 import pytest
-from test_training import flags
+from training_parts import flags
 
 from llava.errors import UserError
 from llava.train import train as stage

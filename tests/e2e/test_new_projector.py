@@ -19,7 +19,7 @@ from modes import load, logits, run, trainer_of
 from llava.benchmark.ablation.settings import _row
 from llava.errors import UserError
 from llava.train.train import train
-from test_training import flags
+from training_parts import flags
 
 clone, parts, work = map(Path, sys.argv[1:])
 assert Path(llava.__file__).is_relative_to(clone), llava.__file__

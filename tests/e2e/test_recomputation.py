@@ -3,7 +3,7 @@
 import pytest
 import torch
 from modes import LORA, trainer_of
-from test_training import flags
+from training_parts import flags
 from transformers import modeling_layers
 
 from llava.errors import UserError

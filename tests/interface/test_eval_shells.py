@@ -8,6 +8,8 @@ import pytest
 
 from llava.eval.tasks import TASKS
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[2] / "scripts" / "v1_5" / "eval"
 SHELLS = sorted(path for path in FOLDER.glob("*.sh") if path.name != "evaluate.sh")
 

@@ -79,6 +79,7 @@ def test_each_task_is_in_the_table_of_benchmarks():
     assert TASKS.keys() <= set(re.findall(r"`(\w+)`", table))
 
 
+@pytest.mark.slow
 def test_each_shown_command_is_understood():
     found = programs()
     assert len(found) > 6
@@ -94,6 +95,7 @@ def test_each_shown_command_is_understood():
             parse_args(["--model-path", "m", "--tasks", "all", *flags])
 
 
+@pytest.mark.slow
 def test_each_flag_named_anywhere_exists():
     known = LAUNCHERS | {"--help"}
     for program, _ in programs():

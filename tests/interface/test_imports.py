@@ -1,6 +1,7 @@
 """Who may import whom: the house's rule, kept by reading the code."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -202,6 +203,7 @@ def test_optional_packages_are_imported_where_they_are_used(file):
     assert not {module.split(".")[0] for module in imports(file, top_level_only=True)} & HEAVY_OR_OPTIONAL
 
 
+@pytest.mark.slow
 def test_published_class_names_are_in_llava_model_and_cost_nothing_until_asked_for():
     import subprocess
     import sys
@@ -217,6 +219,7 @@ def test_published_class_names_are_in_llava_model_and_cost_nothing_until_asked_f
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_every_module_but_those_that_are_for_them_imports_without_the_optional_packages():
     import subprocess
     import sys
@@ -240,6 +243,12 @@ for module in {modules}:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_test_module_imports_another():
+    """What two of them need stands in a helper module."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) test_", path.read_text(), re.M), path
 
 
 def test_no_file_of_the_training_room_shadows_a_standard_module():

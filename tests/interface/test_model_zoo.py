@@ -11,6 +11,8 @@ import pytest
 from llava.conversation import conv_templates
 from llava.train.arguments import parse
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "model_zoo.md").read_text(encoding="utf-8")
 SCRIPTS = {1: ROOT / "scripts/v1_5/pretrain.sh", 2: ROOT / "scripts/v1_5/finetune.sh"}

@@ -59,6 +59,7 @@ def test_shell_can_be_run(path):
     assert path.read_text(encoding="utf-8").startswith("#!/usr/bin/env bash\n# ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", [p for p in SHELLS if p.suffix == ".sh" and name(p) not in SOURCED], ids=name
 )
@@ -115,17 +116,20 @@ def source_environment(checkout: Path, version: str = "3.12", **variables):
 INSTALLED = ["-m pip install torch==2.13.0", "-m pip install --editable .[dev]"]
 
 
+@pytest.mark.slow
 def test_environment_installs_torch_first_then_everything_once(checkout):
     assert source_environment(checkout)[1] == INSTALLED
     assert source_environment(checkout)[1] == []
 
 
+@pytest.mark.slow
 def test_environment_installs_again_when_the_requirements_change(checkout):
     source_environment(checkout)
     (checkout / "pyproject.toml").write_text("[project]\nname = 'other'\n")
     assert source_environment(checkout)[1] == INSTALLED
 
 
+@pytest.mark.slow
 def test_environment_resumes_an_interrupted_installation(checkout):
     (checkout / "offline").touch()
     done, asked = source_environment(checkout)
@@ -135,6 +139,7 @@ def test_environment_resumes_an_interrupted_installation(checkout):
     assert source_environment(checkout)[1] == INSTALLED
 
 
+@pytest.mark.slow
 def test_environment_refuses_an_old_python_and_says_what_to_do(checkout):
     done, asked = source_environment(checkout, version="3.8", VIRTUAL_ENV="", PYTHON="python3.8")
     assert done.returncode != 0
@@ -142,6 +147,7 @@ def test_environment_refuses_an_old_python_and_says_what_to_do(checkout):
     assert asked == []
 
 
+@pytest.mark.slow
 def test_environment_leaves_its_own_python_to_the_scripts_it_starts(checkout):
     """PYTHON names the interpreter that makes .venv, which has none of the packages."""
     (checkout / ".venv" / "bin").mkdir(parents=True)
@@ -176,12 +182,14 @@ def offline(checkout):
     return checkout
 
 
+@pytest.mark.slow
 def test_environment_installs_from_a_bundle_and_from_nowhere_else(offline):
     done, asked = source_environment(offline)
     assert done.returncode == 0, done.stderr
     assert asked == [f"{line} 1 playground/wheels 1" for line in INSTALLED]
 
 
+@pytest.mark.slow
 def test_environment_refuses_a_bundle_for_another_python(offline):
     done, asked = source_environment(offline, version="3.11")
     assert done.returncode != 0
@@ -189,6 +197,7 @@ def test_environment_refuses_a_bundle_for_another_python(offline):
     assert asked == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_torch", [True, False])
 def test_environment_shares_the_machines_packages_where_a_bundle_was_packed_for_them(offline, has_torch):
     if not has_torch:
@@ -197,6 +206,7 @@ def test_environment_shares_the_machines_packages_where_a_bundle_was_packed_for_
     assert asked == ["-m venv .venv" if has_torch else "-m venv --system-site-packages .venv"]
 
 
+@pytest.mark.slow
 def test_environment_says_what_to_do_where_neither_bundle_nor_python_has_torch(offline):
     (offline / "playground" / "wheels" / "torch-2.13.0-py3-none-any.whl").unlink()
     done, asked = source_environment(offline)
@@ -307,6 +317,7 @@ def start(clone: Path, path: Path, **variables) -> tuple[subprocess.CompletedPro
     return done, set(note.read_text().split()) if note.exists() else set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", STARTS_PYTHON, ids=name)
 def test_a_script_uses_the_quick_starts_environment_where_none_is_active(clone, path):
     own = clone / ".venv" / "bin" / "python"
@@ -316,6 +327,7 @@ def test_a_script_uses_the_quick_starts_environment_where_none_is_active(clone, 
     assert (done.returncode, started) == (0, {str(own)}), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX", "PYTHON"])
 @pytest.mark.parametrize("path", STARTS_PYTHON[::6], ids=name)
 def test_an_active_environment_or_a_named_interpreter_wins(clone, path, variable):
@@ -326,6 +338,7 @@ def test_an_active_environment_or_a_named_interpreter_wins(clone, path, variable
     assert (done.returncode, started) == (0, {str(other)}), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["python", "python3"])
 @pytest.mark.parametrize("path", STARTS_PYTHON[::6], ids=name)
 def test_a_python_that_is_found_is_used_where_there_is_no_environment(clone, path, command):
@@ -334,6 +347,7 @@ def test_a_python_that_is_found_is_used_where_there_is_no_environment(clone, pat
     assert (done.returncode, started) == (0, {str(clone.parent / "bin" / command)}), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gpus", [NO_GPU, TWO_GPUS], ids=["no GPU", "two GPUs"])
 @pytest.mark.parametrize("path", STARTS_PYTHON, ids=name)
 def test_an_interpreter_without_the_package_ends_in_a_line_that_says_what_to_do(clone, path, gpus):

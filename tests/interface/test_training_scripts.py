@@ -21,6 +21,8 @@ from llava.model.multimodal_projector.visualprism_v2 import VisualPrismV2
 from llava.train.arguments import parse, projector_rate
 from llava.train.recipe import decide
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = {"zero2.json", "zero3.json", "zero3_offload.json"}
 

@@ -35,6 +35,7 @@ def test_each_part_is_a_command_that_parses(monkeypatch):
     assert len({part.name for part in PARTS}) == len(PARTS)
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_or_hangs_takes_nothing_from_those_after_it(tmp_path):
     parts = [
         Part("fails", "step --shape none", 900, "A"),

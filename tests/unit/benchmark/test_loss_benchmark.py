@@ -7,6 +7,7 @@ from llava.benchmark.__main__ import main
 from llava.benchmark.loss import peak_memory
 
 
+@pytest.mark.slow
 def test_the_command_prints_memory_and_a_row_for_each_stage(capsys):
     sizes = "--tokens 64 --vocabulary 500 --width 8 --hidden_size 32 --layers 1 --repeats 1"
     main(["loss", *sizes.split()])

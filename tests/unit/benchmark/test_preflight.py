@@ -109,6 +109,7 @@ def test_the_page_is_there_whatever_check_fails(missing):
     assert set(checks.FEATURES) == set(FEATURES)
 
 
+@pytest.mark.slow
 def test_a_check_that_hangs_or_dies_or_raises_is_a_problem_and_no_more(tmp_path):
     request, log = asdict(Request(["python"], [], 1, None, [])), tmp_path / "log"
     said = f"not done after 0 s; {log} has what it printed"
@@ -181,6 +182,7 @@ def test_the_memory_of_another_machine(request_of):
         checks.memory(request_of(decided=decided))
 
 
+@pytest.mark.slow
 def test_two_ranks_add_up_a_tensor(request_of):
     launcher = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     assert checks.all_reduce(request_of(launcher=launcher))["gb_s"] > 0
@@ -205,6 +207,7 @@ def test_a_run_on_several_nodes_is_tried_on_this_one_alone():
     )
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_says_its_own_error():
     with pytest.raises(RuntimeError, match=r"^preflight: --data_path is wrong$"):
         checks.run(["sh", "-c", "echo preflight: --data_path is wrong; echo Error of the launcher; exit 1"])

@@ -31,6 +31,7 @@ def made(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_files_do_not_depend_on_the_number_of_processes(made, tmp_path):
     assert write_dataset(tmp_path / "data", **SETTINGS, workers=2)
     assert contents(tmp_path / "data") == contents(made)
@@ -223,6 +224,7 @@ def test_the_command_writes_a_preview_or_the_question_only_table_or_the_set(tmp_
         assert f"data: {said}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_says_what_to_mend():
     done = subprocess.run(
         [sys.executable, "-m", "llava.benchmark.prismvqa", "--num_train", "0"],

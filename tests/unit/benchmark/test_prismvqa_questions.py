@@ -12,6 +12,8 @@ from llava.benchmark.prismvqa.question_only import score_blind, table
 from llava.benchmark.prismvqa.questions import FAMILIES, FORMS, Question, ask_all
 from llava.benchmark.prismvqa.scene import as_json, generator, sample_scene
 
+pytestmark = pytest.mark.slow
+
 NUM_TRAIN, NUM_TEST = 2400, 800
 
 

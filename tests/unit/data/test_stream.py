@@ -9,8 +9,8 @@ from itertools import chain, islice, pairwise
 import numpy as np
 import pytest
 import torch
-import webdataset
 from PIL import Image
+from shards import png, turns, with_image, write
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessor
 
@@ -22,30 +22,6 @@ from llava.data.stream import ShardDataset
 
 PROCESSOR = CLIPImageProcessor(size={"shortest_edge": 14}, crop_size={"height": 14, "width": 14})
 NUM_SHARDS, PER_SHARD = 12, 5
-
-
-def png(seed: int) -> bytes:
-    content = io.BytesIO()
-    values = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    Image.fromarray(values).save(content, "PNG")
-    return content.getvalue()
-
-
-def turns(*values):
-    return [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
-
-
-def with_image(number: int) -> dict:
-    """The members of one sample."""
-    words = f"Number {number}." + " Yes." * (number % 7)
-    return {"json": {"id": number, "conversations": turns("<image>\nWhich?", words)}, "png": png(number)}
-
-
-def write(path, samples: dict[str, dict]) -> str:
-    with webdataset.TarWriter(str(path)) as tar:
-        for key, members in samples.items():
-            tar.write({"__key__": key, **members})
-    return str(path)
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ def rank_main(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_are_one_process_with_the_whole_batch(tmp_path):
     mp.spawn(rank_main, args=(str(tmp_path),), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
@@ -83,6 +84,7 @@ def blank_main(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_a_rank_with_a_blank_alone_takes_part_and_counts_for_nothing(tmp_path):
     mp.spawn(blank_main, args=(str(tmp_path),), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]

@@ -117,6 +117,7 @@ def test_a_form_made_in_inference_mode_still_passes_gradients_to_its_inputs():
     assert x.grad.abs().max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", [2, 3, 4])
 def test_agreement_with_the_plain_form_at_clip_l_sizes(s):
     torch.manual_seed(0)

@@ -20,6 +20,8 @@ from llava.eval.task import Scores
 from llava.eval.tasks import TASKS
 from llava.published import COMMANDS
 
+pytestmark = pytest.mark.slow
+
 TEXT_FILES = (".json", ".jsonl", ".tsv", ".txt")
 BUILDERS = {**benchmarks.BUILDERS, **open_benchmarks.BUILDERS}
 del BUILDERS["mmmu"]  # parquet, which is no text

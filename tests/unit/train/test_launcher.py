@@ -7,6 +7,8 @@ import pytest
 
 from llava.train import launcher
 
+pytestmark = pytest.mark.slow
+
 # A process that starts another, which looks after its parent, and ends at once by SIGKILL
 PARENT = """
 import os, signal, subprocess, sys

@@ -13,6 +13,8 @@ from llava.errors import UserError
 from llava.train.model_size import saved_bytes, size_of
 from llava.train.recipe import parse
 
+pytestmark = pytest.mark.slow
+
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 LORA = ["--lora_enable", "True", "--lora_r", "4"]
 
