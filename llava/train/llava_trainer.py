@@ -207,7 +207,7 @@ class LlavaTrainer(Trainer):
             saving.save_projector(model, folder, state_dict)
             return
         if saving.saves_adapters(model):
-            saving.save_adapters(model, folder, state_dict)
+            saving.save_adapters(model, folder, state_dict)  # type: ignore[arg-type]
         else:
             model.save_pretrained(folder, state_dict=state_dict)
         self.processing_class.save_pretrained(folder)
