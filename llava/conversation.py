@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
 from llava.errors import UserError
@@ -62,7 +62,7 @@ class Conversation:
 
     system: str
     roles: tuple[str, str]
-    messages: list[list[str | Message]] = field(default_factory=list)  # of [role, message]
+    messages: list[list] = field(default_factory=list)  # of [role, message]
     offset: int = 0
     sep_style: SeparatorStyle = SeparatorStyle.SINGLE
     sep: str = "###"
@@ -86,7 +86,7 @@ class Conversation:
         """
         if self.sep_style is SeparatorStyle.PLAIN:
             raise UserError("A plain template has no system part; choose a chat template.")
-        marks = re.match(r"(<\|.*\n+)?", self.system)[0]  # <|im_start|>system, ... with its line ends
+        marks = re.match(r"(<\|.*\n+)?", self.system)[0]  # type: ignore[index]  # <|im_start|>system, ... with its line ends
         return replace(self.copy(), system=marks + text)
 
     @property
@@ -197,7 +197,7 @@ _V1 = Conversation(
     sep=" ",
     sep2="</s>",
 )
-_MMTAG = {
+_MMTAG: dict[str, Any] = {
     "system": "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant is able to understand the visual content that the user provides, "
     "and assist the user with a variety of tasks using natural language."

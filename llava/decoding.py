@@ -57,7 +57,7 @@ class Decoding:
 
     def kwargs(self) -> dict:
         """As `generate` takes it; the model folder's own sampling defaults are switched off."""
-        kwargs = {
+        kwargs: dict = {
             "num_beams": self.num_beams,
             "max_new_tokens": self.max_new_tokens,
             "repetition_penalty": self.repetition_penalty,

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable
 from functools import partial
 from threading import Thread
+from typing import TYPE_CHECKING
 
 from llava.errors import UserError
 
@@ -115,7 +116,13 @@ def seconds_until(deadline: float) -> float:
     return seconds
 
 
-class _Timed:
+if TYPE_CHECKING:
+    from socket import socket as Socket
+else:
+    Socket = object
+
+
+class _Timed(Socket):
     """Mixed into a socket, whose reads and writes then all end at `deadline`."""
 
     deadline: float

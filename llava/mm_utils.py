@@ -64,12 +64,12 @@ def process_images(images: Sequence[Image.Image], image_processor, model_cfg) ->
     images = [to_rgb(image) for image in images]
     if aspect_ratio in TILED:
         tiling = tiling_of(model_cfg, input_side(image_processor))
-        return [tiling.tiles(image, partial(normalised, image_processor)) for image in images]
+        return [tiling.tiles(image, partial(normalised, image_processor)) for image in images]  # type: ignore[attr-defined]
     background = None
     if aspect_ratio == "pad":
         background = tuple(int(channel * 255) for channel in image_processor.image_mean)
     # one by one: a processor that keeps aspect ratios could not stack them
-    pixels = [_pixels(image, image_processor, background) for image in images]
+    pixels = [_pixels(image, image_processor, background) for image in images]  # type: ignore[arg-type]
     return torch.stack(pixels) if len({p.shape for p in pixels}) == 1 else pixels
 
 

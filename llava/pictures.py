@@ -10,7 +10,7 @@ import base64
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -54,7 +54,9 @@ class ImageError(UserError):
 
 
 def load_image(
-    source: Source, formats: Sequence[str] | None = None, check_size: Callable[[int, int], None] | None = None
+    source: Source,
+    formats: tuple[str, ...] | None = None,
+    check_size: Callable[[int, int], None] | None = None,
 ) -> Image.Image:
     """Read an image file completely, upright and as RGB.
 
@@ -115,9 +117,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     key = image.info.get("transparency")
     if packing in ("L;2", "L;4"):  # Pillow scales these pixels to 8 bits, but not the colour that is clear
-        image.info["transparency"] = key * (85 if packing == "L;2" else 17)
+        image.info["transparency"] = key * (85 if packing == "L;2" else 17)  # type: ignore[operator]
     elif packing == "RGB;16B":
-        image.info["transparency"] = tuple(value >> 8 for value in key)
+        image.info["transparency"] = tuple(value >> 8 for value in key)  # type: ignore[union-attr]
     rgba = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
     rgb = Image.new("RGB", rgba.size, "white")
     rgb.paste(rgba, mask=rgba.getchannel("A"))
@@ -147,7 +149,7 @@ def _turn(image: Image.Image) -> Transpose | None:
         return None
     try:
         # Image's own: PNG's would decode the whole picture first, in case the tag follows the pixels
-        return TURNS.get(Image.Image.getexif(image).get(ExifTags.Base.Orientation))
+        return TURNS.get(Image.Image.getexif(image).get(ExifTags.Base.Orientation))  # type: ignore[arg-type]
     except BROKEN:  # the pixels may be good all the same
         return None
 
@@ -158,7 +160,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(source: Source, formats: Sequence[str] | None = None) -> Iterator[Image.Image]:
+def _opened(source: Source, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
     is_file = hasattr(source, "read")
     label = getattr(source, "name", None) if is_file else source
     name = "A picture" if label is None else f"Image file {shown_name(label)}"
@@ -177,8 +179,8 @@ def _opened(source: Source, formats: Sequence[str] | None = None) -> Iterator[Im
     except Image.DecompressionBombError as error:
         raise ImageError(f"cannot be read ({error}); scale it down, or remove it.", name) from error
     except BROKEN as error:
-        if not is_file and not os.path.isfile(source):
-            raise ImageError(f"{absence(source)}; check --image_folder.", name) from error
+        if not is_file and not os.path.isfile(source):  # type: ignore[arg-type]
+            raise ImageError(f"{absence(source)}; check --image_folder.", name) from error  # type: ignore[arg-type]
         raise ImageError(
             f"cannot be read ({error}); it may be truncated or corrupt: fetch it again, or remove it.", name
         ) from error

@@ -115,7 +115,7 @@ class Tiling(WholeImage):
     def num_tiles(self, size: Size) -> int:
         return sum(canvas.rows * canvas.cols for canvas in self.canvases(size))
 
-    def _check(self, size: Size | None, num_tiles: int) -> None:
+    def _checked(self, size: Size | None, num_tiles: int) -> Size:
         if size is None:
             raise UserError(
                 "image_sizes is missing: tiles are put together by the original images' sizes; pass "
@@ -126,6 +126,7 @@ class Tiling(WholeImage):
                 f"an image of {size[0]}x{size[1]} pixels came as {num_tiles} tile(s), but {self} makes "
                 f"{self.num_tiles(size)}; prepare it with process_images and the model's own config."
             )
+        return size
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Slice(Tiling):
         check_choice("patch_num", self.patch_num, PATCH_NUMS)
 
     @property
-    def max_tiles(self) -> int:
+    def max_tiles(self) -> int:  # type: ignore[override]
         return self.patch_num + 1
 
     def grid(self, size: Size) -> tuple[int, int]:
@@ -182,8 +183,7 @@ class Slice(Tiling):
         return torch.cat([tiles, laid_out(canvas, image.size, (self.side, self.side))[None]])
 
     def layout(self, size: Size | None, num_tokens: int, num_tiles: int) -> Tensor:
-        self._check(size, num_tiles)
-        _, cols = self.grid(size)
+        _, cols = self.grid(self._checked(size, num_tiles))
         ends = torch.full((num_tiles, 1), COLUMN_END)
         ends[cols - 1 :: cols] = ROW_END
         ends[-1] = ROW_END  # the thumbnail, or the only tile
@@ -212,22 +212,22 @@ class AnyRes(Tiling):
         check_choice("mm_patch_merge_type", self.merge_type, PATCH_MERGE_TYPES)
 
     @property
-    def max_tiles(self) -> int:
+    def max_tiles(self) -> int:  # type: ignore[override]
         return 1 + max(width * height for width, height in self.resolutions) // self.side**2
 
     @property
-    def needs_grid(self) -> bool:
+    def needs_grid(self) -> bool:  # type: ignore[override]
         return self.merge_type != "flat"
 
     @property
-    def learns_row_end(self) -> bool:
+    def learns_row_end(self) -> bool:  # type: ignore[override]
         return self.merge_type == "spatial_unpad"
 
     def _resized(self, size: Size) -> tuple[Size, Size, Size]:
         """The resolution, the image's size in it, and where its upper left corner lies."""
         full = select_best_resolution(size, self.resolutions)
         scale = min(full[0] / size[0], full[1] / size[1])
-        new = tuple(min(math.ceil(side * scale), limit) for side, limit in zip(size, full, strict=True))
+        new = (min(math.ceil(size[0] * scale), full[0]), min(math.ceil(size[1] * scale), full[1]))
         return full, new, ((full[0] - new[0]) // 2, (full[1] - new[1]) // 2)
 
     def canvases(self, size: Size) -> tuple[Canvas, ...]:
@@ -254,7 +254,7 @@ class AnyRes(Tiling):
             return torch.cat([whole, row_end]) if self.learns_row_end else whole
         if self.merge_type == "flat":
             return torch.arange(num_tiles * num_tokens)
-        self._check(size, num_tiles)
+        size = self._checked(size, num_tiles)
         cols, rows = get_anyres_image_grid_shape(size, self.resolutions, self.side)
         g = math.isqrt(num_tokens)
         tiles = torch.arange(num_tokens, num_tiles * num_tokens).view(rows, cols, g, g)
@@ -292,7 +292,7 @@ def tiling_of(config, side: int) -> WholeImage:
     return WholeImage()
 
 
-def parse_pinpoints(pinpoints: list | str | None, side: int) -> tuple[Size, ...]:
+def parse_pinpoints(pinpoints: Sequence | str | None, side: int) -> tuple[Size, ...]:
     """--image_grid_pinpoints: [width, height] lists, their text, or a range of grids "(1x1),...,(6x6)" of
     columns x rows; None is LLaVA-1.6's five grids.
 
@@ -306,7 +306,7 @@ def parse_pinpoints(pinpoints: list | str | None, side: int) -> tuple[Size, ...]
             corners := re.fullmatch(r"\((\d+)x(\d+)\),\.\.\.,\((\d+)x(\d+)\)", pinpoints)
         ):
             left, top, right, bottom = map(int, corners.groups())
-            listed = [
+            listed: Sequence = [
                 (cols * side, rows * side)
                 for cols in range(left, right + 1)
                 for rows in range(top, bottom + 1)
@@ -335,11 +335,12 @@ def select_best_resolution(original_size: Size, possible_resolutions: Sequence[S
         kept = min(scaled, original_size[0] * original_size[1])
         return kept, kept - resolution[0] * resolution[1]
 
-    return tuple(max(possible_resolutions, key=kept_and_wasted))
+    width, height = max(possible_resolutions, key=kept_and_wasted)
+    return width, height
 
 
 def get_anyres_image_grid_shape(
-    image_size: Size, grid_pinpoints: Sequence[Size] | str, patch_size: int
+    image_size: Size, grid_pinpoints: Sequence[Size] | str | None, patch_size: int
 ) -> tuple[int, int]:
     """(columns, rows) of tiles of side `patch_size` that anyres cuts an image of (width, height) into."""
     width, height = select_best_resolution(image_size, parse_pinpoints(grid_pinpoints, patch_size))

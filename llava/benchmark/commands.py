@@ -28,6 +28,6 @@ def call(commands: dict[str, ModuleType], argv: list[str] | None = None) -> int:
     )
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name, module in commands.items():
-        module.add_arguments(subparsers.add_parser(name, help=module.__doc__.splitlines()[0]))
+        module.add_arguments(subparsers.add_parser(name, help=module.__doc__.splitlines()[0]))  # type: ignore[union-attr]
     args = parser.parse_args(argv)
     return exit_code(lambda: args.run(args))

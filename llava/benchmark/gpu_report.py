@@ -187,12 +187,12 @@ def run_parts(parts: list[Part], folder: Path, seconds: float) -> dict[str, dict
     return outcomes
 
 
-def outcome_of(process: multiprocessing.Process, limit: float) -> str:
+def outcome_of(process: multiprocessing.process.BaseProcess, limit: float) -> str:
     """Run it; how it ended: done, failed or ended after so many seconds."""
     process.start()
     process.join(limit)
     if process.is_alive():
-        os.killpg(process.pid, signal.SIGKILL)  # what it started, too
+        os.killpg(process.pid, signal.SIGKILL)  # type: ignore[arg-type]  # what it started, too
         process.join()
         return f"ended after {limit:.0f} s"
     return "done" if process.exitcode == 0 else f"failed with exit code {process.exitcode}"

@@ -43,7 +43,7 @@ def batches(lengths: list[int], batch_size: int, max_length: int) -> dict[str, l
     from llava.data.sampler import ModalityLengthGroupedSampler
 
     shuffled = random.Random(0).sample(range(len(lengths)), len(lengths))
-    ways = {
+    ways: dict[str, list] = {
         "padded": shuffled,
         "padded, grouped by length": list(
             ModalityLengthGroupedSampler(Mixture([len(lengths)]), lengths, batch_size)
@@ -68,7 +68,7 @@ def model_inputs(batch: list, lengths: list[int]) -> dict:
         return {"name": str(record), "input_ids": ids, "labels": ids, "images": [], "image_sizes": []}
 
     rows = [sample(row) if isinstance(row, int) else [sample(record) for record in row] for row in batch]
-    collated = Collator(pad_token_id=0)(rows)
+    collated = Collator(pad_token_id=0)(rows)  # type: ignore[arg-type]
     inputs = {"input_ids": collated["input_ids"], "labels": collated["labels"]}
     if "sequence_ids" in collated:
         return {**inputs, "position_ids": positions_within(collated["sequence_ids"])}

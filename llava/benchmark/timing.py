@@ -8,9 +8,10 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TypeVar
 
 from llava.errors import UserError
 
@@ -61,7 +62,10 @@ class Clock:
         return self.seconds(start, self.now())
 
 
-def take_turns(calls: dict[Hashable, Callable[[], dict]], repeats: int) -> dict[Hashable, list[dict]]:
+Key = TypeVar("Key")
+
+
+def take_turns(calls: dict[Key, Callable[..., dict]], repeats: int) -> dict[Key, list[dict]]:
     """What each call returns, round by round; a first round warms up and is not kept.
 
     Calls take turns within a round, so that what else the machine does meets all of them alike, and a

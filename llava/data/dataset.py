@@ -168,7 +168,7 @@ class SupervisedDataset(Dataset):
         return record, describe_record(path, int(self._sources[index]), record)
 
     def _source_of(self, file: str) -> Path:
-        return Path(self.image_folder) / file
+        return Path(self.image_folder or "") / file
 
     def _problem(self, index: int) -> str:
         """What is wrong with a record that was found bad; found out anew, for messages are not kept."""

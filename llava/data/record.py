@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import UserError
@@ -48,7 +48,7 @@ class BadRecord(UserError):
     """A record that cannot be trained on; the message names it, the problem and the remedy."""
 
 
-def iter_records(path: str | Path) -> Iterator[object]:
+def iter_records(path: str | Path) -> Iterator[Any]:
     """Read a JSON list, or JSONL (one record a line), holding one record at a time.
 
     Yields:
@@ -107,7 +107,7 @@ def _other_kind(head: bytes, suffix: str) -> tuple[str, str] | None:
     return SUFFIXES.get(suffix) or (f"no JSON: it starts with {_shown(line)}", "make it JSON or JSONL")
 
 
-def _json_lines(file: TextIO, path: str | Path) -> Iterator[object]:
+def _json_lines(file: TextIO, path: str | Path) -> Iterator[Any]:
     for number, line in enumerate(file, start=1):
         if line.strip():
             try:
@@ -133,7 +133,7 @@ class _JsonList:
         self.line, self.column = 1, 1  # of the text's first character
         self.decoder = json.JSONDecoder()
 
-    def __iter__(self) -> Iterator[object]:
+    def __iter__(self) -> Iterator[Any]:
         assert self._next() == "["
         self._take(1)
         if self._next() == "]":
@@ -158,7 +158,7 @@ class _JsonList:
                 return self.text[:1]
             self._read()
 
-    def _value(self) -> object:
+    def _value(self) -> Any:
         while True:
             try:
                 value, end = self.decoder.raw_decode(self.text)

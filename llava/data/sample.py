@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from PIL import Image
@@ -27,7 +27,7 @@ from llava.tiling import TILED
 ImageSource = Callable[[str], "Path | BinaryIO"]  # a record's image file to where its bytes are
 
 
-def check_record(record: object, where: str, template: str, mm_use_im_start_end: bool = False) -> None:
+def check_record(record: Any, where: str, template: str, mm_use_im_start_end: bool = False) -> None:
     """All that can be said of a record without opening a file. Raises BadRecord."""
     validate_record(record, where)
     try:
@@ -42,7 +42,7 @@ def check_image_files(record: dict, where: str, image_folder: str | Path | None)
     if files and image_folder is None:
         raise BadRecord(f"{where}: it has an image but no folder was given; set --image_folder.")
     for file in files:
-        path = Path(image_folder) / file
+        path = Path(image_folder) / file  # type: ignore[arg-type]
         if not os.path.isfile(path):  # Path.is_file() raises for names that are too long
             raise BadRecord(
                 f"{where}: image file {shown_name(path)} {absence(path)}; "
@@ -110,7 +110,7 @@ class SampleBuilder:
         template_named(self.template, "--version")
         self.is_tiled = get_aspect_ratio(self.image_config) in TILED
 
-    def check(self, record: object, where: str) -> None:
+    def check(self, record: Any, where: str) -> None:
         check_record(record, where, self.template, self.mm_use_im_start_end)
 
     def estimate(self, record: dict, where: str, source_of: ImageSource) -> int:

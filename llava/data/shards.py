@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.record import BadRecord, check_data_file
@@ -91,7 +92,7 @@ class ShardSample:
         content.name = f"{self.key}.{member}"
         return content
 
-    def _json(self) -> object:
+    def _json(self) -> Any:
         try:
             return json.loads(self.members["json"]) if "json" in self.members else None
         except ValueError as error:  # no JSON, or no UTF-8

@@ -138,7 +138,7 @@ class ShardDataset(IterableDataset):
             num_empty += 1
             for row in rows:
                 num_empty = 0
-                yield epoch, row
+                yield epoch, row  # type: ignore[misc]
             self._check_progress(num_empty)
 
     def shards_of(self, epoch: int, reader: int) -> list[str]:

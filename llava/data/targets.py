@@ -80,7 +80,7 @@ def build_targets(conversation: Conversation, tokenizer) -> tuple[list[int], lis
         ids, spans = encode_prompt(prompt, tokenizer, cuts=crossed)
     edges = [edge for target in targets for edge in target]
     labels = [IGNORE_INDEX] * len(ids)
-    for position, (token, (start, end)) in enumerate(zip(ids, spans, strict=True)):
+    for position, (token, (start, end)) in enumerate(zip(ids, spans, strict=True)):  # type: ignore[arg-type]
         edge = bisect_right(edges, start)  # odd: behind the start of a target, before its end
         if edge % 2 and end <= edges[edge] and token != IMAGE_TOKEN_INDEX:
             labels[position] = token

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from llava.command import Parser, message
 from llava.errors import UserError
@@ -40,7 +41,7 @@ def validate(
     files = [file for path in paths for file in (expand_shards(path) if is_shards(path) else [path])]
     counts = Counter()
 
-    def check(read: Callable[[], object], where: str, source_of: Callable) -> None:
+    def check(read: Callable[[], Any], where: str, source_of: Callable) -> None:
         record = read()
         check_record(record, where, version)
         if image_folder is not None and not is_shards(file):
@@ -65,7 +66,7 @@ def validate(
     return counts
 
 
-def _records(file: str, image_folder: str | None) -> Iterator[tuple[Callable[[], object], str, Callable]]:
+def _records(file: str, image_folder: str | None) -> Iterator[tuple[Callable[[], Any], str, Callable]]:
     """What reads each record, where it is, and what finds its images."""
     from llava.data.record import describe_record, iter_records
     from llava.data.shards import is_shards, read_shard
@@ -76,7 +77,7 @@ def _records(file: str, image_folder: str | None) -> Iterator[tuple[Callable[[],
     else:
         for index, record in enumerate(iter_records(file)):
             where = describe_record(file, index, record)
-            yield (lambda kept=record: kept), where, Path(image_folder or "").joinpath
+            yield (lambda kept=record: kept), where, Path(image_folder or "").joinpath  # type: ignore[misc]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -70,7 +70,8 @@ class PromptMaker:
 
     def __call__(self, questions: Sequence[dict]) -> list[Prompt | UserError]:
         """For each question its prompt, or the error that says why it cannot be asked."""
-        texts, checked = {}, []
+        texts: dict[tuple[str, int], str] = {}
+        checked: list[UserError | tuple[dict, int]] = []
         for question in questions:
             try:
                 texts |= self._new_text(question, texts)

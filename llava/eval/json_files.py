@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from llava.errors import UserError
 from llava.progress import by_bytes
@@ -165,7 +166,7 @@ class GrowingFile:
             os.truncate(self.path, self.end)
 
 
-def misfit(value: object, form: object, name: str = "") -> str:
+def misfit(value: object, form: Any, name: str = "") -> str:
     """What is wrong with a JSON value, "" if it has the form.
 
     Args:
@@ -221,7 +222,7 @@ def _expected(value: object, form: object, name: str) -> str:
     return f"{name or 'the value'} is {came}, expected {_in_words(form)}"
 
 
-def _in_words(form: object) -> str:
+def _in_words(form: Any) -> str:
     if isinstance(form, tuple):
         return " or ".join(dict.fromkeys(map(_in_words, form)))
     if isinstance(form, list):

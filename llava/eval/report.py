@@ -7,6 +7,7 @@ answer was given, and TASK/samples.json answers to look at, their pictures insid
 import json
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from llava.errors import UserError
 from llava.eval.page import embed_bytes, environment, package_versions
@@ -71,7 +72,7 @@ def _read_result(path: Path) -> dict:
     return result
 
 
-def _read(path: Path, form: object) -> dict | list:
+def _read(path: Path, form: object) -> Any:
     try:
         return read_json(path, form)
     except UserError as error:

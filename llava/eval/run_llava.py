@@ -23,7 +23,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def read_images(image_file: str, sep: str) -> list[str | bytes]:
     """Paths, and what is at http addresses. Raises UserError for an address that gives nothing."""
-    images = []
+    images: list[str | bytes] = []
     for source in (part.strip() for part in image_file.split(sep)):
         if source.startswith(ADDRESSES):
             try:

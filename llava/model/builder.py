@@ -285,5 +285,5 @@ def image_processor_of(model: PreTrainedModel, plan: CheckpointPlan | None = Non
     tower = model.get_vision_tower()
     if tower is None:
         return None
-    own = plan is not None and plan.has_image_processor
-    return load_image_processor(str(plan.path if own else model.config.mm_vision_tower), tower.image_size)
+    own = plan.path if plan is not None and plan.has_image_processor else None
+    return load_image_processor(str(own or model.config.mm_vision_tower), tower.image_size)

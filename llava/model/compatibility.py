@@ -37,7 +37,7 @@ TOWER_KEYS = (
 def language_settings(config: PretrainedConfig) -> dict:
     """What of a language model's configuration its weights were trained with, in a form that compares."""
     family = next(kind for kind in type(config).__mro__ if not issubclass(kind, CommonFields))
-    settings = {"model_type": family.model_type}
+    settings = {"model_type": family.model_type}  # type: ignore[attr-defined]
     settings |= {key: getattr(config, key) for key in LANGUAGE_KEYS if hasattr(config, key)}
     if settings.get("rope_parameters"):
         rope = {key: value for key, value in settings["rope_parameters"].items() if key != "type"}
@@ -53,7 +53,7 @@ def fixed_by_weights(fields: VisionFields, depth: int) -> dict:
         depth: layers of the tower.
     """
     layer = fields.mm_vision_select_layer
-    fixed = {
+    fixed: dict = {
         "mm_projector_type": fields.mm_projector_type,
         "mm_vision_select_layer": resolve_select_layer(layer, depth),
         "mm_vision_select_feature": fields.mm_vision_select_feature,
@@ -151,7 +151,7 @@ def check_base(
         if tower is not None:  # else it is known only to the folder that both name
             written = own.to_dict(), model.to_dict()
             settings = (vision_settings(config, tower["num_hidden_layers"]) for config in written)
-            problems += differences(*settings, *written)
+            problems += differences(*settings, *written)  # type: ignore[call-arg]
     if problems:
         raise UserError(
             f"{source} was trained on another model than {given}: {'; '.join(problems)}. "
@@ -178,7 +178,7 @@ def check_stage_1(file: str | Path, weights: Iterable[str], model_config: Pretra
     own["mm_projector_type"] = projector_type_of(list(weights), own.get("mm_projector_type"), str(beside))
     depth = model_config.mm_vision_config["num_hidden_layers"]
     written = own, model_config.to_dict()
-    if problems := differences(*(stage_1_settings(config, depth) for config in written), *written):
+    if problems := differences(*(stage_1_settings(config, depth) for config in written), *written):  # type: ignore[call-arg]
         raise UserError(
             f"--pretrain_mm_mlp_adapter {file} was trained otherwise, as the config.json beside it says: "
             f"{'; '.join(problems)}. Pass the flags that it was trained with, or run stage 1 with these "

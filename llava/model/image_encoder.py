@@ -2,6 +2,8 @@
 
 # V views (tiles; one an image without them), M tokens a view, g = sqrt(M), D model width, s scale_factor
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -10,8 +12,13 @@ from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_projector.base import Projector
 from llava.tiling import WholeImage, num_positions, tiling_of
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as Model
+else:
+    Model = object  # mixed into a model of transformers
 
-class ImageEncoder:
+
+class ImageEncoder(Model):
     """The part of a model that owns tower and projector; they are None for a text-only model."""
 
     _compiled_encode = None  # by compile_vision
@@ -36,9 +43,10 @@ class ImageEncoder:
         Raises:
             UserError: if the model is text-only and has neither.
         """
-        if self.get_vision_tower() is None:
+        tower, projector = self.get_vision_tower(), self.get_projector()
+        if tower is None or projector is None:
             raise UserError("this model is text-only: it has no vision tower; load a multimodal checkpoint.")
-        return self.get_vision_tower(), self.get_projector()
+        return tower, projector
 
     @property
     def num_visual_tokens(self) -> int:

@@ -60,7 +60,7 @@ def apply_liger_kernels(model: PreTrainedModel) -> int:
 def language_family(model: PreTrainedModel) -> str:
     """The model_type of transformers' own class that the model's configuration derives from."""
     own = (kind for kind in type(model.config).__mro__ if kind.__module__.startswith("transformers.models."))
-    return next(own).model_type
+    return next(own).model_type  # type: ignore[attr-defined]
 
 
 def runs_liger(module: nn.Module) -> bool:

@@ -3,6 +3,8 @@
 # B sequences, T' merged tokens, I images of the batch, V views of them all (tiles; for square and pad one an
 # image), M tokens a view, D model width; T prompt tokens in ids, tiles of one image in pixels
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -43,7 +45,13 @@ from llava.tiling import TILED
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
-class LlavaMetaModel:
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as Decoder
+else:
+    Decoder = object  # mixed into a decoder of transformers
+
+
+class LlavaMetaModel(Decoder):
     """The decoder's half: owns vision_tower, mm_projector and, with mm_patch_merge_type spatial_unpad,
     image_newline, a learnt embedding float[D]; named as in published checkpoints."""
 
@@ -194,7 +202,7 @@ class LlavaMetaForCausalLM(ImageEncoder):
                 "mm_patch_merge_type spatial_unpad needs a learnt image_newline, which this model lacks; set "
                 "it where the model is trained, or choose flat or spatial."
             )
-        sizes = [None] * len(num_views)
+        sizes: list = [None] * len(num_views)
         if image_sizes is not None and self.config.image_aspect_ratio in TILED:
             sizes = [tuple(map(int, size)) for size in image_sizes]
         if len(sizes) != len(num_views):
@@ -216,8 +224,8 @@ class LlavaMetaForCausalLM(ImageEncoder):
         """
         if views is not None:
             return self.encode_images(views, scale_factor).flatten(0, 1)
-        if self.training and self.get_vision_tower() is not None:
-            side = self.get_vision_tower().image_size
+        if self.training and (tower := self.get_vision_tower()) is not None:
+            side = tower.image_size
             blank = like.new_zeros(1, 3, side, side)
             with kept_statistics(self.get_projector()):
                 return self.encode_images(blank, scale_factor).flatten(0, 1)[:0]

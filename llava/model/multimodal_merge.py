@@ -289,5 +289,5 @@ def one_row(merged: MergedInputs) -> MergedInputs:
         visual_places=torch.searchsorted(places, merged.visual_places),
         is_padded=False,
         label_places=None if labels is None else torch.searchsorted(places, labels),
-        attended_places=torch.arange(len(places), device=places.device),
+        attended_places=torch.arange(len(places), device=places.device),  # type: ignore[arg-type, union-attr]
     )

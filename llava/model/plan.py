@@ -149,7 +149,7 @@ def find_folder(name_or_path: str | Path, flag: str, cache_dir: str | None = Non
     if path.is_dir():
         return path
     try:
-        return Path(snapshot_download(str(name_or_path), cache_dir=cache_dir, ignore_patterns=NOT_FETCHED))
+        return Path(snapshot_download(str(name_or_path), cache_dir=cache_dir, ignore_patterns=[*NOT_FETCHED]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"{flag} {str(name_or_path)!r} is not a folder, and no hub repository of that name could be "

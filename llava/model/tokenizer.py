@@ -47,7 +47,7 @@ def load_tokenizer(
     Raises:
         UserError: if a file is missing or damaged, the tokenizer is a slow one, or has no token to pad with.
     """
-    options = {"padding_side": padding_side}
+    options: dict = {"padding_side": padding_side}
     if model_max_length is not None:
         options["model_max_length"] = model_max_length
     for name in JSON_FILES:

@@ -67,6 +67,7 @@ class CommonFields:
 
 def vision_grid(fields: CommonFields) -> int:
     """G of the configured tower, whose configuration is known by now: patches along a side of its input."""
+    assert fields.mm_vision_config is not None
     image_size = fields.mm_vision_image_size or fields.mm_vision_config["image_size"]
     return image_size // fields.mm_vision_config["patch_size"]
 

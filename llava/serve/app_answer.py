@@ -84,7 +84,7 @@ class Chat:
             self.metrics.prompt_tokens.inc(self.request.length)
 
     def usage(self) -> dict:
-        return usage(self.request.length, self.num_tokens)
+        return usage(self.request.length, self.num_tokens)  # type: ignore[union-attr]
 
 
 def failure(error: Exception) -> ApiError:

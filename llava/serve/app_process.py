@@ -15,7 +15,7 @@ class _Process(uvicorn.Server):
     """Ends the requests under way, where uvicorn alone would wait for them and then cut them off."""
 
     async def shutdown(self, sockets=None) -> None:
-        server = self.config.app.state.server
+        server = self.config.app.state.server  # type: ignore[union-attr]
         server.end()
         give_up = time.monotonic() + PATIENCE
         while server.engine.num_open and time.monotonic() < give_up:

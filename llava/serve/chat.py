@@ -4,7 +4,7 @@ s is the side of the squares of patches that a visual token stands for.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
@@ -146,7 +146,7 @@ class Chat:
         said = [(turn.text, len(turn.images), turn.answer) for turn in turns]
         return chat_prompt(said, self.template, wrap)
 
-    def ask(self, text: str, decoding: Decoding) -> Iterator[str]:
+    def ask(self, text: str, decoding: Decoding) -> Generator[str, None, None]:
         """Ask a question about the waiting pictures and all before; gives the answer piece by piece.
 
         What is wrong with the question is said at once, and `stop` counts from then on. Closing the iterator,
@@ -174,7 +174,7 @@ class Chat:
         self._stopped = Event()
         return self._answer(turn, inputs, positions, visual)
 
-    def _answer(self, turn: Turn, inputs: dict, positions: int, visual: int) -> Iterator[str]:
+    def _answer(self, turn: Turn, inputs: dict, positions: int, visual: int) -> Generator[str, None, None]:
         """What the model says to a turn that was checked; keeps the turn and its timing."""
         stream, shown = TextStream(self.tokenizer), ""
         start = time.perf_counter()
@@ -238,7 +238,7 @@ class Chat:
     def inputs(self, turns: list[Turn]) -> tuple[dict, int, int]:
         """What `generate` takes so that the last turn is answered, at that turn's s; the positions of the
         prompt, and those of its pictures."""
-        input_ids = tokenizer_image_token(self.prompt(turns), self.tokenizer, return_tensors="pt")[None]
+        input_ids = tokenizer_image_token(self.prompt(turns), self.tokenizer, return_tensors="pt")[None]  # type: ignore[call-overload]
         images = [image for turn in turns for image in turn.images]
         inputs: dict = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids).bool()}
         visual, scale_factor = 0, turns[-1].scale_factor
@@ -269,7 +269,7 @@ def token_budgets(model) -> dict[int, int]:
     return budgets
 
 
-def stream_tokens(model, stopped: Event, **inputs) -> Iterator[int]:
+def stream_tokens(model, stopped: Event, **inputs) -> Generator[int, None, None]:
     """The ids that model.generate(**inputs) chooses for one sequence, as they come, made in a thread.
 
     Args:

@@ -156,7 +156,7 @@ def _get(url: str, max_bytes: int, deadline: float) -> tuple[int, str | None, by
         data = bytearray()
         while response.status == 200 and (chunk := response.read1(65536)):
             data += chunk
-            within(data, max_bytes)
+            within(data, max_bytes)  # type: ignore[arg-type]
         return response.status, response.headers.get("Location"), bytes(data)
     finally:
         connection.close()
@@ -167,7 +167,7 @@ def split_url(url: str) -> tuple[str, str]:
     try:
         parts = urlsplit(url)
         is_plain = parts.scheme == "https" and parts.hostname and parts.port in (None, 443)
-        host = parts.hostname.encode("idna").decode() if is_plain else ""
+        host = parts.hostname.encode("idna").decode() if is_plain else ""  # type: ignore[union-attr]
     except ValueError:  # a port or a bracket that is none, a name too long
         host = ""
     if not host or len(host) > MAX_HOST or parts.username is not None:
@@ -183,7 +183,7 @@ def public_address(host: str) -> str:
         UserError: if it has one.
         OSError: if the name cannot be resolved.
     """
-    addresses = [entry[4][0] for entry in socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)]
+    addresses = [str(entry[4][0]) for entry in socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)]
     if not addresses or not all(map(is_public, addresses)):
         raise UserError(f"image_url of {host} is not at a public address; this server fetches no other.")
     return addresses[0]

@@ -1,5 +1,8 @@
 """What /metrics shows, as Prometheus reads it."""
 
+from functools import partial
+from typing import Any
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -17,7 +20,7 @@ class Metrics:
     def __init__(self, engine: Engine):
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)  # memory, CPU time, open files
-        options = {"namespace": "llava", "registry": self.registry}
+        options: dict[str, Any] = {"namespace": "llava", "registry": self.registry}
         self.requests = Counter("requests", "Chat requests by HTTP status.", ["status"], **options)
         self.cancelled = Counter("cancelled", "Requests whose client left.", **options)
         self.prompt_tokens = Counter("prompt_tokens", "Prompt tokens, visual ones included.", **options)
@@ -29,5 +32,5 @@ class Metrics:
         self.duration = Histogram("request_seconds", "From a request to its answer's end.", **options)
         for name in ("open", "waiting", "running"):
             gauge = Gauge(f"requests_{name}", f"Requests that are {name} now.", **options)
-            gauge.set_function(lambda name=name: getattr(engine, f"num_{name}"))
+            gauge.set_function(partial(getattr, engine, f"num_{name}"))
         engine.on_batch = self.batch_size.observe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +86,7 @@ class Page:
         answer = self._retry(session, num_tokens, temperature, top_p, max_new_tokens)
         yield from _unless_it_fails(session, gr.skip(), answer)
 
-    def _ask(self, message: dict, session: PageSession, *settings) -> Iterator[tuple]:
+    def _ask(self, message: dict, session: PageSession, *settings) -> Generator[tuple, None, None]:
         text = (message["text"] or "").strip()
         if not text:
             raise UserError("Ask something: type a question about the picture first.")
@@ -97,7 +97,7 @@ class Page:
         session.shown = session.shown + asked
         yield from _steps(session, None, _answer(session, text, *settings))
 
-    def _retry(self, session: PageSession, *settings) -> Iterator[tuple]:
+    def _retry(self, session: PageSession, *settings) -> Generator[tuple, None, None]:
         if not session.chat.turns:
             raise UserError("Nothing was asked yet. Ask a question first.")
         text = session.chat.withdraw()
@@ -235,7 +235,7 @@ def _emptied() -> tuple:
     return [], None, "", None, gr.update(visible=False)
 
 
-def _unless_it_fails(session: PageSession, message, answer: Iterator[tuple]) -> Iterator[tuple]:
+def _unless_it_fails(session: PageSession, message, answer: Generator[tuple, None, None]) -> Iterator[tuple]:
     """An answer on the page. If it fails, the conversation is as it was before, and a toast says why.
 
     Args:

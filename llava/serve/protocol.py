@@ -121,7 +121,7 @@ Positive = Annotated[int, Field(ge=1, lt=2**63, strict=True)]
 StopText = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-def tagged(tag: str, kind):
+def tagged(tag: str, kind) -> Any:
     """A choice of a union. `explain` knows its tag, which is no field's name, by the brackets."""
     return Annotated[kind, Tag(f"({tag})")]
 
@@ -175,8 +175,8 @@ class ImagePart(BaseModel):
     image_url: ImageUrl
 
 
-Part = Annotated[tagged("text", TextPart) | tagged("image_url", ImagePart), Discriminator(part_type)]
-Parts = Annotated[list[Part], Field(fail_fast=True)]
+Part = Annotated[tagged("text", TextPart) | tagged("image_url", ImagePart), Discriminator(part_type)]  # type: ignore[valid-type]
+Parts = Annotated[list[Part], Field(fail_fast=True)]  # type: ignore[valid-type]
 StopTexts = Annotated[list[StopText], Field(max_length=4)]
 
 
@@ -186,7 +186,7 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[tagged("text", str) | tagged("list", Parts), Discriminator(text_or_list)] | None = None
+    content: Annotated[tagged("text", str) | tagged("list", Parts), Discriminator(text_or_list)] | None = None  # type: ignore[valid-type]
 
     @property
     def text(self) -> str:
@@ -203,7 +203,7 @@ class Message(BaseModel):
 
     def check(self, place: str) -> None:
         """Raises UserError for what its role may not say; `place` names the message."""
-        refuse_unsupported(self.model_extra, NEUTRAL_IN_MESSAGE, f"{place}.")
+        refuse_unsupported(self.model_extra or {}, NEUTRAL_IN_MESSAGE, f"{place}.")
         if self.content is None and self.role != "assistant":
             raise UserError(f"{place}.content must be a text or a list of parts.")
         if self.role != "user" and self.image_urls:
@@ -236,7 +236,7 @@ class ChatRequest(BaseModel):
     repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: (
-        Annotated[tagged("text", StopText) | tagged("list", StopTexts), Discriminator(text_or_list)] | None
+        Annotated[tagged("text", StopText) | tagged("list", StopTexts), Discriminator(text_or_list)] | None  # type: ignore[valid-type]
     ) = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -253,7 +253,7 @@ class ChatRequest(BaseModel):
 
     def check(self) -> None:
         """Raises UserError for a field that cannot be kept, or messages that make no conversation."""
-        refuse_unsupported(self.model_extra, NEUTRAL)
+        refuse_unsupported(self.model_extra or {}, NEUTRAL)
         turns = [message for message in self.messages if message.role not in ("system", "developer")]
         if self.messages[len(self.messages) - len(turns) :] != turns:
             raise UserError("system messages must come first.")
@@ -352,7 +352,7 @@ class Completion:
     def __init__(self, model: str):
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def whole(self, text: str, finish: str, usage: dict) -> dict:
+    def whole(self, text: str, finish: str | None, usage: dict) -> dict:
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
         return {**self._head, "object": "chat.completion", "choices": [choice], "usage": usage}

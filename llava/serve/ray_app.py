@@ -70,4 +70,4 @@ def build(environment: dict[str, str]):
     return serve.deployment(name="llava", **replica_options(environment))(replica).bind()
 
 
-app = build(os.environ)
+app = build(dict(os.environ))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import html
 import os
+from collections.abc import Sequence
 from copy import deepcopy
 
 from llava.command import Parser, exit_code
@@ -101,7 +102,7 @@ def build(chat, name: str | None = None):
     return blocks.queue(max_size=MAX_WAITING)
 
 
-def _talk(examples: list[dict]) -> tuple:
+def _talk(examples: Sequence[dict]) -> tuple:
     """The conversation: (message box, messages shown, timing, its three buttons).
 
     Args:

@@ -86,7 +86,7 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
     def _check_choices(self) -> None:
         if self.mm_projector_lr not in (None, "auto"):
             try:
-                self.mm_projector_lr = float(self.mm_projector_lr)
+                self.mm_projector_lr = float(self.mm_projector_lr)  # type: ignore[assignment]
             except ValueError as error:
                 raise UserError(
                     f"--mm_projector_lr must be a number or auto, got {self.mm_projector_lr!r}."
@@ -178,7 +178,7 @@ def vision_fields(
     return fields
 
 
-def check_options(kind: type[Projector], name: str, given: Iterable[str]) -> None:
+def check_options(kind: type[Projector], name: str | None, given: Iterable[str]) -> None:
     """Refuse options of other projectors, which would do nothing.
 
     Args:
@@ -202,7 +202,7 @@ def projector_rate(training: TrainingArguments, kind: type[Projector]) -> float:
     if rate is None:
         return training.learning_rate
     if rate != "auto":
-        return rate
+        return rate  # type: ignore[return-value]
     if kind.highest_rate is None or kind.highest_rate >= training.learning_rate:
         return training.learning_rate
     logger.info(

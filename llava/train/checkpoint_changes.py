@@ -20,7 +20,7 @@ def check_changes(fields: VisionFields, own: VisionFields, source: str) -> None:
     Raises:
         UserError: with each such flag, its value and the checkpoint's.
     """
-    tower = own.mm_vision_config or read_vision_config(fields.mm_vision_tower)
+    tower = own.mm_vision_config or read_vision_config(fields.mm_vision_tower)  # type: ignore[arg-type]
     check_tower(fields, own, tower, source)
     kept = fixed_by_weights(own, tower["num_hidden_layers"])
     asked = fixed_by_weights(fields, tower["num_hidden_layers"])
@@ -44,7 +44,7 @@ def check_tower(fields: VisionFields, own: VisionFields, tower: dict, source: st
     """
     if fields.mm_vision_tower == own.mm_vision_tower:
         return
-    given = read_vision_config(fields.mm_vision_tower)
+    given = read_vision_config(fields.mm_vision_tower)  # type: ignore[arg-type]
     differences = [
         f"{name} {given[name]} instead of {tower[name]}"
         for name in TOWER_KEYS

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import types
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from llava.errors import UserError
 from llava.model.multimodal_projector.options import DeclaredOption, declared_options, registered_types
@@ -71,12 +72,18 @@ def option_flag(declared: DeclaredOption) -> tuple[str, type, dataclasses.Field]
     return declared.name, declared.kind, flag(None, f"{declared.help_text.removesuffix('.')}{default}.")
 
 
-ModelArguments = dataclasses.make_dataclass(
-    "ModelArguments",
-    map(option_flag, declared_options()),
-    bases=(ModelFlags,),
-    namespace={"__module__": __name__},
-)
+if TYPE_CHECKING:
+
+    class ModelArguments(ModelFlags):
+        """The checker sees no options: their names are known at run time."""
+
+else:
+    ModelArguments = dataclasses.make_dataclass(
+        "ModelArguments",
+        map(option_flag, declared_options()),
+        bases=(ModelFlags,),
+        namespace={"__module__": __name__},
+    )
 
 
 @dataclass
@@ -201,12 +208,12 @@ def help_page() -> str:
         group = parser.add_argument_group(title)
         for declared in dataclasses.fields(kind):
             many = isinstance(declared.type, types.GenericAlias)  # list[...]
-            of = declared.type.__args__[0] if many else declared.type
+            of = declared.type.__args__[0] if many else declared.type  # type: ignore[union-attr]
             default = declared.default
             shown = "" if default in (None, "") else f" [{default}]"
             group.add_argument(
                 f"--{declared.name}",
-                metavar=of.__name__.upper(),
+                metavar=of.__name__.upper(),  # type: ignore[union-attr]
                 nargs="+" if many else None,
                 help=(declared.metadata["help"] + shown).replace("%", "%%"),
             )

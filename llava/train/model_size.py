@@ -108,7 +108,7 @@ def configured(model_args, data_args, run_args: RunArguments) -> PretrainedConfi
     if own is None and not model_args.vision_tower:
         raise UserError("--vision_tower is missing: give a folder or a hub name.")
     template = choose_template(model_args.version, {name: getattr(own, "conv_version", None)})
-    copy_fields(config, vision_fields(model_args, data_args, run_args, own, template))
+    copy_fields(config, vision_fields(model_args, data_args, run_args, own, template))  # type: ignore[arg-type]
     return config
 
 
@@ -118,12 +118,12 @@ def _count(config, depth: int, model_args: ModelArguments, run_args: RunArgument
     config.num_hidden_layers = depth
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:depth]
-    dtype, autocast = trainable.compute_dtype(run_args), run_args.deepspeed == "none"
+    dtype, autocast = trainable.compute_dtype(run_args), run_args.deepspeed == "none"  # type: ignore[arg-type]
     with torch.device("meta"):
         model = type_of(config)(config).to(dtype)
         if run_args.lora_enable:
-            add_adapters(model, run_args, "")
-        trainable.set_trainable(model, trainable.learning_parts(model_args, run_args), run_args.lora_enable)
+            add_adapters(model, run_args, "")  # type: ignore[arg-type]
+        trainable.set_trainable(model, trainable.learning_parts(model_args, run_args), run_args.lora_enable)  # type: ignore[arg-type]
         if autocast:
             trainable.set_dtypes(model, dtype)
         else:

@@ -83,7 +83,7 @@ class RunRecord(TrainerCallback):
 
 def versions() -> dict[str, str | None]:
     """Of Python and of what decides the numbers; None for what is not installed."""
-    found = {"python": platform.python_version()}
+    found: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

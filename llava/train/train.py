@@ -95,7 +95,7 @@ def load_model(
     fields = vision_fields(model_args, data_args, training_args, own, template)
     if own is not None:
         check_changes(fields, own, model_args.model_name_or_path)
-    training_args.mm_projector_lr = projector_rate(training_args, projector_class(fields.mm_projector_type))
+    training_args.mm_projector_lr = projector_rate(training_args, projector_class(fields.mm_projector_type))  # type: ignore[assignment]
     model = read_weights(plan, fields, options, torch.float32 if autocast else None)
     model.config.use_cache = False
     model.recompute_above = training_args.recompute_above

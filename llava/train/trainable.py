@@ -39,7 +39,7 @@ def learning_parts(model_args: ModelArguments, training_args: TrainingArguments)
 
 def learning_rates(training_args: TrainingArguments) -> dict[str, float]:
     """Part to its learning rate."""
-    given = {
+    given: dict = {
         VISION_TOWER: training_args.mm_vision_tower_lr,
         PROJECTOR: training_args.mm_projector_lr,
         LANGUAGE_MODEL: None,

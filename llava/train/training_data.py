@@ -162,7 +162,7 @@ class DataPosition(TrainerCallback):
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
         sampler = getattr(train_dataloader, "batch_sampler", None)
         while hasattr(sampler, "batch_sampler"):
-            sampler = sampler.batch_sampler
+            sampler = sampler.batch_sampler  # type: ignore[union-attr]
         sampler = getattr(sampler, "sampler", None)
         if isinstance(sampler, MixtureSampler):
             sampler.set_epoch(int(state.epoch or 0))

@@ -16,6 +16,7 @@ from llava.conversation import question_prompt, template_of
 from llava.decoding import Decoding
 from llava.errors import UserError
 from llava.mm_utils import process_images, tokenizer_image_token
+from llava.model.multimodal_merge import MergedInputs
 from llava.visualization.attention import (
     INFLUENCES,
     check_method,
@@ -41,7 +42,7 @@ class Question:
     input_ids: torch.Tensor
     images: list[torch.Tensor]
     image_sizes: list[tuple[int, int]]
-    merged: object
+    merged: MergedInputs
     stop_str: str | None
 
 
@@ -164,7 +165,7 @@ def ask(
     """
     template = template_of(model.config, conv_mode)
     prompt = question_prompt(text, 1, template, model.config.mm_use_im_start_end)
-    input_ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")[None].to(model.device)
+    input_ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")[None].to(model.device)  # type: ignore[call-overload]
     images = process_images([image], image_processor, model.config)
     images = [pixels.to(model.device) for pixels in images]
     merged = model.merge_inputs(input_ids, images=images, image_sizes=[image.size])

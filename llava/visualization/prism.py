@@ -42,7 +42,7 @@ def write_prism(result: PrismView, output_dir: str | Path) -> list[Path]:
         path_norms=result.path_norms,
         path_shares=result.path_shares(),
         subband_energy=result.subband_energy,
-        **{f"region_attention_s{s}": weights for s, weights in result.region_attention.items()},
+        **{f"region_attention_s{s}": weights for s, weights in result.region_attention.items()},  # type: ignore[arg-type]
     )
     return [*written, output_dir / "prism.npz"]
 

@@ -144,5 +144,5 @@ def make_reader(settings: Reader, codec: Tokens | Words, seed: int) -> LanguageR
         from transformers import AutoModelForCausalLM
 
         return LanguageReader(AutoModelForCausalLM.from_pretrained(settings.path, dtype=torch.float32))
-    num = len(codec.words), len(codec.answers)
+    num = len(codec.words), len(codec.answers)  # type: ignore[union-attr]
     return SmallReader(*num, settings.width, settings.num_heads, settings.num_hops)

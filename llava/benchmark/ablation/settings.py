@@ -188,7 +188,7 @@ def runs_of(study: Study) -> list[Run]:
     for row in study.rows:
         factors = row.scale_factors or study.scale_factors
         if row.projector == QUESTION_ONLY or not _compresses(row.projector):
-            groups = [()]
+            groups: list[tuple[int, ...]] = [()]
         elif row.elastic:
             groups = [tuple(factors)]
         else:
@@ -211,7 +211,7 @@ def _fill(kind: type[Kind], given: dict | None, place: str) -> Kind:
     """A dataclass from keys and values. Raises UserError, naming the place."""
     if not isinstance(given, dict):
         raise UserError(f"{place}: expected keys and values, got {given!r}.")
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(given) - set(fields)):
         raise UserError(f"{place}: unknown {', '.join(unknown)}; known are {', '.join(fields)}.")
     needed = [
@@ -236,7 +236,7 @@ def _cast(kind: Any, value: Any) -> Any:
         return None
     kind = {Path | None: Path, float | None: float, tuple[int, ...] | None: tuple[int, ...]}.get(kind, kind)
     for item_kind, expected in ((int, "whole numbers"), (str, "names")):
-        if kind == tuple[item_kind, ...]:
+        if kind == tuple[item_kind, ...]:  # type: ignore[valid-type]
             if isinstance(value, list | tuple) and all(type(item) is item_kind for item in value):
                 return tuple(value)
             raise TypeError(f"a list of {expected} is expected")

@@ -32,7 +32,7 @@ class Workplace:
         train, test = (load_split(data.folder, split) for split in ("train", "test"))
         self.states = shared_states(study, output_dir, device).to(device)
         if study.reader.path is not None:
-            self.codec = Tokens(study.reader.path)
+            self.codec: Tokens | Words = Tokens(study.reader.path)
         else:
             self.codec = Words((q.text, q.answer) for example in train for q in example.questions)
         scenes = [
@@ -111,7 +111,7 @@ def conduct(study: Study, output_dir: Path, devices: Sequence[str]) -> list[dict
     if failed:
         reasons = "; ".join(f"{key}: {reason}" for key, reason in failed.items())
         raise UserError(f"{len(failed)} of {len(paths)} runs failed: {reasons}")
-    return [read_result(paths[run.key], study, run) for run in runs_of(study)]
+    return results_so_far(study, output_dir)
 
 
 def results_so_far(study: Study, output_dir: Path) -> list[dict]:
@@ -152,7 +152,7 @@ def _attempt(workplace: Workplace, run: Run, path: Path) -> dict[str, str]:
     return {}
 
 
-_workplace: Workplace | None = None  # of a worker process, made once in it
+_workplace: Workplace  # of a worker process, made once in it
 
 
 def _open_workplace(study: Study, output_dir: Path, free) -> None:

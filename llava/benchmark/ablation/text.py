@@ -47,7 +47,7 @@ class TextBatch:
 
     def to(self, device: str) -> "TextBatch":
         parts = (self.ids, self.scene, self.slot, self.rows, self.columns)
-        return TextBatch(*(part.to(device) for part in parts), self.most, self.families)
+        return TextBatch(*(part.to(device) for part in parts), self.most, self.families)  # type: ignore[call-arg]
 
 
 def collate(scenes: Sequence[Sequence[Asked]]) -> TextBatch:

@@ -43,9 +43,9 @@ class VisualReader(nn.Module):
 
     def visual_tokens(self, states: HiddenStates, pictures: Tensor, scale_factor: int | None) -> Tensor:
         """float[B, M, D]."""
-        features = states.features(pictures.to(states.values.device), self.fields)
-        options = {"scale_factor": scale_factor} if self.projector.compresses else {}
-        return self.projector(features, **options)
+        features = states.features(pictures.to(states.values.device), self.fields)  # type: ignore[arg-type]
+        options = {"scale_factor": scale_factor} if self.projector.compresses else {}  # type: ignore[union-attr]
+        return self.projector(features, **options)  # type: ignore[misc]
 
     def forward(
         self, text: TextBatch, pictures: Tensor, states: HiddenStates, scale_factor: int | None

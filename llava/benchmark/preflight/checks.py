@@ -49,7 +49,7 @@ class Request:
 
 def num_cores() -> int:
     """Those that this process may use, where the system says it."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine(request: Request) -> dict:
@@ -313,7 +313,7 @@ def on_this_node(launcher: list[str]) -> tuple[list[str], int]:
     return [*words[:place], "--standalone", *words[place:]], nodes
 
 
-def without(flags: list[str], names: Sequence[str]) -> list[str]:
+def without(flags: Sequence[str], names: Sequence[str]) -> list[str]:
     """A command line without these flags and their values."""
     places = {place for name in names for place, flag in enumerate(flags) if flag == name}
     return [flag for place, flag in enumerate(flags) if not {place, place - 1} & places]
@@ -345,7 +345,7 @@ def answer(name: str, request: str, result: str) -> None:
     """
     check = CHECKS[name][0]
     try:
-        outcome = {"figures": check(Request(**json.loads(request)))}
+        outcome: dict = {"figures": check(Request(**json.loads(request)))}
     except UserError as error:
         outcome = {"problem": str(error)}
     Path(result).write_text(json.dumps(outcome))

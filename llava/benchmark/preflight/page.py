@@ -158,7 +158,7 @@ def memory_section(figures: dict) -> str:
     return (
         f"## Memory a GPU, GiB\n\n{table(['ZeRO', *parts, 'total'], rows)}\n"
         + "".join(f"- {line}\n" for line in memory["lines"])
-        + f"\n{table(['sequences of', 'largest BATCH_SIZE that fits'], list(largest.items()))}"
+        + f"\n{table(['sequences of', 'largest BATCH_SIZE that fits'], [[*row] for row in largest.items()])}"
     )
 
 

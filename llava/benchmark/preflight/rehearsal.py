@@ -77,6 +77,7 @@ def rehearse(result: str, scratch: str, *flags: str) -> None:
         trainer = prepare(flags, random_weights)
     except UserError as error:
         sys.exit(message(error, "preflight"))
+    assert trainer is not None  # a scratch folder holds no complete run
     steps = Steps()
     trainer.add_callback(steps)
     with trainer.folder_lock:

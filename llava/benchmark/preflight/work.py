@@ -4,6 +4,7 @@ usage: work.py {check NAME REQUEST RESULT | all_reduce RESULT | steps RESULT SCR
 """
 
 import sys
+from collections.abc import Callable
 
 
 def main() -> None:
@@ -15,6 +16,7 @@ def main() -> None:
         from llava.train.launcher import end_with_launcher
 
         end_with_launcher()  # ahead of imports that take seconds
+    work: Callable
     if kind == "steps":
         from llava.benchmark.preflight.rehearsal import rehearse as work
     elif kind == "all_reduce":

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -33,7 +33,7 @@ NUM_TRAIN, NUM_TEST, SIZE = 50_000, 5_000, 336
 MIN_SIZE = 112  # pixels, below which nothing printed could be read
 META, TRAIN, TEST, SCENES = "meta.json", "train.json", "test.jsonl", "scenes.jsonl"
 # Lossless, for a pattern's pixels are what is asked about; smaller than PNG at the like speed
-SAVE = {"format": "WEBP", "lossless": True, "quality": 0, "method": 0}
+SAVE: dict[str, Any] = {"format": "WEBP", "lossless": True, "quality": 0, "method": 0}
 SUFFIX = ".webp"
 CHUNK = 32  # scenes given to a process at once
 

@@ -6,6 +6,7 @@ import importlib
 import math
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -180,7 +181,7 @@ def _print(
     ink, halo = ((255, 255, 255), (20, 20, 20)) if dark else ((10, 10, 10), (250, 250, 250))
     font = _font(item.font, *_font_size(item, scale))
     stroke = round(HALO * scale)
-    options = {"font": font, "anchor": "mm", "stroke_width": stroke}
+    options: dict[str, Any] = {"font": font, "anchor": "mm", "stroke_width": stroke}
     ImageDraw.Draw(covered).text(centre, item.text, fill=255, **options)
     pen = ImageDraw.Draw(colored)
     pen.text(centre, item.text, fill=halo, stroke_fill=halo, **options)

@@ -259,7 +259,7 @@ def _ground(rng: np.random.Generator) -> Ground:
     ends = np.clip(light + rng.uniform(-25, 25, (2, 1)) + rng.uniform(-18, 18, (2, 3)), 0, 255).astype(int)
     return Ground(
         photo,
-        tuple(map(tuple, ends.tolist())),
+        tuple(map(tuple, ends.tolist())),  # type: ignore[arg-type]
         round(float(rng.uniform(0, 360)), 1),
         tuple(np.append(rng.random(2), rng.uniform(0.5, 1)).round(4).tolist()),
         bool(rng.random() < 0.5),

@@ -186,7 +186,7 @@ def measure(
     if settings.compiled:
         model.compile_vision()
     prompt = build_prompt(model, settings.batch_size, settings.text_tokens, settings.dtype)
-    calls = {v: our_round(model, v, prompt, clock, settings) for v in variants}
+    calls: dict[Variant | str, Callable] = {v: our_round(model, v, prompt, clock, settings) for v in variants}
     if theirs is not None:
         calls[THEIRS] = their_round(theirs, model, prompt, clock, settings)
     rounds = take_turns(calls, settings.repeats)

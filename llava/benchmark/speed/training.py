@@ -152,7 +152,7 @@ def measure(shape: Shape, args: argparse.Namespace, device: str, dtype_name: str
     rows = []
     for variant in variants:
         tokens = variant.num_tokens(model)
-        row = {"name": variant.name, "scale_factor": variant.scale_factor, "tokens": tokens}
+        row: dict = {"name": variant.name, "scale_factor": variant.scale_factor, "tokens": tokens}
         row |= {"gflop": step_gflop(model, shape, variant, args, tokens), "peak_gib": peaks[variant]}
         if variant in rounds:
             seconds = median(rounds[variant], "seconds")

@@ -67,7 +67,7 @@ def mme_table(answers: Iterable[MMEAnswer]) -> Table:
         answered = [task for task in tasks if task in right]
         if answered:
             rng = np.random.default_rng(SEED)
-            resampled = sum(resampled_means(_points(right[task]), rng) for task in answered)
+            resampled = np.sum([resampled_means(_points(right[task]), rng) for task in answered], axis=0)
             table[name] = {
                 "score": Score(
                     sum(table[task]["score"].value for task in answered),

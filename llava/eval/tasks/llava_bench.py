@@ -71,7 +71,7 @@ def judge(rows: list[dict], answers: dict, ask: Callable[..., str]) -> Scores:
             "--judge-model: none of its replies begins with a line of two scores from 1 to 10, that on "
             f"question {question_id} being {reply[:80]!r}; choose another judge."
         )
-    table = llava_bench_table(LlavaBenchAnswer(row["category"], *pairs[row["question_id"]]) for row in scored)
+    table = llava_bench_table(LlavaBenchAnswer(row["category"], *pairs[row["question_id"]]) for row in scored)  # type: ignore[misc]
     # as good as GPT-4's is full credit
     credit = {i: min(1.0, pair[1] / pair[0]) for i, pair in pairs.items() if pair}
     unparsed = len(rows) - len(scored)

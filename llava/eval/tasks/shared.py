@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from llava.errors import UserError
 from llava.eval.json_files import misfit, parse
@@ -19,7 +20,7 @@ WHOLE_NUMBER = re.compile("[0-9]{1,15}")  # an id
 EVAL_ZIP = "in eval.zip of LLaVA-1.5, see https://github.com/haotian-liu/LLaVA/blob/main/docs/Evaluation.md"
 
 
-def read_json(path: str | Path, form: object = (dict, list)) -> dict | list:
+def read_json(path: str | Path, form: object = (dict, list)) -> Any:
     """A JSON file.
 
     Args:

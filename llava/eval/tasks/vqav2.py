@@ -4,7 +4,7 @@ Source: Goyal et al., "Making the V in VQA matter", 2017; the question files are
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from llava.eval.json_files import ID
@@ -67,7 +67,7 @@ def load_val(folder: Path) -> list[dict]:
     ]
 
 
-def accuracy(said: str, answers: list[str]) -> float:
+def accuracy(said: str, answers: Sequence[str]) -> float:
     """0..1 of what a model said, submitted as LLaVA submits it."""
     return vqa_accuracy(normalize_vqa_answer(said), answers)
 

@@ -24,7 +24,7 @@ FAMILIES: tuple[type[PreTrainedModel], ...] = (
 
 def plain_type(config_class: type[PretrainedConfig]) -> str:
     """The model_type of the language model without vision that a family's configuration extends."""
-    return next(kind for kind in config_class.__mro__ if not issubclass(kind, CommonFields)).model_type
+    return next(kind for kind in config_class.__mro__ if not issubclass(kind, CommonFields)).model_type  # type: ignore[attr-defined]
 
 
 # By model_type, of a plain language model or of a multimodal checkpoint. "llava" is what LLaVA 1.0,

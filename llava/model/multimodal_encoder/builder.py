@@ -59,7 +59,7 @@ def build_vision_tower(
         UserError: if the family is unknown.
     """
     if fields.mm_vision_config is None:
-        fields.mm_vision_config = read_vision_config(fields.mm_vision_tower)
+        fields.mm_vision_config = read_vision_config(fields.mm_vision_tower)  # type: ignore[arg-type]
     family = fields.mm_vision_config.get("model_type")
     if family not in VISION_TOWERS:
         raise UserError(

@@ -3,7 +3,7 @@
 # B images, H = W image_size, N patches (G*G), C tower width, L levels
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,8 @@ class VisionTower(nn.Module):
     A family names its classes and says how pixels become the first hidden state.
     """
 
-    config_class: type
-    model_class: type
+    config_class: Any  # transformers' classes
+    model_class: Any
     num_prefix_tokens = 0  # class tokens ahead of the patches
 
     def __init__(self, fields: CommonFields, needs_levels: bool, needs_attention: bool = False):

@@ -44,9 +44,9 @@ class Projector(nn.Module):
     @classmethod
     def arguments(cls, fields: CommonFields) -> dict:
         """What the constructor takes beside the two widths."""
-        given = {"scale_factor": fields.scale_factor} if cls.compresses else {}
+        given: dict = {"scale_factor": fields.scale_factor} if cls.compresses else {}
         if cls.needs_levels:
-            given["num_levels"] = len(fields.mm_vision_levels)
+            given["num_levels"] = len(fields.mm_vision_levels)  # type: ignore[arg-type]
         if cls.Options.declared():
             given["options"] = cls.Options.of(fields)
         return given

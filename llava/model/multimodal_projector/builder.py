@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import re
-from typing import get_type_hints
+from typing import TYPE_CHECKING, get_type_hints
 
 from llava.errors import UserError
 from llava.model.multimodal_projector.base import Projector
@@ -45,18 +45,24 @@ def all_options() -> dict[str, tuple[type, dataclasses.Field]]:
     }
 
 
-VisionFields = dataclasses.make_dataclass(
-    "VisionFields",
-    [
-        (name, kind, dataclasses.field(default=declared.default))
-        for name, (kind, declared) in all_options().items()
-    ],
-    bases=(CommonFields,),
-    namespace={
-        "__module__": __name__,
-        "__doc__": "All multimodal keys of config.json: CommonFields' and the options.",
-    },
-)
+if TYPE_CHECKING:
+
+    class VisionFields(CommonFields):
+        """The checker sees no options: their names are known at run time."""
+
+else:
+    VisionFields = dataclasses.make_dataclass(
+        "VisionFields",
+        [
+            (name, kind, dataclasses.field(default=declared.default))
+            for name, (kind, declared) in all_options().items()
+        ],
+        bases=(CommonFields,),
+        namespace={
+            "__module__": __name__,
+            "__doc__": "All multimodal keys of config.json: CommonFields' and the options.",
+        },
+    )
 MLP_TYPE = re.compile(r"mlp([1-9]\d*)x_gelu")
 # A weight that one type of projector alone has; VisualPrism without HKVE shares TokenPacker's.
 SIGNATURES = {
@@ -86,7 +92,7 @@ def projector_class(projector_type: str | None) -> type[Projector]:
     if not is_known(projector_type):
         known = ", ".join([*PROJECTORS, "mlpNx_gelu"])
         raise UserError(f"--mm_projector_type {projector_type!r} is unknown; choose from {known}.")
-    return PROJECTORS.get(projector_type, MLPProjector)
+    return PROJECTORS.get(projector_type or "", MLPProjector)
 
 
 def build_projector(fields: VisionFields, llm_width: int) -> Projector:

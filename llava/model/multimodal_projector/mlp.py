@@ -53,7 +53,7 @@ class MLPProjector(MLP):
 
     @classmethod
     def arguments(cls, fields: CommonFields) -> dict:
-        return {"depth": int(fields.mm_projector_type.removeprefix("mlp").removesuffix("x_gelu"))}
+        return {"depth": int(fields.mm_projector_type.removeprefix("mlp").removesuffix("x_gelu"))}  # type: ignore[union-attr]
 
     def forward(self, features: VisionFeatures) -> Tensor:
         return self.map(features.selected)

@@ -89,7 +89,7 @@ def declared_options() -> list[DeclaredOption]:
 def _declared(node: ast.AnnAssign, place: str) -> DeclaredOption:
     kind = KINDS.get(ast.unparse(node.annotation).removesuffix(" | None"))
     try:
-        default, help_text = (ast.literal_eval(value) for value in node.value.args[:2])
+        default, help_text = (ast.literal_eval(value) for value in node.value.args[:2])  # type: ignore[union-attr]
     except ValueError:
         kind = None
     if kind is None:
@@ -97,12 +97,12 @@ def _declared(node: ast.AnnAssign, place: str) -> DeclaredOption:
             f"{place}: an option is declared as NAME: TYPE = option(DEFAULT, HELP, ...), with a type of "
             f"{', '.join(KINDS)}, perhaps with | None, and with literals for default and help text."
         )
-    return DeclaredOption(node.target.id, kind, default, help_text)
+    return DeclaredOption(node.target.id, kind, default, help_text)  # type: ignore[union-attr]
 
 
 def registered_types() -> list[str]:
     """The names of builder.PROJECTORS, read from the file without importing it."""
     for node in ast.parse(REGISTRY.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.AnnAssign) and node.target.id == "PROJECTORS":
-            return [ast.literal_eval(key) for key in node.value.keys]
+        if isinstance(node, ast.AnnAssign) and node.target.id == "PROJECTORS":  # type: ignore[union-attr]
+            return [ast.literal_eval(key) for key in node.value.keys]  # type: ignore[union-attr]
     raise AssertionError(f"{REGISTRY} has no PROJECTORS")

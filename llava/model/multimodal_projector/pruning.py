@@ -75,7 +75,7 @@ class PruningProjector(MLP):
 
     def __init__(self, vision_width: int, llm_width: int, options: PruningOptions):
         super().__init__(vision_width, llm_width)
-        self.num_visual_tokens = options.num_visual_tokens
+        self.num_visual_tokens: int = options.num_visual_tokens  # type: ignore[assignment]  # by arguments
 
     @classmethod
     def arguments(cls, fields: CommonFields) -> dict:
@@ -142,7 +142,7 @@ class VisionZip(PruningProjector):
         order = torch.ones(rest.shape[1], device=x.device).index_fill(0, places, 0).argsort(stable=True)
         centres, others = rest[:, order].split([num_contextual, rest.shape[1] - num_contextual], dim=1)
         equal = torch.ones_like(features.attention)
-        contextual = merge(x, features.keys.mean(dim=2), equal, centres, others)
+        contextual = merge(x, features.keys.mean(dim=2), equal, centres, others)  # type: ignore[union-attr]
         return torch.cat([take(x, dominant), contextual], dim=1)
 
 
@@ -157,4 +157,4 @@ class PruMerge(PruningProjector):
 
     def prune(self, features: VisionFeatures) -> Tensor:
         kept, pruned = split_by_attention(features.attention, self.num_visual_tokens)
-        return merge(features.selected, features.keys.flatten(2), features.attention, kept, pruned)
+        return merge(features.selected, features.keys.flatten(2), features.attention, kept, pruned)  # type: ignore[union-attr]

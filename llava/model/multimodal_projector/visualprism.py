@@ -118,8 +118,8 @@ class VisualPrism(Foldable, TriplePathCompressor):
     @classmethod
     def prepare_for_ranks(cls, fields: CommonFields) -> None:
         """Running statistics must not depend on which rank saves them."""
-        if fields.visualprism_norm == "batch":
-            fields.visualprism_norm = "sync_batch"
+        if fields.visualprism_norm == "batch":  # type: ignore[attr-defined]
+            fields.visualprism_norm = "sync_batch"  # type: ignore[attr-defined]
 
     def wavelet_path(self) -> WaveletPath:
         return self.q_freq[0]

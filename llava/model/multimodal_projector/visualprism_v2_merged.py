@@ -154,7 +154,7 @@ class MergedVisualPrismV2:
         else:
             parts = gelu(mixed.unflatten(-1, (2, -1)).movedim(2, 0), out=room)
         if self.branches is not None:
-            means = torch.stack([part.mean(dim=1) for part in parts]) if room is None else parts.mean(dim=2)
+            means = torch.stack([part.mean(dim=1) for part in parts]) if room is None else parts.mean(dim=2)  # type: ignore[union-attr]
             factors = torch.addcmul(self.one, self.global_gain, self.gates.gains(means))
             parts = (
                 self.with_residuals(*each, scale_factor)

@@ -177,7 +177,7 @@ class SubbandPath(WaveletPath):
         """float[4*C, 1, 3, 3]: the shared convolution for all sub-bands side by side."""
         return self.subband_conv.weight.repeat(4, 1, 1, 1)
 
-    def forward(self, bands: Tensor, side: int, kernel: Tensor) -> Tensor:
+    def forward(self, bands: Tensor, side: int, kernel: Tensor) -> Tensor:  # type: ignore[override]
         """Filter the sub-bands.
 
         Args:
