@@ -122,21 +122,21 @@ class LlavaTrainer(Trainer):
         """The projector alone, or adapters, or all; with the latter two tokenizer and image processor."""
         model = self.accelerator.unwrap_model(self.model)
         saves_projector, saves_adapters = saving.saves_projector(model), saving.saves_adapters(model)
-        state = None  # the model's own
+        learned, gathered = {}, None  # the latter: save_pretrained takes the model's own weights
         if saves_projector or saves_adapters:
-            state = saving.learned_state(model)
+            learned = saving.learned_state(model)
         elif self.is_deepspeed_enabled:
-            state = self.accelerator.get_state_dict(self.model_wrapped)
+            gathered = self.accelerator.get_state_dict(self.model_wrapped)
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
         if saves_projector:
-            saving.save_projector(model, folder, state)
+            saving.save_projector(model, folder, learned)
             return
         if saves_adapters:
-            saving.save_adapters(model, folder, state)
+            saving.save_adapters(model, folder, learned)
         else:
-            model.save_pretrained(folder, state_dict=state)
+            model.save_pretrained(folder, state_dict=gathered)
         self.processing_class.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
 

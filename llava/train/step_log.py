@@ -103,11 +103,12 @@ class StepLog(TrainerCallback):
 
     def _take(self, state) -> Entry:
         """The entry of the steps up to now; all ranks must call."""
-        gather = self.trainer.accelerator.gather
+        gather, norm = self.trainer.accelerator.gather, self.guard.gradient_norm
+        assert norm is not None, "a step has ended without one"
         loss = gather(self.guard.take_loss()).mean()
         memory = torch.full((1,), peak_memory(), dtype=torch.double, device=self._counts.device)
         ranks = gather(torch.cat([self._counts.double(), memory])).view(-1, 4)
-        loss_and_norm = torch.stack([loss.double(), self.guard.gradient_norm.double()])
+        loss_and_norm = torch.stack([loss.double(), norm.double()])
         figures = HostCopy(torch.cat([loss_and_norm, ranks[:, :3].sum(dim=0), ranks[:, 3:].amax(dim=0)]))
         entry = Entry(
             state.global_step, state.epoch, self._learning_rate, self._num_steps, self._seconds, figures
