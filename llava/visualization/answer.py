@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,6 @@ from llava.conversation import question_prompt, template_of
 from llava.decoding import Decoding
 from llava.errors import UserError
 from llava.mm_utils import process_images, tokenizer_image_token
-from llava.model.multimodal_merge import MergedInputs
 from llava.visualization.attention import (
     INFLUENCES,
     check_method,
@@ -42,7 +42,7 @@ class Question:
     input_ids: torch.Tensor
     images: list[torch.Tensor]
     image_sizes: list[tuple[int, int]]
-    merged: MergedInputs
+    merged: Any
     stop_str: str | None
 
 
