@@ -63,6 +63,7 @@ def _rank_main(rank, world_size, port, argv, prepare, log):
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     if world_size > 1:
         os.environ |= {name: str(value) for name, value in environment.items()}
+    multiprocessing.set_start_method(None, force=True)  # data workers start as they do in a run from a shell
     torch.set_num_threads(1)
     sys.argv = ["train_mem.py", *argv]
     if prepare is not None:

@@ -1,6 +1,6 @@
 """The chat in a terminal, driven by its standard input; and the commands that it and others replace."""
 
-import os
+import io
 import signal
 import subprocess
 import sys
@@ -45,15 +45,24 @@ def start(world, *argv: str) -> subprocess.Popen:
     return subprocess.Popen(command, text=True, preexec_fn=restore, **pipes)
 
 
-def talk(world, *argv: str, lines: list[str]) -> tuple[list[str], str]:
-    """What was printed after each prompt for a line, and the standard error."""
-    done = start(world, *GREEDY, *argv)
-    out, err = done.communicate("".join(f"{line}\n" for line in lines), timeout=240)
-    assert done.returncode == 0, err
-    return [part.strip() for part in out.split("USER: ")[1:]], err
+@pytest.fixture
+def talk(world, monkeypatch, capsys):
+    """Have a conversation: from flags and the bytes of standard input to the texts of output and errors."""
+
+    def talk(*argv: str, lines: bytes, errors: str = "strict") -> tuple[str, str]:
+        given = io.TextIOWrapper(io.BytesIO(lines), encoding="utf-8", errors=errors)
+        monkeypatch.setattr(sys, "stdin", given)
+        assert cli.main(["--model-path", str(world / "model"), *GREEDY, *argv]) == 0
+        return capsys.readouterr()
+
+    return talk
 
 
-def test_a_conversation_with_pictures_budgets_and_a_new_start(world, address):
+def after_each_prompt(out: str) -> list[str]:
+    return [part.strip() for part in out.split("USER: ")[1:]]
+
+
+def test_a_conversation_with_pictures_budgets_and_a_new_start(world, address, talk):
     short = ["--max-new-tokens", "12"]
     lines = ["what is it?", "and now?", "/tokens 4", "and now?", "/tokens 64", "/reset", "what is it?"]
     lines += [
@@ -66,7 +75,9 @@ def test_a_conversation_with_pictures_budgets_and_a_new_start(world, address):
     ]
     lines += ["/image nowhere.png", f"/image {address}/a.png", "", "/tokens few", "/image"]
     lines += [f"/image '{world}/b c.png'", "/exit", "never read"]
-    said, err = talk(world, "--image-file", f"{address}/a.png", *short, "--debug", lines=lines)
+    given = "".join(f"{line}\n" for line in lines).encode()
+    out, err = talk("--image-file", f"{address}/a.png", *short, "--debug", lines=given)
+    said = after_each_prompt(out)
     first, second, tokens, third, refused, reset, blind, _, one, two, both, wrong, listed, *rest = said
     missing, not_fetched, empty, few, which, quoted, left = rest
     assert all(answer.startswith("ASSISTANT: ") for answer in (first, second, third, blind, both))
@@ -88,18 +99,11 @@ def test_a_conversation_with_pictures_budgets_and_a_new_start(world, address):
     assert [line.split(" visual")[0] for line in timings] == ["9", "9", "4", "0", "8"]
 
 
-def test_bytes_that_are_no_utf_8_become_a_mark_and_image_is_letters_without_pictures(world):
+def test_bytes_that_are_no_utf_8_become_a_mark_and_image_is_letters_without_pictures(talk):
     """Where Python would fail at such bytes, and where it hides them in surrogates; in a path too."""
     lines = b"caf\xe9 \xff?\nan <image>?\n/image caf\xe9.png\nand now?\n"
-    command = [sys.executable, "-m", "llava.serve.cli", "--model-path", str(world / "model"), *GREEDY]
-    command += ["--max-new-tokens", "3", "--debug"]
     for errors in ("strict", "surrogateescape"):
-        environment = {**os.environ, "PYTHONIOENCODING": f"utf-8:{errors}"}
-        done = subprocess.run(
-            command, input=lines, capture_output=True, env=environment, timeout=240, check=False
-        )
-        out, err = done.stdout.decode(), done.stderr.decode()
-        assert done.returncode == 0, err
+        out, err = talk("--max-new-tokens", "3", "--debug", lines=lines, errors=errors)
         assert out.count("ASSISTANT: ") == 3
         assert "error: caf\ufffd.png: there is no such picture." in out
         assert "USER: caf\ufffd \ufffd? ASSISTANT:" in err
@@ -107,9 +111,10 @@ def test_bytes_that_are_no_utf_8_become_a_mark_and_image_is_letters_without_pict
         assert "Traceback" not in err
 
 
-def test_several_pictures_on_the_command_line_are_shown_with_the_first_question(world):
+def test_several_pictures_on_the_command_line_are_shown_with_the_first_question(world, talk):
     images = ["--image-file", f"{world}/a.png", f"{world}/b c.png"]
-    (_, _), err = talk(world, *images, "--max-new-tokens", "2", "--debug", lines=["why?"])
+    out, err = talk(*images, "--max-new-tokens", "2", "--debug", lines=b"why?\n")
+    assert len(after_each_prompt(out)) == 2
     assert "<image>\\n<image>\\nwhy?" in err
     assert "18 visual of" in err
 

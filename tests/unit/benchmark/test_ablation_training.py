@@ -113,6 +113,7 @@ def test_the_small_reader_reads_no_word_of_the_answer_and_never_says_unknown(sma
     assert (first.argmin(dim=-1) == 0).all()
 
 
+@pytest.mark.slow
 def test_a_score_is_that_of_greedy_decoding(language_model):
     """On a reader trained to be right sometimes, answer by answer, against transformers' generate."""
     codec = Tokens(language_model)
@@ -137,6 +138,7 @@ def test_a_score_is_that_of_greedy_decoding(language_model):
     assert 0 < sum(right.values()) < 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projector", ["linear", "avgpool", "visualprism_v2"])
 def test_a_run_learns_what_only_the_image_tells(small, projector):
     """The first channel says the answer: who sees it is right, who does not guesses."""

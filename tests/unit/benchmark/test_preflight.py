@@ -141,6 +141,7 @@ def test_the_machine(request_of):
     assert found["torch"] == torch.__version__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [["--tune_mm_mlp_adapter", "True"], ["--lora_enable", "True"], []])
 def test_the_disk_needs_what_a_run_writes(request_of, monkeypatch, mode):
     from llava.train.model_size import size_of

@@ -213,6 +213,7 @@ def test_chance_is_one_of_the_answers_there_are():
     assert FORMS["count_some"].chance == FORMS["count_all"].chance == 1 / 6
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_preview_or_the_question_only_table_or_the_set(tmp_path, capsys):
     few = ["--num_train", "60", "--num_test", "8", "--workers", "1", "--size", "112"]
     run(parse_args(["--preview", str(tmp_path / "sheet.png"), *few]))

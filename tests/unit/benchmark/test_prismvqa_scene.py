@@ -81,6 +81,7 @@ def test_a_scene_survives_json(scene):
     assert from_json(json.loads(json.dumps(as_json(scene)))) == scene
 
 
+@pytest.mark.slow
 @given(scenes, st.randoms())
 @settings(max_examples=100, deadline=None)
 def test_the_split_depends_on_shapes_colors_and_places_alone(scene, random):
@@ -90,6 +91,7 @@ def test_the_split_depends_on_shapes_colors_and_places_alone(scene, random):
     assert split_of(replace(scene, items=tuple(changed), counted=("", ""))) == split_of(scene)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_no_layout_of_one_split_is_drawn_in_the_other(split):
     """By construction: the layout names its split, whatever the seed."""
@@ -104,6 +106,7 @@ def test_both_splits_get_their_share_of_layouts():
     assert 0.05 < shares["test"] / len(places) < 0.25
 
 
+@pytest.mark.slow
 def test_attributes_are_drawn_evenly():
     items = [item for i in range(1500) for item in sample_scene(3, "train", i).items]
     for attribute, values in (("color", COLORS), ("shape", SHAPES), ("size", SIZES)):
@@ -116,6 +119,7 @@ def test_attributes_are_drawn_evenly():
     assert max(patterns.values()) < 1.15 * sum(patterns.values()) / len(PATTERNS)
 
 
+@pytest.mark.slow
 def test_places_say_nothing_about_sizes():
     items = [item for i in range(1500) for item in sample_scene(3, "train", i).items]
     for size in SIZES:

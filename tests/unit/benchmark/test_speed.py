@@ -102,6 +102,7 @@ def test_weights_that_two_parts_share_count_once():
     assert capacity.weight_bytes(model) == 4 * sum(numbers.values()) + buffers
 
 
+@pytest.mark.slow
 def test_a_run_leaves_json_markdown_and_pictures_and_fills_a_page(small, tmp_path, capsys):
     page = tmp_path / "performance.md"
     page.write_text("<!-- speed_tiny -->\n<!-- end speed_tiny -->\n")
@@ -133,6 +134,7 @@ def test_a_run_leaves_json_markdown_and_pictures_and_fills_a_page(small, tmp_pat
         assert (tmp_path / f"speed_tiny{suffix}").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_shape_that_fits_nowhere_is_counted_without_memory(tmp_path, capsys):
     main(["speed", "--shape", "7b", "--count_only", "--device", "cpu", "--output_dir", str(tmp_path)])
     rows = json.loads((tmp_path / "count_7b.json").read_text())["rows"]
@@ -154,6 +156,7 @@ def test_a_truncated_shape_says_so_and_is_extrapolated_by_its_layers():
         shapes.SHAPES["7b"].truncated(33)
 
 
+@pytest.mark.slow
 def test_a_step_reports_samples_and_their_arithmetic(small, tmp_path):
     arguments = "--device cpu --repeats 1 --batch_size 2 --text_tokens 8 --answer_tokens 4 --scale_factors 4"
     runs = {

@@ -192,7 +192,7 @@ def test_a_corrupt_image_fails_the_run_by_name(make, tmp_path):
         dataset[1]
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_skip_takes_the_next_good_record_and_says_so(make, tmp_path, num_workers, caplog):
     dataset = make([with_image("bus"), with_image("dog"), with_image("cat")], on_bad_record="skip")
     cut_short(tmp_path / "cat.png")

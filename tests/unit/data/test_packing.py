@@ -86,7 +86,7 @@ def all_members(packed):
     return list(chain(*(packed.members(index) for index in range(len(packed)))))
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_packs_are_fixed_by_the_seed_and_hold_each_record_within_the_limit(make, num_workers):
     dataset = make()
     packed = PackedDataset(dataset, num_workers)

@@ -22,6 +22,7 @@ from llava.data.stream import ShardDataset
 
 PROCESSOR = CLIPImageProcessor(size={"shortest_edge": 14}, crop_size={"height": 14, "width": 14})
 NUM_SHARDS, PER_SHARD = 12, 5
+PROCESSES = [pytest.param(number, marks=pytest.mark.slow) for number in (1, 3)]
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def test_ten_images_and_more_come_in_the_order_of_their_numbers(tmp_path):
     assert sample.record()["image"] == [f"{i}.png" for i in range(12)]
 
 
-@pytest.mark.parametrize("num_workers", [0, 1, 3])
+@pytest.mark.parametrize("num_workers", [0, *PROCESSES])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_an_epoch_over_all_ranks_and_workers_is_each_sample_once(shards, stream, world_size, num_workers):
     readers = max(num_workers, 1)
@@ -139,7 +140,7 @@ def same(left: list[dict], right: list[dict]) -> bool:
 
 
 @pytest.mark.parametrize("packing", [False, True])
-@pytest.mark.parametrize("num_workers", [0, 1, 3])
+@pytest.mark.parametrize("num_workers", [0, *PROCESSES])
 def test_a_stream_started_at_any_batch_goes_on_as_the_uninterrupted_one(shards, stream, num_workers, packing):
     settings = {
         "num_workers": num_workers,
@@ -224,7 +225,7 @@ def test_a_bad_sample_is_named_or_skipped_and_counted(tmp_path, stream, bad, pac
     assert f"a.tar, sample {bad}: " in caplog.text
 
 
-@pytest.mark.parametrize("num_workers", [0, 3])
+@pytest.mark.parametrize("num_workers", [0, PROCESSES[-1]])
 def test_bad_samples_do_not_move_the_place_a_resumed_stream_starts_at(tmp_path, stream, num_workers):
     for shard in range(3):
         samples = {f"{shard}{n}": with_image(10 * shard + n) for n in range(6)}

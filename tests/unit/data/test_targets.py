@@ -68,6 +68,7 @@ any_messages = given(question=said, first=stripped, again=said, last=said)
 few = settings(max_examples=25, deadline=None, derandomize=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", CHAT_TEMPLATES)
 @few
 @any_messages

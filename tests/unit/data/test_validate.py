@@ -118,6 +118,7 @@ def changed(record: dict, edits: list[tuple]) -> object:
     return record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["v1", "plain", "llama_2", "qwen_2"])
 @settings(
     max_examples=150,
