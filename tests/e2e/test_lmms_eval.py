@@ -2,11 +2,9 @@
 
 import ast
 import importlib.util
-import json
 import os
 import subprocess
 import sys
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -44,13 +42,6 @@ KINDS = {
     f"generation_kwargs: {{max_new_tokens: {MAX_NEW_TOKENS}, temperature: 0, do_sample: false}}\n",
     "tiny_likelihood": "output_type: loglikelihood\n",
 }
-# python -m lmms_eval, for each list of flags once
-RUNS = """
-import json, runpy, sys
-for flags in json.loads(sys.argv[1]):
-    sys.argv = ["lmms_eval", *flags]
-    runpy.run_module("lmms_eval", run_name="__main__")
-"""
 UTILS = """
 from PIL import Image
 
@@ -87,12 +78,12 @@ def world(tmp_path_factory):
     return folder
 
 
-def lmms_eval(world: Path, folder: Path, batch_sizes: tuple[int, ...]) -> dict[int, dict[str, list[dict]]]:
-    """From a batch size to both tasks' samples, in the questions' order."""
-    flags = ["--model", "llava", "--tasks", ",".join(KINDS), "--include_path", world / "tasks"]
-    flags += ["--model_args", f"pretrained={world / 'model'},device_map=auto,device=cpu", "--log_samples"]
-    runs = [["--batch_size", size, "--output_path", folder / str(size)] for size in batch_sizes]
-    command = [sys.executable, "-c", RUNS, json.dumps([[*map(str, flags + run)] for run in runs])]
+def lmms_eval(world: Path, output: Path, batch_size: int) -> dict[str, list[dict]]:
+    """Samples of both tasks, in the questions' order."""
+    command = [sys.executable, "-m", "lmms_eval", "--model", "llava", "--tasks", ",".join(KINDS)]
+    command += ["--model_args", f"pretrained={world / 'model'},device_map=auto,device=cpu"]
+    command += ["--include_path", world / "tasks", "--batch_size", str(batch_size)]
+    command += ["--log_samples", "--output_path", output]
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "CUDA_VISIBLE_DEVICES": "",
@@ -100,25 +91,27 @@ def lmms_eval(world: Path, folder: Path, batch_sizes: tuple[int, ...]) -> dict[i
         "HF_HOME": str(world / "cache"),
     }
     done = subprocess.run(
-        command,
-        cwd=folder,
+        list(map(str, command)),
+        cwd=output.parent,
         env=environment,
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    samples = {size: {} for size in batch_sizes}
-    for size, task in product(batch_sizes, KINDS):
-        found = list((folder / str(size)).rglob(f"*_samples_{task}.jsonl"))
+    samples = {}
+    for task in KINDS:
+        found = list(output.rglob(f"*_samples_{task}.jsonl"))
         assert len(found) == 1, done.stderr[-4000:]
-        samples[size][task] = sorted(read_jsonl(found[0]), key=lambda row: row["doc_id"])
+        path = found[0]
+        samples[task] = sorted(read_jsonl(path), key=lambda row: row["doc_id"])
     return samples
 
 
 @pytest.fixture(scope="module")
 def samples(world, tmp_path_factory):
-    return lmms_eval(world, tmp_path_factory.mktemp("out"), (1, 4))
+    """From a batch size to both tasks' samples."""
+    return {n: lmms_eval(world, tmp_path_factory.mktemp("out") / "results", n) for n in (1, 4)}
 
 
 def test_answers_are_ours_at_every_batch_size(world, samples, tmp_path):
