@@ -1,6 +1,7 @@
 """A GPU report's parts harm no other, and its pages show what was measured. Parts are stand-ins."""
 
 import json
+from importlib import import_module
 
 import pytest
 
@@ -27,7 +28,9 @@ JUNIT = """<testsuites><testsuite>
 
 def test_each_part_is_a_command_that_parses(monkeypatch):
     given = []
-    monkeypatch.setattr("llava.benchmark.commands.exit_code", lambda call: given.append(call) or 0)
+    monkeypatch.setattr(
+        import_module("llava.benchmark.commands"), "exit_code", lambda call: given.append(call) or 0
+    )
     for part in PARTS:
         if part.command is not None:
             assert main(part.command.split()) == 0
