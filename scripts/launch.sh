@@ -49,7 +49,7 @@ is_ampere() {  # or newer: has bf16 and TF32
   [[ ${capability%%.*} -ge 8 ]]
 }
 
-default_rate() {  # RATE: unless LEARNING_RATE is set; the projector then learns at a lower one if its type needs that
+default_rate() {  # RATE: taken if LEARNING_RATE is not set; the projector's type may then ask for a lower one of its own
   [[ -n ${LEARNING_RATE:-} ]] || : "${PROJECTOR_LR:=auto}"
   : "${LEARNING_RATE:=$1}"
 }

@@ -206,11 +206,9 @@ def projector_rate(training: TrainingArguments, kind: type[Projector]) -> float:
     if kind.highest_rate is None or kind.highest_rate >= training.learning_rate:
         return training.learning_rate
     logger.info(
-        "the projector learns at %g and not at --learning_rate %g, at which %s was seen to learn badly; "
+        "the projector learns at %g and not at --learning_rate %g: above that %s was seen to learn badly; "
         "--mm_projector_lr changes it",
-        kind.highest_rate,
-        training.learning_rate,
-        kind.__name__,
+        *(kind.highest_rate, training.learning_rate, kind.__name__),
     )
     return kind.highest_rate
 

@@ -254,8 +254,12 @@ def _row(path: Path, number: int, given: Any) -> Row:
         raise UserError(f"{place}: expected keys and values, got {given!r}.")
     own = {field.name for field in dataclasses.fields(Row)} - {"switches"}
     switches = {key: value for key, value in given.items() if key not in own}
-    projector = given.get("projector")
-    options = () if projector in (None, QUESTION_ONLY) else projector_class(projector).Options.declared()
+    projector, options = given.get("projector"), ()
+    if projector not in (None, QUESTION_ONLY):
+        try:
+            options = projector_class(projector).Options.declared()
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from error
     known = {field.name for field in (*dataclasses.fields(CommonFields), *options)}
     if unknown := sorted(set(switches) - known):
         raise UserError(

@@ -91,7 +91,7 @@ class Compressor(Projector):
 
     Args:
         scale_factor: s of the calls that do not say; a model says it in each, by its configuration.
-        others: of a class that this one is mixed into.
+        others: arguments of the class that this one is mixed into.
     """
 
     compresses = True
@@ -129,7 +129,7 @@ class Compressor(Projector):
 
 
 class FixedScaleCompressor(Compressor):
-    """One with weights whose shapes depend on s: it serves the s it was made for."""
+    """A compressor whose weights have shapes that depend on s. It serves only the s that it was made for."""
 
     def output_grid(self, grid: int, scale_factor: int | None = None) -> int:
         if scale_factor not in (None, self.scale_factor):

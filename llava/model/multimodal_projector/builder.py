@@ -80,7 +80,9 @@ def copy_fields(config: CommonFields, fields: CommonFields) -> None:
 
 def is_known(projector_type: str | None) -> bool:
     """Whether a --mm_projector_type names a class."""
-    return projector_type in PROJECTORS or bool(MLP_TYPE.fullmatch(projector_type or ""))
+    if not isinstance(projector_type, str):  # a YAML or JSON file may hold anything
+        return False
+    return projector_type in PROJECTORS or bool(MLP_TYPE.fullmatch(projector_type))
 
 
 def projector_class(projector_type: str | None) -> type[Projector]:

@@ -83,7 +83,11 @@ def test_numbers_that_yaml_takes_for_text_are_numbers(write):
             "score_on must be test or validation, got 'train'",
         ),
         ({"data": {**STUDY["data"], "score_on": "validation"}}, "needs data.num_validation"),
-        ({"rows": [{"name": "a", "projector": "mystery"}]}, "--mm_projector_type 'mystery' is unknown"),
+        (
+            {"rows": [{"name": "a", "projector": "mystery"}]},
+            "row 1: --mm_projector_type 'mystery' is unknown",
+        ),
+        ({"rows": [{"name": "a", "projector": ["linear"]}]}, r"row 1: --mm_projector_type \['linear'\]"),
         ({"rows": [{"name": "a", "projector": "linear", "hkve": False}]}, "row 1: unknown hkve; a row takes"),
         ({"rows": [{"name": "a", "projector": "visionzip"}]}, "ranks by attention, which is not cached"),
         ({"rows": [*STUDY["rows"], STUDY["rows"][0]]}, "blind stands twice"),
