@@ -47,6 +47,7 @@ def messages_of(system, texts):
     return turns if system is None else [{"role": "system", "content": system}, *turns]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", conv_templates)
 @settings(max_examples=60, deadline=None)
 @given(system=SYSTEM, texts=st.lists(TEXT, min_size=1, max_size=5))

@@ -132,6 +132,7 @@ def test_an_empty_system_text_leaves_its_marks_alone(template, prompt):
 MARK, LETTERS = "<image>", "(image)"  # of the same length
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("wrap", [False, True])

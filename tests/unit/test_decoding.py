@@ -8,6 +8,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.decoding import Decoding
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_a_compiled_graph_over_a_fixed_cache_gives_the_same_answers(tmp_path):
     """Rows of different length with an image each; the graph is one, and serves the next prompt too."""

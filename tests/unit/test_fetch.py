@@ -60,6 +60,7 @@ def test_a_server_that_takes_its_time_is_left(address):
         fetch(f"{address}/slow", seconds=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drip", [*DRIPS, "a handshake"])
 def test_a_server_that_never_ends_is_left_at_the_deadline(drip):
     """Hours before it would have ended, whatever it is at."""

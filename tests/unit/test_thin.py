@@ -44,6 +44,7 @@ def plain(image: Image.Image, processor, aspect_ratio: str) -> torch.Tensor:
     return processor(images=image, return_tensors="pt")["pixel_values"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aspect_ratio", ["square", "pad"])
 @pytest.mark.parametrize("name", processors(9))
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -90,6 +91,7 @@ def no_large_picture(monkeypatch):
     watch(Image.Image, "resize", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_large_picture")
 @pytest.mark.parametrize("aspect_ratio", ["square", "pad", "slice", "anyres"])
 @pytest.mark.parametrize("size", THIN)

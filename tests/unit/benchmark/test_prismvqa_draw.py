@@ -148,6 +148,7 @@ def test_a_font_has_every_letter(font):
     assert bytes(drawn.getmask("\uffff")) not in masks.values()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("font", FONTS)
 def test_each_text_looks_different_even_on_a_small_item(font):
     item = replace(LARGE, size="small", radius=0.047, font=font)

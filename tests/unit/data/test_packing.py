@@ -171,6 +171,7 @@ def model(tmp_path, request):
     return built.train()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("padding_side", ["right", "left"])
 def test_packed_rows_give_the_loss_and_the_gradients_of_separate_records(

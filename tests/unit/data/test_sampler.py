@@ -19,6 +19,7 @@ def sampler(lengths, batch_size=2, world_size=2, seed=3):
     return ModalityLengthGroupedSampler(Mixture([len(lengths)], seed=seed), lengths, batch_size, world_size)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(lengths=lengths, batch_size=st.integers(1, 4), world_size=st.integers(1, 3))
 def test_every_index_once_and_at_most_one_mixed_megabatch(lengths, batch_size, world_size):

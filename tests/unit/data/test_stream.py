@@ -139,6 +139,7 @@ def same(left: list[dict], right: list[dict]) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("num_workers", [0, *PROCESSES])
 def test_a_stream_started_at_any_batch_goes_on_as_the_uninterrupted_one(shards, stream, num_workers, packing):

@@ -81,6 +81,7 @@ def test_training_matches_inference_in_sentencepiece(
 
 # The two line ends ahead of Llama 3's answers are for its own tokenizers: GPT-2's kind sees one token at a
 # prompt's end, and two ahead of words
+@pytest.mark.slow
 @pytest.mark.parametrize("template", [name for name in CHAT_TEMPLATES if name != "llava_llama_3"])
 @few
 @any_messages

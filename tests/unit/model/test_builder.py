@@ -33,6 +33,7 @@ def logits(model):
     return model(input_ids=IDS, images=IMAGES).logits
 
 
+@pytest.mark.slow
 @pytest.mark.transformers
 @pytest.mark.parametrize("tower", tiny.TOWERS)
 @pytest.mark.parametrize("family", tiny.LANGUAGE_MODELS)
@@ -212,6 +213,7 @@ PUBLISHED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_tower", [True, False], ids=["tower inside", "tower by name"])
 @pytest.mark.parametrize("as_bin", [True, False], ids=["bin", "safetensors"])
 @pytest.mark.parametrize("release", PUBLISHED)
@@ -242,6 +244,7 @@ def test_a_projector_file_of_another_type_than_its_config_says_loads_over_its_ba
     assert "its weights are tokenpacker's" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tokenpacker", "visualprism", "visualprism_v2"])
 @pytest.mark.parametrize("layout", ["whole", "stage 1"])
 def test_a_declared_subclass_loads_as_itself_though_it_has_the_weights_of_its_parent(

@@ -165,6 +165,7 @@ SAME_MODEL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["language_model", "sees"])
 @pytest.mark.parametrize("kind", ["lora", "stage 1"])
 @pytest.mark.parametrize("same", SAME_MODEL)

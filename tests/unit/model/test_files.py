@@ -134,6 +134,7 @@ def copied(sources, folder, kind):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "pattern", "damage"), CASES)
 def test_a_damaged_file_is_named_on_one_line(sources, tmp_path, kind, pattern, damage):
     file = next(copied(sources, tmp_path, kind).joinpath(kind).glob(pattern))
@@ -146,6 +147,7 @@ def test_a_damaged_file_is_named_on_one_line(sources, tmp_path, kind, pattern, d
     assert caught.match(SAYS.get(damage, "again|give a file"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["whole", "shards", "bin", "bin shards", "sentencepiece", "stage 1", "lora"])
 def test_what_is_whole_loads(sources, tmp_path, kind):
     load(copied(sources, tmp_path, kind), kind)

@@ -287,6 +287,7 @@ def test_pruning_says_what_it_needs(name):
         build_projector(fields, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("select_layer", [-2, 3])
 @pytest.mark.parametrize("family", ["clip", "siglip", "dinov2"])
 def test_attention_is_that_of_transformers(tmp_path, family, select_layer):
@@ -342,6 +343,7 @@ def save_whole(model, folder, tokenizer):
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(PROJECTORS))
 def test_a_tiny_model_trains_a_step_is_saved_and_comes_back(tmp_path, bpe_tokenizer, name):
     model = tiny.build(tmp_path, mm_projector_type=name, num_visual_tokens=5)
@@ -369,6 +371,7 @@ def test_a_tiny_model_trains_a_step_is_saved_and_comes_back(tmp_path, bpe_tokeni
             assert logits(loaded, scale_factor=4).shape[1] == logits(loaded).shape[1] - 4 + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(PROJECTORS) - {"linear", "identity", "visualprism"}))
 def test_a_checkpoint_without_a_projector_leaves_none_of_it_uninitialised(tmp_path, name):
     """transformers builds on the meta device: what reset_parameters forgets would be memory's contents."""

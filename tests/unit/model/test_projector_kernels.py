@@ -125,6 +125,7 @@ def compiled():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("projector_type", [*PROJECTORS, "mlp2x_gelu"])
 def test_every_projector_is_one_graph(compiled, projector_type, training):
@@ -134,6 +135,7 @@ def test_every_projector_is_one_graph(compiled, projector_type, training):
         torch.testing.assert_close(compiled(module)(features), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projector_type", ["visualprism", "visualprism_v2"])
 @torch.no_grad()
 def test_a_compiled_graph_follows_every_change_of_weights(compiled, projector_type):

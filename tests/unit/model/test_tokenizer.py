@@ -23,6 +23,7 @@ def pieces(sentencepiece_model):
     return SentencePieceProcessor(model_file=str(sentencepiece_model))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(text=without_marks)
 def test_ids_are_those_of_sentencepiece(sentencepiece_tokenizer, pieces, text):
@@ -41,6 +42,7 @@ def test_legacy_decides_on_the_space_after_a_special_token(sentencepiece_folder,
     assert tokens == (["</s>", "▁Hi"] if legacy else ["</s>", "Hi"])
 
 
+@pytest.mark.slow
 def test_a_bos_is_added_unless_the_folder_says_otherwise(sentencepiece_folder, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes((sentencepiece_folder / "tokenizer.model").read_bytes())
     assert load_tokenizer(tmp_path, "left")("Hi").input_ids[0] == 1
@@ -49,6 +51,7 @@ def test_a_bos_is_added_unless_the_folder_says_otherwise(sentencepiece_folder, t
     assert load_tokenizer(tmp_path, "left")("").input_ids == []
 
 
+@pytest.mark.slow
 def test_saving_and_loading_changes_nothing(sentencepiece_tokenizer, tmp_path):
     sentencepiece_tokenizer.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))

@@ -155,6 +155,7 @@ def gflop(module, s, backward=False):
     return count.get_total_flops() / 1e9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("s", "most", "share"), [(2, 68.5, 0.86), (3, 50.0, 0.78), (4, 43.5, 0.75)])
 def test_work_stays_within_its_budget(s, most, share):
     with torch.device("meta"):

@@ -109,6 +109,7 @@ def plain(module: VisualPrismV2, x: torch.Tensor, x_multi: torch.Tensor, s: int)
     return torch.stack(tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level_norm", [True, False])
 @pytest.mark.parametrize("s", [1, 2, 3, 4])
 @torch.no_grad()

@@ -35,6 +35,7 @@ def with_adapters(folder, tokenizer, family):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", tiny.LANGUAGE_MODELS)
 def test_a_merged_folder_stands_alone_and_gives_the_logits_of_base_and_adapters(
     tmp_path, bpe_tokenizer, family
@@ -69,6 +70,7 @@ def test_a_folder_without_adapters_is_not_merged(tmp_path, bpe_tokenizer):
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["one file", "shards", "bin", "lora"])
 def test_an_extracted_projector_is_the_models(tmp_path, bpe_tokenizer, layout, monkeypatch):
     model = with_adapters(tmp_path, bpe_tokenizer, "llama") if layout == "lora" else tiny.build(tmp_path)

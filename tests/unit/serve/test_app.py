@@ -491,6 +491,7 @@ FIELDS = {
 BODIES = st.fixed_dictionaries({"model": st.just("tiny"), "messages": MESSAGES}, optional=FIELDS)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(BODIES.map(lambda value: json.dumps(value).encode()) | JSON.map(json.dumps) | st.binary(max_size=50))
 def test_no_body_makes_the_server_fail(app, engine, content):

@@ -170,6 +170,7 @@ def test_marks_in_a_question_must_be_as_many_as_its_pictures(chat):
         list(chat.ask("what are <image> and <image>?", GREEDY))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("question", ["what is <image>?", "<image>", "<image><image>", "a\ud800b", "\udce9"])
 def test_what_a_question_without_pictures_says_is_letters(chat, question):
     chat.add_image(RED)
@@ -184,6 +185,7 @@ def test_what_a_question_without_pictures_says_is_letters(chat, question):
 ANSWERS = ["<image>", "an <image> of <image>", "<im<image>age>", "###", "USER:", "</s>", "a"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", ["vicuna_v1", "v0", "llava_llama_2", "mpt", "qwen_2"])
 @pytest.mark.parametrize("said", ANSWERS)
 def test_whatever_was_answered_is_read_with_the_next_question(loaded, monkeypatch, template, said):

@@ -276,6 +276,7 @@ def failing_batch(make_engine, monkeypatch, cases, error, guilty, num_tokens, **
 CASES = [(WORDS[0], "red"), (WORDS[1], None), (WORDS[2], None), (WORDS[3], None)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_tokens", [0, 1, 5])
 @pytest.mark.parametrize("error", ERRORS)
 def test_of_a_batch_that_fails_only_the_guilty_request_does(

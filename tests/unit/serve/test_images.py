@@ -250,6 +250,7 @@ def test_a_body_beyond_the_limit_and_a_status_other_than_200_are_refused(interne
         fetch("https://nowhere.org/", URLS, time.monotonic() + 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drip", [*DRIPS, "a handshake"])
 def test_a_server_that_never_ends_is_left_at_the_deadline(monkeypatch, drip):
     """Hours before it would have ended, whatever it is at."""

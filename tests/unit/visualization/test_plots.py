@@ -53,6 +53,7 @@ def titles(figure):
     return [axis.get_title() for axis in figure.axes if axis.get_title()]
 
 
+@pytest.mark.slow
 def test_a_sheet_shows_the_image_and_every_panel_and_is_saved_twice(tmp_path):
     panels = [(f"word$ {i}", paint_tokens(np.full(16, i / 16), MAPPING)) for i in range(7)]
     (figure,) = contact_sheets(IMAGE, panels, "costs $5 or $6?", "attention (%)")
