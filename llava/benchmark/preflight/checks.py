@@ -339,13 +339,14 @@ CHECKS: dict[str, tuple[Callable[[Request], dict], int]] = {
 
 
 def answer(name: str, request: str, result: str) -> None:
-    """Write {"figures": ...} or {"problem": ...} to the file `result`; the request is JSON.
+    """Write {"figures": ...} or {"problem": ..., "says_remedy": true} to the file `result`.
 
-    What is no UserError escapes: the traceback is in the check's log, and its last line on the page.
+    The request is JSON. What is no UserError escapes: the traceback is in the check's log, and its last line
+    on the page.
     """
     check = CHECKS[name][0]
     try:
         outcome: dict = {"figures": check(Request(**json.loads(request)))}
     except UserError as error:
-        outcome = {"problem": str(error)}
+        outcome = {"problem": str(error), "says_remedy": True}
     Path(result).write_text(json.dumps(outcome))

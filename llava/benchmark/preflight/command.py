@@ -73,8 +73,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"{name} ...", file=sys.stderr, end=" ", flush=True)
         start = time.monotonic()
         results["checks"][name] = check(name, request, limit, args.output_dir / f"{name}.log")
-        outcome = results["checks"][name].get("problem", "")
-        print(f"{time.monotonic() - start:.0f} s {outcome}", file=sys.stderr)
+        problem = results["checks"][name].get("problem", "").split("\n")[0]  # the page has all of it
+        print(f"{time.monotonic() - start:.0f} s {problem}", file=sys.stderr)
         (args.output_dir / "preflight.json").write_text(json.dumps(results, indent=1) + "\n")
     text = as_markdown(results)
     (args.output_dir / "preflight.md").write_text(text)

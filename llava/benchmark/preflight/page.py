@@ -47,12 +47,13 @@ def as_markdown(results: dict) -> str:
 
 
 def problems_of(checks: dict, figures: dict) -> list[str]:
-    """Each with what to do."""
-    problems = [
-        f"**{name}**: {outcome['problem'].rstrip('.')}. What to do: {REMEDIES[name]}."
-        for name, outcome in checks.items()
-        if "problem" in outcome
-    ]
+    """Each with what to do; one that several checks met is there once, with their names."""
+    met_by: dict[str, list[str]] = {}
+    for name, outcome in checks.items():
+        if "problem" in outcome:
+            remedy = "" if outcome.get("says_remedy") else f" What to do: {REMEDIES[name]}."
+            met_by.setdefault(f"{outcome['problem'].rstrip('.')}.{remedy}", []).append(name)
+    problems = [f"**{', '.join(names)}**: {problem}" for problem, names in met_by.items()]
     disk, memory, data = (figures.get(name) for name in ("disk", "memory", "data"))
     if disk and disk["free_gib"] < disk["needed_gib"]:
         problems.append(
@@ -114,8 +115,8 @@ def features_section(checks: dict) -> str:
 def ceilings_section(figures: dict) -> str:
     rows = []
     if "ceilings" in figures:
-        rows += [["bfloat16 product", f"{figures['ceilings']['tflops']:.1f} TFLOP/s"]]
-        rows += [["copy within the device", f"{figures['ceilings']['tb_s']:.3f} TB/s, read and written"]]
+        rows += [["bfloat16 product", f"{figures['ceilings']['tflops']:.3g} TFLOP/s"]]
+        rows += [["copy within the device", f"{figures['ceilings']['tb_s']:.3g} TB/s, read and written"]]
     if "gb_s" in figures.get("all_reduce", {}):
         reduce = figures["all_reduce"]
         rows += [[f"all-reduce of {reduce['ranks']} ranks", f"{reduce['gb_s']:.1f} GB/s of bus bandwidth"]]

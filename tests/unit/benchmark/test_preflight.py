@@ -63,7 +63,7 @@ def test_a_page_says_what_is_there_and_when_the_run_ends():
     )
     assert text.count("| NVIDIA H100 80GB HBM3 | 80 | 79 |") == 8
     assert "| liger | not installed | pip install liger-kernel |" in text
-    assert "| bfloat16 product | 798.0 TFLOP/s |" in text
+    assert "| bfloat16 product | 798 TFLOP/s |" in text
     assert "| all-reduce of 8 ranks | 380.0 GB/s of bus bandwidth |" in text
     assert "900.0 samples/s by 32 workers; the steps use 21.0 |" in text
     assert "A checkpoint has 90.0 GiB, 48 s every 500 steps; the run needs 194.0 GiB." in text
@@ -98,6 +98,13 @@ def test_a_problem_comes_first_with_what_to_do(changes, said):
     verdict, problem = page(**changes).splitlines()[2:5:2]
     assert verdict.endswith("1 to mend:")
     assert said in problem
+
+
+def test_a_users_mistake_that_several_checks_met_is_said_once_with_its_own_remedy():
+    mistake = {"problem": "--scale_factor 5 does not divide 24; choose from 1, 2.", "says_remedy": True}
+    verdict, problem = page(data=mistake, steps=mistake).splitlines()[2:5:2]
+    assert verdict.endswith("1 to mend:")
+    assert problem == f"- **data, steps**: {mistake['problem']}"
 
 
 @pytest.mark.parametrize("missing", CHECKS)
