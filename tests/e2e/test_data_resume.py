@@ -121,7 +121,7 @@ def test_a_bad_sample_of_a_stream_is_left_out_and_counted(parts, shards, tmp_pat
             "group_by_length.* and --packing True",
         ),
         ({"train_sampling_strategy": "batch_rebalance"}, "batch_rebalance.*--packing True"),
-        ({"stream": True, "max_steps": -1}, "--max_steps.*missing"),
+        ({"stream": True, "max_steps": -1}, "--max_steps is missing"),
         ({"stream": True, "group_by_modality_length": True}, "needs all records"),
         ({"stream": True, "dataloader_num_workers": 7}, "1 process.*--dataloader_num_workers"),
         ({"data_weights": 0}, "--data_weights.*0"),

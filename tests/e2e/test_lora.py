@@ -108,7 +108,7 @@ def test_adapters_without_their_base_say_what_is_needed(adapted, tmp_path):
         load(copied)
     gone = {**config, "base_model_name_or_path": "/nowhere/at/all"}
     (copied / "adapter_config.json").write_text(json.dumps(gone))
-    with pytest.raises(ValueError, match="--model-base.*missing.*'/nowhere/at/all'.*not a folder"):
+    with pytest.raises(ValueError, match="--model-base is missing.*'/nowhere/at/all'.*not a folder"):
         load(copied)
 
 

@@ -171,7 +171,7 @@ def test_separators_stand_between_the_tiles(tmp_path):
     ).inputs_embeds[0]
     expected = [features[0], comma[None], features[1], newline[None], features[2], newline[None]]
     torch.testing.assert_close(merged[1:-1], torch.cat(expected))
-    with pytest.raises(ValueError, match="image_sizes.*missing"):
+    with pytest.raises(ValueError, match="image_sizes is missing"):
         model.merge_inputs(torch.tensor([[1, IMAGE_TOKEN_INDEX, 2]]), images=[tiles])
     with pytest.raises(ValueError, match="1 images.*2 image_sizes"):
         model.merge_inputs(torch.tensor([[1, IMAGE_TOKEN_INDEX, 2]]), images=[tiles], image_sizes=[size] * 2)

@@ -114,5 +114,5 @@ def test_an_address_that_gives_nothing_is_named(address, path):
 
 
 def test_files_are_not_addresses(tmp_path):
-    with pytest.raises(ValueError, match="http"):
+    with pytest.raises(ValueError, match="http:// or https://"):
         fetch(f"file://{tmp_path}")

@@ -193,9 +193,9 @@ def test_pinpoints_may_be_a_range_of_grids_or_missing():
     [
         (config("slice", patch_num=10), "--patch_num.*9, 16, 25.*10"),
         (config("anyres", mm_patch_merge_type="wide"), "--mm_patch_merge_type.*flat"),
-        (config("anyres", image_grid_pinpoints="[[30, 28]]"), "--image_grid_pinpoints.*28 pixels"),
+        (config("anyres", image_grid_pinpoints="[[30, 28]]"), "--image_grid_pinpoints.*28 pixels.*30, 28"),
         (config("anyres", image_grid_pinpoints="28x56"), "--image_grid_pinpoints.*width, height"),
-        (config("anyres", image_grid_pinpoints=[]), "--image_grid_pinpoints.*multiples"),
+        (config("anyres", image_grid_pinpoints=[]), r"--image_grid_pinpoints.*28 pixels.*\[\]"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(settings, message):
@@ -213,7 +213,7 @@ def test_a_processor_that_makes_no_square_is_refused():
 
 
 def test_tiles_that_are_not_the_images_and_unknown_sizes_are_refused():
-    with pytest.raises(ValueError, match="image_sizes.*missing"):
+    with pytest.raises(ValueError, match="image_sizes is missing"):
         Slice(28).layout(None, 4, 3)
     with pytest.raises(ValueError, match=r"640x480.*3 tile.*Slice.*7"):
         Slice(336).layout((640, 480), 4, 3)

@@ -30,8 +30,8 @@ GOOD = [
 ]
 BAD = [
     ("text", "is a str"),
-    ({"id": 1}, "'conversations'.*missing"),
-    ({"conversations": []}, "'conversations'.*missing"),
+    ({"id": 1}, "'conversations' is missing"),
+    ({"conversations": []}, "'conversations' is missing"),
     ({"conversations": ["Hi"]}, "turn 0.*'Hi'.*'human'"),
     ({"conversations": list(reversed(turns("Hi", "Hello!")))}, "turn 0.*'gpt'.*'human'"),
     ({"conversations": [{"from": "system", "value": "x"}]}, "turn 0.*'system'"),
