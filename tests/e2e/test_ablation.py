@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from messages import assert_names
 from transformers import Dinov2Config, Dinov2Model
 
 from llava.benchmark.__main__ import main
@@ -96,7 +97,7 @@ def test_a_run_that_fails_is_named_after_all_others_are_done(config, tmp_path, c
 
     monkeypatch.setattr(study, "run_once", fails)
     assert command(config, tmp_path) == 1
-    assert "1 of 3 runs failed: ours-s2-seed0: out of memory" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, "1 of 3", "ours-s2-seed0: out of memory")
     assert (tmp_path / "runs" / "theirs-s2-seed0.json").exists()
     page = tmp_path / "page.md"
     page.write_text("<!-- ablation_study -->\n<!-- end ablation_study -->\n")

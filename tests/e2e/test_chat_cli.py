@@ -10,6 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import tiny
+from messages import assert_names
 from PIL import Image
 
 from llava.serve import cli
@@ -83,7 +84,7 @@ def test_a_conversation_with_pictures_budgets_and_a_new_start(world, address, ta
     assert all(answer.startswith("ASSISTANT: ") for answer in (first, second, third, blind, both))
     assert len({first, blind, both}) == 3
     assert tokens == "(4 visual tokens for each view of a picture)"
-    assert refused == "error: the model cannot give 64 visual tokens: choose from 36, 9, 4, 1."
+    assert_names(refused, "error: ", "64 visual tokens", "36, 9, 4, 1")
     assert reset == "(a new conversation)"
     assert one == "(1 picture(s) go with the next question)"
     assert two.startswith("(2 picture(s)")
@@ -134,18 +135,18 @@ def test_ctrl_c_stops_the_answer_and_the_conversation_goes_on(world):
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "parts"),
     [
-        (["--image-file", "nowhere.png"], "nowhere.png: there is no such picture."),
-        (["--image-file", "http://127.0.0.1:9/a.png"], "http://127.0.0.1:9/a.png: cannot be fetched"),
-        (["--temperature", "-1"], "--temperature must be 0 (greedy) or more, got -1.0."),
-        (["--conv-mode", "esperanto"], "--conv-mode must be one of"),
-        (["--device", "typewriter"], "--device typewriter is not here"),
+        (["--image-file", "nowhere.png"], ("nowhere.png: ", "no such picture")),
+        (["--image-file", "http://127.0.0.1:9/a.png"], ("http://127.0.0.1:9/a.png: ", "fetched")),
+        (["--temperature", "-1"], ("--temperature", "-1.0")),
+        (["--conv-mode", "esperanto"], ("--conv-mode", "esperanto", "vicuna_v1")),
+        (["--device", "typewriter"], ("--device typewriter", "cpu")),
     ],
 )
-def test_what_is_wrong_is_said_ahead_of_the_conversation(world, flags, message, capsys):
+def test_what_is_wrong_is_said_ahead_of_the_conversation(world, flags, parts, capsys):
     assert cli.main(["--model-path", str(world / "model"), *flags]) == 1
-    assert message in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, *parts)
 
 
 @pytest.mark.parametrize(
@@ -162,5 +163,4 @@ def test_an_old_command_names_what_replaces_it(command, replacement):
     done = subprocess.run(old, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
-    assert f"llava.serve.{command} is gone; " in done.stderr
-    assert f"python -m {replacement} --model-path" in done.stderr
+    assert_names(done.stderr, f"llava.serve.{command}", f"python -m {replacement} --model-path")

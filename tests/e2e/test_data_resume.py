@@ -6,6 +6,7 @@ from argparse import Namespace
 
 import pytest
 import webdataset
+from messages import assert_names
 from training_parts import flags, losses
 
 from llava.train.train import train
@@ -102,25 +103,28 @@ def test_a_bad_sample_of_a_stream_is_left_out_and_counted(parts, shards, tmp_pat
     arguments.insert(arguments.index("--data_path") + 1, str(tmp_path / "bad.tar"))
     with caplog.at_level("INFO"):
         train(arguments)
-    assert "bad.tar, sample lost: 'conversations' is missing" in caplog.text
-    assert "bad sample(s) or shard(s), each named above" in caplog.text
-    with pytest.raises(SystemExit, match=r"bad.tar, sample lost"):
+    assert_names(caplog.text, "bad.tar, sample lost: 'conversations'")
+    assert "bad sample(s)" in caplog.text
+    with pytest.raises(SystemExit, match=r"bad.tar.*sample lost"):
         train([*arguments, "--on_bad_record", "fail", "--output_dir", str(tmp_path / "other")])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"packing": True, "group_by_modality_length": True}, "--packing True exclude each other"),
+        (
+            {"packing": True, "group_by_modality_length": True},
+            "--group_by_modality_length.* and --packing True",
+        ),
         (
             {"packing": True, "train_sampling_strategy": "group_by_length"},
-            "--packing True exclude each other",
+            "group_by_length.* and --packing True",
         ),
-        ({"train_sampling_strategy": "batch_rebalance"}, "batch_rebalance would read every image"),
-        ({"stream": True, "max_steps": -1}, "--max_steps is missing: tar shards are an endless stream"),
-        ({"stream": True, "group_by_modality_length": True}, "needs all records at the start"),
-        ({"stream": True, "dataloader_num_workers": 7}, "cannot be split over 1 process"),
-        ({"data_weights": 0}, "--data_weights must be above 0"),
+        ({"train_sampling_strategy": "batch_rebalance"}, "batch_rebalance.*--packing True"),
+        ({"stream": True, "max_steps": -1}, "--max_steps is missing"),
+        ({"stream": True, "group_by_modality_length": True}, "needs all records"),
+        ({"stream": True, "dataloader_num_workers": 7}, "1 process.*--dataloader_num_workers"),
+        ({"data_weights": 0}, "--data_weights.*0"),
     ],
 )
 def test_contradictions_are_refused(parts, shards, tmp_path, changes, message):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from messages import assert_names
 from PIL import Image
 
 import llava.model.builder
@@ -186,7 +187,7 @@ def test_scale_factor_and_aspect_ratio_can_be_overridden(world, reference, tmp_p
     rows = read_rows(tmp_path / "a.jsonl")
     assert rows[0]["metadata"]["scale_factor"] == 3
     assert [row["text"] for row in rows] != [row["text"] for row in read_rows(reference)]
-    with pytest.raises(ValueError, match="--scale_factor must divide the 6x6 grid, got 4"):
+    with pytest.raises(ValueError, match="--scale_factor.*6x6.*4"):
         ask(world, tmp_path / "b.jsonl", "--scale_factor", "4")
 
 
@@ -203,4 +204,4 @@ def test_beams_and_sampling_run_in_batches(world, tmp_path):
 
 def test_a_folder_without_a_config_is_named(world, tmp_path, capsys):
     assert main(flags(world, tmp_path / "a.jsonl", "--model-path", str(tmp_path / "nothing"))) == 1
-    assert "nothing: no config.json there" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, "nothing: no config.json")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import benchmarks
 import psutil
 import pytest
 import tiny
+from messages import assert_names
 from PIL import Image
 
 import llava.model.builder
@@ -208,19 +210,21 @@ def test_a_servers_score_completes_the_published_row_until_answers_are_new(world
 def test_a_servers_score_that_cannot_be_is_refused(given, capsys):
     with pytest.raises(SystemExit):
         parse_args(["--model-path", "m", "--tasks", "all", "--server-score", given])
-    assert "must be TASK=PERCENT, e.g. vqav2=76.3, TASK one of vqav2, gqa" in capsys.readouterr().err
+    assert_names(
+        capsys.readouterr().err.rpartition("error:")[2], "--server-score", "TASK=PERCENT", "vqav2, gqa"
+    )
 
 
 def test_a_servers_score_of_a_sample_is_refused(capsys):
     with pytest.raises(SystemExit):
         parse_args(["--model-path", "m", "--tasks", "all", "--limit", "3", "--server-score", "vqav2=70"])
-    assert "leave --limit out" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err.rpartition("error:")[2], "--limit", "--server-score")
 
 
 def test_two_scale_factors_do_not_share_a_folder(world, reference, tmp_path, capsys):
     shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
     assert main(flags(world, tmp_path, "--scale_factor", "3")) == 1
-    assert "scale_factor was 2, now 3" in capsys.readouterr().err
+    assert re.search(r"scale_factor\D*2\D*3\D.*--output-dir", capsys.readouterr().err)
 
 
 def test_missing_data_names_every_file_before_anything_starts(world, tmp_path, monkeypatch, capsys):
@@ -231,28 +235,28 @@ def test_missing_data_names_every_file_before_anything_starts(world, tmp_path, m
     more = ("--data-root", str(tmp_path / "data"))
     assert main(flags(world, tmp_path / "out", *more, tasks="easy_vqa,pope")) == 1
     error = capsys.readouterr().err
-    assert "2 file(s) missing; complete: easy_vqa." in error
-    assert f"pope: {tmp_path}/data/pope/coco/coco_pope_random.json is missing; from https://" in error
-    assert f"pope: {tmp_path}/data/pope/val2014 is missing; unpack http://" in error
+    assert_names(error, "2 file(s) missing", "complete: easy_vqa")
+    assert re.search(rf"pope: {tmp_path}/data/pope/coco/coco_pope_random\.json .* https://", error)
+    assert re.search(rf"pope: {tmp_path}/data/pope/val2014 .* unpack http://", error)
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("more", "parts"),
     [
-        (("--tasks", "gqqa"), "--tasks: no task gqqa; choose from easy_vqa"),
-        (("--model-path", "nowhere"), "--model-path nowhere: no config.json there"),
-        (("--conv-mode", "qwen9"), "--conv-mode must be one of"),
-        (("--server-score", "vqav2=70"), "--server-score vqav2: not among --tasks"),
-        (("--temperature", "-1"), "--temperature must be 0"),
+        (("--tasks", "gqqa"), ("--tasks: ", "gqqa", "easy_vqa")),
+        (("--model-path", "nowhere"), ("--model-path nowhere: ", "config.json")),
+        (("--conv-mode", "qwen9"), ("--conv-mode", "qwen9", "vicuna_v1")),
+        (("--server-score", "vqav2=70"), ("--server-score vqav2: ", "--tasks")),
+        (("--temperature", "-1"), ("--temperature", "-1.0")),
     ],
 )
-def test_bad_flags_are_named(world, tmp_path, capsys, more, message):
+def test_bad_flags_are_named(world, tmp_path, capsys, more, parts):
     assert main([*flags(world, tmp_path), *more]) == 1
-    assert message in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, *parts)
 
 
 def test_an_empty_question_file_is_named(world, tmp_path, capsys):
     shutil.copytree(world / "data" / "easy_vqa", tmp_path / "easy_vqa")
     (tmp_path / "easy_vqa" / "test_questions.jsonl").write_text("")
     assert main([*flags(world, tmp_path / "out"), "--data-root", str(tmp_path)]) == 1
-    assert "test_questions.jsonl: holds no questions" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, "test_questions.jsonl: ", "no questions")

@@ -76,16 +76,16 @@ def test_another_name_of_the_same_template_is_no_change(caplog):
     [
         (
             {"mm_projector_type": "mlp2x_gelu"},
-            "--mm_projector_type mlp2x_gelu, the checkpoint's is visualprism",
+            "--mm_projector_type mlp2x_gelu.*visualprism",
         ),
-        ({"mm_vision_select_layer": -1}, "--mm_vision_select_layer -1, the checkpoint's is -2"),
-        ({"visualprism_wavelet": "db2"}, "--visualprism_wavelet db2, the checkpoint's is haar"),
+        ({"mm_vision_select_layer": -1}, "--mm_vision_select_layer -1.*-2"),
+        ({"visualprism_wavelet": "db2"}, "--visualprism_wavelet db2.*haar"),
         ({"visualprism_paths": "local"}, "--visualprism_paths local"),
         (
             {"mm_patch_merge_type": "spatial_unpad"},
-            "--mm_patch_merge_type spatial_unpad, the checkpoint's is flat",
+            "--mm_patch_merge_type spatial_unpad.*flat",
         ),
-        ({"visualprism_norm": "layer"}, "--visualprism_norm layer, the checkpoint's is batch"),
+        ({"visualprism_norm": "layer"}, "--visualprism_norm layer.*batch"),
     ],
 )
 def test_a_flag_that_contradicts_the_weights_is_refused_with_both_values(
@@ -99,7 +99,7 @@ def test_another_scale_is_refused_where_the_projector_was_made_for_one(parts, tm
     settings = {"mm_projector_type": "resampler", "scale_factor": 2}
     run(parts, tmp_path / "whole", **settings)
     settings["scale_factor"] = 4
-    with pytest.raises(ValueError, match="--scale_factor 4, the checkpoint's is 2"):
+    with pytest.raises(ValueError, match="--scale_factor 4.*2"):
         trainer_of(parts, tmp_path, model_name_or_path=tmp_path / "whole", **settings)
 
 
@@ -107,10 +107,10 @@ def test_another_copy_of_the_tower_leaves_the_checkpoints_own_weights(parts, who
     other = tiny.save_tower(tmp_path / "same-form")
     with caplog.at_level("INFO"):
         trainer = trainer_of(parts, tmp_path / "run", model_name_or_path=whole, vision_tower=other)
-    assert "whose own weights are kept" in caplog.text
+    assert "own weights" in caplog.text
     tiny.assert_same(trainer.model, load(whole), logits)
     foreign = tiny.save_tower(tmp_path / "siglip", "siglip")
-    with pytest.raises(ValueError, match="model_type siglip_vision_model instead of clip_vision_model"):
+    with pytest.raises(ValueError, match="siglip_vision_model.*clip_vision_model"):
         trainer_of(parts, tmp_path / "run", model_name_or_path=whole, vision_tower=foreign)
 
 
@@ -131,11 +131,11 @@ def test_adapters_over_a_multimodal_checkpoint_come_back_over_it(parts, whole, t
 
 
 def test_a_folder_without_a_language_model_is_no_start(parts, stage1, tmp_path):
-    with pytest.raises(ValueError, match="holds no language model.*scripts/merge_lora_weights.py"):
+    with pytest.raises(ValueError, match="scripts/merge_lora_weights.py"):
         trainer_of(parts, tmp_path, model_name_or_path=stage1)
 
 
 @pytest.mark.parametrize("name", ["no-such/model", "/nowhere/at/all"])
 def test_a_name_that_is_neither_folder_nor_on_the_hub_is_named(parts, tmp_path, name):
-    with pytest.raises(ValueError, match=f"--model_name_or_path '{name}' is not a folder"):
+    with pytest.raises(ValueError, match=f"--model_name_or_path '{name}'.*not a folder"):
         trainer_of(parts, tmp_path, model_name_or_path=name)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from messages import assert_names
 from PIL import Image
 
 import llava.model.builder
@@ -96,7 +97,7 @@ def test_answers_are_given_on_the_device_and_in_the_bits_asked_for(world, tmp_pa
     assert all(row["metadata"]["bits"] == 4 for row in rows)
     with pytest.raises(AssertionError):
         answers(world, tmp_path / "a.jsonl", *flags)
-    assert "bits was 4, now None" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, "bits was 4", "None")
 
 
 def test_a_device_that_is_not_here_or_is_a_launchers_to_give_ends_in_one_line(
@@ -104,11 +105,11 @@ def test_a_device_that_is_not_here_or_is_a_launchers_to_give_ends_in_one_line(
 ):
     with pytest.raises(AssertionError):
         answers(world, tmp_path / "a.jsonl", "--device", "typewriter")
-    assert "error: --device typewriter is not here" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, "error: --device typewriter")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(AssertionError):
         answers(world, tmp_path / "a.jsonl", "--device", "cpu")
-    assert "error: --device: a launcher gives each process its own device" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, "error: --device: ", "launcher")
 
 
 def test_compiled_answers_are_the_same_by_two_graphs_without_a_break(world, tmp_path, compiled):
@@ -124,9 +125,7 @@ def test_compiled_answers_are_the_same_by_two_graphs_without_a_break(world, tmp_
 def test_a_compiled_beam_search_is_refused_ahead_of_loading(world, tmp_path, loaded, capsys):
     with pytest.raises(AssertionError):
         answers(world, tmp_path / "a.jsonl", "--compile", "--num_beams", "2")
-    assert capsys.readouterr().err.endswith(
-        "error: --compile goes with --num_beams 1, got 2; leave one of them out.\n"
-    )
+    assert_names(capsys.readouterr().err.splitlines()[-1], "error: --compile ", "--num_beams 1", "2")
     assert loaded == []
 
 
@@ -134,7 +133,7 @@ def test_attention_that_is_not_here_ends_in_one_line(world, tmp_path, capsys):
     with pytest.raises(AssertionError):
         answers(world, tmp_path / "a.jsonl", "--attn_implementation", "no_such_attention")
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "error" in line)
-    assert line.startswith("error: --attn_implementation no_such_attention cannot be used here")
+    assert line.startswith("error: --attn_implementation no_such_attention cannot be used")
 
 
 @pytest.mark.parametrize("method", ["attention", "rollout"])

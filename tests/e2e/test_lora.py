@@ -104,11 +104,11 @@ def test_adapters_without_their_base_say_what_is_needed(adapted, tmp_path):
     shutil.copytree(folder, copied)
     config = json.loads((copied / "adapter_config.json").read_text())
     (copied / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
-    with pytest.raises(ValueError, match="give it with --model-base"):
+    with pytest.raises(ValueError, match="not name.*--model-base"):
         load(copied)
     gone = {**config, "base_model_name_or_path": "/nowhere/at/all"}
     (copied / "adapter_config.json").write_text(json.dumps(gone))
-    with pytest.raises(ValueError, match="--model-base is missing.*'/nowhere/at/all' is not a folder"):
+    with pytest.raises(ValueError, match="--model-base is missing.*'/nowhere/at/all'.*not a folder"):
         load(copied)
 
 
@@ -122,7 +122,7 @@ def test_damaged_or_foreign_adapters_are_refused_key_by_key(adapted, parts, tmp_
     with pytest.raises(ValueError, match=r"missing model\.mm_projector\.mlp\.0\.weight"):
         load(copied, base)
     start = {**LORA, "model_name_or_path": base, "lora_weight_path": folder}
-    with pytest.raises(ValueError, match=r"lora_A\.weight is \[4, 32\], the model takes \[2, 32\].*--lora_r"):
+    with pytest.raises(ValueError, match=r"lora_A\.weight.*\[4, 32\].*\[2, 32\].*--lora_r"):
         trainer_of(parts, tmp_path, **{**start, "lora_r": 2})
 
 
@@ -144,7 +144,7 @@ def copied(source, target, **changes):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"rms_norm_eps": 1e-5}, "rms_norm_eps is 1e-06, the model's is 1e-05"),
+        ({"rms_norm_eps": 1e-5}, "rms_norm_eps.*1e-06.*1e-05"),
         ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, "rope_parameters is"),
     ],
 )
@@ -158,16 +158,16 @@ def test_a_run_does_not_start_from_adapters_of_another_model(adapted, parts, tmp
 
 def test_a_run_does_not_start_from_adapters_of_another_family(adapted, parts, tmp_path):
     start = {"model_name_or_path": parts / "language_model", "lora_weight_path": adapted[0]}
-    with pytest.raises(ValueError, match="its model_type is 'qwen2', the model's is 'llama'"):
+    with pytest.raises(ValueError, match="model_type.*'qwen2'.*'llama'"):
         trainer_of(parts, tmp_path, **LORA, **start)
 
 
 @pytest.mark.parametrize(
     ("flag", "value", "says"),
     [
-        ("lora_alpha", 16, "were trained with lora_alpha 8, this run has 16; pass --lora_alpha 8"),
-        ("mm_vision_select_layer", -3, "mm_vision_select_layer is -2, the model's is -3"),
-        ("visualprism_wavelet", "db2", "visualprism_wavelet is 'haar', the model's is 'db2'"),
+        ("lora_alpha", 16, "lora_alpha 8.*16.*--lora_alpha 8"),
+        ("mm_vision_select_layer", -3, "mm_vision_select_layer.*-2.*-3"),
+        ("visualprism_wavelet", "db2", "visualprism_wavelet.*'haar'.*'db2'"),
     ],
 )
 def test_a_run_does_not_start_from_adapters_with_flags_that_change_what_they_do(
@@ -182,15 +182,15 @@ def test_a_run_does_not_start_from_adapters_with_flags_that_change_what_they_do(
 @pytest.mark.parametrize(
     ("flags_given", "says"),
     [
-        ({"mm_vision_select_layer": -3}, "mm_vision_select_layer is -2, the model's is -3"),
+        ({"mm_vision_select_layer": -3}, "mm_vision_select_layer.*-2.*-3"),
         ({"mm_vision_select_feature": "cls_patch"}, "mm_vision_select_feature is 'patch'"),
         ({"mm_vision_levels": "1 2 3 5"}, "mm_vision_levels is"),
-        ({"mm_vision_image_size": 112}, "mm_vision_image_size is 56, the model's is 112"),
-        ({"scale_factor": 4}, "scale_factor is 2, the model's is 4"),
+        ({"mm_vision_image_size": 112}, "mm_vision_image_size.*56.*112"),
+        ({"scale_factor": 4}, "scale_factor.*2.*4"),
         ({"visualprism_wavelet": "db2"}, "visualprism_wavelet is 'haar'"),
         (
             {"mm_projector_type": "tokenpacker"},
-            "mm_projector_type is 'visualprism', the model's is 'tokenpacker'",
+            "mm_projector_type.*'visualprism'.*'tokenpacker'",
         ),
         ({"vision_tower": "siglip"}, r"mm_vision_config\.model_type is 'clip_vision_model'"),
     ],

@@ -58,18 +58,18 @@ def test_each_of_several_files_is_looked_for(parts, tmp_path, no_model):
         str(parts / "captions.json"),
         "lost.json",
     ]
-    with pytest.raises(UserError, match="--data_path lost.json does not exist"):
+    with pytest.raises(UserError, match="--data_path lost.json.*does not exist"):
         prepare(argv)
 
 
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("data_path", "is a folder; give a JSON"),
-        ("pretrain_mm_mlp_adapter", "is a folder; give stage 1's mm_projector.bin"),
-        ("lora_weight_path", "has no adapters"),
-        ("vision_tower", "--vision_tower .* no readable config.json"),
-        ("deepspeed", "is a folder; give a DeepSpeed configuration"),
+        ("data_path", "is a folder.*JSON"),
+        ("pretrain_mm_mlp_adapter", "is a folder.*mm_projector.bin"),
+        ("lora_weight_path", "no adapters"),
+        ("vision_tower", "--vision_tower .*no readable config.json"),
+        ("deepspeed", "is a folder.*DeepSpeed"),
     ],
 )
 def test_a_folder_that_holds_something_else_is_refused(parts, tmp_path, no_model, flag, message):
@@ -82,13 +82,13 @@ def test_a_folder_that_holds_something_else_is_refused(parts, tmp_path, no_model
 @pytest.mark.parametrize("name", ["model.safetensors", "preprocessor_config.json"])
 def test_a_tower_that_lacks_a_file_is_refused(parts, tmp_path, no_model, name):
     tower = tower_without(parts, tmp_path, name)
-    with pytest.raises(UserError, match=f"--vision_tower .* has no .*{name[:5]}"):
+    with pytest.raises(UserError, match=f"--vision_tower .* no .*{name[:5]}"):
         prepare(flags(parts, tmp_path / "run", "captions.json", vision_tower=tower))
 
 
 def test_a_damaged_deepspeed_configuration_is_named(parts, tmp_path, no_model):
     (tmp_path / "zero.json").write_text("{")
-    with pytest.raises(UserError, match="--deepspeed .*zero.json cannot be read as JSON"):
+    with pytest.raises(UserError, match="--deepspeed .*zero.json.*JSON"):
         prepare(flags(parts, tmp_path / "run", "captions.json", deepspeed=tmp_path / "zero.json"))
 
 
@@ -105,13 +105,13 @@ def test_a_package_that_is_not_installed_is_said(parts, tmp_path, no_model, monk
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == package else find_spec(name, *rest)
     )
-    with pytest.raises(UserError, match=f"needs {package}, which is not installed; pip install"):
+    with pytest.raises(UserError, match=f"{package}.*not installed.*pip install"):
         prepare(flags(parts, tmp_path / "run", "captions.json", **changes))
 
 
 def test_an_output_folder_that_cannot_be_written_to_is_said(parts, tmp_path, no_model):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="--output_dir .* cannot be written to"):
+    with pytest.raises(UserError, match="--output_dir .*cannot be written"):
         prepare(flags(parts, tmp_path / "file" / "run", "captions.json"))
 
 

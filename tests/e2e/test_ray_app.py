@@ -96,9 +96,9 @@ def test_a_client_that_leaves_a_replica_frees_its_place(url):
 @pytest.mark.parametrize(
     ("environment", "says"),
     [
-        ({"LLAVA_API_ARGS": ""}, "LLAVA_API_ARGS is not set"),
+        ({"LLAVA_API_ARGS": ""}, "LLAVA_API_ARGS.*not set"),
         ({"LLAVA_MIN_REPLICAS": "3", "LLAVA_MAX_REPLICAS": "2"}, "LLAVA_MIN_REPLICAS=3"),
-        ({"LLAVA_NUM_GPUS": "all"}, "LLAVA_NUM_GPUS must be a number, got 'all'"),
+        ({"LLAVA_NUM_GPUS": "all"}, "LLAVA_NUM_GPUS.*'all'"),
     ],
 )
 def test_wrong_settings_are_named(monkeypatch, environment, says):

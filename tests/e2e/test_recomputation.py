@@ -51,8 +51,8 @@ def test_it_changes_no_weight(parts, tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"recompute_above": 100}, "give both, or none"),
-        ({"recompute_above": -1, "gradient_checkpointing": True}, "must be at least 0, got -1"),
+        ({"recompute_above": 100}, "--recompute_above.*--gradient_checkpointing True"),
+        ({"recompute_above": -1, "gradient_checkpointing": True}, "--recompute_above.*-1"),
     ],
 )
 def test_contradictions_end_the_run_before_it_starts(parts, tmp_path, given, said):
@@ -63,7 +63,7 @@ def test_contradictions_end_the_run_before_it_starts(parts, tmp_path, given, sai
 def test_zero_3_is_refused_where_ranks_would_wait_for_one_another(parts, tmp_path):
     pytest.importorskip("deepspeed")
     given = {"gradient_checkpointing": True, "recompute_above": 100, "deepspeed": "scripts/zero3.json"}
-    with pytest.raises(UserError, match="under ZeRO-3 a rank"):
+    with pytest.raises(UserError, match="--recompute_above.*ZeRO-3.*scripts/zero2.json"):
         parse(flags(parts, tmp_path, "conversations.json", **given))
 
 

@@ -173,7 +173,7 @@ def test_separators_stand_between_the_tiles(tmp_path):
     torch.testing.assert_close(merged[1:-1], torch.cat(expected))
     with pytest.raises(ValueError, match="image_sizes is missing"):
         model.merge_inputs(torch.tensor([[1, IMAGE_TOKEN_INDEX, 2]]), images=[tiles])
-    with pytest.raises(ValueError, match="1 images came with 2 image_sizes"):
+    with pytest.raises(ValueError, match="1 images.*2 image_sizes"):
         model.merge_inputs(torch.tensor([[1, IMAGE_TOKEN_INDEX, 2]]), images=[tiles], image_sizes=[size] * 2)
     model.config.slice_separator_ids = None
     with pytest.raises(ValueError, match="slice_separator_ids"):
@@ -182,7 +182,7 @@ def test_separators_stand_between_the_tiles(tmp_path):
 
 def test_tokens_that_are_no_grid_cannot_be_joined(tmp_path):
     model = tiny.build(tmp_path, mm_projector_type="visionzip", num_visual_tokens=4, **ANYRES)
-    with pytest.raises(ValueError, match="not squares of the image"):
+    with pytest.raises(ValueError, match="squares.*visualprism"):
         model.visual_positions_of((120, 60))
 
 
@@ -194,12 +194,12 @@ def test_a_newline_that_would_not_be_used_is_refused_and_a_missing_one_is_learnt
     load_projector(with_newline, state, "stage1")
     assert torch.equal(with_newline.model.image_newline, initial)
     without.config.update(ANYRES)
-    with pytest.raises(ValueError, match="needs a learnt image_newline"):
+    with pytest.raises(ValueError, match="spatial_unpad.*image_newline"):
         without.merge_inputs(torch.tensor([[IMAGE_TOKEN_INDEX]]), images=torch.zeros(1, 3, 56, 56))
     without.config.update({"image_aspect_ratio": "square", "mm_patch_merge_type": "flat"})
-    with pytest.raises(ValueError, match="pass it here too"):
+    with pytest.raises(ValueError, match="--mm_patch_merge_type spatial_unpad"):
         load_projector(without, {**state, NEWLINE: initial}, "stage1")
-    with pytest.raises(ValueError, match=r"image_newline is \[3\], the model takes \[32\]"):
+    with pytest.raises(ValueError, match=r"image_newline.*\[3\].*\[32\]"):
         load_projector(with_newline, {**state, NEWLINE: torch.zeros(3)}, "stage1")
 
 

@@ -185,23 +185,23 @@ def test_the_attention_asked_for_reaches_the_model(parts, tmp_path, attention):
 def test_a_missing_flash_attn_is_said_so(parts, tmp_path, name, module, package):
     if importlib.util.find_spec(module) or importlib.util.find_spec("kernels"):
         pytest.skip(f"{package} is installed")
-    with pytest.raises(ValueError, match=f"{name}: {package} is not installed"):
+    with pytest.raises(ValueError, match=f"{name}: {package}.*not installed"):
         trainer_of(parts, tmp_path, attn_implementation=name)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dataloader_drop_last": True}, "drop_last True leaves no batch.* 12 records, fewer than the 16 "),
-        ({"dataloader_drop_last": True, "max_steps": -1, "num_train_epochs": 1}, "leaves no batch"),
-        ({"dataloader_drop_last": True, "group_by_modality_length": True}, "leaves no batch"),
-        ({"dataloader_drop_last": True, "packing": True}, "leaves no batch.* 1 rows of packed records"),
-        ({"dataloader_drop_last": True, "data_weights": 0.5}, "leaves no batch.* 6 records"),
+        ({"dataloader_drop_last": True}, "drop_last True.* 12 records.* 16 "),
+        ({"dataloader_drop_last": True, "max_steps": -1, "num_train_epochs": 1}, "drop_last True.*no batch"),
+        ({"dataloader_drop_last": True, "group_by_modality_length": True}, "drop_last True.*no batch"),
+        ({"dataloader_drop_last": True, "packing": True}, "drop_last True.* 1 rows"),
+        ({"dataloader_drop_last": True, "data_weights": 0.5}, "drop_last True.* 6 records"),
         ({"data_weights": 0.01}, "--data_weights .* leave none"),
-        ({"max_steps": 0}, "--max_steps 0 .* leave no step to train"),
-        ({"max_steps": -1, "num_train_epochs": 0}, "--num_train_epochs 0 leave no step to train"),
-        ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size must be at least 1, got 0"),
-        ({"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps must be at least 1, got 0"),
+        ({"max_steps": 0}, "--max_steps 0 .*no step"),
+        ({"max_steps": -1, "num_train_epochs": 0}, "--num_train_epochs 0.*no step"),
+        ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size.*1.*0"),
+        ({"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps.*1.*0"),
     ],
 )
 def test_an_epoch_without_a_batch_or_a_step_is_refused(parts, tmp_path, changes, message):
@@ -213,7 +213,7 @@ def test_a_file_of_which_no_record_is_left_is_named(parts, tmp_path):
     files = [str(parts / "conversations.json"), str(parts / "captions.json")]
     common = flags(parts, tmp_path, "conversations.json", version="qwen_2")
     argv = [*common, "--data_path", *files, "--data_weights", "1", "0.04"]
-    with pytest.raises(UserError, match="none of the 12 records of .*captions.json in an epoch"):
+    with pytest.raises(UserError, match="12 records.*captions.json"):
         prepare(argv)
 
 
@@ -221,12 +221,15 @@ def test_a_file_of_which_no_record_is_left_is_named(parts, tmp_path):
     ("changes", "message"),
     [
         ({"mm_vision_tower_lr": 1e-5}, "add --unfreeze_mm_vision_tower"),
-        ({"lora_enable": True, "freeze_backbone": True}, "--lora_enable adapts the language model"),
+        ({"lora_enable": True, "freeze_backbone": True}, "--lora_enable.*--freeze_backbone"),
         ({"lora_weight_path": "x"}, "add --lora_enable"),
-        ({"bits": 4}, "weights of so few bits cannot learn"),
-        ({"bits": 4, "freeze_backbone": True, "unfreeze_mm_vision_tower": True}, "would be lost"),
-        ({"bits": 4, "deepspeed": "scripts/zero3.json", **LORA}, "ZeRO-3 cuts weights into pieces"),
-        ({**LORA, "mm_use_im_start_end": True}, "add words, whose embeddings are frozen here"),
+        ({"bits": 4}, "--bits.*--lora_enable"),
+        (
+            {"bits": 4, "freeze_backbone": True, "unfreeze_mm_vision_tower": True},
+            "--bits 4.*--unfreeze_mm_vision_tower",
+        ),
+        ({"bits": 4, "deepspeed": "scripts/zero3.json", **LORA}, "--bits.*ZeRO-3.*scripts/zero2.json"),
+        ({**LORA, "mm_use_im_start_end": True}, "--mm_use_im_start_end.*frozen"),
     ],
 )
 def test_what_contradicts_a_mode_is_refused(parts, tmp_path, changes, message):

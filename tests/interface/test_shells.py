@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from messages import assert_names
 
 ROOT = Path(__file__).parents[2]
 SHELLS = [ROOT / ".ci" / "run", *sorted((ROOT / "scripts").rglob("*.sh"))]
@@ -143,7 +144,7 @@ def test_environment_resumes_an_interrupted_installation(checkout):
 def test_environment_refuses_an_old_python_and_says_what_to_do(checkout):
     done, asked = source_environment(checkout, version="3.8", VIRTUAL_ENV="", PYTHON="python3.8")
     assert done.returncode != 0
-    assert "python3.8 is 3.8, 3.10 or newer is needed; set PYTHON=" in done.stderr
+    assert_names(done.stderr, "python3.8 is 3.8", "3.10 or newer", "PYTHON=")
     assert asked == []
 
 
@@ -193,7 +194,7 @@ def test_environment_installs_from_a_bundle_and_from_nowhere_else(offline):
 def test_environment_refuses_a_bundle_for_another_python(offline):
     done, asked = source_environment(offline, version="3.11")
     assert done.returncode != 0
-    assert "playground/wheels is for Python 3.12, and python is 3.11; set PYTHON=" in done.stderr
+    assert_names(done.stderr, "playground/wheels", "Python 3.12", "python is 3.11", "PYTHON=")
     assert asked == []
 
 
@@ -211,7 +212,7 @@ def test_environment_says_what_to_do_where_neither_bundle_nor_python_has_torch(o
     (offline / "playground" / "wheels" / "torch-2.13.0-py3-none-any.whl").unlink()
     done, asked = source_environment(offline)
     assert done.returncode != 0
-    assert "nor playground/wheels has torch; activate the environment that has it" in done.stderr
+    assert_names(done.stderr, "playground/wheels", "torch", "activate the environment")
     assert asked == []
 
 
@@ -264,7 +265,7 @@ def test_an_oldest_transformers_that_cannot_be_had_fails_in_ci_alone(checkout, c
     (checkout / "offline").touch()
     done, asked = run_oldest(checkout, CI=ci)
     assert done.returncode == (1 if ci else 0)
-    assert "transformers 5.3 cannot be installed: its tests are left out" in done.stderr
+    assert_names(done.stderr, "transformers 5.3", "left out")
     assert asked == []
 
 

@@ -102,7 +102,7 @@ def test_each_flag_of_our_own_is_read_beyond_its_declaration():
 
 @pytest.mark.parametrize("name", ["is_multimodal", "lazy_preprocess"])
 def test_what_is_always_so_is_refused_otherwise(name):
-    with pytest.raises(ValueError, match=f"--{name} False is refused"):
+    with pytest.raises(ValueError, match=f"--{name} False"):
         parse([*REQUIRED, f"--{name}", "False"])
 
 
@@ -112,7 +112,7 @@ def test_renamed_flags_keep_their_effect():
     )
     assert training.eval_strategy == "no"
     assert training.get_warmup_steps(200) == 6
-    with pytest.raises(ValueError, match="two ways to say one thing"):
+    with pytest.raises(ValueError, match="--warmup_ratio and --warmup_steps"):
         parse([*REQUIRED, "--warmup_ratio", "0.03", "--warmup_steps", "5"])
 
 
@@ -160,11 +160,11 @@ def test_defaults_of_refused_flags_may_be_given():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("--group_by_length True", "there is no flag --group_by_length True; --help lists"),
-        ("--use_ipex True", "there is no flag --use_ipex True"),
+        ("--group_by_length True", "no flag --group_by_length True.*--help"),
+        ("--use_ipex True", "no flag --use_ipex True"),
         ("--optim schedule_free_adamw", "--optim schedule_free_adamw: .*install"),
-        ("--report_to tensor_board", "--report_to tensor_board is unknown; .*tensorboard"),
-        ("--warmup_ratio 3", "--warmup_ratio must be a share of the steps below 1, got 3"),
+        ("--report_to tensor_board", "--report_to tensor_board.*tensorboard"),
+        ("--warmup_ratio 3", "--warmup_ratio.*3"),
     ],
 )
 def test_a_flag_or_value_that_does_not_exist_is_refused(given, message):

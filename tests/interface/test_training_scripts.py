@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from messages import assert_names
 
 from llava.benchmark.speed.shapes import SHAPES
 from llava.errors import UserError
@@ -177,7 +178,7 @@ def test_a_projector_learns_at_a_rate_that_suits_it_unless_one_is_asked_for(fold
 
 
 def test_a_rate_is_a_number_or_auto(folder):
-    with pytest.raises(UserError, match="--mm_projector_lr must be a number or auto, got 'fast'"):
+    with pytest.raises(UserError, match="--mm_projector_lr.*auto.*'fast'"):
         parse(launched(folder, "v1_5/pretrain", PROJECTOR_LR="fast")[1])
 
 
@@ -241,7 +242,7 @@ def test_precision_follows_the_gpu(folder):
     assert "--bf16" in launched(folder, "v1_5/finetune", GPUS="1")[1]
     assert "--fp16" in launched(folder, "v1_5/finetune", GPUS="1", CAPABILITY="7.5")[1]
     assert parsed(launched(folder, "v1_5/finetune", GPUS="1", PRECISION="fp32")[1])["bf16"] is False
-    assert "PRECISION must be bf16" in run(folder, "v1_5/finetune", PRECISION="int8").stderr
+    assert_names(run(folder, "v1_5/finetune", PRECISION="int8").stderr, "PRECISION", "bf16", "'int8'")
 
 
 @pytest.mark.parametrize("script", ["v1_5/finetune_lora", "v1_5/finetune_task_lora"])
@@ -412,25 +413,25 @@ def test_more_devices_than_the_global_batch_needs_get_smaller_batches(folder):
 
 
 @pytest.mark.parametrize(
-    ("variables", "message"),
+    ("variables", "parts"),
     [
-        ({"GPUS": "3"}, "BATCH_SIZE=16 x 3 devices = 48. Nearest: GLOBAL_BATCH_SIZE=144 or 96."),
-        ({"BATCH_SIZE": "24"}, "Nearest: GLOBAL_BATCH_SIZE=144 or 120, or BATCH_SIZE=16."),
-        ({"BATCH_SIZE": "100", "GPUS": "3"}, "Nearest: GLOBAL_BATCH_SIZE=300."),
-        ({"BATCH_SIZE": "0"}, "BATCH_SIZE must be a whole number above 0, got '0'."),
-        ({"GLOBAL_BATCH_SIZE": "many"}, "GLOBAL_BATCH_SIZE must be a whole number above 0, got 'many'."),
-        ({"NUM_PROCESSES": "4", "GPUS": "2"}, "NUM_PROCESSES=4, but there are 2 GPUs"),
-        ({"NNODES": "2"}, "NNODES=2 needs NODE_RANK (0 to 1) and MASTER_ADDR"),
-        ({"NNODES": "2", "HOSTFILE": "hosts"}, "HOSTFILE and NNODES=2 are two ways to say one thing"),
-        ({"HOSTFILE": "nowhere"}, "HOSTFILE=nowhere does not exist; write a line 'NAME slots=GPUS'"),
-        ({"SLURM_JOB_NUM_NODES": "2"}, "start it with srun --ntasks-per-node=1"),
-        ({**PLACES["SLURM"][0], "SLURM_STEP_NUM_TASKS": "16"}, "use --ntasks-per-node=1"),
+        ({"GPUS": "3"}, ("BATCH_SIZE=16 x 3 devices = 48", "GLOBAL_BATCH_SIZE=144 or 96")),
+        ({"BATCH_SIZE": "24"}, ("GLOBAL_BATCH_SIZE=144 or 120, or BATCH_SIZE=16",)),
+        ({"BATCH_SIZE": "100", "GPUS": "3"}, ("GLOBAL_BATCH_SIZE=300.",)),
+        ({"BATCH_SIZE": "0"}, (" BATCH_SIZE ", "'0'")),
+        ({"GLOBAL_BATCH_SIZE": "many"}, ("GLOBAL_BATCH_SIZE ", "'many'")),
+        ({"NUM_PROCESSES": "4", "GPUS": "2"}, ("NUM_PROCESSES=4", "2 GPUs")),
+        ({"NNODES": "2"}, ("NNODES=2 ", "NODE_RANK (0 to 1)", "MASTER_ADDR")),
+        ({"NNODES": "2", "HOSTFILE": "hosts"}, ("HOSTFILE and NNODES=2 ",)),
+        ({"HOSTFILE": "nowhere"}, ("HOSTFILE=nowhere ", "'NAME slots=GPUS'")),
+        ({"SLURM_JOB_NUM_NODES": "2"}, ("srun --ntasks-per-node=1",)),
+        ({**PLACES["SLURM"][0], "SLURM_STEP_NUM_TASKS": "16"}, ("use --ntasks-per-node=1",)),
     ],
 )
-def test_settings_that_cannot_run_are_refused_with_the_remedy(folder, variables, message):
+def test_settings_that_cannot_run_are_refused_with_the_remedy(folder, variables, parts):
     done = run(folder, "v1_5/finetune", **variables)
     assert done.returncode == 2
-    assert message in done.stderr
+    assert_names(done.stderr, *parts)
     assert not (folder / "argv.json").exists()
 
 

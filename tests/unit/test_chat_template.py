@@ -96,14 +96,14 @@ def test_image_parts_stand_where_place_images_puts_them(
 @pytest.mark.parametrize(
     ("messages", "asks", "says"),
     [
-        ([{"role": "user", "content": "Hi"}] * 2, False, "must alternate"),
-        ([{"role": "assistant", "content": "Hi"}], False, "must alternate"),
-        ([{"role": "tool", "content": "Hi"}], False, "must alternate"),
-        (messages_of(None, ["Hi", "Hello"]), True, "last message must be the user's"),
+        ([{"role": "user", "content": "Hi"}] * 2, False, "alternate"),
+        ([{"role": "assistant", "content": "Hi"}], False, "alternate"),
+        ([{"role": "tool", "content": "Hi"}], False, "alternate"),
+        (messages_of(None, ["Hi", "Hello"]), True, "last message.*user's"),
         (
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "<image> <image>"}]}],
             False,
-            "one <image> for each image",
+            "one <image>",
         ),
     ],
 )
@@ -115,11 +115,11 @@ def test_what_the_template_cannot_express_is_refused(tokenizers, name, messages,
 @pytest.mark.parametrize("name", styled(SeparatorStyle.PLAIN))
 @pytest.mark.parametrize("messages", [messages_of("Be short.", ["Hi"]), messages_of(None, ["a", "b", "c"])])
 def test_plain_takes_one_image_and_its_caption(tokenizers, name, messages):
-    with pytest.raises(TemplateError, match="holds one image and its caption"):
+    with pytest.raises(TemplateError, match="one image"):
         tokenizers[name].apply_chat_template(messages, tokenize=False)
 
 
 @pytest.mark.parametrize("name", styled(SeparatorStyle.LLAMA_2))
 def test_llama_2_needs_first_words(tokenizers, name):
-    with pytest.raises(TemplateError, match="needs words in the first message"):
+    with pytest.raises(TemplateError, match="first message"):
         tokenizers[name].apply_chat_template(messages_of(None, [""]), tokenize=False)

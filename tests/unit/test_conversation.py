@@ -52,7 +52,7 @@ def test_prompts_are_the_recorded_ones(golden):
     for row in rows:
         conversation = talk(row["template"], *row["messages"])
         if row["prompt"] is None:
-            with pytest.raises(ValueError, match="plain template holds one image"):
+            with pytest.raises(ValueError, match="plain.*one image"):
                 conversation.get_prompt()
         else:
             assert conversation.get_prompt() == row["prompt"], row["template"]
@@ -176,7 +176,7 @@ def test_surrogates_of_a_conversation_are_replaced():
 
 def test_a_question_with_other_marks_than_images_is_refused():
     for text, num_images in (("<image>", 2), ("<image><image>", 1)):
-        with pytest.raises(ValueError, match="they must agree"):
+        with pytest.raises(ValueError, match=f"{num_images} image"):
             question_prompt(text, num_images, conv_templates["v1"])
 
 
@@ -192,12 +192,12 @@ def test_a_copy_leaves_the_template_alone():
 def test_turns_out_of_order_are_refused():
     conversation = conv_templates["v1"].copy()
     conversation.append_message(conversation.roles[1], "Hello!")
-    with pytest.raises(ValueError, match="Message 0 is by 'ASSISTANT', expected 'USER'"):
+    with pytest.raises(ValueError, match="0.*'ASSISTANT'.*'USER'"):
         conversation.get_prompt()
 
 
 def test_llama_2_needs_first_words():
-    with pytest.raises(ValueError, match="needs words in the first message"):
+    with pytest.raises(ValueError, match="first message"):
         talk("llama_2", None).get_prompt()
 
 
@@ -220,7 +220,7 @@ def test_stop_text(template, stop):
 def test_a_system_text_takes_the_place_of_the_templates_own_within_its_marks(name):
     template = conv_templates[name]
     if template.sep_style is SeparatorStyle.PLAIN:
-        with pytest.raises(ValueError, match="no system part"):
+        with pytest.raises(ValueError, match="system part"):
             template.with_system("Be short.")
         return
     before = template.system

@@ -34,14 +34,14 @@ def test_a_compiled_graph_over_a_fixed_cache_gives_the_same_answers(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"top_k": -2}, "--top_k must be at least 1"),
-        ({"min_p": -0.1}, "--min_p must be from 0 to 1"),
-        ({"min_p": 1.1}, "--min_p must be from 0 to 1"),
-        ({"min_p": float("nan")}, "--min_p must be from 0 to 1"),
-        ({"repetition_penalty": 0.0}, "--repetition_penalty must be above 0"),
-        ({"repetition_penalty": -1.0}, "--repetition_penalty must be above 0"),
-        ({"repetition_penalty": float("inf")}, "--repetition_penalty must be above 0"),
-        ({"repetition_penalty": float("nan")}, "--repetition_penalty must be above 0"),
+        ({"top_k": -2}, "--top_k.*1.*-2"),
+        ({"min_p": -0.1}, "--min_p.*0 to 1"),
+        ({"min_p": 1.1}, "--min_p.*0 to 1"),
+        ({"min_p": float("nan")}, "--min_p.*0 to 1"),
+        ({"repetition_penalty": 0.0}, "--repetition_penalty.*0"),
+        ({"repetition_penalty": -1.0}, "--repetition_penalty.*0"),
+        ({"repetition_penalty": float("inf")}, "--repetition_penalty.*0"),
+        ({"repetition_penalty": float("nan")}, "--repetition_penalty.*0"),
     ],
 )
 def test_settings_out_of_their_range_are_refused(fields, says):

@@ -51,12 +51,12 @@ def test_a_file_within_the_limits_comes_whole(address):
 
 
 def test_a_file_beyond_the_size_limit_is_refused(address):
-    with pytest.raises(ValueError, match="/file: is larger than 999 bytes"):
+    with pytest.raises(ValueError, match="/file.*999 bytes"):
         fetch(f"{address}/file", max_bytes=999)
 
 
 def test_a_server_that_takes_its_time_is_left(address):
-    with pytest.raises(ValueError, match=r"/slow: took longer than 0.3 s"):
+    with pytest.raises(ValueError, match=r"/slow.*longer than 0.3 s"):
         fetch(f"{address}/slow", seconds=0.3)
 
 
@@ -67,7 +67,7 @@ def test_a_server_that_never_ends_is_left_at_the_deadline(drip):
     scheme = "http" if drip in DRIPS else "https"
 
     def ask(port: int, seconds: float) -> None:
-        with pytest.raises(ValueError, match=rf"/x.png: took longer than {seconds:g} s"):
+        with pytest.raises(ValueError, match=rf"/x.png.*longer than {seconds:g} s"):
             fetch(f"{scheme}://127.0.0.1:{port}/x.png", seconds=seconds)
 
     check_that_it_leaves(drip, ask)
@@ -76,23 +76,23 @@ def test_a_server_that_never_ends_is_left_at_the_deadline(drip):
 def test_a_file_comes_whole_over_tls_from_the_host_of_the_certificate_alone(tmp_path, monkeypatch):
     body = bytes(range(256)) * 1000
     with serving_tls(tmp_path, "localhost", body) as (port, certificate):
-        with pytest.raises(ValueError, match="cannot be fetched.*CERTIFICATE_VERIFY_FAILED"):
+        with pytest.raises(ValueError, match="CERTIFICATE_VERIFY_FAILED"):
             fetch(f"https://localhost:{port}/")
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         assert fetch(f"https://localhost:{port}/") == body
-        with pytest.raises(ValueError, match="cannot be fetched.*CERTIFICATE_VERIFY_FAILED"):
+        with pytest.raises(ValueError, match="CERTIFICATE_VERIFY_FAILED"):
             fetch(f"https://127.0.0.1:{port}/")
 
 
 def test_a_file_comes_by_the_proxy_of_the_environment(address, monkeypatch):
     monkeypatch.setenv("http_proxy", address)
-    with pytest.raises(ValueError, match="cannot be fetched.*404"):  # the proxy is asked for a whole address
+    with pytest.raises(ValueError, match="fetched.*404"):  # the proxy is asked for a whole address
         fetch("http://a.invalid/file")
 
 
 def test_a_redirect_leads_on_within_the_same_time(address):
     with dripping(f"HTTP/1.1 302 Found\r\nLocation: {address}/slow\r\n\r\n".encode(), b"") as server:
-        with pytest.raises(ValueError, match="took longer than 0.4 s"):
+        with pytest.raises(ValueError, match="longer than 0.4 s"):
             fetch(f"http://127.0.0.1:{server.port}/", seconds=0.4)
         assert not server.ends.is_set()
 
@@ -101,7 +101,7 @@ def test_a_name_that_is_never_resolved_is_left_at_the_deadline(monkeypatch):
     ends = threading.Event()
     monkeypatch.setattr(fetch_module.socket, "getaddrinfo", lambda *arguments: ends.wait(60))
     try:
-        with pytest.raises(ValueError, match="took longer than 0.2 s"):
+        with pytest.raises(ValueError, match="longer than 0.2 s"):
             fetch("http://a.org/x.png", seconds=0.2)
         assert not ends.is_set()
     finally:
@@ -115,5 +115,5 @@ def test_an_address_that_gives_nothing_is_named(address, path):
 
 
 def test_files_are_not_addresses(tmp_path):
-    with pytest.raises(ValueError, match="must start with http"):
+    with pytest.raises(ValueError, match="http:// or https://"):
         fetch(f"file://{tmp_path}")

@@ -4,6 +4,7 @@ from argparse import Namespace
 
 import pytest
 import tiny
+from messages import assert_names
 
 import llava.model.builder
 from llava.command import Parser
@@ -50,9 +51,9 @@ def test_flags_that_a_caller_leaves_out_are_as_by_default(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"conv_mode": "none"}, "^--conv-mode must be one of"),
-        ({"image_aspect_ratio": "round"}, "^--image_aspect_ratio must be one of square, pad"),
-        ({"device": "typewriter"}, "^--device typewriter is not here"),
+        ({"conv_mode": "none"}, "^--conv-mode.*'none'"),
+        ({"image_aspect_ratio": "round"}, "^--image_aspect_ratio.*square, pad.*'round'"),
+        ({"device": "typewriter"}, "^--device typewriter"),
     ],
 )
 def test_what_cannot_be_is_refused_ahead_of_loading(folder, monkeypatch, options, message):
@@ -68,4 +69,4 @@ def test_a_default_of_a_command_takes_the_place_of_the_shared_one(capsys):
     assert (args.max_new_tokens, args.temperature, args.conv_mode) == (7, 0.2, None)
     with pytest.raises(SystemExit):
         parser.parse_args(["--max-new-tokens", "0"])
-    assert "must be a whole number of at least 1, got '0'" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err.rpartition("error:")[2], "--max-new-tokens", "1", "'0'")

@@ -83,7 +83,7 @@ def test_flags_become_what_load_pretrained_model_takes(argv, expected):
 
 
 def test_a_model_is_loaded_in_4_bits_or_in_8():
-    with pytest.raises(UserError, match="^--load-4bit and --load-8bit exclude each other"):
+    with pytest.raises(UserError, match="^--load-4bit and --load-8bit"):
         options("--load-4bit", "--load-8bit")
 
 
@@ -92,10 +92,10 @@ def test_flags_that_a_caller_leaves_out_are_as_by_default():
 
 
 def test_a_device_that_is_not_here_is_refused_by_name():
-    with pytest.raises(UserError, match="--device typewriter is not here"):
+    with pytest.raises(UserError, match="--device typewriter"):
         check_device("typewriter")
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="--device cuda is not here"):
+        with pytest.raises(UserError, match="--device cuda"):
             check_device("cuda")
     check_device("cpu")
 
@@ -115,7 +115,7 @@ def test_flash_attention_without_its_package_is_refused_by_its_flag(monkeypatch,
     for module in (llava.loading.FLASH_PACKAGES[name][0], "kernels"):
         there = {module}
         assert options("--attn_implementation", name)["attn_implementation"] == name
-    with pytest.raises(UserError, match=f"--attn_implementation {name} computes in half precision"):
+    with pytest.raises(UserError, match=f"--attn_implementation {name}.*--dtype"):
         options("--attn_implementation", name, "--dtype", "fp32")
 
 
@@ -179,14 +179,14 @@ def test_quantised_weights_are_computed_with_in_that_dtype(
 def test_attention_that_transformers_refuses_is_said_in_one_line_that_names_the_flag(folder, name):
     if name in FLASH and torch.cuda.is_available():
         pytest.skip("it may be here")
-    with pytest.raises(UserError, match=f"^--attn_implementation {name} cannot be used here") as error:
+    with pytest.raises(UserError, match=f"^--attn_implementation {name} cannot be used") as error:
         load_pretrained_model(str(folder), attn_implementation=name)
     assert "\n" not in str(error.value)
 
 
 def test_attention_that_a_family_lacks_is_refused_likewise(tmp_path):
     tiny.save_language_model(tmp_path, "mpt")
-    with pytest.raises(UserError, match="^--attn_implementation sdpa cannot be used here"):
+    with pytest.raises(UserError, match="^--attn_implementation sdpa .*cannot be used"):
         load_pretrained_model(str(tmp_path), attn_implementation="sdpa")
 
 

@@ -73,7 +73,7 @@ def test_pixels_of_different_sizes_come_as_a_list():
 
 
 def test_an_unknown_aspect_ratio_is_refused_by_name():
-    with pytest.raises(ValueError, match="must be one of square, pad, slice, anyres, got 'wide'"):
+    with pytest.raises(ValueError, match="square, pad, slice, anyres.*'wide'"):
         process_images([picture(9, 9)], PROCESSORS[0], Namespace(image_aspect_ratio="wide"))
 
 
@@ -94,15 +94,15 @@ def test_load_image_names_a_file_that_is_cut_short(tmp_path, suffix):
     picture(64, 64).save(path)
     cut = tmp_path / f"cut.{suffix}"
     cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ValueError, match=rf"cut.{suffix} cannot be read.*fetch it again"):
+    with pytest.raises(ValueError, match=rf"cut.{suffix}.*cannot be read"):
         load_image(cut)
 
 
 def test_load_image_names_a_missing_file_and_one_that_is_no_image(tmp_path):
-    with pytest.raises(ValueError, match=r"none.png does not exist; check --image_folder"):
+    with pytest.raises(ValueError, match=r"none.png.*does not exist.*--image_folder"):
         load_image(tmp_path / "none.png")
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"text.png cannot be read"):
+    with pytest.raises(ValueError, match=r"text.png.*cannot be read"):
         load_image(tmp_path / "text.png")
 
 

@@ -217,11 +217,9 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path, mode, form):
 def test_pixels_without_a_known_range_are_refused_by_name(tmp_path, kind, words):
     image = Image.fromarray(np.arange(12).reshape(3, 4).astype(kind))
     path = saved(tmp_path / "depth.tiff", image)
-    with pytest.raises(
-        ValueError, match=rf"depth.tiff has pixels that are .*{words}.*; save it with 8 or 16"
-    ):
+    with pytest.raises(ValueError, match=rf"depth.tiff.*{words}.*8 or 16"):
         load_image(path)
-    with pytest.raises(ValueError, match="A picture has pixels"):
+    with pytest.raises(ValueError, match="A picture .*pixels"):
         process_images([image], None, None)
 
 
@@ -237,10 +235,10 @@ def test_of_an_animation_the_first_frame_counts(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("none.png", "none.png does not exist; check --image_folder"),
+        ("none.png", "none.png.*does not exist.*--image_folder"),
         ("nul\0.png", "does not exist"),
-        ("half\ud800.png", "half\ufffd.png does not exist"),
-        ("x" * 5000, r"x{50,}\.\.\. does not exist"),
+        ("half\ud800.png", "half\ufffd.png.*does not exist"),
+        ("x" * 5000, r"x{50,}\.\.\..*does not exist"),
         ("", "is a folder"),
     ],
 )
@@ -253,7 +251,7 @@ def test_names_of_no_file_are_refused_in_words_that_can_be_printed(tmp_path, nam
 
 
 def test_base64_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="A picture is no base64"):
+    with pytest.raises(ValueError, match="no base64"):
         load_image_from_base64("a")
 
 

@@ -191,11 +191,11 @@ def test_pinpoints_may_be_a_range_of_grids_or_missing():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (config("slice", patch_num=10), "--patch_num must be one of 9, 16, 25, got 10"),
-        (config("anyres", mm_patch_merge_type="wide"), "--mm_patch_merge_type must be one of flat"),
-        (config("anyres", image_grid_pinpoints="[[30, 28]]"), "multiples of the tower's 28 pixels"),
-        (config("anyres", image_grid_pinpoints="28x56"), "must be a list of"),
-        (config("anyres", image_grid_pinpoints=[]), "multiples of"),
+        (config("slice", patch_num=10), "--patch_num.*9, 16, 25.*10"),
+        (config("anyres", mm_patch_merge_type="wide"), "--mm_patch_merge_type.*flat"),
+        (config("anyres", image_grid_pinpoints="[[30, 28]]"), "--image_grid_pinpoints.*28 pixels.*30, 28"),
+        (config("anyres", image_grid_pinpoints="28x56"), "--image_grid_pinpoints.*width, height"),
+        (config("anyres", image_grid_pinpoints=[]), r"--image_grid_pinpoints.*28 pixels.*\[\]"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(settings, message):
@@ -204,7 +204,7 @@ def test_settings_that_cannot_be_used_are_refused(settings, message):
 
 
 def test_a_processor_that_makes_no_square_is_refused():
-    with pytest.raises(ValueError, match="set its crop_size"):
+    with pytest.raises(ValueError, match="crop_size"):
         process_images(
             [noise(9, 9)],
             CLIPImageProcessor(size={"shortest_edge": 28}, do_center_crop=False),
@@ -215,11 +215,9 @@ def test_a_processor_that_makes_no_square_is_refused():
 def test_tiles_that_are_not_the_images_and_unknown_sizes_are_refused():
     with pytest.raises(ValueError, match="image_sizes is missing"):
         Slice(28).layout(None, 4, 3)
-    with pytest.raises(
-        ValueError, match=r"an image of 640x480 pixels came as 3 tile\(s\), but Slice.* makes 7"
-    ):
+    with pytest.raises(ValueError, match=r"640x480.*3 tile.*Slice.*7"):
         Slice(336).layout((640, 480), 4, 3)
-    with pytest.raises(ValueError, match="came as 3 tiles, but --image_aspect_ratio square and pad make one"):
+    with pytest.raises(ValueError, match="3 tiles.*--image_aspect_ratio"):
         tiling_of(None, 28).layout(None, 4, 3)
 
 

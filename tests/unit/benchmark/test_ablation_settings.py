@@ -74,24 +74,24 @@ def test_numbers_that_yaml_takes_for_text_are_numbers(write):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": [0]}, "unknown seed; known are data, tower"),
-        ({"seeds": 3}, r"seeds cannot be 3 \(a list of whole numbers"),
-        ({"tower": None}, "tower must be given"),
-        ({"data": {**STUDY["data"], "num_train": 1.5}}, "num_train cannot be 1.5"),
+        ({"seed": [0]}, "unknown seed.*data, tower"),
+        ({"seeds": 3}, ": seeds .* 3 "),
+        ({"tower": None}, "tower.*given"),
+        ({"data": {**STUDY["data"], "num_train": 1.5}}, "num_train.*1.5"),
         (
             {"data": {**STUDY["data"], "score_on": "train"}},
-            "score_on must be test or validation, got 'train'",
+            "score_on.*test.*validation.*'train'",
         ),
         ({"data": {**STUDY["data"], "score_on": "validation"}}, "needs data.num_validation"),
         (
             {"rows": [{"name": "a", "projector": "mystery"}]},
-            "row 1: --mm_projector_type 'mystery' is unknown",
+            "row 1: --mm_projector_type 'mystery'",
         ),
         ({"rows": [{"name": "a", "projector": ["linear"]}]}, r"row 1: --mm_projector_type \['linear'\]"),
-        ({"rows": [{"name": "a", "projector": "linear", "hkve": False}]}, "row 1: unknown hkve; a row takes"),
-        ({"rows": [{"name": "a", "projector": "visionzip"}]}, "ranks by attention, which is not cached"),
-        ({"rows": [*STUDY["rows"], STUDY["rows"][0]]}, "blind stands twice"),
-        ({"tables": {"all": {"rows": ["nobody"]}}}, "rows that are not there: nobody"),
+        ({"rows": [{"name": "a", "projector": "linear", "hkve": False}]}, "row 1: unknown hkve"),
+        ({"rows": [{"name": "a", "projector": "visionzip"}]}, "attention.*not cached"),
+        ({"rows": [*STUDY["rows"], STUDY["rows"][0]]}, "blind.*twice"),
+        ({"tables": {"all": {"rows": ["nobody"]}}}, "not there: nobody"),
     ],
 )
 def test_what_is_wrong_with_a_study_is_said(write, changes, message):
@@ -101,7 +101,7 @@ def test_what_is_wrong_with_a_study_is_said(write, changes, message):
 
 def test_a_file_that_is_no_study_is_refused(tmp_path):
     (tmp_path / "broken.yaml").write_text("rows: [")
-    for name, message in (("absent.yaml", "cannot be read"), ("broken.yaml", "cannot be read as YAML")):
+    for name, message in (("absent.yaml", "absent.yaml.*YAML"), ("broken.yaml", "broken.yaml.*YAML")):
         with pytest.raises(ValueError, match=message):
             read_study(tmp_path / name)
 

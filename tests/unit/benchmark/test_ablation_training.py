@@ -197,5 +197,5 @@ def test_a_loss_that_is_not_finite_is_an_error(small):
     hidden.values[0] = float("nan")
     split = Split([asked(codec, "red")] * 4, range(4))
     reader = make_reader(settings, codec, seed=0)
-    with pytest.raises(ValueError, match="linear-seed0: the loss is not finite"):
+    with pytest.raises(ValueError, match="linear-seed0.*not finite"):
         train(run_of("linear"), Training(1, batch_size=4), reader, split, hidden, "cpu")

@@ -132,8 +132,8 @@ def test_pages_are_filled_from_the_files_alone(results, tmp_path, monkeypatch):
 
 
 def test_a_folder_without_results_is_said(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"has no parts\.json"):
+    with pytest.raises(UserError, match=r"no parts\.json"):
         gpu_pages.fill_pages(tmp_path, {})
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="nvidia-smi names no GPU; give --output_dir"):
+    with pytest.raises(UserError, match="nvidia-smi.*--output_dir"):
         gpu_report.card_name()

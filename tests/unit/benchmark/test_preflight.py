@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from messages import assert_names
 from training_parts import flags, save_parts
 
 from llava.benchmark.preflight import checks
@@ -75,29 +76,29 @@ def test_a_page_says_what_is_there_and_when_the_run_ends():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "parts"),
     [
-        ({"disk": {"free_gib": 100.0}}, "**disk**: the run writes 194 GiB, and /data/out has 100 GiB free."),
+        ({"disk": {"free_gib": 100.0}}, ("**disk**: ", "194 GiB", "/data/out", "100 GiB free")),
         (
             {"memory": {"fits": False}},
-            "16 records of 2048 positions do not fit. What to do: set BATCH_SIZE=28",
+            ("16 records of 2048 positions", "BATCH_SIZE=28"),
         ),
-        ({"data": {"samples_per_second": 20.0}}, "prepares 20 samples a second, and the steps use 21."),
+        ({"data": {"samples_per_second": 20.0}}, ("20 samples a second", "21")),
         (
             {"machine": {"gpus": [{"name": "A100", "gib": 80.0, "free_gib": 20.0}]}},
-            "others hold 60 of 80 GiB of A100. What to do: end them, or choose other GPUs",
+            ("60 of 80 GiB of A100", "other GPUs"),
         ),
         (
             {"deepspeed": {"problem": "no nvcc."}},
-            "**deepspeed**: no nvcc. What to do: set DEEPSPEED_CONFIG=none",
+            ("**deepspeed**: no nvcc.", "DEEPSPEED_CONFIG=none"),
         ),
-        ({"steps": {"problem": "out of memory"}}, "**steps**: out of memory. What to do:"),
+        ({"steps": {"problem": "out of memory"}}, ("**steps**: out of memory.",)),
     ],
 )
-def test_a_problem_comes_first_with_what_to_do(changes, said):
+def test_a_problem_comes_first_with_what_to_do(changes, parts):
     verdict, problem = page(**changes).splitlines()[2:5:2]
     assert verdict.endswith("1 to mend:")
-    assert said in problem
+    assert_names(problem, *parts)
 
 
 def test_a_users_mistake_that_several_checks_met_is_said_once_with_its_own_remedy():
@@ -123,7 +124,7 @@ def test_a_check_that_hangs_or_dies_or_raises_is_a_problem_and_no_more(tmp_path)
     assert check("machine", request, 0.01, log) == {"problem": said}
     assert check("no_such_check", request, 60, log)["problem"].startswith("KeyError: 'no_such_check' (")
     assert "Traceback" in log.read_text()
-    assert "there is no GPU here" in check("memory", request, 60, log)["problem"]
+    assert "no GPU" in check("memory", request, 60, log)["problem"]
     assert "figures" in check("machine", request, 60, log)
     assert not log.exists()
 
@@ -186,7 +187,7 @@ def test_the_memory_of_another_machine(request_of):
     assert found["fits"]
     assert found["largest_of_usual_kept"] == 1024  # the most that is looked for
     assert sum(found["parts_gib"].values()) == pytest.approx(found["total_gib"])
-    with pytest.raises(UserError, match="there is no GPU here"):
+    with pytest.raises(UserError, match="no GPU.*asked"):
         checks.memory(request_of(decided=decided))
 
 
@@ -199,7 +200,7 @@ def test_two_ranks_add_up_a_tensor(request_of):
 
 def test_a_model_that_would_fill_main_memory_is_not_tried_on_a_cpu(request_of, monkeypatch):
     monkeypatch.setattr(checks, "FLOAT32_TRAINING_BYTES", 10**9)
-    with pytest.raises(UserError, match="there is no GPU here, and this model needs"):
+    with pytest.raises(UserError, match="no GPU.*needs"):
         checks.steps(request_of())
 
 
@@ -235,7 +236,7 @@ def test_a_feature_that_computes_something_else_does_not_work(monkeypatch):
         close(torch.ones(4), torch.tensor([1.0, 1.0, 1.0, 2.0]))
 
     monkeypatch.setitem(FEATURES, "bf16", Feature("", wrong, needs_gpu=False))
-    with pytest.raises(ArithmeticError, match="its result is wrong: relative error 0.378"):
+    with pytest.raises(ArithmeticError, match="relative error 0.378"):
         try_feature("bf16", "cpu")
     with pytest.raises(ArithmeticError, match="relative error nan"):
         close(torch.tensor([float("nan")]), torch.ones(1))
@@ -270,9 +271,9 @@ def test_the_script_itself_is_asked_what_it_starts(monkeypatch):
 @pytest.mark.parametrize(
     ("script", "variables", "said"),
     [
-        ("v1_5/nothing", {}, "--for v1_5/nothing: there is no training script scripts/v1_5/nothing.sh."),
-        ("heatmap", {}, "--for heatmap: there is no training script"),
-        ("finetune", {"BATCH_SIZE": "0"}, "BATCH_SIZE must be a whole number above 0, got '0'."),
+        ("v1_5/nothing", {}, "--for v1_5/nothing.*scripts/v1_5/nothing.sh"),
+        ("heatmap", {}, "--for heatmap"),
+        ("finetune", {"BATCH_SIZE": "0"}, "BATCH_SIZE.*'0'"),
     ],
 )
 def test_a_script_that_is_not_there_or_refuses_is_said(monkeypatch, script, variables, said):

@@ -68,7 +68,7 @@ def test_more_rounds_ask_training_scenes_more_and_test_scenes_the_same(made, tmp
 def test_a_folder_of_another_data_set_is_refused_and_left(made, change):
     (name,) = change
     before = contents(made)
-    with pytest.raises(ValueError, match=rf"holds something else .*{name}.*choose another --output_dir"):
+    with pytest.raises(ValueError, match=rf"something else.*{name}.*--output_dir"):
         write_dataset(made, **SETTINGS | change)
     assert contents(made) == before
 
@@ -81,7 +81,7 @@ def test_a_folder_of_another_version_is_refused(made, monkeypatch):
 
 def test_a_folder_of_something_else_is_refused_and_an_empty_one_is_filled(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds something else"):
+    with pytest.raises(ValueError, match="something else"):
         write_dataset(tmp_path, **SETTINGS, workers=1)
     assert contents(tmp_path) == {"notes.txt": b"mine"}
     (tmp_path / "empty").mkdir()
@@ -91,11 +91,11 @@ def test_a_folder_of_something_else_is_refused_and_an_empty_one_is_filled(tmp_pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_train": 0}, "--num_train must be 1 or more, got 0"),
-        ({"num_test": -1}, "--num_test must be 1 or more"),
-        ({"size": 64}, "--size must be 112 or more"),
-        ({"seed": -1}, "--seed must be 0 or more"),
-        ({"workers": 0}, "--workers must be 1 or more"),
+        ({"num_train": 0}, "--num_train .* 1 .* 0"),
+        ({"num_test": -1}, "--num_test .* 1 .*-1"),
+        ({"size": 64}, "--size .*112.*64"),
+        ({"seed": -1}, "--seed .* 0 .*-1"),
+        ({"workers": 0}, "--workers .* 1 .* 0"),
     ],
 )
 def test_numbers_out_of_range_are_refused(tmp_path, change, message):
@@ -117,7 +117,7 @@ def test_an_interrupted_run_leaves_no_data_set_and_its_pictures_are_kept(made, t
     with pytest.raises(KeyboardInterrupt):
         write_dataset(tmp_path / "data", **SETTINGS, workers=1)
     assert not (tmp_path / "data").exists()
-    with pytest.raises(ValueError, match="holds no PrismVQA"):
+    with pytest.raises(ValueError, match="no PrismVQA"):
         load_split(tmp_path / "data", "train")
     assert write_dataset(tmp_path / "data", **SETTINGS, workers=1)
     assert len(drawn) == 10 + SETTINGS["num_train"] + SETTINGS["num_test"] - 9
@@ -186,7 +186,7 @@ def test_examples_are_of_the_public_kind(made):
     assert isinstance(example.image, Path)
     assert all(isinstance(question, Question) for question in example.questions)
     assert {question.family for question in example.questions} <= set(FAMILIES)
-    with pytest.raises(ValueError, match="split must be one of train, test, got 'val'"):
+    with pytest.raises(ValueError, match="train, test.*'val'"):
         load_split(made, "val")
 
 
@@ -234,4 +234,5 @@ def test_the_command_says_what_to_mend():
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr == "error: --num_train must be 1 or more, got 0.\n"
+    assert done.stderr.startswith("error: --num_train ")
+    assert len(done.stderr.splitlines()) == 1

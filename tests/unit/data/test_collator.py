@@ -66,5 +66,5 @@ def test_packs_share_a_row_and_no_record_predicts_the_next_ones_first_token(side
 
 
 def test_an_unknown_side_is_refused():
-    with pytest.raises(ValueError, match="must be 'left' or 'right', got 'up'"):
+    with pytest.raises(ValueError, match="'left'.*'right'.*'up'"):
         Collator(0, "up")

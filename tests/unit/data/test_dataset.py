@@ -7,6 +7,7 @@ from argparse import Namespace
 import numpy as np
 import pytest
 import torch
+from messages import assert_names
 from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessor
@@ -106,7 +107,7 @@ def test_where_tiles_depend_on_it_an_images_size_decides_how_many_positions_it_t
     assert set(asked) == {(30, 20)}
     (tmp_path / "dog.png").write_text("no picture")
     for measure in (lambda d: d.length(0), lambda d: d.modality_lengths):
-        with pytest.raises(BadRecord, match=r"record 0 \(id dog\): .*dog\.png cannot be read"):
+        with pytest.raises(BadRecord, match=r"record 0 \(id dog\): .*dog\.png.*cannot be read"):
             measure(make([with_image("dog")], **slices))
     skipping = make([with_image("dog"), TEXT_ONLY], on_bad_record="skip", **slices)
     assert skipping.lengths == [1, 7]
@@ -156,10 +157,9 @@ def test_fail_lists_every_record_that_is_bad_on_disk(make):
     with pytest.raises(BadRecord) as error:
         make([with_image("bus"), *BAD])
     message = str(error.value)
-    assert message.startswith("3 bad record(s) in")
-    assert "record 1 (id none): 'conversations' is missing" in message
-    assert "record 2 (id ghost): image file" in message
-    assert "ghost.png does not exist; check --image_folder" in message
+    assert message.startswith("3 bad record(s)")
+    assert "record 1 (id none): 'conversations'" in message
+    assert_names(message, "record 2 (id ghost): ", "ghost.png does not exist", "--image_folder")
     assert "record 3 (id odd): 0 <image>" in message
     assert "--on_bad_record skip" in message
 
@@ -188,7 +188,7 @@ def test_skip_with_nothing_left_fails(make):
 def test_a_corrupt_image_fails_the_run_by_name(make, tmp_path):
     dataset = make([with_image("bus"), with_image("dog")])
     cut_short(tmp_path / "dog.png")
-    with pytest.raises(BadRecord, match=r"record 1 \(id dog\): Image file .*dog.png cannot be read"):
+    with pytest.raises(BadRecord, match=r"record 1 \(id dog\).*dog.png.*cannot be read"):
         dataset[1]
 
 
@@ -210,7 +210,7 @@ def test_skip_takes_the_next_good_record_and_says_so(make, tmp_path, num_workers
 def test_skip_fails_once_no_record_is_left(make, tmp_path):
     dataset = make([with_image("bus")], on_bad_record="skip")
     cut_short(tmp_path / "bus.png")
-    with pytest.raises(BadRecord, match="No good record is left"):
+    with pytest.raises(BadRecord, match="No good record"):
         dataset[0]
 
 
@@ -243,9 +243,7 @@ def test_a_cut_image_placeholder_takes_its_image_with_it(make):
 
 def test_an_answer_beyond_the_limit_is_a_bad_record(make):
     long = with_image("dog", conversations=turns("<image>\n" + "What? " * 200, "A dog."))
-    with pytest.raises(
-        BadRecord, match=r"record 1 \(id dog\): no word .* first 150 tokens; raise --model_max_length"
-    ):
+    with pytest.raises(BadRecord, match=r"record 1 \(id dog\).*150 tokens.*--model_max_length"):
         make([with_image("bus"), long], model_max_length=150)[1]
     dataset = make([with_image("bus"), long], model_max_length=150, on_bad_record="skip")
     assert (dataset[1]["labels"] != IGNORE_INDEX).any()
@@ -253,16 +251,16 @@ def test_an_answer_beyond_the_limit_is_a_bad_record(make):
 
 
 def test_plain_counts_a_conversation_as_bad(make):
-    with pytest.raises(BadRecord, match=r"record 1 \(id text\): the template 'plain' takes one image"):
+    with pytest.raises(BadRecord, match=r"record 1 \(id text\).*'plain'"):
         make([with_image("bus"), TEXT_ONLY], template="plain")
 
 
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ({"template": "v9"}, "--version must be one of"),
-        ({"image_config": Namespace(image_aspect_ratio="wide")}, "--image_aspect_ratio must be one of"),
-        ({"on_bad_record": "hide"}, "--on_bad_record must be 'fail' or 'skip'"),
+        ({"template": "v9"}, "--version.*'v9'"),
+        ({"image_config": Namespace(image_aspect_ratio="wide")}, "--image_aspect_ratio.*'wide'"),
+        ({"on_bad_record": "hide"}, "--on_bad_record.*'fail'.*'skip'"),
     ],
 )
 def test_unknown_arguments_are_refused_at_once(make, argument, message):

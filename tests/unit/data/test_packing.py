@@ -121,12 +121,12 @@ def test_a_record_that_proves_bad_is_left_out_of_its_pack_and_counted(make, tmp_
 
 def test_what_has_no_answer_within_the_limit_is_found_ahead_of_the_first_step(make):
     long = {"id": "long", "conversations": turns("What? " * LIMIT, "It.")}
-    with pytest.raises(BadRecord, match=r"\(id long\): no word of an answer"):
+    with pytest.raises(BadRecord, match=r"\(id long\).*--model_max_length"):
         PackedDataset(make([*some_records(), long]))
     packed = PackedDataset(make([*some_records(), long], on_bad_record="skip"))
     assert 9 not in all_members(packed)
     assert len(packed.bad_records) == 1
-    with pytest.raises(BadRecord, match="No good record is left to pack"):
+    with pytest.raises(BadRecord, match="No good record.*pack"):
         PackedDataset(make([long], on_bad_record="skip"))
 
 

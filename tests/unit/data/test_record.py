@@ -7,6 +7,7 @@ import lzma
 import tracemalloc
 
 import pytest
+from messages import assert_names
 
 from llava.data.record import (
     BadRecord,
@@ -28,23 +29,23 @@ GOOD = [
     {"id": "x", "image": ["a.png", "b.png"], "conversations": turns("<image>", "A.", "<image>", "B.")},
 ]
 BAD = [
-    ("text", "it is a str; make it an object"),
-    ({"id": 1}, "'conversations' is missing or empty"),
-    ({"conversations": []}, "'conversations' is missing or empty"),
-    ({"conversations": ["Hi"]}, "turn 0 is from 'Hi', expected 'human'"),
-    ({"conversations": list(reversed(turns("Hi", "Hello!")))}, "turn 0 is from 'gpt', expected 'human'"),
-    ({"conversations": [{"from": "system", "value": "x"}]}, "turn 0 is from 'system' and nobody follows"),
+    ("text", "is a str"),
+    ({"id": 1}, "'conversations' is missing"),
+    ({"conversations": []}, "'conversations' is missing"),
+    ({"conversations": ["Hi"]}, "turn 0.*'Hi'.*'human'"),
+    ({"conversations": list(reversed(turns("Hi", "Hello!")))}, "turn 0.*'gpt'.*'human'"),
+    ({"conversations": [{"from": "system", "value": "x"}]}, "turn 0.*'system'"),
     (
         {"conversations": turns("Hi", "Hello!", "And?")},
-        "the last of 3 turns is the human's; add the gpt's answer",
+        "last of 3 turns",
     ),
-    ({"conversations": turns("Hi", " ")}, r"turn 1 \(gpt\) has the value ' '"),
-    ({"conversations": turns(None, "Hello!")}, r"turn 0 \(human\) has the value None"),
+    ({"conversations": turns("Hi", " ")}, r"turn 1 \(gpt\).*' '"),
+    ({"conversations": turns(None, "Hello!")}, r"turn 0 \(human\).*None"),
     ({"image": "a.png", "conversations": turns("Hi", "Hello!")}, r"0 <image> .* but 1 image file\(s\)"),
     ({"conversations": turns("<image>", "Hello!")}, r"1 <image> .* but 0 image file\(s\)"),
     ({"image": ["a.png"], "conversations": turns("<image><image>", "Hello!")}, "2 <image> .* but 1 image"),
-    ({"image": "a.png", "conversations": turns("Hi", "An <image>")}, "turn 1, an answer, contains <image>"),
-    ({"image": 3, "conversations": turns("<image>", "Hello!")}, "'image' is 3; make it a file name"),
+    ({"image": "a.png", "conversations": turns("Hi", "An <image>")}, "turn 1.*answer.*<image>"),
+    ({"image": 3, "conversations": turns("<image>", "Hello!")}, "'image'.*3.*file name"),
 ]
 
 TALK = turns("Hi", "Hello!")
@@ -172,13 +173,13 @@ def test_a_broken_line_of_jsonl_is_one_bad_record_among_good_ones(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('[\n{"id": 1},\n{"id": }]', r"x.json, line 3, column \d+: .*; correct it"),
+        ('[\n{"id": 1},\n{"id": }]', r"x.json, line 3, column \d+: .*correct"),
         ('[{"id": 1}\n {"id": 2}]', r"x.json, line 2, column 2: expected ',' or ']'"),
-        ('[{"id": 1}]\n]', "x.json, line 2, column 1: expected nothing after the list"),
+        ('[{"id": 1}]\n]', "x.json, line 2, column 1: .*after the list"),
         ('[{"id": 1},\n', "x.json, line 2, column 1"),
-        ('[\n{"id": 1},\n{"id"', "x.json, line 3, .*fetch the file again if it was cut short"),
+        ('[\n{"id": 1},\n{"id"', "x.json, line 3, .*cut short"),
         (" \n", "x.json is empty"),
-        ("[]", "x.json holds an empty list"),
+        ("[]", "x.json.*empty list"),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(tmp_path, content, message):
@@ -228,10 +229,10 @@ OTHER_KINDS = {
     "zip.jsonl": (b"PK\x03\x04" + bytes(99), "a zip archive"),
     "a.parquet": (b"PAR1" + bytes(99), "a parquet file"),
     "parquet": (b"PAR1" + bytes(99), "a parquet file"),
-    "tar": (bytes(257) + b"ustar" + bytes(999), "a tar archive.*let its name end in .tar"),
+    "tar": (bytes(257) + b"ustar" + bytes(999), r"a tar archive.*\.tar"),
     "pointer.json": (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer"),
-    "page.json": (b"<!DOCTYPE html>\n<html>", "no JSON: it starts with '<!DOCTYPE html>'"),
-    "object.json": (b'{\n "data": []\n}', "one JSON object over several lines"),
+    "page.json": (b"<!DOCTYPE html>\n<html>", "no JSON.*'<!DOCTYPE html>'"),
+    "object.json": (b'{\n "data": []\n}', "one JSON object"),
 }
 
 
@@ -241,13 +242,13 @@ def test_a_file_of_another_kind_is_named_in_one_line(tmp_path, name):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name} is {kind}") as error:
         list(iter_records(tmp_path / name))
-    assert "but records come in JSON or JSONL files, or in tar shards" in str(error.value)
+    assert_names(str(error.value), "JSON or JSONL", "tar shards")
     assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "b/{00..63}.tar.gz", "a.zip", "a.parquet", "."])
 def test_a_folder_and_files_that_are_not_there_are_named_by_their_names(tmp_path, name):
-    with pytest.raises(ValueError, match="but records come in JSON or JSONL files"):
+    with pytest.raises(ValueError, match="JSON or JSONL"):
         check_data_file(tmp_path / name)
 
 

@@ -130,7 +130,7 @@ def test_a_weighted_file_is_grouped_as_often_as_it_is_taken():
 
 
 def test_impossible_arguments_are_refused():
-    with pytest.raises(ValueError, match="lengths must not be 0"):
+    with pytest.raises(ValueError, match="lengths.*0"):
         sampler([1, 0])
     with pytest.raises(ValueError, match="got 0 and 2"):
         sampler([1], batch_size=0)

@@ -193,20 +193,20 @@ def test_fewer_shards_than_readers_are_refused_with_all_numbers(shards, stream):
 
 
 def test_missing_shards_and_mixed_kinds_are_refused(shards, stream, tmp_path):
-    with pytest.raises(ValueError, match=r"1 of 13 shard\(s\) do not exist, the first: .*012.tar"):
+    with pytest.raises(ValueError, match=r"1 of 13 shard.*012.tar.*--data_path"):
         expand_shards(f"{tmp_path}/{{000..012}}.tar")
-    with pytest.raises(ValueError, match="mixes tar shards with a.json"):
+    with pytest.raises(ValueError, match="--data_path mixes.*a.json"):
         stream(shards, "a.json")
 
 
 BAD = {
     "picture": ({**with_image(1), "png": b"no picture"}, "picture.png cannot be read"),
-    "turns": ({"json": {"conversations": turns("Hi")}}, "the last of 1 turns is the human's"),
+    "turns": ({"json": {"conversations": turns("Hi")}}, "last of 1 turns"),
     "syntax": ({"json": b"{"}, "syntax.json cannot be read"),
-    "lone": ({"png": png(1)}, "neither lone.json nor lone.txt; its members: png"),
-    "images": ({"json": with_image(1)["json"]}, r"1 <image> in the conversation but 0 image file\(s\)"),
-    "video": ({**with_image(1), "mp4": b"film"}, "video.mp4 is not read, for models here take pictures"),
-    "images_key": ({"json": {"images": ["a"], **with_image(1)["json"]}}, "'images' is not read; name it"),
+    "lone": ({"png": png(1)}, "lone.json nor lone.txt.* png"),
+    "images": ({"json": with_image(1)["json"]}, "1 <image> .*0 image file"),
+    "video": ({**with_image(1), "mp4": b"film"}, "video.mp4 is not read"),
+    "images_key": ({"json": {"images": ["a"], **with_image(1)["json"]}}, "'images' is not read"),
     "half": ({"json": {"conversations": turns("a \ud800", "b")}}, r"turn 0 holds U\+D800"),
     "a_list": ({"json": [1]}, "it is a list"),
 }
@@ -222,7 +222,7 @@ def test_a_bad_sample_is_named_or_skipped_and_counted(tmp_path, stream, bad, pac
     dataset = stream(path, packing=packing, on_bad_record="skip", model_max_length=200)
     samples = list(islice(dataset, 6))
     assert set(keys(chain(*samples) if packing else samples)) == {"good1", "good2"}
-    assert dataset.bad_records[0].endswith("bad sample(s) or shard(s), each named above")
+    assert "bad sample(s)" in dataset.bad_records[0]
     assert f"a.tar, sample {bad}: " in caplog.text
 
 
@@ -269,7 +269,7 @@ CORRUPTIONS = {
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_a_corrupt_shard_is_named_or_skipped_and_counted(shards, stream, tmp_path, corruption):
     CORRUPTIONS[corruption](tmp_path / "003.tar")
-    with pytest.raises(BadRecord, match=r"003.tar: .*; the shard is corrupt or cut short: fetch it again"):
+    with pytest.raises(BadRecord, match=r"003.tar: .*cut short.*--data_path"):
         list(islice(stream(shards), 80))
     dataset = stream(shards, on_bad_record="skip")
     samples = set(keys(islice(dataset, 60)))
@@ -282,7 +282,7 @@ def test_a_corrupt_shard_is_named_or_skipped_and_counted(shards, stream, tmp_pat
 )
 def test_a_shard_of_another_kind_is_named(tmp_path, stream, content):
     (tmp_path / "a.tar").write_bytes(content)
-    with pytest.raises(BadRecord, match=r"a.tar is .*, but a shard is a tar archive as it is: unpack it"):
+    with pytest.raises(BadRecord, match=r"a.tar is .*unpack"):
         next(iter(stream(f"{tmp_path}/a.tar")))
 
 
@@ -290,9 +290,9 @@ def test_data_paths_of_other_kinds_are_refused_before_they_are_read(shards, tmp_
     (tmp_path / "a.json").write_text("[")
     check_data_paths([shards])
     check_data_paths([f"{tmp_path}/a.json"])
-    with pytest.raises(ValueError, match="a.tar.gz is compressed with gzip"):
+    with pytest.raises(ValueError, match="a.tar.gz.*gzip"):
         check_data_paths([shards, f"{tmp_path}/a.tar.gz"])
-    with pytest.raises(ValueError, match="mixes tar shards with"):
+    with pytest.raises(ValueError, match="--data_path mixes"):
         check_data_paths([shards, f"{tmp_path}/a.json"])
     with pytest.raises(ValueError, match="do not exist"):
         check_data_paths([f"{tmp_path}/none.tar"])
@@ -300,8 +300,8 @@ def test_data_paths_of_other_kinds_are_refused_before_they_are_read(shards, tmp_
 
 def test_a_stream_with_nothing_good_ends_with_a_reason(tmp_path, stream):
     path = write(tmp_path / "a.tar", {"bad": {"json": {}}})
-    with pytest.raises(BadRecord, match="epochs went by without a good record"):
+    with pytest.raises(BadRecord, match="epochs.*good record"):
         next(iter(stream(path, on_bad_record="skip")))
     (tmp_path / "a.tar").write_bytes(b"")
-    with pytest.raises(BadRecord, match="epochs went by without a good record"):
+    with pytest.raises(BadRecord, match="epochs.*good record"):
         next(iter(stream(path, on_bad_record="skip")))

@@ -166,7 +166,7 @@ def test_a_slow_tokenizer_is_refused():
         def __call__(self, text, **kwargs):
             return {"input_ids": [ord(c) for c in text]}
 
-    with pytest.raises(ValueError, match="Slow, a slow tokenizer, cannot tell; load a fast one"):
+    with pytest.raises(ValueError, match="slow tokenizer"):
         build_targets(talk("v1", ["Hi", "Hello!"]), Slow())
 
 
@@ -192,9 +192,9 @@ def test_several_images_of_a_turn_stay_where_they_are():
 
 def test_plain_refuses_a_conversation_and_unknown_templates_are_named():
     record = {"conversations": turns("Hi", "Hello!")}
-    with pytest.raises(ValueError, match=r"takes one image and one answer.*got 0 image\(s\) and 2 turns"):
+    with pytest.raises(ValueError, match=r"0 image.*2 turns"):
         conversation_from_record(record, "plain")
-    with pytest.raises(ValueError, match=r"--version must be one of chatml_direct, .*got 'v9'"):
+    with pytest.raises(ValueError, match=r"--version.*chatml_direct.*'v9'"):
         conversation_from_record(record, "v9")
 
 
@@ -230,5 +230,5 @@ def test_an_empty_system_text_leaves_the_templates_own(system):
 
 def test_plain_has_no_place_for_a_system_text():
     record = {"system": "Be brief.", "image": "a.png", "conversations": turns("<image>", "A bus.")}
-    with pytest.raises(ValueError, match="A plain template has no system part"):
+    with pytest.raises(ValueError, match="system part"):
         conversation_from_record(record, "plain")

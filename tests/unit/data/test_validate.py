@@ -80,7 +80,7 @@ def test_shards_are_read_to_the_end_whatever_is_bad_in_between(folder):
 
 def test_the_template_is_part_of_the_check(folder):
     problems, _ = run(folder, "data.jsonl", None, "plain")
-    assert sum("the template 'plain' takes one image" in problem for problem in problems) == 2
+    assert sum("'plain' takes one image" in problem for problem in problems) == 2
 
 
 NASTY = (
@@ -183,5 +183,5 @@ def test_the_exit_status_tells(folder, capsys):
     with pytest.raises(SystemExit) as stop:
         main([str(folder / "good.json"), "--image_folder", str(folder), "--check_images"])
     assert stop.value.code == 0
-    with pytest.raises(SystemExit, match="validate: --version must be one of"):
+    with pytest.raises(SystemExit, match="--version.*'v9'"):
         main([str(folder / "good.json"), "--version", "v9"])

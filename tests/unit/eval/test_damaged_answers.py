@@ -97,9 +97,7 @@ def test_damage_in_the_first_line_asks_for_another_file_for_no_line_is_worth_kee
 ):
     _, row = answers
     (tmp_path / "b.jsonl").write_bytes(DAMAGES[damage][0](row) + changed(row))
-    with pytest.raises(
-        ValueError, match=r"b\.jsonl, line 1: .*; delete it or choose another --answers-file"
-    ) as error:
+    with pytest.raises(ValueError, match=r"b\.jsonl, line 1: .*--answers-file") as error:
         open_file(tmp_path / "b.jsonl")
     assert "head -n" not in str(error.value)
 
@@ -172,13 +170,11 @@ def test_opening_says_the_same_of_a_question_file(tmp_path):
         (b"\xff\n", "not UTF-8"),
         (bytes(9), "holds NUL bytes"),
         (b'{"question_id": [7], "text": "?"}\n', 'question 8: "question_id" is a list'),
-        (b'{"question_id": 7, "text": "?", "image": 5}\n', 'question 8: "image" is a whole number'),
+        (b'{"question_id": 7, "text": "?", "image": 5}\n', 'question 8: "image" is a whole'),
         (b'{"question_id": 7, "text": "?", "image": ["a.png", null]}\n', 'question 8: "image" is a list'),
     ):
         path.write_bytes(good + bad)
-        with pytest.raises(
-            ValueError, match=rf"q\.jsonl, line 8: {problem}.* \(byte {len(good)} of the file\)"
-        ):
+        with pytest.raises(ValueError, match=rf"q\.jsonl, line 8: {problem}.*byte {len(good)}"):
             load_questions(path)
     path.write_bytes(b"\xef\xbb\xbf" + good)
     assert load_questions(path) == QUESTIONS[:7]
@@ -197,12 +193,8 @@ def test_a_judges_replies_that_are_damaged_are_named_and_a_cut_end_is_removed(tm
         memory.write_bytes(rows + end)
         assert len(judge().replies) == 3
         assert memory.read_bytes() == rows
-        assert ("50 bytes behind its last whole line are cut off" in capsys.readouterr().out) == (
-            end == bytes(50)
-        )
+        assert ("50 bytes" in capsys.readouterr().out) == (end == bytes(50))
     for bad in (b"\xff\n", b"[]\n", b'{"key": "3"}\n', b'{"key": "3", "reply": null}\n', b"notes"):
         memory.write_bytes(rows + bad)
-        with pytest.raises(
-            ValueError, match=r"judge\.jsonl, line 4: .*head -n 3 .*delete it, and the judge is asked"
-        ):
+        with pytest.raises(ValueError, match=r"judge\.jsonl, line 4: .*head -n 3 "):
             judge()

@@ -60,10 +60,10 @@ def test_baselines_do_not_depend_on_the_order_of_the_training_rows():
 @pytest.mark.parametrize(
     ("questions", "answers", "message"),
     [
-        (QUESTIONS, ANSWERS[:-1], "question 5: no answer"),
-        (QUESTIONS, [*ANSWERS, ANSWERS[0]], "question 1: more than once in the answers file"),
-        ([*QUESTIONS, QUESTIONS[1]], ANSWERS, "question 2: more than once in the question file"),
-        (QUESTIONS[:-1], ANSWERS, "question 5: answered but not in"),
+        (QUESTIONS, ANSWERS[:-1], "question 5.*no answer"),
+        (QUESTIONS, [*ANSWERS, ANSWERS[0]], "question 1.*more than once.*answers"),
+        ([*QUESTIONS, QUESTIONS[1]], ANSWERS, "question 2.*more than once.*question file"),
+        (QUESTIONS[:-1], ANSWERS, "question 5.*answered"),
         ([{**QUESTIONS[0], "category": "size"}, *QUESTIONS[1:]], ANSWERS, "question 1: category"),
     ],
 )

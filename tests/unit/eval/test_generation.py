@@ -83,7 +83,7 @@ def test_a_text_may_place_its_image_itself_but_not_more_than_there_are():
 
 
 def test_an_unknown_template_is_refused_with_the_names():
-    with pytest.raises(ValueError, match=r"--conv-mode must be one of .*vicuna_v1.*'qwen9'"):
+    with pytest.raises(ValueError, match=r"--conv-mode.*vicuna_v1.*'qwen9'"):
         template_named("qwen9")
 
 
@@ -160,5 +160,5 @@ def test_images_of_a_question_come_from_files_and_from_bytes_and_a_bad_one_is_na
     Image.new("RGB", (4, 3), "red").save(tmp_path / "a.png")
     encoded = (tmp_path / "a.png").read_bytes()
     assert open_image("a.png", tmp_path).size == open_image(encoded, tmp_path).size == (4, 3)
-    with pytest.raises(ValueError, match="in the benchmark's data cannot be read"):
+    with pytest.raises(ValueError, match="benchmark's data.*cannot be read"):
         open_image(encoded[:40], tmp_path)

@@ -75,6 +75,6 @@ def test_a_busy_judge_is_asked_again(server, tmp_path):
 
 def test_a_judge_that_refuses_is_named_with_its_reason(server, tmp_path):
     server.statuses = [401]
-    with pytest.raises(ValueError, match=r"--judge-url .*no reply from j: HTTP Error 401.*busy"):
+    with pytest.raises(ValueError, match=r"--judge-url .* j: HTTP Error 401.*busy"):
         judge(server, tmp_path)("good?")
     assert len(server.seen) == 1

@@ -48,7 +48,7 @@ def test_llava_bench_scores_relative_to_gpt4_by_hand(load):
 
 def test_llava_bench_refuses_a_judge_that_never_scores(load):
     rows = load("llava_bench")
-    with pytest.raises(ValueError, match=r"--judge-model: none of its replies .* question 0 being 'Good\.'"):
+    with pytest.raises(ValueError, match=r"--judge-model.*question 0.*'Good\.'"):
         TASKS["llava_bench"].judge(rows, answered(rows, "", "", ""), lambda prompt, system: "Good.")
 
 
@@ -69,7 +69,7 @@ def test_a_review_begins_with_a_line_of_two_scores(review, pair):
 
 
 def test_llava_bench_refuses_categories_it_does_not_know():
-    with pytest.raises(ValueError, match="unknown category 'chat'; expected one of conv, detail, complex"):
+    with pytest.raises(ValueError, match="'chat'.*conv, detail, complex"):
         llava_bench_table([llava_bench.LlavaBenchAnswer("chat", 8, 8)])
 
 
@@ -117,7 +117,7 @@ def test_a_correctness_is_the_number_that_a_reply_begins_with(reply, score):
 
 
 def test_mmvet_refuses_capabilities_it_does_not_know():
-    with pytest.raises(ValueError, match="unknown capability 'fly'; expected some of rec"):
+    with pytest.raises(ValueError, match="'fly'.*rec"):
         mmvet_table([mmvet.MMVetAnswer(1, ["rec", "fly"])])
 
 
@@ -166,7 +166,7 @@ def test_qbench_refuses_an_answer_that_is_no_option(load, tmp_path):
     path = tmp_path / "qbench" / "llvisionqa_dev.json"
     rows = json.loads(path.read_text())
     write_json(path, [rows[0], rows[1] | {"correct_ans": "Perhaps"}])
-    with pytest.raises(ValueError, match=r"llvisionqa_dev.json, question 1: its correct_ans is none"):
+    with pytest.raises(ValueError, match=r"llvisionqa_dev.json, question 1: .*correct_ans"):
         TASKS["qbench"].load(path.parent)
 
 
@@ -215,7 +215,7 @@ def test_docvqa_refuses_a_file_of_another_kind(load, tmp_path):
     load("docvqa")
     path = tmp_path / "docvqa" / "val_v1.0_withQT.json"
     write_json(path, [])
-    with pytest.raises(ValueError, match='expected DocVQA\'s questions below "data"'):
+    with pytest.raises(ValueError, match='DocVQA.*"data"'):
         TASKS["docvqa"].load(path.parent)
 
 
@@ -268,5 +268,5 @@ def test_mmmu_refuses_a_question_whose_image_is_not_there(load, tmp_path):
     load("mmmu")
     path = tmp_path / "MMMU" / "Art_Theory" / "validation-00000-of-00001.parquet"
     (row,) = parquet.read_table(path).to_pylist()
-    with pytest.raises(ValueError, match="validation_Art_Theory_10 mentions image 2, which it lacks"):
+    with pytest.raises(ValueError, match="validation_Art_Theory_10.*image 2"):
         mmmu.question_row(row | {"image_2": None})

@@ -56,9 +56,7 @@ def test_the_headline_is_the_mean_f1_of_the_three_categories(folder):
 
 def test_labels_of_another_edition_are_refused(folder):
     write_jsonl(folder / "coco/coco_pope_popular.json", [])
-    with pytest.raises(
-        ValueError, match=r"coco_pope_popular\.json has no label for COCO_1\.jpg, 'Is there a dog"
-    ):
+    with pytest.raises(ValueError, match=r"coco_pope_popular\.json.*COCO_1\.jpg.*'Is there a dog"):
         TASK.load(folder)
 
 

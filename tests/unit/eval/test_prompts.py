@@ -136,4 +136,4 @@ def test_what_cannot_be_asked_stands_in_its_place_as_an_error(bpe_tokenizer, tmp
     assert "2 <image> for 1 image" in str(made[1])
     assert "none.png" in str(made[2])
     (refused,) = PromptMaker(world(tower=None), bpe_tokenizer, template_named("v1"), tmp_path)(questions[2:3])
-    assert "the model is text-only" in str(refused)
+    assert "text-only" in str(refused)

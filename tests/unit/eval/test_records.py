@@ -34,20 +34,20 @@ def test_chunks_join_to_the_whole_and_are_of_even_size(num_chunks):
 
 @pytest.mark.parametrize("index", [-1, 3])
 def test_chunk_index_outside_the_chunks_is_refused(index):
-    with pytest.raises(ValueError, match=r"--chunk-idx must be in 0\.\.2"):
+    with pytest.raises(ValueError, match=r"--chunk-idx.*0\.\.2"):
         get_chunk([1, 2, 3], 3, index)
 
 
 def test_duplicate_question_ids_are_named(tmp_path):
     path = write_jsonl(tmp_path / "q.jsonl", [*QUESTIONS, QUESTIONS[2]])
-    with pytest.raises(ValueError, match=r"q\.jsonl: question_id 2 stands more than once"):
+    with pytest.raises(ValueError, match=r"q\.jsonl: question_id 2.*more than once"):
         load_questions(path)
 
 
 def test_a_line_that_is_not_json_is_named(tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_text('{"question_id": 1, "text": "a"}\n{"question_id"\n')
-    with pytest.raises(ValueError, match=r"q\.jsonl, line 2: not JSON"):
+    with pytest.raises(ValueError, match=r"q\.jsonl, line 2.*not JSON"):
         load_questions(path)
 
 
@@ -94,7 +94,7 @@ def test_a_file_that_is_no_answers_file_is_left_alone(tmp_path):
     path = tmp_path / "new" / "a.jsonl"
     path.parent.mkdir()
     path.write_text("my notes, without a line end")
-    with pytest.raises(ValueError, match="does not look like an answers file"):
+    with pytest.raises(ValueError, match="does not look.*answers file"):
         open_file(tmp_path)
     assert path.read_text() == "my notes, without a line end"
 
@@ -102,11 +102,11 @@ def test_a_file_that_is_no_answers_file_is_left_alone(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_id": "other"}, "model_id was 'm', now 'other'"),
-        ({"temperature": 0.2}, r"temperature was 0\.0, now 0\.2"),
-        ({"conv_mode": "plain"}, "conv_mode was 'vicuna_v1', now 'plain'"),
-        ({"questions": QUESTIONS[1:]}, "answers question 0, which is not in"),
-        ({"questions": [{**QUESTIONS[0], "text": "else?"}]}, "question 0 with another text"),
+        ({"model_id": "other"}, "model_id.*'m'.*'other'"),
+        ({"temperature": 0.2}, r"temperature.*0\.0.*0\.2"),
+        ({"conv_mode": "plain"}, "conv_mode.*'vicuna_v1'.*'plain'"),
+        ({"questions": QUESTIONS[1:]}, "question 0.*question file"),
+        ({"questions": [{**QUESTIONS[0], "text": "else?"}]}, "question 0.*text"),
     ],
 )
 def test_answers_made_otherwise_are_never_mixed_in(tmp_path, change, message):
@@ -114,7 +114,7 @@ def test_answers_made_otherwise_are_never_mixed_in(tmp_path, change, message):
     before = (tmp_path / "new" / "a.jsonl").read_bytes()
     with pytest.raises(ValueError, match=message) as error:
         open_file(tmp_path, **change)
-    assert "delete it or choose another --answers-file" in str(error.value)
+    assert "--answers-file" in str(error.value)
     assert (tmp_path / "new" / "a.jsonl").read_bytes() == before
 
 
@@ -163,7 +163,7 @@ def test_two_different_answers_to_a_question_are_refused(tmp_path):
     answers = open_file(tmp_path)
     answers.append(QUESTIONS[0], "zero")
     answers.append(QUESTIONS[0], "nought")
-    with pytest.raises(ValueError, match="question 0 a second time and otherwise"):
+    with pytest.raises(ValueError, match="question 0.*second time"):
         open_file(tmp_path)
 
 
@@ -175,21 +175,21 @@ def test_one_id_may_have_several_texts_in_a_question_file_but_not_in_a_benchmark
         answers.append(row, row["text"])
     answers.finish()
     assert len(open_file(tmp_path, questions=rows).answered) == 2
-    with pytest.raises(ValueError, match="textvqa: question_id image 7 stands more than once"):
+    with pytest.raises(ValueError, match="textvqa: question_id image 7.*more than once"):
         check_questions(rows, "textvqa")
 
 
 def test_an_empty_question_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"q\.jsonl: holds no questions"):
+    with pytest.raises(ValueError, match=r"q\.jsonl: .*no questions"):
         load_questions(write_jsonl(tmp_path / "q.jsonl", []))
 
 
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([0, 1, 2], "question 3: no answer"),
-        ([0, 1, 2, 3, 3], "question 3: more than once in the answers file"),
-        ([0, 1, 2, 3, 9], "question 9: answered but not in the question file"),
+        ([0, 1, 2], "question 3.*no answer"),
+        ([0, 1, 2, 3, 3], "question 3.*more than once.*answers"),
+        ([0, 1, 2, 3, 9], "question 9.*answered"),
     ],
 )
 def test_answers_that_do_not_pair_with_the_questions_are_refused(ids, message):
@@ -240,12 +240,12 @@ def test_question_and_answer_files_may_start_with_a_byte_order_mark(tmp_path):
     [
         (
             '{"question_id": 1}'.encode("utf-16"),
-            "is text in UTF-16; expected text in UTF-8: save it as UTF-8",
+            "UTF-16.*UTF-8",
         ),
-        ('{"question_id": 1}'.encode("utf-16-be"), "is text in UTF-16"),
+        ('{"question_id": 1}'.encode("utf-16-be"), "UTF-16"),
         ('{"question_id": "é"}'.encode("latin-1"), ".*: not UTF-8"),
-        (b"\x1f\x8b\x08\x00", "is compressed with gzip; expected text in UTF-8: unpack it with gunzip"),
-        (b"PK\x03\x04", "is a zip archive"),
+        (b"\x1f\x8b\x08\x00", "gzip.*UTF-8.*gunzip"),
+        (b"PK\x03\x04", "zip archive"),
     ],
 )
 def test_a_question_file_that_is_no_utf_8_is_named_with_the_remedy(tmp_path, content, says):
@@ -275,9 +275,9 @@ NOW = {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dtype": "fp16"}, "dtype was 'bf16', now 'fp16'"),
-        ({"attn_implementation": "eager"}, "attn_implementation was None, now 'eager'"),
-        ({"bits": 4}, "bits was None, now 4"),
+        ({"dtype": "fp16"}, "dtype.*'bf16'.*'fp16'"),
+        ({"attn_implementation": "eager"}, "attn_implementation.*None.*'eager'"),
+        ({"bits": 4}, "bits.*None.*4"),
     ],
 )
 def test_answers_in_another_dtype_or_by_another_attention_are_not_mixed_in(tmp_path, change, message):
@@ -300,9 +300,9 @@ def test_answers_of_a_version_that_recorded_no_dtype_are_kept_and_claim_none(tmp
     dtypes = [row["metadata"].get("dtype", "not recorded") for row in again.answered.values()]
     assert dtypes == ["not recorded", "bf16"]
     assert "dtype" not in again.recorded
-    with pytest.raises(ValueError, match="attn_implementation was None, now 'eager'"):
+    with pytest.raises(ValueError, match="attn_implementation.*None.*'eager'"):
         open_file(tmp_path, **{**NOW, "attn_implementation": "eager"})  # there was no flag to choose it
-    with pytest.raises(ValueError, match="bits was None, now 8"):
+    with pytest.raises(ValueError, match="bits.*None.*8"):
         open_file(tmp_path, **{**NOW, "bits": 8})
     with pytest.raises(ValueError, match=r"line 2: .*dtype was 'bf16', now 'fp32'"):
         open_file(tmp_path, **{**NOW, "dtype": "fp32"})

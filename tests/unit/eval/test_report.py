@@ -157,7 +157,7 @@ def test_results_of_another_model_are_not_joined_with_these(tmp_path):
     save(tmp_path, result("gqa"))
     assert len(read_results(tmp_path)) == 1
     check_folder(tmp_path, "m", SETTINGS)
-    with pytest.raises(ValueError, match=r"scale_factor was 2, now 3\); choose another --output-dir"):
+    with pytest.raises(ValueError, match=r"scale_factor.*2.*3.*--output-dir"):
         check_folder(tmp_path, "m", {**SETTINGS, "scale_factor": 3})
 
 
@@ -165,9 +165,9 @@ def test_results_of_a_version_that_recorded_no_dtype_are_joined_and_of_another_d
     now = {**SETTINGS, "bits": None, "attn_implementation": None, "dtype": "bf16"}
     save(tmp_path, result("gqa"))
     check_folder(tmp_path, "m", now)
-    with pytest.raises(ValueError, match="attn_implementation was None, now 'eager'"):
+    with pytest.raises(ValueError, match="attn_implementation.*None.*'eager'"):
         check_folder(tmp_path, "m", {**now, "attn_implementation": "eager"})
     save(tmp_path, result("pope", settings=now))
     check_folder(tmp_path, "m", now)
-    with pytest.raises(ValueError, match=r"results of pope .*dtype was 'bf16', now 'fp16'"):
+    with pytest.raises(ValueError, match=r"pope .*dtype.*'bf16'.*'fp16'"):
         check_folder(tmp_path, "m", {**now, "dtype": "fp16"})

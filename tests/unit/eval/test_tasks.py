@@ -73,7 +73,7 @@ def test_textvqa_refuses_a_cut_or_doubled_question_file(load, tmp_path, change):
     load("textvqa")
     path = tmp_path / "textvqa" / "llava_textvqa_val_v051_ocr.jsonl"
     write_jsonl(path, change(read_jsonl(path)))
-    with pytest.raises(ValueError, match="1 of .*questions were not asked|stands more than once"):
+    with pytest.raises(ValueError, match="1 of .*questions.*not asked|more than once"):
         TASKS["textvqa"].load(path.parent)
 
 
@@ -105,7 +105,7 @@ def test_prismvqa_refuses_rows_of_another_kind(load, tmp_path, key):
     load("prismvqa")
     path = tmp_path / "prismvqa" / "test.jsonl"
     write_jsonl(path, [{k: v for k, v in row.items() if k != key} for row in read_jsonl(path)])
-    with pytest.raises(ValueError, match=f"question 0: no {key}; make the files anew"):
+    with pytest.raises(ValueError, match=f"question 0: no {key}"):
         TASKS["prismvqa"].load(path.parent)
 
 
@@ -128,10 +128,10 @@ def test_gqa_scores_by_hand_and_writes_the_tools_predictions(load, tmp_path):
 def test_gqa_refuses_files_that_do_not_belong_together(load, tmp_path):
     rows, folder = load("gqa"), tmp_path / "gqa"
     write_jsonl(folder / "llava_gqa_testdev_balanced.jsonl", rows[1:])
-    with pytest.raises(ValueError, match="1 questions of .*questions.json are not there, among them 2013072"):
+    with pytest.raises(ValueError, match="1 questions.*questions.json.*2013072"):
         TASKS["gqa"].load(folder)
     write_json(folder / "data" / "testdev_balanced_questions.json", {})
-    with pytest.raises(ValueError, match="balanced_questions.json has nothing for question 201640614"):
+    with pytest.raises(ValueError, match="balanced_questions.json.*201640614"):
         TASKS["gqa"].load(folder)
 
 
@@ -157,10 +157,10 @@ def test_scienceqa_refuses_a_question_file_that_is_cut(load, tmp_path):
     path = tmp_path / "scienceqa" / "llava_test_CQM-A.json"
     records = json.loads(path.read_text())
     write_json(path, records[:-1])
-    with pytest.raises(ValueError, match="1 questions of .*pid_splits.json are not there, among them 11"):
+    with pytest.raises(ValueError, match="1 questions.*pid_splits.json.*11"):
         TASKS["scienceqa"].load(path.parent)
     path.write_text(json.dumps(records)[:-9])
-    with pytest.raises(ValueError, match="llava_test_CQM-A.json: not JSON"):
+    with pytest.raises(ValueError, match="llava_test_CQM-A.json.*not JSON"):
         TASKS["scienceqa"].load(path.parent)
 
 
@@ -222,7 +222,7 @@ def test_mmbench_submits_the_question_file_with_a_column_of_predictions(load, tm
 
 def test_mmbench_says_ahead_that_the_spreadsheets_library_is_missing(load, monkeypatch):
     monkeypatch.setitem(sys.modules, "openpyxl", None)
-    with pytest.raises(ValueError, match="needs openpyxl; pip install"):
+    with pytest.raises(ValueError, match="openpyxl.*pip install"):
         load("mmbench")
 
 
@@ -231,7 +231,7 @@ def test_mmbench_refuses_a_file_that_is_cut_and_a_row_without_an_image(load, tmp
     path = tmp_path / "mmbench" / "mmbench_dev_20230712.tsv"
     text = path.read_text()
     path.write_text(text[: text.rfind("perception")])
-    with pytest.raises(ValueError, match="row 6: has columns missing"):
+    with pytest.raises(ValueError, match="row 6.*columns missing"):
         TASKS["mmbench"].load(path.parent)
     path.write_text(text.replace(benchmarks.encoded_image(), "", 1))
     with pytest.raises(ValueError, match="question 241: no base64 image"):
@@ -273,11 +273,11 @@ def test_a_long_chain_of_mmbench_rows_ends_at_its_picture(tmp_path):
 @pytest.mark.parametrize(
     ("images", "says"),
     [
-        ({1: "2", 2: "9"}, "question 1: its image is that of row 9, which is not there"),
-        ({1: "1"}, "question 1: the rows 1 name one another"),
-        ({1: "2", 2: "3", 3: "2"}, "question 1: the rows 1, 2, 3 name one another"),
+        ({1: "2", 2: "9"}, "question 1.*row 9"),
+        ({1: "1"}, "question 1.*rows 1 "),
+        ({1: "2", 2: "3", 3: "2"}, "question 1.*rows 1, 2, 3"),
         ({1: "@@"}, "question 1: no base64 image"),
-        ({"x1": ""}, "row 1: its index is 'x1'"),
+        ({"x1": ""}, "row 1.*index.*'x1'"),
     ],
 )
 def test_mmbench_names_the_row_whose_image_is_nowhere(tmp_path, images, says):
@@ -321,7 +321,7 @@ def test_mme_refuses_a_question_that_the_benchmark_does_not_ask(load, tmp_path):
     load("mme")
     path = tmp_path / "MME" / "MME_Benchmark_release_version" / "existence" / "0006.txt"
     path.write_text("Is there a cat? Please answer yes or no.\tYes\n")
-    with pytest.raises(ValueError, match="0006.txt has no question 'Is there a existence 0006"):
+    with pytest.raises(ValueError, match="0006.txt.*'Is there a existence 0006"):
         TASKS["mme"].load(tmp_path / "MME")
 
 

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import tiny
 import torch
+from messages import assert_names
 from safetensors.torch import load_file, save_file
 
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -119,7 +120,7 @@ def test_a_missing_weight_of_the_language_model_below_a_projector_is_named(tmp_p
         name for name in weights if name.endswith("norm_1.weight") or name.endswith("input_layernorm.weight")
     )
     save_file({k: v for k, v in weights.items() if k != gone}, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=rf"language_model does not fit its config.json: missing {gone}"):
+    with pytest.raises(ValueError, match=rf"language_model.*config.json.*missing {gone}"):
         load_pretrained_model(str(tmp_path / "stage1"), str(tmp_path / "language_model"))
 
 
@@ -132,18 +133,18 @@ def test_a_projector_of_another_width_is_refused_key_by_key(tmp_path):
         load_exactly(model.get_projector(), state, "stage1")
     before = other.get_projector()[0].weight.clone()
     state["0.weight"] = state["0.weight"][:, :-1]
-    with pytest.raises(ValueError, match=r"0\.weight is \[32, 31\], the model takes \[32, 32\]"):
+    with pytest.raises(ValueError, match=r"0\.weight.*\[32, 31\].*\[32, 32\]"):
         load_exactly(other.get_projector(), state, "stage1")
     assert torch.equal(other.get_projector()[0].weight, before)
 
 
 def test_damaged_and_missing_files_are_named(tmp_path):
-    with pytest.raises(ValueError, match="is not a folder"):
+    with pytest.raises(ValueError, match="not a folder"):
         load_pretrained_model(str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match=r"has no config\.json"):
+    with pytest.raises(ValueError, match=r"no config\.json"):
         load_pretrained_model(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "llava_llama"')
-    with pytest.raises(ValueError, match="is not JSON"):
+    with pytest.raises(ValueError, match="not JSON"):
         load_pretrained_model(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "llava_llama"}')
     with pytest.raises(ValueError, match=r"neither model\.safetensors .* nor mm_projector\.bin"):
@@ -151,7 +152,7 @@ def test_damaged_and_missing_files_are_named(tmp_path):
     (tmp_path / PROJECTOR_FILE).write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(ValueError, match="--model-base"):
         load_pretrained_model(str(tmp_path))
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match=r"mm_projector\.bin.*damaged"):
         read_projector(tmp_path / PROJECTOR_FILE)
     with pytest.raises(ValueError, match=r"scripts/v1_5/pretrain\.sh"):
         read_projector(tmp_path / "absent.bin")
@@ -159,13 +160,11 @@ def test_damaged_and_missing_files_are_named(tmp_path):
 
 def test_unknown_language_models_and_projectors_are_refused_with_the_choices(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
-    with pytest.raises(ValueError, match="'mamba'; known language models are llama"):
+    with pytest.raises(ValueError, match="'mamba'.*llama"):
         read_config(tmp_path)
-    with pytest.raises(
-        ValueError, match="'visualprysm' is unknown; choose from linear, identity, visualprism"
-    ):
+    with pytest.raises(ValueError, match="'visualprysm'.*linear, identity, visualprism"):
         tiny.build(tmp_path, mm_projector_type="visualprysm")
-    with pytest.raises(ValueError, match="identity needs equal widths, got tower 32 and language model 64"):
+    with pytest.raises(ValueError, match="identity.*32.*64"):
         IdentityProjector(32, 64)
 
 
@@ -229,7 +228,7 @@ def test_folders_of_others_load_and_give_the_logits_of_their_parts(
     tiny.assert_same(loaded, model, logits)
     assert loaded.config.mm_projector_type == projector_type
     wrong = "mm_projector_type" in (*changes, *dropped)
-    assert ("config.json says mm_projector_type" in caplog.text) == wrong
+    assert ("mm_projector_type" in caplog.text) == wrong
 
 
 def test_a_projector_file_of_another_type_than_its_config_says_loads_over_its_base(
@@ -241,7 +240,7 @@ def test_a_projector_file_of_another_type_than_its_config_says_loads_over_its_ba
     save_projector(model, tmp_path / "stage1")
     loaded = load_pretrained_model(str(tmp_path / "stage1"), str(tmp_path / "language_model"))[1]
     tiny.assert_same(loaded, model, logits)
-    assert "its weights are tokenpacker's" in caplog.text
+    assert_names(caplog.text, "mm_projector_type 'linear'", "tokenpacker")
 
 
 @pytest.mark.slow
@@ -275,5 +274,5 @@ def test_weights_name_the_projector_where_the_declared_type_cannot_be_meant(decl
 def test_calls_of_older_programs_are_taken_and_misspelt_options_refused(tmp_path, bpe_tokenizer):
     folder = save_whole(tiny.build(tmp_path), tmp_path / "whole", bpe_tokenizer)
     load_pretrained_model(folder, None, "llava-v1.5-7b", device_map="auto", multimodal=True, device="cpu")
-    with pytest.raises(ValueError, match="does not take atn_implementation"):
+    with pytest.raises(ValueError, match="atn_implementation"):
         load_pretrained_model(folder, atn_implementation="sdpa")

@@ -159,7 +159,7 @@ def test_missing_shards_are_all_named(sources, tmp_path, kind):
     shards = sorted(folder.glob("*-of-*"))
     for shard in shards[1:]:
         shard.unlink()
-    with pytest.raises(UserError, match=rf"of which {len(shards) - 1} are missing: {shards[1].name}"):
+    with pytest.raises(UserError, match=rf"{len(shards) - 1} are missing: {shards[1].name}"):
         load(tmp_path, kind)
 
 
@@ -167,9 +167,7 @@ def test_missing_shards_are_all_named(sources, tmp_path, kind):
 def test_shards_without_their_index_are_told_from_no_weights(sources, tmp_path, kind):
     folder = copied(sources, tmp_path, kind) / kind
     next(folder.glob("*.index.json")).unlink()
-    with pytest.raises(
-        UserError, match=r"holds shards \(.*-of-.*\) without the \*\.index\.json that lists them"
-    ):
+    with pytest.raises(UserError, match=r"-of-.*\*\.index\.json"):
         load(tmp_path, kind)
 
 
@@ -177,18 +175,18 @@ def test_shards_without_their_index_are_told_from_no_weights(sources, tmp_path, 
 def test_an_index_without_its_table_is_named(sources, tmp_path, table):
     file = copied(sources, tmp_path, "shards") / "shards" / "model.safetensors.index.json"
     file.write_text(json.dumps(table))
-    with pytest.raises(UserError, match=r"index\.json has no weight_map"):
+    with pytest.raises(UserError, match=r"index\.json.*weight_map"):
         load(tmp_path, "shards")
 
 
 @pytest.mark.parametrize(
     ("kind", "name", "says"),
     [
-        ("whole", "tokenizer.json", "The tokenizer of .* cannot be loaded .*copy tokenizer.json"),
-        ("tower", "preprocessor_config.json", "has no image processor .*copy preprocessor_config.json"),
-        ("tower", "model.safetensors", "has no weights"),
+        ("whole", "tokenizer.json", "copy tokenizer.json"),
+        ("tower", "preprocessor_config.json", "copy preprocessor_config.json"),
+        ("tower", "model.safetensors", "no weights"),
         ("tower", "config.json", "no readable config.json"),
-        ("lora", "adapter_model.safetensors", "has no adapters"),
+        ("lora", "adapter_model.safetensors", "no adapters"),
     ],
 )
 def test_a_missing_file_says_what_to_copy(sources, tmp_path, kind, name, says):
@@ -201,12 +199,12 @@ def test_a_missing_file_says_what_to_copy(sources, tmp_path, kind, name, says):
 @pytest.mark.parametrize("content", [[1], {"a": 1}, torch.ones(2), "text"])
 def test_a_file_of_torch_that_holds_no_tensors_by_name_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "mm_projector.bin")
-    with pytest.raises(UserError, match=r"mm_projector\.bin holds something else than tensors by name"):
+    with pytest.raises(UserError, match=r"mm_projector\.bin.*tensors"):
         read_bin(tmp_path / "mm_projector.bin")
 
 
 def test_a_folder_in_place_of_its_file_is_named(tmp_path):
-    with pytest.raises(UserError, match="is a folder; name the file in it"):
+    with pytest.raises(UserError, match="is a folder"):
         read_bin(tmp_path)
 
 
@@ -217,7 +215,7 @@ def test_torchs_older_format_is_read_whole_and_refused_cut_short(tmp_path):
     for part in (0.1, 0.5, 0.9, 0.99):
         shutil.copy(file, tmp_path / "cut.bin")
         truncate(tmp_path / "cut.bin", part)
-        with pytest.raises(UserError, match=r"cut\.bin is damaged"):
+        with pytest.raises(UserError, match=r"cut\.bin.*damaged"):
             read_bin(tmp_path / "cut.bin")
 
 
@@ -237,9 +235,7 @@ def test_a_file_cut_anywhere_is_refused_by_its_header_alone(sources, tmp_path, p
 def test_a_value_of_the_wrong_type_is_named(sources, tmp_path):
     file = copied(sources, tmp_path, "whole") / "whole" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "hidden_size": "wide"}))
-    with pytest.raises(
-        UserError, match=r"config\.json is no configuration of .*hidden_size.* expected int, got str"
-    ):
+    with pytest.raises(UserError, match=r"config\.json.*hidden_size.*int.*str"):
         load(tmp_path, "whole")
 
 
@@ -247,5 +243,5 @@ def test_a_value_of_the_wrong_type_is_named(sources, tmp_path):
 def test_an_object_that_is_no_tokenizer_is_named(sources, tmp_path, content):
     file = copied(sources, tmp_path, "whole") / "whole" / "tokenizer.json"
     file.write_text(content)
-    with pytest.raises(UserError, match=r"tokenizer\.json is no tokenizer .*again"):
+    with pytest.raises(UserError, match=r"tokenizer\.json.*no tokenizer"):
         load(tmp_path, "whole")

@@ -73,13 +73,11 @@ def test_a_step_reaches_every_parameter_and_evaluation_repeats_itself(name, grid
 @pytest.mark.parametrize("name", COMPRESSING)
 def test_a_scale_that_does_not_divide_and_a_class_token_are_refused(name):
     if name != "resampler":  # it refuses both when it is made, or by its grid
-        with pytest.raises(
-            ValueError, match="--scale_factor must divide the 8x8 grid, got 3; choose from 1, 2"
-        ):
+        with pytest.raises(ValueError, match="--scale_factor.*8x8.*3.*1, 2"):
             make(name, 8, 3)(features(8))
     module = make(name, 8, 2)
     x, levels = torch.randn(1, 65, WIDTH), torch.randn(1, 65, LEVELS * WIDTH)
-    with pytest.raises(ValueError, match="square grid of patches, got 65"):
+    with pytest.raises(ValueError, match="square.*65.*--mm_vision_select_feature"):
         module(VisionFeatures(x, levels))
 
 
@@ -99,9 +97,9 @@ def test_one_module_serves_every_scale_and_grid(name):
 @pytest.mark.parametrize("name", FIXED)
 def test_weights_made_for_one_scale_refuse_another_however_it_is_asked_for(name):
     module, inputs = make(name, 12, 2), features(12)
-    with pytest.raises(ValueError, match="made for --scale_factor 2 .* got 3; train one for it"):
+    with pytest.raises(ValueError, match="--scale_factor 2 .*3"):
         module(inputs, scale_factor=3)
-    with pytest.raises(ValueError, match="made for --scale_factor 2"):
+    with pytest.raises(ValueError, match="--scale_factor 2 .*3"):
         module.num_tokens(144, 3)
 
 
@@ -187,9 +185,9 @@ def test_resampler_is_torchs_attention_of_learnt_queries():
     query = (module.ln_q(module.query) + queries).expand(2, -1, -1)
     attended, _ = attention(query, patches + keys, patches)
     torch.testing.assert_close(module(inputs), module.proj(module.ln_post(attended)))
-    with pytest.raises(ValueError, match="queries for a 6x6 grid of patches, got 8x8"):
+    with pytest.raises(ValueError, match="6x6.*8x8"):
         module(features(8))
-    with pytest.raises(ValueError, match="that 4 and its 1 heads divide, got 30"):
+    with pytest.raises(ValueError, match="--mm_projector_type resampler.*4.*1.*30"):
         Resampler(WIDTH, 30, 2, grid=6)
 
 
@@ -271,11 +269,9 @@ def test_pruning_says_what_it_needs(name):
         with pytest.raises(ValueError, match=f"{name} needs --num_visual_tokens"):
             pruning(name, missing)
     module = pruning(name, 40)
-    with pytest.raises(
-        ValueError, match="--num_visual_tokens must be at most the tower's 36 patches, got 40"
-    ):
+    with pytest.raises(ValueError, match="--num_visual_tokens.*36.*40"):
         module(attended_features())
-    with pytest.raises(ValueError, match="not squares of the image"):
+    with pytest.raises(ValueError, match="squares.*visualprism"):
         module.output_grid(6)
     fields = VisionFields(
         mm_projector_type=name,
@@ -283,7 +279,7 @@ def test_pruning_says_what_it_needs(name):
         num_visual_tokens=4,
         mm_vision_select_feature="cls_patch",
     )
-    with pytest.raises(ValueError, match="set --mm_vision_select_feature patch, got cls_patch"):
+    with pytest.raises(ValueError, match="--mm_vision_select_feature patch.*cls_patch"):
         build_projector(fields, 8)
 
 
@@ -315,7 +311,7 @@ def test_attention_is_that_of_transformers(tmp_path, family, select_layer):
 
 
 def test_the_embedding_output_has_no_attention_to_rank_by(tmp_path):
-    with pytest.raises(ValueError, match="--mm_vision_select_layer 0 is ahead of all attention"):
+    with pytest.raises(ValueError, match="--mm_vision_select_layer 0"):
         tiny.build(
             tmp_path,
             mm_projector_type="prumerge",
@@ -365,7 +361,7 @@ def test_a_tiny_model_trains_a_step_is_saved_and_comes_back(tmp_path, bpe_tokeni
     assert loaded.generate(IDS, images=IMAGES, **options).shape == (1, 2)
     if name in COMPRESSING:
         if name in FIXED:
-            with pytest.raises(ValueError, match="made for --scale_factor 2"):
+            with pytest.raises(ValueError, match="--scale_factor 2 .*4"):
                 logits(loaded, scale_factor=4)
         else:
             assert logits(loaded, scale_factor=4).shape[1] == logits(loaded).shape[1] - 4 + 1

@@ -105,7 +105,7 @@ def test_llavas_own_preparation_call_keeps_its_six_answers(model):
 
 
 def test_placeholders_without_images_are_refused(model):
-    with pytest.raises(ValueError, match="1 <image> placeholders, but 0 images"):
+    with pytest.raises(ValueError, match="1 <image>.* 0 images"):
         model.generate(torch.tensor([[1, IMAGE, 6]]), max_new_tokens=1)
 
 
@@ -141,8 +141,8 @@ def test_a_padded_batch_without_a_mask_is_warned_of_once(padded_model, caplog, c
     assert "attention mask" not in caplog.text
     for _ in range(2):
         CALLS[call](padded_model, ids, **more)
-    assert caplog.text.count("The attention mask is not set") == 1
-    assert "Pass `attention_mask`" in caplog.text
+    assert caplog.text.count("attention mask") == 1
+    assert "`attention_mask`" in caplog.text
 
 
 @pytest.mark.parametrize("call", CALLS)

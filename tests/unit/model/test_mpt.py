@@ -123,7 +123,7 @@ def test_stage_1_writes_and_reads_its_projector_under_transformer(folder, tmp_pa
 
 def test_a_sequence_beyond_its_length_is_refused(model):
     model.config.max_seq_len = 4
-    with pytest.raises(ValueError, match="5 tokens came, but max_seq_len in this MPT's config.json is 4"):
+    with pytest.raises(ValueError, match="5 tokens.*max_seq_len.*4"):
         model(input_ids=torch.tensor([[1, 2, 3, 4, 5]]))
-    with pytest.raises(ValueError, match="5 tokens came"):
+    with pytest.raises(ValueError, match="5 tokens.*max_seq_len"):
         model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=3, eos_token_id=None, pad_token_id=0)

@@ -72,7 +72,7 @@ def test_every_row_reads_as_its_prompt_with_the_images_spelled_out(case):
 @pytest.mark.parametrize("counts", [[], [4, 4]])
 def test_placeholders_and_images_that_differ_in_number_are_refused_with_both_counts(counts):
     ids = torch.tensor([[1, IMAGE_TOKEN_INDEX, 2]])
-    with pytest.raises(ValueError, match=f"1 <image> placeholders, but {len(counts)} images"):
+    with pytest.raises(ValueError, match=f"1 <image>.*{len(counts)} images"):
         plan_merge(ids, None, None, spans(counts), "left")
 
 

@@ -56,8 +56,8 @@ def test_kinds_are_told_by_files(tmp_path):
 
 def test_a_folder_without_configuration_or_weights_is_refused(tmp_path):
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match=r"has no config\.json; it holds \['notes\.txt'\]"):
+    with pytest.raises(UserError, match=r"no config\.json.*\['notes\.txt'\]"):
         plan_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(UserError, match="has no weights"):
+    with pytest.raises(UserError, match="no weights"):
         plan_checkpoint(tmp_path)

@@ -42,7 +42,7 @@ def test_two_options_of_one_name_are_refused(tmp_path, monkeypatch):
     for name in "ab":
         (tmp_path / f"{name}.py").write_text("class Options:\n    a: bool = option(True, 'x')\n")
     monkeypatch.setattr(options, "FOLDER", tmp_path)
-    with pytest.raises(UserError, match=r"b\.py, line 2.* another option a"):
+    with pytest.raises(UserError, match=r"b\.py, line 2.*option a"):
         declared_options()
 
 

@@ -33,7 +33,7 @@ def model(request, tmp_path_factory):
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_a_question_about_images_says_that_the_model_is_text_only(model, question):
-    with pytest.raises(UserError, match="text-only: it has no vision tower; load a multimodal checkpoint"):
+    with pytest.raises(UserError, match="text-only"):
         QUESTIONS[question](model)
 
 

@@ -87,7 +87,7 @@ def test_padding_never_adds_a_row(bpe_tokenizer, tmp_path):
     tokenizer = load_tokenizer(tmp_path / "eos", "left")
     assert (tokenizer.pad_token, len(tokenizer)) == ("<|im_end|>", len(bpe_tokenizer))
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path / "none")
-    with pytest.raises(ValueError, match="has no pad, unknown or end-of-sequence token"):
+    with pytest.raises(ValueError, match="end-of-sequence token.*tokenizer_config.json"):
         load_tokenizer(tmp_path / "none", "left")
 
 

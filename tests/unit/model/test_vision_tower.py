@@ -89,9 +89,9 @@ def test_default_levels_scale_with_depth(depth, expected):
 
 def test_levels_given_are_taken_and_checked():
     assert resolve_levels([1, -2], depth=6, select_layer=-2) == [1, 5]
-    with pytest.raises(ValueError, match="strictly increasing"):
+    with pytest.raises(ValueError, match="--mm_vision_levels.*increasing"):
         resolve_levels([3, 3], depth=6, select_layer=-2)
-    with pytest.raises(ValueError, match="choose from -7 to 6"):
+    with pytest.raises(ValueError, match="-7 to 6"):
         resolve_levels([9], depth=6, select_layer=-2)
     with pytest.raises(ValueError, match="--mm_vision_levels"):
         default_levels(3, selected=2)
@@ -99,11 +99,11 @@ def test_levels_given_are_taken_and_checked():
 
 def test_wrong_pixels_sizes_and_families_are_refused_by_name(tmp_path):
     tower = build(tmp_path, "clip")
-    with pytest.raises(ValueError, match="takes 56x56 pixels, got 28x28"):
+    with pytest.raises(ValueError, match="56x56.*28x28"):
         tower(torch.randn(1, 3, 28, 28))
-    with pytest.raises(ValueError, match="multiple of the tower's 14-px patches, got 60; 56 is"):
+    with pytest.raises(ValueError, match="14-px.*60.*56"):
         build_vision_tower(VisionFields(mm_vision_tower=str(tmp_path), mm_vision_image_size=60), True)
-    with pytest.raises(ValueError, match=r"'resnet'; known are " + ", ".join(VISION_TOWERS)):
+    with pytest.raises(ValueError, match=r"'resnet'.*" + ", ".join(VISION_TOWERS)):
         build_vision_tower(VisionFields(mm_vision_config={"model_type": "resnet"}), True)
     with pytest.raises(ValueError, match="no readable config.json"):
         read_vision_config(str(tmp_path / "nothing"))

@@ -144,7 +144,7 @@ def test_analysis_and_synthesis_are_pywavelets_haar():
 
 def test_bad_grids_and_scales_are_refused_with_the_choices():
     module = VisualPrism(16, 24, 5)
-    with pytest.raises(ValueError, match="must divide the 12x12 grid, got 5; choose from 1, 2, 3, 4, 6, 12"):
+    with pytest.raises(ValueError, match="--scale_factor.*12x12.*5.*1, 2, 3, 4, 6, 12"):
         module(features(144))
-    with pytest.raises(ValueError, match="square grid of patches, got 145"):
+    with pytest.raises(ValueError, match="square.*145.*--mm_vision_select_feature"):
         module(features(145), scale_factor=2)

@@ -213,9 +213,7 @@ def test_path_names_are_parsed_and_refused_by_name():
     assert parse_paths("wavelet, identity") == ("identity", "wavelet")
     assert make(visualprism_paths="wavelet,identity").paths == ("identity", "wavelet")
     for text in ("", "identity,identity", "fourier"):
-        with pytest.raises(
-            ValueError, match="--visualprism_paths must be one or more of identity, local, wavelet"
-        ):
+        with pytest.raises(ValueError, match="--visualprism_paths.*identity, local, wavelet"):
             parse_paths(text)
 
 
@@ -235,11 +233,9 @@ def test_analysis_and_synthesis_are_pywavelets_periodised(name, side):
 
 
 def test_unknown_wavelets_and_norms_are_refused_with_the_choices():
-    with pytest.raises(
-        ValueError, match=r"'morl' is no discrete wavelet of PyWavelets; its families are haar, db"
-    ):
+    with pytest.raises(ValueError, match=r"'morl'.*haar, db"):
         Wavelet("morl")
-    with pytest.raises(ValueError, match="--visualprism_norm must be one of batch, sync_batch, layer"):
+    with pytest.raises(ValueError, match="--visualprism_norm.*batch, sync_batch, layer"):
         make(visualprism_norm="group")
 
 
@@ -289,13 +285,13 @@ def test_one_checkpoint_three_budgets(tmp_path):
         assert model.num_visual_tokens == (4 // s) ** 2
         assert torch.equal(model.generate(ids, images=images, **options), answer)
         assert model(input_ids=ids, images=images).logits.shape[1] == 2 + (4 // s) ** 2
-    with pytest.raises(ValueError, match="must divide the 4x4 grid, got 3"):
+    with pytest.raises(ValueError, match="--scale_factor.*4x4.*3"):
         model.generate(ids, images=images, scale_factor=3, **options)
 
 
 def test_a_budget_for_a_projector_that_does_not_compress_is_refused(tmp_path):
     model = tiny.build(tmp_path, mm_projector_type="linear")
-    with pytest.raises(ValueError, match="LinearProjector does not compress"):
+    with pytest.raises(ValueError, match="LinearProjector.*compress"):
         model.generate(torch.tensor([[1, -200]]), images=torch.randn(1, 3, 56, 56), scale_factor=2)
 
 

@@ -148,7 +148,7 @@ def test_onnx_of_a_wrong_shape_is_refused(tmp_path):
 def test_onnx_file_cut_short_is_refused(dinov2_export, tmp_path):
     content = dinov2_export.read_bytes()
     dinov2_export.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"tower\.onnx is no readable ONNX"):
+    with pytest.raises(ValueError, match=r"tower\.onnx.*ONNX"):
         convert_dinov2_onnx.convert(dinov2_export, tmp_path / "tower")
     assert_nothing_left(tmp_path / "tower")
 
@@ -228,7 +228,7 @@ def test_gguf_becomes_a_plain_folder_with_its_weights_and_special_tokens(tmp_pat
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "does not exist"), (b"PK\x03\x04 no model", "not a GGUF file"), (b"GGUF", "cannot be read")],
+    [(None, "does not exist"), (b"PK\x03\x04 no model", "GGUF file"), (b"GGUF", "cannot be read")],
 )
 def test_gguf_that_is_missing_or_damaged_is_refused_by_its_name(tmp_path, content, message):
     path = tmp_path / "tiny.gguf"
@@ -244,7 +244,7 @@ def test_gguf_cut_short_is_refused(tmp_path):
     write_gguf(path)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 3 // 4])
-    with pytest.raises(ValueError, match=r"tiny\.gguf cannot be read"):
+    with pytest.raises(ValueError, match=r"tiny\.gguf.*cannot be read"):
         convert_gguf.convert(path, tmp_path / "language_model")
     assert_nothing_left(tmp_path / "language_model")
 
@@ -368,7 +368,7 @@ def test_folder_of_an_interrupted_run_is_made_anew(tmp_path):
 
 def test_folder_with_other_content_is_not_overwritten(tmp_path):
     (tmp_path / "mine.txt").touch()
-    with pytest.raises(ValueError, match=r"lacks config\.json; remove it"):
+    with pytest.raises(ValueError, match=r"lacks config\.json"):
         write_folder(tmp_path, ("config.json",), lambda folder: None)
     assert (tmp_path / "mine.txt").exists()
 

@@ -115,12 +115,12 @@ def test_the_evaluation_command_runs_on_a_hub_name(tmp_path, capsys):
 
 
 def test_merging_takes_hub_names(cache):
-    with pytest.raises(SystemExit, match=r"has no adapter_config\.json; there is nothing to merge"):
+    with pytest.raises(SystemExit, match=r"--model-path.*adapter_config\.json"):
         merge_lora_weights.main(["--model-path", MODEL, "--save-model-path", str(cache / "merged")])
 
 
 @pytest.mark.parametrize("flag", ["--model-path", "--model-base"])
 def test_a_name_that_is_nowhere_is_named_with_its_flag(flag):
     names = {"--model-path": MODEL, flag: "someone/absent"}
-    with pytest.raises(UserError, match=f"^{flag} someone/absent: .* no hub repository of that name"):
+    with pytest.raises(UserError, match=f"^{flag} someone/absent: .*hub"):
         session(*(item for pair in names.items() for item in pair))

@@ -57,7 +57,7 @@ def test_adapters_are_not_merged_into_a_model_that_they_were_not_trained_on(tmp_
     config = tmp_path / "language_model" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "rms_norm_eps": 1e-5}))
     argv = ["--model-path", str(tmp_path / "lora"), "--model-base", str(tmp_path / "language_model")]
-    with pytest.raises(SystemExit, match="its rms_norm_eps is 1e-06, the model's is 1e-05"):
+    with pytest.raises(SystemExit, match="rms_norm_eps.*1e-06.*1e-05"):
         merge_lora_weights.main([*argv, "--save-model-path", str(tmp_path / "merged")])
     assert not (tmp_path / "merged").exists()
 
@@ -65,7 +65,7 @@ def test_adapters_are_not_merged_into_a_model_that_they_were_not_trained_on(tmp_
 def test_a_folder_without_adapters_is_not_merged(tmp_path, bpe_tokenizer):
     with_adapters(tmp_path, bpe_tokenizer, "llama")
     base, merged = str(tmp_path / "language_model"), str(tmp_path / "merged")
-    with pytest.raises(SystemExit, match=r"has no adapter_config\.json"):
+    with pytest.raises(SystemExit, match=r"no adapter_config\.json"):
         merge_lora_weights.main(["--model-path", base, "--save-model-path", merged])
     assert not (tmp_path / "merged").exists()
 
@@ -99,5 +99,5 @@ def test_an_extracted_projector_is_the_models(tmp_path, bpe_tokenizer, layout, m
 
 def test_a_plain_language_model_has_no_projector_to_extract(tmp_path):
     source = tiny.save_language_model(tmp_path / "language_model")
-    with pytest.raises(SystemExit, match="holds no projector"):
+    with pytest.raises(SystemExit, match="--model-path.*projector"):
         extract_mm_projector.main(["--model-path", source, "--output", str(tmp_path / "out")])

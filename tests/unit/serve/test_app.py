@@ -116,7 +116,7 @@ def test_an_answer_has_openais_shape_and_counts_visual_tokens(app):
             400,
             "9999x9999",
         ),
-        ({"messages": [{"role": "user", "content": "x" * 30_000}]}, 413, "larger than 20000 bytes"),
+        ({"messages": [{"role": "user", "content": "x" * 30_000}]}, 413, "20000 bytes"),
     ],
 )
 def test_a_refusal_has_openais_shape_and_says_why(app, change, status, says):

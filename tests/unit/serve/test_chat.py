@@ -76,7 +76,7 @@ def test_the_next_question_is_read_after_all_that_was_said_and_shown(chat):
 
 def test_a_budget_of_visual_tokens_is_kept_to_and_others_are_refused_by_name(chat):
     assert token_budgets(chat.model) == {36: 1, 9: 2, 4: 3, 1: 6}
-    with pytest.raises(ValueError, match="cannot give 64 visual tokens: choose from 36, 9, 4, 1"):
+    with pytest.raises(ValueError, match="64 visual.*36, 9, 4, 1"):
         chat.set_visual_tokens(64)
     chat.set_visual_tokens(4)
     chat.add_image(RED)
@@ -140,7 +140,7 @@ def test_a_failure_of_the_model_reaches_the_caller(chat, monkeypatch):
 def test_a_conversation_that_is_too_long_is_refused_and_its_pictures_wait(chat):
     chat.loaded = replace(chat.loaded, context_length=100)
     chat.add_image(RED)
-    with pytest.raises(ValueError, match=r"tokens, 9 of them visual, and the model reads 100"):
+    with pytest.raises(ValueError, match=r"9 of them visual.*100"):
         list(chat.ask("why? " * 50, GREEDY))
     assert chat.waiting == [RED]
 

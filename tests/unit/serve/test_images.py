@@ -57,24 +57,24 @@ def test_a_data_url_is_read_however_it_is_written(url):
 
 def test_a_data_url_that_is_none_is_refused_at_once():
     """Its parameters can be read in one way alone, or a thousand letters would take for ever."""
-    with pytest.raises(ValueError, match="must start like"):
+    with pytest.raises(ValueError, match="image_url.*start like"):
         read("data:" + ";a=  " * 150 + "x" * 1000)
 
 
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("data:image/png;base64,\ud800", "base64 is broken"),
-        ("data:image/png;base64,AAAA\u00e9", "base64 is broken"),
-        ("data:image/png;base64,@@@", "base64 is broken"),
-        ("data:image/png;base64,aGVsbG8=", "is none of BMP"),
-        ("data:text/html;base64,aGVsbG8=", "must start like"),
-        ("data:", "must start like"),
+        ("data:image/png;base64,\ud800", "base64.*broken"),
+        ("data:image/png;base64,AAAA\u00e9", "base64.*broken"),
+        ("data:image/png;base64,@@@", "base64.*broken"),
+        ("data:image/png;base64,aGVsbG8=", "none of BMP"),
+        ("data:text/html;base64,aGVsbG8=", "start like"),
+        ("data:", "start like"),
         (data_url(encoded()[:40]), "broken|cannot be read"),
-        (data_url(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "is none of"),
-        (data_url(bytes(10_001)), "larger than 10000 bytes"),
-        (data_url(encoded(101, 10)), "up to 100 px a side"),
-        (data_url(header_only_png(12_000, 12_000)), "up to 100 px a side"),
+        (data_url(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "none of BMP"),
+        (data_url(bytes(10_001)), "10000 bytes"),
+        (data_url(encoded(101, 10)), "100 px"),
+        (data_url(header_only_png(12_000, 12_000)), "100 px"),
         ("https://example.org/a.png", "fetches none"),
         ("file:///etc/passwd", "fetches none"),
         ("", "fetches none"),
@@ -92,7 +92,7 @@ def test_a_bombs_size_is_checked_before_its_pixels_are_made(monkeypatch):
 
 
 def test_a_strip_that_the_processor_would_blow_up_is_refused():
-    with pytest.raises(ValueError, match="one side may be 100 times the other"):
+    with pytest.raises(ValueError, match="100 times"):
         decode_image(encoded(2000, 10), 10**8)
 
 
@@ -213,7 +213,7 @@ def test_a_public_picture_is_fetched_from_the_address_that_was_checked(internet)
 def test_a_name_that_leads_to_a_private_address_is_never_asked(internet, addresses):
     hosts, asked = internet
     hosts["a.org"] = addresses, Answer(200, encoded())
-    with pytest.raises(ValueError, match="not at a public address"):
+    with pytest.raises(ValueError, match="public address"):
         fetch("https://a.org/x.png", URLS, time.monotonic() + 10)
     assert asked == []
 
@@ -225,7 +225,7 @@ def test_a_redirect_to_what_is_not_allowed_is_not_followed(internet, location):
     hosts, asked = internet
     hosts["a.org"] = ["8.8.8.8"], Answer(302, Location=location)
     hosts["inside.org"] = ["192.168.0.1"], Answer(200, encoded())
-    with pytest.raises(ValueError, match="public address|must be a data URL|no address"):
+    with pytest.raises(ValueError, match="public address|a data URL|no address"):
         fetch("https://a.org/x.png", URLS, time.monotonic() + 10)
     assert asked == ["8.8.8.8"]
 
@@ -233,7 +233,7 @@ def test_a_redirect_to_what_is_not_allowed_is_not_followed(internet, location):
 def test_redirects_end(internet):
     hosts, asked = internet
     hosts["a.org"] = ["8.8.8.8"], Answer(302, Location="/again")
-    with pytest.raises(ValueError, match="more than 3 redirects"):
+    with pytest.raises(ValueError, match="3 redirects"):
         fetch("https://a.org/x.png", URLS, time.monotonic() + 10)
     assert len(asked) == 4
 
@@ -242,11 +242,11 @@ def test_a_body_beyond_the_limit_and_a_status_other_than_200_are_refused(interne
     hosts, _ = internet
     hosts["big.org"] = ["8.8.8.8"], Answer(200, bytes(1001))
     hosts["gone.org"] = ["8.8.8.8"], Answer(404)
-    with pytest.raises(ValueError, match="larger than 1000 bytes"):
+    with pytest.raises(ValueError, match="1000 bytes"):
         fetch("https://big.org/", URLS, time.monotonic() + 10)
     with pytest.raises(ValueError, match="status 404"):
         fetch("https://gone.org/", URLS, time.monotonic() + 10)
-    with pytest.raises(ValueError, match="could not be fetched"):
+    with pytest.raises(ValueError, match="not be fetched"):
         fetch("https://nowhere.org/", URLS, time.monotonic() + 10)
 
 
@@ -269,7 +269,7 @@ def test_a_server_that_never_ends_is_left_at_the_deadline(monkeypatch, drip):
 
     def ask(port: int, seconds: float) -> None:
         ports.append(port)
-        with pytest.raises(ValueError, match="could not be fetched"):
+        with pytest.raises(ValueError, match="not be fetched"):
             fetch("https://a.org/x.png", URLS, time.monotonic() + seconds)
 
     check_that_it_leaves(drip, ask)
@@ -290,7 +290,7 @@ def test_a_picture_comes_over_tls_from_the_host_of_the_certificate_alone(tmp_pat
         if name == "a.org":
             assert read("https://a.org/x.png", URLS).size == (20, 10)
         else:
-            with pytest.raises(ValueError, match="could not be fetched"):
+            with pytest.raises(ValueError, match="not be fetched"):
                 read(f"https://{name}/x.png", URLS)
 
 
@@ -298,7 +298,7 @@ def test_a_name_that_is_never_resolved_is_left_at_the_deadline(monkeypatch):
     ends = threading.Event()
     monkeypatch.setattr(images.socket, "getaddrinfo", lambda *args, **kwargs: ends.wait(60))
     try:
-        with pytest.raises(ValueError, match="could not be fetched"):
+        with pytest.raises(ValueError, match="not be fetched"):
             fetch("https://a.org/x.png", URLS, time.monotonic() + 0.2)
         assert not ends.is_set()
     finally:

@@ -41,7 +41,7 @@ def test_a_field_that_is_not_honoured_is_refused_by_name_unless_it_asks_for_noth
     for value in NEUTRAL[name]:
         read(body(**{name: value}))
     for value in (7, "other", {"a": 1}, ["a"], -0.5):
-        assert refusal(body(**{name: value})) == f"{name} is not supported; leave it out."
+        assert refusal(body(**{name: value})).startswith(f"{name} is not supported")
 
 
 @pytest.mark.parametrize("name", NEUTRAL_IN_MESSAGE)
@@ -53,7 +53,7 @@ def test_so_is_one_of_a_message(name):
 
     for value in NEUTRAL_IN_MESSAGE[name]:
         read(with_field(value))
-    assert refusal(with_field({"a": 1})) == f"messages[1].{name} is not supported; leave it out."
+    assert refusal(with_field({"a": 1})).startswith(f"messages[1].{name} is not supported")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from messages import assert_names
 from safetensors import SafetensorError
 
 from llava import wholefile
@@ -117,17 +118,17 @@ def error_in_between(number: int) -> RuntimeError:
 )
 def test_free_space_is_told_where_space_is_what_lacks(tmp_path, kind, number, is_space):
     message = saving.describe_failure("checkpoint-2", kind(number), tmp_path)
-    assert f"checkpoint-2 could not be written to {tmp_path}: " in message
+    assert_names(message, "checkpoint-2", f"not be written to {tmp_path}: ")
     assert os.strerror(number) in message
-    assert ("GiB are free there" in message) == is_space
-    assert "the same command starts anew" in message
+    assert ("GiB are free" in message) == is_space
+    assert "starts anew" in message
 
 
 def test_a_part_of_a_file_that_torch_could_not_write_is_like_a_full_disk(tmp_path):
     error = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 128 vs 22\nframes")
     message = saving.describe_failure("the result", error, tmp_path)
-    assert "as by a full disk or a quota" in message
-    assert "GiB are free there" in message
+    assert_names(message, "full disk", "quota")
+    assert "GiB are free" in message
     assert "frames" not in message
 
 

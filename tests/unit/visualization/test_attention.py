@@ -12,20 +12,20 @@ def test_layers_may_count_from_the_end_and_repeat():
 
 @pytest.mark.parametrize("layer", [3, -4])
 def test_a_layer_outside_the_model_is_refused_with_the_range(layer):
-    with pytest.raises(ValueError, match=rf"layer {layer} is outside the model's 3; choose from 0 to 2"):
+    with pytest.raises(ValueError, match=rf"layer {layer}.*0 to 2"):
         resolve_layers([layer], 3)
 
 
 @pytest.mark.parametrize("head", [2, -1])
 def test_a_head_outside_the_model_is_refused_with_the_range(head):
-    with pytest.raises(ValueError, match="has 2 heads; choose from 0 to 1"):
+    with pytest.raises(ValueError, match="2 heads.*0 to 1"):
         over_heads(tiny.LANGUAGE_MODELS["llama"](), head)
 
 
 def test_a_method_that_is_not_there_or_takes_no_head_is_refused():
     check_method("attention", 1)
     check_method("rollout", None)
-    with pytest.raises(ValueError, match="must be one of attention, rollout, relevance, got 'saliency'"):
+    with pytest.raises(ValueError, match="attention, rollout, relevance.*'saliency'"):
         check_method("saliency", None)
-    with pytest.raises(ValueError, match="--head 1 came with --method relevance"):
+    with pytest.raises(ValueError, match="--head 1.*--method relevance"):
         check_method("relevance", 1)

@@ -128,7 +128,7 @@ def test_a_decoder_of_unknown_build_is_refused():
     model = language_model("llama")
     model.get_decoder = lambda: nn.Identity()
     with (
-        pytest.raises(ValueError, match="where Identity has its attention is unknown"),
+        pytest.raises(ValueError, match="Identity.*llava.visualization.capture.NAMES"),
         capture_attention(model, [0], keep_all),
     ):
         pass
@@ -141,7 +141,7 @@ def test_several_sequences_at_once_are_refused_and_one_after_another_kept_apart(
             model.generate(ids, max_new_tokens=2, do_sample=False)
     assert [row.shape[-1] for row in captured[0]] == [10, 11, 4, 5]
     with (
-        pytest.raises(ValueError, match="one sequence at a time, 2 came"),
+        pytest.raises(ValueError, match="2 came.*num_beams=1"),
         capture_attention(model, [0], keep_all),
     ):
         model.generate(IDS, max_new_tokens=2, num_beams=2)

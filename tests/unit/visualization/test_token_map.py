@@ -100,7 +100,7 @@ def test_a_resized_mapping_shows_the_same_tokens():
 
 
 def test_other_aspect_ratios_are_refused():
-    with pytest.raises(ValueError, match="image_aspect_ratio square or pad, got 'anyres'"):
+    with pytest.raises(ValueError, match="image_aspect_ratio.*square.*pad.*'anyres'"):
         image_mapping(10, 10, PROCESSORS["clip"], "anyres")
 
 
