@@ -74,26 +74,16 @@ class VisualPrism(Foldable, TriplePathCompressor):
 
     Options = VisualPrismOptions
 
-    def __init__(
-        self,
-        vision_width: int,
-        llm_width: int,
-        scale_factor: int,
-        num_levels: int = 4,
-        width: int | None = None,
-        num_heads: int | None = None,
-        options: VisualPrismOptions = VisualPrismOptions(),
-    ):
-        norm, hkve = options.visualprism_norm, options.visualprism_hkve
+    def maps_levels(self, options: VisualPrismOptions) -> bool:
+        return not options.visualprism_hkve
+
+    def add_parts(self, vision_width: int, width: int, num_levels: int, options: VisualPrismOptions) -> None:
+        norm = options.visualprism_norm
         if norm not in NORMS:
             raise UserError(f"--visualprism_norm must be one of {', '.join(NORMS)}, got {norm!r}.")
-        super().__init__(
-            vision_width, llm_width, scale_factor, num_levels, width, num_heads, level_maps=not hkve
-        )
-        width = width or vision_width
         norm_class = NORMS[norm]
         self.paths = options.paths
-        self.hkve = hkve
+        self.hkve = options.visualprism_hkve
         self.folds = norm != "layer"
         # Triple-path query projection
         if "identity" in self.paths:
@@ -107,13 +97,12 @@ class VisualPrism(Foldable, TriplePathCompressor):
             )
         self.make_fusion(width)
         # Hierarchical key-value encoding
-        if hkve:
+        if self.hkve:
             self.kv_down_proj = nn.Linear(num_levels * vision_width, width)
             self.k_local = MultiScaleConv(width, width, (3, 5, 7), norm_class)
             self.k_global = SqueezeExcitation(width, nn.GELU)
             self.v_local = nn.Sequential(depthwise(width, 3), norm_class(width), nn.GELU())
             self.v_global = SqueezeExcitation(width, nn.GELU)
-        self.initialize()
 
     @classmethod
     def prepare_for_ranks(cls, fields: CommonFields) -> None:

@@ -112,20 +112,12 @@ class VisualPrismV2(Foldable, TriplePathCompressor):
     Options = VisualPrismV2Options
     highest_rate = 1e-4  # in the quick start it does not learn to look at 2e-4 and 5e-4 (docs/ablation.md)
 
-    def __init__(
-        self,
-        vision_width: int,
-        llm_width: int,
-        scale_factor: int,
-        num_levels: int = 4,
-        width: int | None = None,
-        num_heads: int | None = None,
-        options: VisualPrismV2Options = VisualPrismV2Options(),
-    ):
-        super().__init__(
-            vision_width, llm_width, scale_factor, num_levels, width, num_heads, level_maps=False
-        )
-        width = width or vision_width
+    def maps_levels(self, options: VisualPrismV2Options) -> bool:
+        return False
+
+    def add_parts(
+        self, vision_width: int, width: int, num_levels: int, options: VisualPrismV2Options
+    ) -> None:
         self.vision_width, self.level_norm = vision_width, options.visualprism_level_norm
         self.paths = options.paths
         if "identity" in self.paths:
@@ -148,7 +140,6 @@ class VisualPrismV2(Foldable, TriplePathCompressor):
         self.v_branches = Branches(width, 3) if options.visualprism_hkve else None
         self.v_positions = RegionGains(width) if options.visualprism_positions else None
         self.shortcut_gain = nn.Parameter(torch.zeros(width)) if options.visualprism_shortcut else None
-        self.initialize()
 
     def wavelet_path(self) -> SubbandPath:
         return self.q_wavelet
