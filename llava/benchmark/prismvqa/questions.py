@@ -26,6 +26,7 @@ from llava.benchmark.prismvqa.scene import (
     TEXTS,
     Item,
     Scene,
+    pick,
 )
 
 SIDES = ("left", "right", "above", "below")
@@ -63,10 +64,6 @@ class Form:
     def chance(self) -> float:
         """Accuracy of the best answer that looks at no picture."""
         return 1 / (len(self.answers) or 2)
-
-
-def _pick(rng: np.random.Generator, choices: Sequence):
-    return choices[int(rng.integers(len(choices)))]
 
 
 def name_of(item: Item, attributes: Sequence[str]) -> str:
@@ -109,8 +106,8 @@ def _named(
     named = [(item, names) for item in candidates if (names := _names(scene, item, attributes))]
     if not named:
         return None
-    item, names = _pick(rng, named)
-    return item, _pick(rng, names)
+    item, names = pick(rng, named)
+    return item, pick(rng, names)
 
 
 def _others(attribute: str) -> list[str]:
@@ -145,13 +142,13 @@ def _exist(scene, rng):
     """Yes or no by a coin; where no, half of the time both color and shape are there, on different items."""
     present = {(item.color, item.shape) for item in scene.items}
     if rng.random() < 0.5:
-        pair, answer = _pick(rng, sorted(present)), "yes"
+        pair, answer = pick(rng, sorted(present)), "yes"
     else:
         colors, shapes = ({pair[i] for pair in present} for i in (0, 1))
         absent = [pair for pair in product(COLORS, SHAPES) if pair not in present]
         swapped = [pair for pair in absent if pair[0] in colors and pair[1] in shapes]
         half = [pair for pair in absent if (pair[0] in colors) != (pair[1] in shapes)]
-        pair, answer = _pick(rng, swapped if swapped and rng.random() < 0.5 else half), "no"
+        pair, answer = pick(rng, swapped if swapped and rng.random() < 0.5 else half), "no"
     return f"Is there {'an' if pair[0] == 'orange' else 'a'} {pair[0]} {pair[1]}?", answer
 
 
@@ -175,8 +172,8 @@ def _side(scene, rng):
     ]
     if not pairs:
         return None
-    side, (names, other_names) = _pick(rng, pairs)
-    first, second = _pick(rng, names), _pick(rng, other_names)
+    side, (names, other_names) = pick(rng, pairs)
+    first, second = pick(rng, names), pick(rng, other_names)
     return f"Where is the {first}, seen from the {second}: left, right, above or below?", side
 
 
@@ -219,8 +216,8 @@ def _related(attribute: str, pairs: Callable[[Scene], Iterator[tuple[str, Item, 
         ]
         if not found:
             return None
-        relation, names, other = _pick(rng, found)
-        text = f"What {attribute} is the object {relation} the {_pick(rng, names)}?"
+        relation, names, other = pick(rng, found)
+        text = f"What {attribute} is the object {relation} the {pick(rng, names)}?"
         return text, getattr(other, attribute)
 
     return ask
@@ -264,14 +261,14 @@ def _singled_out(attribute: str, described: Callable[[Scene], Iterator[tuple[str
         found = list(described(scene))
         if not found:
             return None
-        description, item = _pick(rng, found)
+        description, item = pick(rng, found)
         return f"What {attribute} is the {description}?", getattr(item, attribute)
 
     return ask
 
 
 def _larger(scene, rng):
-    attribute = _pick(rng, ("color", "shape"))
+    attribute = pick(rng, ("color", "shape"))
     pairs = [
         (item, other)
         for item, other in permutations(scene.items, 2)
@@ -280,7 +277,7 @@ def _larger(scene, rng):
     ]
     if not pairs:
         return None
-    first, second = _pick(rng, pairs)
+    first, second = pick(rng, pairs)
     larger = max(first, second, key=lambda item: item.radius)
     text = f"Which is larger, the {name_of(first, [attribute])} or the {name_of(second, [attribute])}?"
     return text, getattr(larger, attribute)
