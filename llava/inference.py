@@ -9,7 +9,7 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llava.command import positive
+from llava.command import add_declared, positive
 from llava.conversation import DEFAULT_TEMPLATE, Conversation, template_named, template_of
 from llava.errors import UserError
 from llava.loading import DTYPES, FLASH_PACKAGES, check_installed
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 
-# By a flag's name with underscores: what add_argument takes. --help names a default that is not None.
+# As add_declared takes them. --help names a default that is not None.
 FLAGS: dict[str, dict] = {
     "model_path": {
         "required": True,
@@ -92,17 +92,8 @@ SAMPLING = ("--temperature", "--top_p")
 
 
 def add_flags(parser, *flags: str, **defaults) -> None:
-    """Let a command take some of FLAGS.
-
-    Args:
-        parser: a parser or a group of one.
-        flags: in the spelling that --help lists, such as "--model-path".
-        defaults: where they are not those of FLAGS, by name.
-    """
-    for flag in flags:
-        name = flag.removeprefix("--").replace("-", "_")
-        own = {"default": defaults[name]} if name in defaults else {}
-        parser.add_argument(flag, **{**FLAGS[name], **own})
+    """Let a command take some of FLAGS, as add_declared does."""
+    add_declared(parser, FLAGS, flags, defaults)
 
 
 @dataclass(frozen=True)
@@ -138,7 +129,7 @@ def load_model(
     Args:
         model_path, model_base: as load_pretrained_model takes them.
         device: "cuda", "cuda:N", "mps" or "cpu"; by default the first of these there is.
-        conv_mode: template name; None: the config's conv_version, else vicuna_v1.
+        conv_mode: template name; None: the config's conv_version, else DEFAULT_TEMPLATE.
         scale_factor, image_aspect_ratio: in place of the model's own.
         loading: further options of load_pretrained_model. With compile_vision the decoding is compiled, too.
     Raises:

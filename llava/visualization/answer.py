@@ -159,7 +159,7 @@ def ask(
         model, tokenizer, image_processor: as load_pretrained_model gives them.
         image: RGB.
         text: the question, without `<image>`.
-        conv_mode: template name; None: the config's conv_version, else vicuna_v1.
+        conv_mode: template name; None: as template_of.
     Raises:
         UserError: for a template that is not there.
     """

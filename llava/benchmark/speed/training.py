@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from llava.benchmark.machine import PRODUCT_SIZE, product_flops
 from llava.benchmark.speed.command import add_shape_arguments, describe, device_and_dtype, file_name
 from llava.benchmark.speed.shapes import SHAPES, Shape, attention_flop, language_flop, tower_flop
 from llava.benchmark.timing import (
@@ -19,10 +20,9 @@ from llava.benchmark.timing import (
     headline,
     median,
     median_ratio,
-    paste,
+    publish,
     table,
     take_turns,
-    write,
 )
 from llava.errors import UserError
 
@@ -49,8 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shape_arguments(parser)
     parser.set_defaults(batch_size=4, repeats=3)
     add = parser.add_argument
-    add("--projectors", default="visualprism", help="compressing types, separated by commas")
-    add("--scale_factors", type=int, nargs="+", default=[2, 3, 4])
     add("--stage", type=int, choices=(1, 2), default=2, help="1: the projector alone learns")
     add("--answer_tokens", type=int, default=20, help="of the text tokens, those with a label")
     add("--lora", action="store_true", help="stage 2 by adapters of the language model, of rank 128")
@@ -91,11 +89,7 @@ def run(args: argparse.Namespace) -> None:
         "peak_flops": peak,
         "peak_source": source,
     }
-    text = as_markdown(rows, about)
-    write(args.output_dir, name, {**about, "rows": rows}, text)
-    if args.docs:
-        paste(args.docs, name, text)
-    print(text)
+    publish(args, name, {**about, "rows": rows}, as_markdown(rows, about))
 
 
 def step_name(args: argparse.Namespace) -> str:
@@ -252,10 +246,9 @@ def peak_flops(device: str, dtype: str, given_tflops: float | None, clock: Clock
         name = torch.cuda.get_device_name(device)
         if name in PEAKS:
             return PEAKS[name], f"{name}'s data sheet"
-    size = 8192 if device.startswith("cuda") else 1024
-    matrix = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
-    best = min(clock.timed(lambda: matrix @ matrix) for _ in range(10))
-    return 2 * size**3 / best, f"best of ten products of {size} x {size} matrices"
+    size = PRODUCT_SIZE[device.split(":")[0]]
+    flops = product_flops(device, getattr(torch, dtype), clock)
+    return flops, f"best of ten products of {size} x {size} matrices"
 
 
 def as_markdown(rows: list[dict], about: dict) -> str:
