@@ -101,14 +101,8 @@ def deepspeed(device: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    place = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-    }
-    os.environ.update(place)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     init_distributed(dist_backend="nccl" if device == "cuda" else "gloo")
     config = json.loads((ROOT / "scripts" / "zero2.json").read_text())
     config |= {"train_micro_batch_size_per_gpu": 4, "train_batch_size": 4, "gradient_accumulation_steps": 1}
