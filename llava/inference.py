@@ -158,11 +158,7 @@ def load_model(
 
 
 def load_by_flags(args: argparse.Namespace) -> LoadedModel:
-    """The model that a command line asks for; flags that `args` lacks are as by default.
-
-    Raises:
-        UserError: for what the user can mend; says how.
-    """
+    """The model that a command line asks for; flags that `args` lacks are as by default."""
     names = ("model_base", "device", "conv_mode", "scale_factor", "image_aspect_ratio")
     given = {name: getattr(args, name, None) for name in names}
     return load_model(args.model_path, **given, **loading_options(args))

@@ -97,11 +97,7 @@ def normalised(image_processor, image: Image.Image) -> Tensor:
 
 
 def input_side(image_processor) -> int:
-    """Side in pixels of the square that a processor makes.
-
-    Raises:
-        UserError: if it makes no square.
-    """
+    """Side in pixels of the square that a processor makes. Raises UserError if it makes no square."""
     crops = getattr(image_processor, "do_center_crop", None)
     size = image_processor.crop_size if crops else image_processor.size
     height, width = size.get("height"), size.get("width")

@@ -207,11 +207,7 @@ def _build(requirements: list, machine: Machine, folder: Path) -> None:
 
 
 def _pip(*words: str) -> None:
-    """Run pip, and show what it says if that is an error.
-
-    Raises:
-        UserError: after its error.
-    """
+    """Run pip, and show what it says if that is an error. Raises UserError after its error."""
     command = [sys.executable, "-m", "pip", *words]
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:

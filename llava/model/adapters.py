@@ -79,11 +79,7 @@ def read_adapter_config(folder: Path):
 
 
 def adapter_file(folder: Path) -> Path:
-    """The file of a folder's adapters.
-
-    Raises:
-        UserError: if it is missing or not whole.
-    """
+    """The file of a folder's adapters. Raises UserError if it is missing or not whole."""
     file = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder} has no adapters ({' or '.join(ADAPTER_WEIGHTS)}).")

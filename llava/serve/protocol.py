@@ -213,11 +213,7 @@ class ChatRequest(BaseModel):
             message.check(f"messages[{index}]")
 
     def prompt(self, template: Conversation, use_im_start_end: bool) -> MarkedPrompt:
-        """The conversation in the template's words.
-
-        Raises:
-            UserError: where the template cannot express it.
-        """
+        """The conversation in the template's words. Raises UserError where the template cannot express it."""
         system = [m.text for m in self.messages if m.role in ("system", "developer")]
         if system:
             template = template.with_system("\n".join(system))

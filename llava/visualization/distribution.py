@@ -49,11 +49,7 @@ def write_distribution(result, text: str, output_dir: str | Path) -> list[Path]:
 
 
 def make_distribution(args: argparse.Namespace) -> list[Path]:
-    """Load, answer, draw.
-
-    Raises:
-        UserError: for what the user can mend; says how.
-    """
+    """Load, answer, draw."""
     from llava.visualization.sequence import SPANS, sequence_attention
 
     model, tokenizer, image_processor, image = load(args)

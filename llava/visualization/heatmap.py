@@ -87,11 +87,7 @@ def write_heatmaps(result, image, text: str, output_dir: str | Path, smooth: boo
 
 
 def make_heatmaps(args: argparse.Namespace) -> list[Path]:
-    """Load, answer, draw.
-
-    Raises:
-        UserError: for what the user can mend; says how.
-    """
+    """Load, answer, draw."""
     from llava.visualization.answer import image_attention
     from llava.visualization.attention import check_method
 

@@ -48,11 +48,7 @@ def write_prism(result: PrismView, output_dir: str | Path) -> list[Path]:
 
 
 def make_prism(args: argparse.Namespace) -> list[Path]:
-    """Load, look, draw.
-
-    Raises:
-        UserError: for what the user can mend; says how.
-    """
+    """Load, look, draw."""
     model, _, image_processor, image = load(args)
     return write_prism(prism_view(model, image_processor, image, args.scale_factors), args.output_dir)
 
