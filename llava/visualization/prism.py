@@ -32,7 +32,6 @@ def write_prism(result: PrismView, output_dir: str | Path) -> list[Path]:
     from llava.visualization.plots_prism import prism_figure
 
     output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     written = save_figure(prism_figure(result), output_dir / "prism")
     np.savez_compressed(
         output_dir / "prism.npz",
