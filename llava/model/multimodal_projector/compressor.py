@@ -20,11 +20,10 @@ class RegionCompressor(Compressor):
     `keys_and_values`, which are by default two-layer maps of all levels, as in TokenPacker.
 
     Args:
-        vision_width: C.
+        vision_width: C, which is E too.
         llm_width: D.
         scale_factor: s; forward may override it.
         num_levels: L.
-        width: E, by default C.
         num_heads: h, by default E // 128, at least 1.
         options: of the class's Options; None: their defaults.
     """
@@ -37,29 +36,28 @@ class RegionCompressor(Compressor):
         llm_width: int,
         scale_factor: int,
         num_levels: int = 4,
-        width: int | None = None,
         num_heads: int | None = None,
         options: ProjectorOptions | None = None,
     ):
         super().__init__(scale_factor)
-        width, options = width or vision_width, options or self.Options()
+        width, options = vision_width, options or self.Options()
         if self.maps_levels(options):
-            self.k_proj_1 = two_layer_map(num_levels * vision_width, width)
-            self.v_proj_1 = two_layer_map(num_levels * vision_width, width)
+            self.k_proj_1 = two_layer_map(num_levels * width, width)
+            self.v_proj_1 = two_layer_map(num_levels * width, width)
         self.ln_q_1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.ln_k_1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.ln_v_1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.clip_attn = RegionAttention(width, num_heads)
         self.mlp = two_layer_map(width, llm_width)
-        self.add_parts(vision_width, width, num_levels, options)
+        self.add_parts(width, num_levels, options)
         self.initialize()
 
     def maps_levels(self, options) -> bool:
         """Whether keys and values are made by the two-layer maps."""
         return True
 
-    def add_parts(self, vision_width: int, width: int, num_levels: int, options) -> None:
-        """What a subclass has beside the compression; C, E and L, and its options."""
+    def add_parts(self, width: int, num_levels: int, options) -> None:
+        """What a subclass has beside the compression: of E, L and its options."""
         raise NotImplementedError
 
     def reset_parameters(self) -> None:

@@ -15,8 +15,8 @@ from llava.model.multimodal_projector.compressor import RegionCompressor
 class TokenPacker(RegionCompressor):
     """G*G patches to (G/s)**2 tokens; no parameter depends on s or on G. Args: RegionCompressor's."""
 
-    def add_parts(self, vision_width: int, width: int, num_levels: int, options) -> None:
-        self.q_proj_1 = nn.Linear(vision_width, width, bias=False)
+    def add_parts(self, width: int, num_levels: int, options) -> None:
+        self.q_proj_1 = nn.Linear(width, width, bias=False)
 
     def queries(self, x: Tensor, scale_factor: int) -> Tensor:
         """float[B, N, C] to float[B, M, E]."""

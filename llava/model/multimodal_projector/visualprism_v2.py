@@ -115,27 +115,23 @@ class VisualPrismV2(Foldable, TriplePathCompressor):
     def maps_levels(self, options: VisualPrismV2Options) -> bool:
         return False
 
-    def add_parts(
-        self, vision_width: int, width: int, num_levels: int, options: VisualPrismV2Options
-    ) -> None:
-        self.vision_width, self.level_norm = vision_width, options.visualprism_level_norm
+    def add_parts(self, width: int, num_levels: int, options: VisualPrismV2Options) -> None:
+        self.width, self.level_norm = width, options.visualprism_level_norm
         self.paths = options.paths
         if "identity" in self.paths:
-            self.q_identity = nn.Linear(vision_width, width)
+            self.q_identity = nn.Linear(width, width)
         if "local" in self.paths:
             self.q_local = nn.ModuleList(
-                nn.Sequential(
-                    depthwise(vision_width, kernel), ChannelNorm(vision_width, eps=NORM_EPS), nn.GELU()
-                )
+                nn.Sequential(depthwise(width, kernel), ChannelNorm(width, eps=NORM_EPS), nn.GELU())
                 for kernel in (3, 5)
             )
-            self.q_local_proj = nn.Linear(2 * vision_width, width)
+            self.q_local_proj = nn.Linear(2 * width, width)
         if "wavelet" in self.paths:
-            self.q_wavelet = SubbandPath(vision_width, ChannelNorm, options.visualprism_wavelet)
-            self.q_wavelet_proj = nn.Linear(4 * vision_width, width)
+            self.q_wavelet = SubbandPath(width, ChannelNorm, options.visualprism_wavelet)
+            self.q_wavelet_proj = nn.Linear(4 * width, width)
         self.make_fusion(width)
-        self.k_mix = nn.Sequential(nn.Linear(num_levels * vision_width, width), nn.GELU())
-        self.v_mix = nn.Sequential(nn.Linear(num_levels * vision_width, width), nn.GELU())
+        self.k_mix = nn.Sequential(nn.Linear(num_levels * width, width), nn.GELU())
+        self.v_mix = nn.Sequential(nn.Linear(num_levels * width, width), nn.GELU())
         self.k_branches = Branches(width, 7) if options.visualprism_hkve else None
         self.v_branches = Branches(width, 3) if options.visualprism_hkve else None
         self.v_positions = RegionGains(width) if options.visualprism_positions else None
@@ -148,8 +144,8 @@ class VisualPrismV2(Foldable, TriplePathCompressor):
         """Each level of float[B, N, L*C] with mean 0 and variance 1 over its channels."""
         if not self.level_norm:
             return levels
-        apart = levels.unflatten(-1, (-1, self.vision_width))
-        return nn.functional.layer_norm(apart, (self.vision_width,), eps=NORM_EPS).flatten(-2)
+        apart = levels.unflatten(-1, (-1, self.width))
+        return nn.functional.layer_norm(apart, (self.width,), eps=NORM_EPS).flatten(-2)
 
     def path_maps(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Weight and bias of each path's linear map, float[E, ...] and float[E]."""
