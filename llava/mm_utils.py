@@ -146,18 +146,16 @@ def encode_prompt(
     return ids, spans if has_offsets else None
 
 
-def encode_prompts(
-    prompts: Sequence[str], tokenizer, image_token_index: int = IMAGE_TOKEN_INDEX
-) -> list[list[int]]:
+def encode_prompts(prompts: Sequence[str], tokenizer) -> list[list[int]]:
     """The ids that encode_prompt gives of each prompt, for many prompts in a fraction of the time.
 
     Every chunk is tokenised once, all of them in one call.
     """
     known = _KnownChunks(tokenizer)
     for prompt in prompts:  # finds the chunks
-        encode_prompt(prompt, known, image_token_index)
+        encode_prompt(prompt, known)
     known.tokenise_all()
-    return [encode_prompt(prompt, known, image_token_index)[0] for prompt in prompts]
+    return [encode_prompt(prompt, known)[0] for prompt in prompts]
 
 
 class _KnownChunks:
