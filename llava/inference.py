@@ -70,10 +70,7 @@ FLAGS: dict[str, dict] = {
     },
     "num_beams": {"type": positive, "default": 1, "help": "beams of a beam search; 1 is none"},
     "max_new_tokens": {"type": positive, "default": 512, "help": "longest answer, tokens"},
-    "batch_size": {
-        "type": positive,
-        "help": "questions at a time; default: as many as --token_budget holds",
-    },
+    "batch_size": {"type": positive, "help": "questions at a time; default: as many as --token_budget holds"},
     "token_budget": {
         "type": positive,
         "default": 16384,  # 8 GB of keys and values for a 7B model in half precision

@@ -9,12 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llava.errors import UserError
-from llava.model.checkpoint import (
-    ADAPTER_CONFIG,
-    TRAINABLES_FILE,
-    check_fit,
-    is_of_projector,
-)
+from llava.model.checkpoint import ADAPTER_CONFIG, TRAINABLES_FILE, check_fit, is_of_projector
 from llava.model.files import check_weights, read_bin, read_json
 from llava.model.zero3 import gathered
 

@@ -11,10 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config", type=Path, required=True, help="the study, YAML; scripts/ablation/ has some")
     add("--output_dir", type=Path, help="results; default: playground/ablation/ and the file's name")
-    add(
-        "--devices",
-        help="such as cuda:0,cuda:1 or cpu; default: all GPUs, or a process per CPU thread",
-    )
+    add("--devices", help="such as cuda:0,cuda:1 or cpu; default: all GPUs, or a process per CPU thread")
     add("--report_only", action="store_true", help="print the tables of what is done, run nothing")
     add("--docs", type=Path, help="a page with a place for this study's tables; they are put there")
     parser.set_defaults(run=run)

@@ -97,10 +97,7 @@ NAMING = ("size", "color", "shape")
 
 
 def _named(
-    scene: Scene,
-    rng: np.random.Generator,
-    candidates: Sequence[Item],
-    attributes: Sequence[str],
+    scene: Scene, rng: np.random.Generator, candidates: Sequence[Item], attributes: Sequence[str]
 ) -> tuple[Item, str] | None:
     """One of the candidates that has a name, and one of its names."""
     named = [(item, names) for item in candidates if (names := _names(scene, item, attributes))]

@@ -126,11 +126,7 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(maps.movedim(1, -1)).movedim(-1, 1)
 
 
-NORMS: dict[str, type[nn.Module]] = {
-    "batch": BatchNorm,
-    "sync_batch": SyncBatchNorm,
-    "layer": ChannelNorm,
-}
+NORMS: dict[str, type[nn.Module]] = {"batch": BatchNorm, "sync_batch": SyncBatchNorm, "layer": ChannelNorm}
 
 
 @contextmanager

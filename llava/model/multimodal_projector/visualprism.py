@@ -19,11 +19,7 @@ from llava.model.multimodal_projector.folding import Foldable
 from llava.model.multimodal_projector.norms import NORMS
 from llava.model.multimodal_projector.options import option
 from llava.model.multimodal_projector.squeeze_excitation import SqueezeExcitation
-from llava.model.multimodal_projector.triple_path import (
-    TriplePathCompressor,
-    TriplePathOptions,
-    depthwise,
-)
+from llava.model.multimodal_projector.triple_path import TriplePathCompressor, TriplePathOptions, depthwise
 from llava.model.multimodal_projector.visualprism_folded import (
     KEY_GLOBAL_GAIN,
     VALUE_GLOBAL_GAIN,
@@ -90,8 +86,7 @@ class VisualPrism(Foldable, TriplePathCompressor):
             self.q_local = MultiScaleConv(width, (3, 5), norm_class)
         if "wavelet" in self.paths:
             self.q_freq = nn.Sequential(
-                WaveletPath(width, norm_class, options.visualprism_wavelet),
-                nn.Conv2d(width, width, 1),
+                WaveletPath(width, norm_class, options.visualprism_wavelet), nn.Conv2d(width, width, 1)
             )
         self.make_fusion(width)
         # Hierarchical key-value encoding

@@ -28,11 +28,7 @@ from llava.model.multimodal_projector.folding import Foldable
 from llava.model.multimodal_projector.norms import ChannelNorm
 from llava.model.multimodal_projector.options import option
 from llava.model.multimodal_projector.squeeze_excitation import SqueezeExcitation
-from llava.model.multimodal_projector.triple_path import (
-    TriplePathCompressor,
-    TriplePathOptions,
-    depthwise,
-)
+from llava.model.multimodal_projector.triple_path import TriplePathCompressor, TriplePathOptions, depthwise
 from llava.model.multimodal_projector.visualprism_v2_merged import MergedVisualPrismV2
 from llava.model.multimodal_projector.wavelet import SubbandPath
 
