@@ -23,6 +23,8 @@ from pathlib import Path
 
 from llava.benchmark.commands import MEASURES, call
 from llava.benchmark.gpu_pages import count_tests, fill_pages
+from llava.benchmark.machine import nvidia_smi
+from llava.benchmark.timing import write
 from llava.errors import UserError
 from llava.wholefile import write_text
 
@@ -139,11 +141,7 @@ def card_name() -> str:
     Raises:
         UserError: if nvidia-smi names none.
     """
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        names = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.splitlines()
-    except (OSError, subprocess.TimeoutExpired):
-        names = []
+    names = nvidia_smi("name")
     if not names:
         raise UserError(
             "nvidia-smi names no GPU; give --output_dir to use a folder of results that is there."
@@ -211,10 +209,8 @@ def run_tests(folder: Path) -> int:
     if report.is_file():
         counts = count_tests(report.read_text())
         report.unlink()
-        (folder / "tests.json").write_text(json.dumps(counts, indent=1) + "\n")
+        failed, skipped = counts["failed"], counts["skipped"]
         names = "".join(f"- {kind}: {name}\n" for kind in ("failed", "skipped") for name in counts[kind])
-        passed = (
-            f"{counts['passed']} passed, {len(counts['failed'])} failed, {len(counts['skipped'])} skipped"
-        )
-        (folder / "tests.md").write_text(f"`bash scripts/test.sh -m gpu`: {passed}.\n\n{names}")
+        passed = f"{counts['passed']} passed, {len(failed)} failed, {len(skipped)} skipped"
+        write(folder, "tests", counts, f"`bash scripts/test.sh -m gpu`: {passed}.\n\n{names}")
     return code

@@ -46,21 +46,21 @@ def describe(device: str) -> dict:
         "memory_gib": properties.total_memory / 2**30,
         "multiprocessors": properties.multi_processor_count,
         "capability": f"{properties.major}.{properties.minor}",
-        "driver": driver_version(),
+        "driver": (nvidia_smi("driver_version") or ["unknown"])[0].strip(),
         "cuda": torch.version.cuda,
         "nccl": ".".join(map(str, torch.cuda.nccl.version())),
     }
 
 
-def driver_version() -> str:
-    """As nvidia-smi gives it; "unknown" where there is no nvidia-smi."""
+def nvidia_smi(query: str) -> list[str]:
+    """What it answers, a line for each GPU; none where it does not."""
     import subprocess
 
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.split()[0]
-    except (OSError, IndexError, subprocess.TimeoutExpired):
-        return "unknown"
+        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        return []
 
 
 def ceilings(device: str, repeats: int) -> dict[str, float]:

@@ -31,9 +31,8 @@ def run(args: argparse.Namespace) -> None:
     devices = args.devices.split(",") if args.devices else visible_devices(study)
     results = results_so_far(study, output_dir) if args.report_only else conduct(study, output_dir, devices)
     about = provenance(devices[0], "bfloat16")
-    head = (
-        f"{headline(about)}, {len(devices)} runs at a time. " if len(devices) > 1 else f"{headline(about)}. "
-    )
+    at_once = f", {len(devices)} runs at a time" if len(devices) > 1 else ""
+    head = f"{headline(about)}{at_once}. "
     head += f"Accuracy in per cent on {study.data.score_on} scenes; ± is the 95% interval over seeds.\n\n"
     tables = head + as_markdown(study, results)
     write(output_dir, "results", {**about, "results": results}, tables)

@@ -52,16 +52,13 @@ def run(args: argparse.Namespace) -> None:
     check_place(args.docs, name)
     device, dtype = device_and_dtype(args)
     shape = SHAPES[args.shape].truncated(args.layers)
+    same = ("batch_size", "text_tokens", "new_tokens", "repeats", "processor_time")
     settings = measure.Settings(
         device,
         getattr(torch, dtype),
-        args.batch_size,
-        args.text_tokens,
-        args.new_tokens,
-        args.repeats,
-        args.decode == "compile",
-        args.memory_gib or default_memory(device),
-        args.processor_time,
+        compiled=args.decode == "compile",
+        memory_gib=args.memory_gib or default_memory(device),
+        **{name: getattr(args, name) for name in same},
     )
     names = args.projectors.split(",")
     if args.count_only:
