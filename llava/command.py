@@ -4,7 +4,8 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from llava.errors import UserError
 from llava.quiet import quiet_libraries
@@ -44,6 +45,23 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def add_declared(
+    parser, declared: dict[str, dict], flags: Iterable[str], defaults: dict[str, Any] | None = None
+) -> None:
+    """Let a command take some flags that are declared once for several commands.
+
+    Args:
+        parser: a parser or a group of one.
+        declared: by a flag's name with underscores, what add_argument takes.
+        flags: in the spelling that --help lists, such as "--model-path".
+        defaults: where they are not the declared ones, by name.
+    """
+    for flag in flags:
+        name = flag.removeprefix("--").replace("-", "_")
+        own = {"default": defaults[name]} if defaults and name in defaults else {}
+        parser.add_argument(flag, **{**declared[name], **own})
 
 
 def exit_code(action: Callable[[], object]) -> int:

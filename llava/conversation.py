@@ -289,9 +289,9 @@ def template_named(name: str, flag: str = "--conv-mode") -> Conversation:
     return conv_templates[name].copy()
 
 
-def template_of(model_config, name: str | None = None, flag: str = "--conv-mode") -> Conversation:
+def template_of(model_config, name: str | None = None) -> Conversation:
     """A copy of the named template; by default of the one that a checkpoint was trained with."""
-    return template_named(name or getattr(model_config, "conv_version", None) or DEFAULT_TEMPLATE, flag)
+    return template_named(name or getattr(model_config, "conv_version", None) or DEFAULT_TEMPLATE)
 
 
 def place_images(text: str, num_images: int, template: Conversation, use_im_start_end: bool = False) -> str:

@@ -9,7 +9,7 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llava.command import positive
+from llava.command import add_declared, positive
 from llava.conversation import DEFAULT_TEMPLATE, Conversation, template_named, template_of
 from llava.errors import UserError
 from llava.loading import DTYPES, FLASH_PACKAGES, check_installed
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 
-# By a flag's name with underscores: what add_argument takes. --help names a default that is not None.
+# As add_declared takes them. --help names a default that is not None.
 FLAGS: dict[str, dict] = {
     "model_path": {
         "required": True,
@@ -70,10 +70,7 @@ FLAGS: dict[str, dict] = {
     },
     "num_beams": {"type": positive, "default": 1, "help": "beams of a beam search; 1 is none"},
     "max_new_tokens": {"type": positive, "default": 512, "help": "longest answer, tokens"},
-    "batch_size": {
-        "type": positive,
-        "help": "questions at a time; default: as many as --token_budget holds",
-    },
+    "batch_size": {"type": positive, "help": "questions at a time; default: as many as --token_budget holds"},
     "token_budget": {
         "type": positive,
         "default": 16384,  # 8 GB of keys and values for a 7B model in half precision
@@ -92,17 +89,8 @@ SAMPLING = ("--temperature", "--top_p")
 
 
 def add_flags(parser, *flags: str, **defaults) -> None:
-    """Let a command take some of FLAGS.
-
-    Args:
-        parser: a parser or a group of one.
-        flags: in the spelling that --help lists, such as "--model-path".
-        defaults: where they are not those of FLAGS, by name.
-    """
-    for flag in flags:
-        name = flag.removeprefix("--").replace("-", "_")
-        own = {"default": defaults[name]} if name in defaults else {}
-        parser.add_argument(flag, **{**FLAGS[name], **own})
+    """Let a command take some of FLAGS, as add_declared does."""
+    add_declared(parser, FLAGS, flags, defaults)
 
 
 @dataclass(frozen=True)
@@ -138,7 +126,7 @@ def load_model(
     Args:
         model_path, model_base: as load_pretrained_model takes them.
         device: "cuda", "cuda:N", "mps" or "cpu"; by default the first of these there is.
-        conv_mode: template name; None: the config's conv_version, else vicuna_v1.
+        conv_mode: template name; None: the config's conv_version, else DEFAULT_TEMPLATE.
         scale_factor, image_aspect_ratio: in place of the model's own.
         loading: further options of load_pretrained_model. With compile_vision the decoding is compiled, too.
     Raises:
@@ -167,11 +155,7 @@ def load_model(
 
 
 def load_by_flags(args: argparse.Namespace) -> LoadedModel:
-    """The model that a command line asks for; flags that `args` lacks are as by default.
-
-    Raises:
-        UserError: for what the user can mend; says how.
-    """
+    """The model that a command line asks for; flags that `args` lacks are as by default."""
     names = ("model_base", "device", "conv_mode", "scale_factor", "image_aspect_ratio")
     given = {name: getattr(args, name, None) for name in names}
     return load_model(args.model_path, **given, **loading_options(args))

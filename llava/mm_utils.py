@@ -97,11 +97,7 @@ def normalised(image_processor, image: Image.Image) -> Tensor:
 
 
 def input_side(image_processor) -> int:
-    """Side in pixels of the square that a processor makes.
-
-    Raises:
-        UserError: if it makes no square.
-    """
+    """Side in pixels of the square that a processor makes. Raises UserError if it makes no square."""
     crops = getattr(image_processor, "do_center_crop", None)
     size = image_processor.crop_size if crops else image_processor.size
     height, width = size.get("height"), size.get("width")
@@ -150,18 +146,16 @@ def encode_prompt(
     return ids, spans if has_offsets else None
 
 
-def encode_prompts(
-    prompts: Sequence[str], tokenizer, image_token_index: int = IMAGE_TOKEN_INDEX
-) -> list[list[int]]:
+def encode_prompts(prompts: Sequence[str], tokenizer) -> list[list[int]]:
     """The ids that encode_prompt gives of each prompt, for many prompts in a fraction of the time.
 
     Every chunk is tokenised once, all of them in one call.
     """
     known = _KnownChunks(tokenizer)
     for prompt in prompts:  # finds the chunks
-        encode_prompt(prompt, known, image_token_index)
+        encode_prompt(prompt, known)
     known.tokenise_all()
-    return [encode_prompt(prompt, known, image_token_index)[0] for prompt in prompts]
+    return [encode_prompt(prompt, known)[0] for prompt in prompts]
 
 
 class _KnownChunks:

@@ -126,8 +126,8 @@ def resized_part(image: Image.Image, image_processor, background: Color | None) 
     """
     side = max(image.size)
     canvas = image.size if background is None else (side, side)
-    new = _new_size(canvas, image_processor)
-    if new is None:
+    new = resized_size(canvas, image_processor)
+    if new is None or image_processor.resample not in FILTERS:
         return None
     x, y = _axes(image.size, canvas, new, image_processor)
     between, out = max(math.prod(canvas), math.prod(new)), x.num_kept * y.num_kept
@@ -136,15 +136,13 @@ def resized_part(image: Image.Image, image_processor, background: Color | None) 
     return _resized(image, x, y, background or (0, 0, 0))
 
 
-def _new_size(size: Size, image_processor) -> Size | None:
+def resized_size(size: Size, image_processor) -> Size | None:
     """What a processor resizes `size` to, if it does, by a rule that is known here."""
-    if not image_processor.do_resize or image_processor.resample not in FILTERS:
-        return None
     rule = {name: value for name, value in dict(image_processor.size).items() if value is not None}
-    if rule.keys() == {"height", "width"}:
-        return rule["width"], rule["height"]
-    if rule.keys() != {"shortest_edge"}:
+    if not image_processor.do_resize or rule.keys() not in ({"height", "width"}, {"shortest_edge"}):
         return None
+    if "width" in rule:
+        return rule["width"], rule["height"]
     edge = rule["shortest_edge"]
     longer = int(edge * max(size) / min(size))  # rounded as transformers does
     return (edge, longer) if size[0] <= size[1] else (longer, edge)

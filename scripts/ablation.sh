@@ -7,12 +7,8 @@
 #
 # Stopped anywhere, the same command goes on. All GPUs share the runs; CUDA_VISIBLE_DEVICES chooses some.
 # PYTHON is the interpreter that makes .venv when no environment is active (python3).
-set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [[ ${1:-} == --help ]]; then
-  sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p;}' scripts/ablation.sh
-  exit
-fi
 
 source scripts/parts.sh
 if [[ -z ${CONFIG:-} ]]; then

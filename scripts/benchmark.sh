@@ -11,12 +11,8 @@
 #   REPEATS          5                rounds in which all rows take turns
 #   OUTPUT_DIR       playground/benchmark   *.json, *.md, *.png and *.svg; the tables are printed, too
 #   DOCS                              a page with places for the tables, as docs/performance.md has them
-set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [[ ${1:-} == --help ]]; then
-  sed -n '2,/^set /s/^# \{0,1\}//p' scripts/benchmark.sh
-  exit
-fi
 
 source scripts/python.sh
 require_llava

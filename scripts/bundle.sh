@@ -13,12 +13,8 @@
 #   --output FOLDER     (playground/bundle); a bundle that is there is replaced
 #
 # PYTHON is the interpreter whose pip downloads: the active environment's, else .venv's, else python. Needs GNU tar.
-set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [[ ${1:-} == --help ]]; then
-  sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p;}' scripts/bundle.sh
-  exit
-fi
 
 die() {
   echo "error: $*" >&2

@@ -207,24 +207,17 @@ def _build(requirements: list, machine: Machine, folder: Path) -> None:
 
 
 def _pip(*words: str) -> None:
-    """Run pip, and show what it says if that is an error.
-
-    Raises:
-        UserError: after its error.
-    """
+    """Run pip, and show what it says if that is an error. Raises UserError after its error."""
     command = [sys.executable, "-m", "pip", *words]
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
-        print(*_from_first_error(done.stdout.splitlines()), sep="\n", file=sys.stderr)
+        lines = done.stdout.splitlines()
+        first = next((i for i, line in enumerate(lines) if line.lstrip().startswith("ERROR")), 0)
+        print(*lines[first:], sep="\n", file=sys.stderr)
         raise UserError(
             "pip found no set of wheels; its message is above. If a line of --installed is in the way, leave "
             "it out, and another version is packed. If pip is older than 22, upgrade it."
         )
-
-
-def _from_first_error(lines: list[str]) -> list[str]:
-    errors = [index for index, line in enumerate(lines) if line.lstrip().startswith("ERROR")]
-    return lines[errors[0] :] if errors else lines
 
 
 def _metadata(wheel: Path) -> importlib.metadata.Distribution:

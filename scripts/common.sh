@@ -2,15 +2,8 @@
 # Sourced by launch.sh and evaluate.sh: what training and evaluation scripts share.
 set -euo pipefail
 
-# --help of the script that was started: its own head, then that of the file that sources this one
-if [[ ${1:-} == --help || ${1:-} == -h ]]; then
-  for script in "$0" "${BASH_SOURCE[1]}"; do
-    sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$script"
-    echo
-  done
-  exit
-fi
-
+HELP_ALSO=${BASH_SOURCE[1]}  # its variables are those of the script that was started
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 
 num_gpus() {  # that this process may use

@@ -75,11 +75,8 @@ def read_weights(path: Path) -> dict:
         if node.op_type != "MatMul" or node.input[1] not in arrays:
             continue
         add = consumers.get(node.output[0])
-        bias = (
-            next((n for n in add.input if n.startswith(PREFIX) and n.endswith(".bias")), None)
-            if add
-            else None
-        )
+        names = add.input if add else ()
+        bias = next((n for n in names if n.startswith(PREFIX) and n.endswith(".bias")), None)
         if bias:
             weights[bias.removeprefix(PREFIX).removesuffix("bias") + "weight"] = arrays[node.input[1]].T
 

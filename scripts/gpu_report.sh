@@ -5,12 +5,8 @@
 #
 #   bash scripts/gpu_report.sh [--minutes 9] [--parts NAME...] [--output_dir docs/results/gpu_CARD]
 #   bash scripts/gpu_report.sh --docs [--output_dir DIR]   measure nothing: put what is there into README and docs
-set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [[ ${1:-} == --help ]]; then
-  sed -n '2,/^set /s/^# \{0,1\}//p' scripts/gpu_report.sh
-  exit
-fi
 
 source scripts/python.sh
 require_llava

@@ -7,11 +7,7 @@
 #   bash scripts/preflight.sh --gpus 8 --gpu_memory_gib 80    the memory of another machine
 #
 # It takes the variables of the script that it is for: MODEL, VISION_TOWER, DATA_PATH, IMAGE_FOLDER, OUTPUT_DIR, ...
-set -euo pipefail
-if [[ ${1:-} == --help ]]; then
-  sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p;}' "$0"
-  exit
-fi
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 
 source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
 require_llava

@@ -8,12 +8,8 @@
 #
 # Environment variables, beside the sizes below: RUN_DIR, where results go (playground/quickstart); PYTHON, the
 # interpreter that makes .venv when no environment is active (python3); PRECISION, bf16 or fp32 (by the processor).
-set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [[ ${1:-} == --help ]]; then
-  sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p;}' scripts/quickstart.sh
-  exit
-fi
 
 # ---- Sizes: what the 15 minutes are spent on -------------------------------------------------------------------
 if [[ ${QUICKSTART_SMOKE:-0} == 1 ]]; then

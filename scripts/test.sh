@@ -15,12 +15,8 @@
 #   CI                    true: install Debian's chromium too, as root, for the test of the web page; elsewhere
 #                         that test is skipped unless a Chromium is there; --oldest fails without its packages,
 #                         where elsewhere it says so and ends
-set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [[ ${1:-} == --help ]]; then
-  sed -n '2,/^set /s/^# \{0,1\}//p' scripts/test.sh
-  exit
-fi
 
 install_oldest() {  # VERSION FOLDER: that transformers, and what it needs in other versions than are installed
   local wanted

@@ -10,11 +10,7 @@
 # bundle's, the packages to playground/downloads, and playground/unbundle is removed. The files that were given stay.
 #
 # Exit code: 0, all is restored; 3, pieces are missing; 1, something was refused.
-set -euo pipefail
-if [[ ${1:-} == --help ]]; then
-  sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
-  exit
-fi
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 ARRIVED=$ROOT/playground/unbundle WHEELS=$ROOT/playground/wheels DOWNLOADS=$ROOT/playground/downloads
 

@@ -11,7 +11,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from llava.benchmark.timing import default_device, headline, medians, peak_mib, provenance, table
+from llava.benchmark.timing import (
+    add_measure_flags,
+    default_device,
+    headline,
+    medians,
+    peak_mib,
+    provenance,
+    table,
+)
 from llava.inference import add_flags, load_model
 
 PLAIN, HEATMAP, DISTRIBUTION, REPORTED = "plain", "heatmap", "distribution", "output_attentions"
@@ -22,12 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-file", help="picture; default: a grey one")
     parser.add_argument("--text", default="What is in the picture?", help="question")
     parser.add_argument("--new_tokens", type=int, default=32, help="length of the answer, tokens")
-    parser.add_argument("--repeats", type=int, default=5, help="timed rounds, after one of warm-up")
-    parser.add_argument(
-        "--processor_time",
-        action="store_true",
-        help="count what processors worked, not the time that passed: for a machine that others use too",
-    )
+    add_measure_flags(parser, "--repeats", "--processor_time")
     parser.set_defaults(run=run)
 
 

@@ -23,6 +23,8 @@ from pathlib import Path
 
 from llava.benchmark.commands import MEASURES, call
 from llava.benchmark.gpu_pages import count_tests, fill_pages
+from llava.benchmark.machine import nvidia_smi
+from llava.benchmark.timing import write
 from llava.errors import UserError
 from llava.wholefile import write_text
 
@@ -30,7 +32,6 @@ RESULTS = Path("docs/results")
 ROOT = Path(__file__).parents[2]
 TYPES = "mlp2x_gelu,tokenpacker,visualprism_plain,visualprism,visualprism_v2"
 FORMS = "--forms compile graph --dtype bfloat16 --scale_factors 2 --repeats 20"
-NO_BATCH = "--no_batch --repeats 3"
 
 
 @dataclass(frozen=True)
@@ -52,66 +53,58 @@ class Part:
     needs: tuple[str, ...] = ()
 
 
-def step(name: str, flags: str, title: str, *needs: str) -> Part:
-    return Part(f"step_{name}", f"step --repeats 2 {flags}", 70, title, needs)
+# Of a training step, by the mark in the part's name: flags, what the title says, a package that it needs
+STEP_OPTIONS = {
+    "lora": ("--lora", " by LoRA", "peft"),
+    "stage1": ("--stage 1", "", ""),
+    "liger": ("--use_liger_kernel", ", Liger's kernels", "liger_kernel"),
+    "recompute": ("--gradient_checkpointing", ", recomputed", ""),
+    "compiled": ("--scale_factors 2 --compile_layers", ", layers compiled", ""),
+}
 
 
+def step(shape: str, batch_size: int, *marks: str) -> Part:
+    """Training steps of a model; `marks` of STEP_OPTIONS, in their order."""
+    flags, said, needs = zip(("", "", ""), *(STEP_OPTIONS[mark] for mark in marks), strict=True)
+    method, others = ("".join(s for s in said if s.startswith(start)) for start in (" ", ","))
+    return Part(
+        "_".join(["step", shape, *marks]),
+        f"step --repeats 2 --shape {shape} --batch_size {batch_size} {' '.join(flags)}",
+        70,
+        f"Stage {1 if 'stage1' in marks else 2}{method}, {shape.upper()}{others}",
+        tuple(filter(None, needs)),
+    )
+
+
+def projectors(images: int, title: str) -> Part:
+    command = f"projectors --types {TYPES} {FORMS} --batch_size {images}"
+    return Part(f"projectors_b{images}", command, 100, title)
+
+
+def speed(name: str, flags: str, title: str, limit: int = 60) -> Part:
+    return Part(f"speed_{name}", f"speed --no_batch --repeats 3 {flags}", limit, title)
+
+
+COMPILED = "--scale_factors 2 --decode compile --no_theirs"
 # Batches of training steps are what one H100 holds: of the compressed rows it would hold far more
 PARTS = (
     Part("machine", "machine", 40, "The machine"),
     Part("tests", None, 240, "Tests of tests/gpu"),
-    Part(
-        "projectors_b32", f"projectors --types {TYPES} {FORMS} --batch_size 32", 100, "Projectors, 32 images"
-    ),
-    Part("speed_7b", f"speed --shape 7b --new_tokens 9 {NO_BATCH}", 60, "7B, one sequence"),
-    Part(
-        "speed_7b_batch16",
-        f"speed --shape 7b --batch_size 16 --new_tokens 9 {NO_BATCH}",
-        60,
-        "7B, sixteen sequences",
-    ),
-    step(
-        "1.5b_liger",
-        "--shape 1.5b --batch_size 48 --use_liger_kernel",
-        "Stage 2, 1.5B, Liger's kernels",
-        "liger_kernel",
-    ),
-    step(
-        "7b_lora_liger",
-        "--shape 7b --batch_size 24 --lora --use_liger_kernel",
-        "Stage 2 by LoRA, 7B, Liger's kernels",
-        *("peft", "liger_kernel"),
-    ),
-    Part("speed_1.5b", f"speed --shape 1.5b {NO_BATCH}", 60, "1.5B, one sequence"),
-    Part(
-        "speed_1.5b_compile",
-        "speed --shape 1.5b --scale_factors 2 --decode compile --no_theirs --no_batch --repeats 3",
-        120,
-        "1.5B, vision and decoding compiled",
-    ),
-    step("1.5b", "--shape 1.5b --batch_size 32", "Stage 2, 1.5B"),
-    step("7b_lora", "--shape 7b --batch_size 16 --lora", "Stage 2 by LoRA, 7B", "peft"),
-    step("7b_stage1", "--shape 7b --batch_size 16 --stage 1", "Stage 1, 7B"),
-    Part("projectors_b1", f"projectors --types {TYPES} {FORMS} --batch_size 1", 100, "Projectors, one image"),
-    step(
-        "1.5b_recompute", "--shape 1.5b --batch_size 48 --gradient_checkpointing", "Stage 2, 1.5B, recomputed"
-    ),
-    step(
-        "7b_lora_recompute",
-        "--shape 7b --batch_size 32 --lora --gradient_checkpointing",
-        "Stage 2 by LoRA, 7B, recomputed",
-        "peft",
-    ),
-    step(
-        "7b_stage1_recompute",
-        "--shape 7b --batch_size 32 --stage 1 --gradient_checkpointing",
-        "Stage 1, 7B, recomputed",
-    ),
-    step(
-        "1.5b_compiled",
-        "--shape 1.5b --batch_size 32 --scale_factors 2 --compile_layers",
-        "Stage 2, 1.5B, layers compiled",
-    ),
+    projectors(32, "Projectors, 32 images"),
+    speed("7b", "--shape 7b --new_tokens 9", "7B, one sequence"),
+    speed("7b_batch16", "--shape 7b --batch_size 16 --new_tokens 9", "7B, sixteen sequences"),
+    step("1.5b", 48, "liger"),
+    step("7b", 24, "lora", "liger"),
+    speed("1.5b", "--shape 1.5b", "1.5B, one sequence"),
+    speed("1.5b_compile", f"--shape 1.5b {COMPILED}", "1.5B, vision and decoding compiled", 120),
+    step("1.5b", 32),
+    step("7b", 16, "lora"),
+    step("7b", 16, "stage1"),
+    projectors(1, "Projectors, one image"),
+    step("1.5b", 48, "recompute"),
+    step("7b", 32, "lora", "recompute"),
+    step("7b", 32, "stage1", "recompute"),
+    step("1.5b", 32, "compiled"),
     Part(
         "capacity_7b", "speed --shape 7b --no_theirs --repeats 1 --new_tokens 256", 120, "7B, largest batch"
     ),
@@ -138,11 +131,8 @@ def run(args: argparse.Namespace) -> None:
         return
     chosen = [part for name in args.parts or [p.name for p in PARTS] for part in PARTS if part.name == name]
     outcomes = run_parts(chosen, folder, 60 * args.minutes)
-    print(
-        "\n".join(
-            f"{name}: {outcome['outcome']}, {outcome['seconds']:.0f} s" for name, outcome in outcomes.items()
-        )
-    )
+    for name, outcome in outcomes.items():
+        print(f"{name}: {outcome['outcome']}, {outcome['seconds']:.0f} s")
 
 
 def card_name() -> str:
@@ -151,11 +141,7 @@ def card_name() -> str:
     Raises:
         UserError: if nvidia-smi names none.
     """
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        names = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.splitlines()
-    except (OSError, subprocess.TimeoutExpired):
-        names = []
+    names = nvidia_smi("name")
     if not names:
         raise UserError(
             "nvidia-smi names no GPU; give --output_dir to use a folder of results that is there."
@@ -223,10 +209,8 @@ def run_tests(folder: Path) -> int:
     if report.is_file():
         counts = count_tests(report.read_text())
         report.unlink()
-        (folder / "tests.json").write_text(json.dumps(counts, indent=1) + "\n")
+        failed, skipped = counts["failed"], counts["skipped"]
         names = "".join(f"- {kind}: {name}\n" for kind in ("failed", "skipped") for name in counts[kind])
-        passed = (
-            f"{counts['passed']} passed, {len(counts['failed'])} failed, {len(counts['skipped'])} skipped"
-        )
-        (folder / "tests.md").write_text(f"`bash scripts/test.sh -m gpu`: {passed}.\n\n{names}")
+        passed = f"{counts['passed']} passed, {len(failed)} failed, {len(skipped)} skipped"
+        write(folder, "tests", counts, f"`bash scripts/test.sh -m gpu`: {passed}.\n\n{names}")
     return code

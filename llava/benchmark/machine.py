@@ -6,19 +6,24 @@ Both are the best of several timings, after a warm-up, on random numbers: produc
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from collections.abc import Callable
 
-from llava.benchmark.timing import Clock, default_device, headline, provenance, table, write
+from llava.benchmark.timing import (
+    Clock,
+    add_measure_flags,
+    default_device,
+    headline,
+    provenance,
+    publish,
+    table,
+)
 
 PRODUCT_SIZE = {"cuda": 8192, "cpu": 1024}  # rows and columns of both matrices
 COPY_BYTES = {"cuda": 4 * 2**30, "cpu": 2**28}  # read, and as many written
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--repeats", type=int, default=10, help="timings of each, after one of warm-up")
-    parser.add_argument("--device", help="cuda or cpu; default: cuda where there is one")
-    parser.add_argument("--output_dir", type=Path, default=Path("playground/benchmark"))
-    parser.add_argument("--name", default="machine", help="of the files there")
+    add_measure_flags(parser, "--repeats", "--device", "--output_dir", "--name", repeats=10, name="machine")
     parser.set_defaults(run=run)
 
 
@@ -27,9 +32,7 @@ def run(args: argparse.Namespace) -> None:
     device = args.device or default_device()
     figures = {**describe(device), **ceilings(device, args.repeats)}
     about = {**provenance(device, "bfloat16"), **figures}
-    text = as_markdown(about)
-    write(args.output_dir, args.name, about, text)
-    print(text)
+    publish(args, args.name, about, as_markdown(about))
 
 
 def describe(device: str) -> dict:
@@ -43,48 +46,55 @@ def describe(device: str) -> dict:
         "memory_gib": properties.total_memory / 2**30,
         "multiprocessors": properties.multi_processor_count,
         "capability": f"{properties.major}.{properties.minor}",
-        "driver": driver_version(),
+        "driver": (nvidia_smi("driver_version") or ["unknown"])[0].strip(),
         "cuda": torch.version.cuda,
         "nccl": ".".join(map(str, torch.cuda.nccl.version())),
     }
 
 
-def driver_version() -> str:
-    """As nvidia-smi gives it; "unknown" where there is no nvidia-smi."""
+def nvidia_smi(query: str) -> list[str]:
+    """What it answers, a line for each GPU; none where it does not."""
     import subprocess
 
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.split()[0]
-    except (OSError, IndexError, subprocess.TimeoutExpired):
-        return "unknown"
+        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.splitlines()
+    except (OSError, subprocess.TimeoutExpired):
+        return []
 
 
 def ceilings(device: str, repeats: int) -> dict[str, float]:
     """tflops of a bfloat16 product, and tb_s of a copy within the device, bytes read and written."""
     import torch
 
-    kind, clock = device.split(":")[0], Clock(device)
-    size, num_bytes = PRODUCT_SIZE[kind], COPY_BYTES[kind]
-    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    num_bytes = COPY_BYTES[device.split(":")[0]]
     source = torch.empty(num_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-
-    def best(call) -> float:
-        call()
-        return min(clock.timed(call) for _ in range(repeats))
-
+    clock = Clock(device)
     return {
-        "tflops": 2 * size**3 / best(lambda: left @ right) / 1e12,
-        "tb_s": 2 * num_bytes / best(lambda: target.copy_(source)) / 1e12,
+        "tflops": product_flops(device, torch.bfloat16, clock, repeats) / 1e12,
+        "tb_s": 2 * num_bytes / best(lambda: target.copy_(source), clock, repeats) / 1e12,
     }
 
 
+def product_flops(device: str, dtype, clock: Clock, repeats: int = 10) -> float:
+    """FLOP/s of a product of matrices with PRODUCT_SIZE rows and columns."""
+    import torch
+
+    size = PRODUCT_SIZE[device.split(":")[0]]
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / best(lambda: left @ right, clock, repeats)
+
+
+def best(call: Callable[[], object], clock: Clock, repeats: int) -> float:
+    """Seconds of the fastest of several calls after one of warm-up."""
+    call()
+    return min(clock.timed(call) for _ in range(repeats))
+
+
 def as_markdown(about: dict) -> str:
-    columns, cells = (
-        ["bfloat16 product, TFLOP/s", "copy, TB/s"],
-        [f"{about['tflops']:.1f}", f"{about['tb_s']:.3f}"],
-    )
+    columns = ["bfloat16 product, TFLOP/s", "copy, TB/s"]
+    cells = [f"{about['tflops']:.1f}", f"{about['tb_s']:.3f}"]
     if "driver" in about:
         columns += ["memory, GiB", "driver", "CUDA", "NCCL"]
         cells += [f"{about['memory_gib']:.0f}", about["driver"], about["cuda"], about["nccl"]]

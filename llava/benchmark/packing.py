@@ -7,12 +7,11 @@ A random Llama passes over records of long-tailed lengths. Every batch has the s
 from __future__ import annotations
 
 import argparse
-import platform
 import random
 import statistics
-import sys
-import time
-from datetime import datetime, timezone
+from functools import partial
+
+from llava.benchmark.timing import add_measure_flags, headline, medians, provenance, table
 
 VOCABULARY = 1024
 
@@ -25,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=int, default=16, help="rows of a batch")
     parser.add_argument("--hidden_size", type=int, default=384, help="width of the Llama")
     parser.add_argument("--layers", type=int, default=2, help="its layers")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds in which the ways take turns")
+    add_measure_flags(parser, "--repeats", repeats=3)
     parser.set_defaults(run=run)
 
 
@@ -75,56 +74,48 @@ def model_inputs(batch: list, lengths: list[int]) -> dict:
     return {**inputs, "attention_mask": collated["attention_mask"]}
 
 
-def build_model(hidden_size: int, layers: int):
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+def llama_config(hidden_size: int, layers: int, **options):
+    """Of a random Llama."""
+    from transformers import LlamaConfig
 
-    torch.manual_seed(0)
-    config = LlamaConfig(
+    return LlamaConfig(
         hidden_size=hidden_size,
         intermediate_size=hidden_size * 8 // 3,
         num_hidden_layers=layers,
         num_attention_heads=max(hidden_size // 64, 1),
-        vocab_size=VOCABULARY,
+        **options,
     )
-    return LlamaForCausalLM(config).train()
-
-
-def seconds(model, inputs: list[dict]) -> float:
-    """Forward and backward over all batches."""
-    start = time.perf_counter()
-    for batch in inputs:
-        model(**batch, use_cache=False).loss.backward()
-        model.zero_grad()
-    return time.perf_counter() - start
 
 
 def run(args: argparse.Namespace) -> None:
     """Print a table with a row for each way."""
     import torch
+    from transformers import LlamaForCausalLM
 
     lengths = record_lengths(args.records, args.median, args.spread, args.max_length)
-    model = build_model(args.hidden_size, args.layers)
+    torch.manual_seed(0)
+    config = llama_config(args.hidden_size, args.layers, vocab_size=VOCABULARY)
+    model = LlamaForCausalLM(config).train()
     inputs = {
         name: [model_inputs(batch, lengths) for batch in batched]
         for name, batched in batches(lengths, args.batch_size, args.max_length).items()
     }
-    rounds = [
-        {name: seconds(model, batched) for name, batched in inputs.items()} for _ in range(args.repeats)
-    ]
+
+    def step_through(batched: list[dict]) -> None:
+        for batch in batched:
+            model(**batch, use_cache=False).loss.backward()
+            model.zero_grad()
+
+    calls = {name: partial(step_through, batched) for name, batched in inputs.items()}
+    seconds = medians(calls, args.repeats, "cpu")
     print(
-        f"`{' '.join(['python -m llava.benchmark', *sys.argv[1:]])}`, "
-        f"{datetime.now(timezone.utc).date().isoformat()}: {torch.get_num_threads()} CPU threads, "
-        f"{platform.machine()}, torch {torch.__version__}, float32; {len(lengths)} records of "
-        f"{statistics.mean(lengths):.0f} tokens on average, {max(lengths)} at most; batches of "
-        f"{args.batch_size} rows.\n\n"
-        "| rows | batches | positions that are tokens | tokens/s | against padded |\n"
-        "| --- | --- | --- | --- | --- |"
+        f"{headline(provenance('cpu', 'float32'))}; {len(lengths)} records of {statistics.mean(lengths):.0f} "
+        f"tokens on average, {max(lengths)} at most; batches of {args.batch_size} rows.\n"
     )
-    medians = {name: statistics.median(times[name] for times in rounds) for name in inputs}
+    rows = []
     for name, batched in inputs.items():
         filled = sum(lengths) / sum(batch["input_ids"].numel() for batch in batched)
-        print(
-            f"| {name} | {len(batched)} | {filled:.0%} | {sum(lengths) / medians[name]:,.0f} "
-            f"| {medians['padded'] / medians[name]:.2f}x |"
-        )
+        speed, ratio = sum(lengths) / seconds[name], seconds["padded"] / seconds[name]
+        rows.append([name, len(batched), f"{filled:.0%}", f"{speed:,.0f}", f"{ratio:.2f}x"])
+    columns = ["rows", "batches", "positions that are tokens", "tokens/s", "against padded"]
+    print(table(columns, rows), end="")

@@ -8,17 +8,17 @@ backward in training. On a GPU the forward is measured compiled and in a CUDA gr
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from llava.benchmark.timing import (
+    add_measure_flags,
     default_device,
     gflop,
     headline,
     medians,
     peak_mib,
     provenance,
+    publish,
     table,
-    write,
 )
 from llava.errors import UserError
 
@@ -46,23 +46,13 @@ class Row:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--types", help=f"separated by commas; {PLAIN} is the published form; default: all")
-    parser.add_argument("--scale_factors", type=int, nargs="+", default=[2, 3, 4])
-    parser.add_argument("--batch_size", type=int, default=4, help="images")
-    parser.add_argument(
-        "--repeats", type=int, default=7, help="timed rounds over all rows, after one of warm-up"
-    )
-    parser.add_argument(
-        "--forms",
-        nargs="+",
-        choices=FORMS,
-        default=[],
-        help="of the forward, beside the eager one",
-    )
-    parser.add_argument("--device", help="cuda or cpu; default: cuda where there is one")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--output_dir", type=Path, default=Path("playground/benchmark"))
-    parser.add_argument("--name", default="projectors", help="of the files in --output_dir")
+    add = parser.add_argument
+    add("--types", help=f"separated by commas; {PLAIN} is the published form; default: all")
+    add("--scale_factors", type=int, nargs="+", default=[2, 3, 4])
+    add("--batch_size", type=int, default=4, help="images")
+    add("--forms", nargs="+", choices=FORMS, default=[], help="of the forward, beside the eager one")
+    flags = ("--repeats", "--device", "--dtype", "--output_dir", "--name")
+    add_measure_flags(parser, *flags, repeats=7, dtype="float32", name="projectors")
     parser.set_defaults(run=run)
 
 
@@ -79,9 +69,8 @@ def run(args: argparse.Namespace) -> None:
         args.forms,
     )
     about = {**provenance(device, args.dtype), "batch_size": args.batch_size}
-    text = as_markdown(rows, about)
-    write(args.output_dir, args.name, {**about, "rows": [asdict(row) for row in rows]}, text)
-    print(text)
+    content = {**about, "rows": [asdict(row) for row in rows]}
+    publish(args, args.name, content, as_markdown(rows, about))
 
 
 def measure(

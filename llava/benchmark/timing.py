@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -13,7 +14,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeVar
 
+from llava.command import add_declared
 from llava.errors import UserError
+from llava.wholefile import write_text
 
 
 class Clock:
@@ -188,6 +191,40 @@ def headline(about: dict) -> str:
     )
 
 
+# ---- Flags and files
+
+
+# As add_declared takes them
+FLAGS: dict[str, dict] = {
+    "repeats": {"type": int, "default": 5, "help": "timed rounds, after one of warm-up"},
+    "device": {"help": "cuda or cpu; default: cuda where there is one"},
+    "dtype": {
+        "choices": ("float32", "bfloat16", "float16"),
+        "help": "by default float32, of large shapes bfloat16",
+    },
+    "processor_time": {
+        "action": "store_true",
+        "help": "off a GPU: count what processors worked, over all threads; for a machine shared with others",
+    },
+    "output_dir": {"type": Path, "default": Path("playground/benchmark")},
+    "name": {"help": "of the files there; default: by what is measured"},
+    "docs": {"type": Path, "help": "a page that has a place for this table; it is put there"},
+}
+
+
+def add_measure_flags(parser, *flags: str, **defaults) -> None:
+    """Let a command take some of FLAGS, as add_declared does."""
+    add_declared(parser, FLAGS, flags, defaults)
+
+
+def publish(args: argparse.Namespace, name: str, content: dict, text: str) -> None:
+    """Print a result, write its files below --output_dir, and put it on the page that --docs names."""
+    write(args.output_dir, name, content, text)
+    if getattr(args, "docs", None):
+        paste(args.docs, name, text)
+    print(text)
+
+
 def table(columns: list[str], rows: list[list]) -> str:
     """Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
@@ -196,9 +233,8 @@ def table(columns: list[str], rows: list[list]) -> str:
 
 def write(folder: Path, name: str, content: dict, text: str) -> None:
     """name.json and name.md."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(content, indent=1))
-    (folder / f"{name}.md").write_text(text)
+    write_text(folder / f"{name}.json", json.dumps(content, indent=1))
+    write_text(folder / f"{name}.md", text)
 
 
 def paste(page: Path, name: str, text: str) -> None:

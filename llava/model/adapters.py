@@ -9,12 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llava.errors import UserError
-from llava.model.checkpoint import (
-    ADAPTER_CONFIG,
-    TRAINABLES_FILE,
-    check_fit,
-    is_of_projector,
-)
+from llava.model.checkpoint import ADAPTER_CONFIG, TRAINABLES_FILE, check_fit, is_of_projector
 from llava.model.files import check_weights, read_bin, read_json
 from llava.model.zero3 import gathered
 
@@ -79,11 +74,7 @@ def read_adapter_config(folder: Path):
 
 
 def adapter_file(folder: Path) -> Path:
-    """The file of a folder's adapters.
-
-    Raises:
-        UserError: if it is missing or not whole.
-    """
+    """The file of a folder's adapters. Raises UserError if it is missing or not whole."""
     file = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder} has no adapters ({' or '.join(ADAPTER_WEIGHTS)}).")

@@ -180,10 +180,7 @@ def load_whole_model(
 
 
 def load_with_vision(
-    plan: CheckpointPlan,
-    fields: VisionFields,
-    options: dict,
-    projector_dtype: torch.dtype | None = None,
+    plan: CheckpointPlan, fields: VisionFields, options: dict, projector_dtype: torch.dtype | None = None
 ) -> PreTrainedModel:
     """A multimodal checkpoint with its own tower and projector, a language model with new ones.
 

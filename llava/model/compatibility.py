@@ -15,7 +15,7 @@ from llava.errors import UserError
 from llava.model.files import read_json
 from llava.model.multimodal_projector.base import FixedScaleCompressor
 from llava.model.multimodal_projector.builder import VisionFields, projector_class, projector_type_of
-from llava.model.vision_config import CommonFields, resolve_levels, resolve_select_layer
+from llava.model.vision_config import plain_type, resolve_levels, resolve_select_layer
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +36,7 @@ TOWER_KEYS = (
 
 def language_settings(config: PretrainedConfig) -> dict:
     """What of a language model's configuration its weights were trained with, in a form that compares."""
-    family = next(kind for kind in type(config).__mro__ if not issubclass(kind, CommonFields))
-    settings = {"model_type": family.model_type}  # type: ignore[attr-defined]
+    settings: dict = {"model_type": plain_type(type(config))}
     settings |= {key: getattr(config, key) for key in LANGUAGE_KEYS if hasattr(config, key)}
     if settings.get("rope_parameters"):
         rope = {key: value for key, value in settings["rope_parameters"].items() if key != "type"}

@@ -38,11 +38,7 @@ class ImageEncoder(Model):
         return self
 
     def vision_parts(self) -> tuple[VisionTower, Projector]:
-        """Tower and projector.
-
-        Raises:
-            UserError: if the model is text-only and has neither.
-        """
+        """Tower and projector. Raises UserError if the model is text-only and has neither."""
         tower, projector = self.get_vision_tower(), self.get_projector()
         if tower is None or projector is None:
             raise UserError("this model is text-only: it has no vision tower; load a multimodal checkpoint.")

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from llava.errors import UserError
+from llava.model.vision_config import plain_type
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def apply_liger_kernels(model: PreTrainedModel) -> int:
     check_liger()
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
-    family = language_family(model)
+    family = plain_type(type(model.config))
     if family not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise UserError(f"--use_liger_kernel: Liger has no kernels for {family}; leave it out.")
     MODEL_TYPE_TO_APPLY_LIGER_FN[family](
@@ -55,12 +56,6 @@ def apply_liger_kernels(model: PreTrainedModel) -> int:
         raise UserError(f"--use_liger_kernel: Liger replaced no module of {family}; leave it out.")
     logger.info("Liger: %d modules of the %s family, and its rotary embedding", len(replaced), family)
     return len(replaced)
-
-
-def language_family(model: PreTrainedModel) -> str:
-    """The model_type of transformers' own class that the model's configuration derives from."""
-    own = (kind for kind in type(model.config).__mro__ if kind.__module__.startswith("transformers.models."))
-    return next(own).model_type  # type: ignore[attr-defined]
 
 
 def runs_liger(module: nn.Module) -> bool:

@@ -65,6 +65,11 @@ class CommonFields:
     sinkhorn_max_tokens: int = 768
 
 
+def plain_type(config_class: type) -> str:
+    """The model_type of the language model without vision that a family's configuration extends."""
+    return next(kind for kind in config_class.__mro__ if not issubclass(kind, CommonFields)).model_type  # type: ignore[attr-defined]
+
+
 def vision_grid(fields: CommonFields) -> int:
     """G of the configured tower, whose configuration is known by now: patches along a side of its input."""
     assert fields.mm_vision_config is not None

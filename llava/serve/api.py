@@ -62,11 +62,7 @@ def load_app(args: argparse.Namespace):
 
 
 def serve(args: argparse.Namespace) -> None:
-    """Load, then answer until the process is stopped.
-
-    Raises:
-        UserError: for what the user can mend; says how.
-    """
+    """Load, then answer until the process is stopped."""
     try:
         from llava.serve.app_process import run
 

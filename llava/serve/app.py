@@ -82,11 +82,7 @@ class Server:
             raise ApiError(401, "the API key is missing or wrong.", "invalid_api_key")
 
     async def prepared(self, body: bytes) -> tuple[ChatRequest, Request]:
-        """Read a body, in threads.
-
-        Raises:
-            ApiError: if it is refused.
-        """
+        """Read a body, in threads. Raises ApiError if it is refused."""
         try:
             chat = await self.reading.run(self.parse, body)
             threads = self.reading if all(map(is_data, chat.image_urls)) else self.fetching

@@ -33,11 +33,7 @@ class Chat:
         self.num_tokens = 0
 
     async def start(self, body: bytes) -> ChatRequest:
-        """Check and queue a request.
-
-        Raises:
-            ApiError: if it is refused.
-        """
+        """Check and queue a request. Raises ApiError if it is refused."""
         loop = asyncio.get_running_loop()
         prepared = self.server.prepared(body)
         try:
@@ -53,11 +49,7 @@ class Chat:
         return chat
 
     async def answer(self) -> AsyncIterator[Event]:
-        """The answer's events.
-
-        Raises:
-            ApiError: if it ends in an error.
-        """
+        """The answer's events. Raises ApiError if it ends in an error."""
         is_first = True
         while True:
             try:

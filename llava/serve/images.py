@@ -8,6 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -149,17 +150,15 @@ def fetch(url: str, limits: ImageLimits, deadline: float) -> bytes:
 def _get(url: str, max_bytes: int, deadline: float) -> tuple[int, str | None, bytes]:
     """Status, Location and body of one hop; no body but of a 200."""
     host, target = split_url(url)
-    connection = _Pinned(host, in_time(deadline, public_address, host), deadline)
-    try:
+    address = in_time(deadline, public_address, host)
+    with closing(_Pinned(host, address, deadline)) as connection:
         connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "llava"})
-        response = connection.getresponse()
-        data = bytearray()
-        while response.status == 200 and (chunk := response.read1(65536)):
-            data += chunk
-            within(data, max_bytes)  # type: ignore[arg-type]
-        return response.status, response.headers.get("Location"), bytes(data)
-    finally:
-        connection.close()
+        with closing(connection.getresponse()) as response:
+            data = bytearray()
+            while response.status == 200 and (chunk := response.read1(65536)):
+                data += chunk
+                within(data, max_bytes)  # type: ignore[arg-type]
+            return response.status, response.headers.get("Location"), bytes(data)
 
 
 def split_url(url: str) -> tuple[str, str]:
@@ -209,20 +208,6 @@ class _Pinned(http.client.HTTPSConnection):
     def __init__(self, host: str, address: str, deadline: float, port: int = 443):
         self._tls = timed_tls(deadline)
         super().__init__(host, port, context=self._tls)
-        self._address, self._deadline = address, deadline
-        self._response: http.client.HTTPResponse | None = None
-
-    def connect(self) -> None:
-        plain = connect((self._address, self.port), self._deadline)
-        self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
-
-    def getresponse(self) -> http.client.HTTPResponse:
-        self._response = super().getresponse()
-        return self._response
-
-    def close(self) -> None:
-        """Called by http.client too, ahead of the body, where the connection is that of one answer: the body
-        is then still to be read, from the response."""
-        super().close()
-        if self._response is not None:
-            self._response.close()
+        self._create_connection = lambda place, *_: connect(
+            (address, place[1]), deadline
+        )  # its socket's maker

@@ -15,104 +15,51 @@ from llava.text import replace_surrogates
 MAX_MESSAGE = 1000  # characters of an error's message
 MAX_ECHO = 100  # characters of a client's own text in it
 
-# A field that would change the answer or its form and is not honoured, to the values that ask for nothing.
-# With any other value it is refused. Fields that are neither here nor in ChatRequest are ignored.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    # of OpenAI
-    "audio": (None,),
-    "frequency_penalty": (None, 0),
-    "function_call": (None, "none", "auto"),
-    "functions": (None, []),
-    "logit_bias": (None, {}),
-    "logprobs": (None, False),
-    "modalities": (None, ["text"]),
-    "n": (None, 1),
-    "parallel_tool_calls": (None, True, False),
-    "prediction": (None,),
-    "presence_penalty": (None, 0),
-    "reasoning": (None, {}),
-    "reasoning_effort": (None, "none"),
-    "response_format": (None, {"type": "text"}),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
-    "top_logprobs": (None, 0),
-    "verbosity": (None, "medium"),
-    "web_search_options": (None,),
-    # of vLLM and SGLang
-    "add_generation_prompt": (None, True),
-    "add_special_tokens": (None, False),
-    "allowed_token_ids": (None,),
-    "bad_words": (None, []),
-    "best_of": (None, 1),
-    "chat_template": (None,),
-    "chat_template_kwargs": (None, {}),
-    "continue_final_message": (None, False),
-    "custom_logit_processor": (None,),
-    "documents": (None, []),
-    "early_stopping": (None, False),
-    "ebnf": (None,),
-    "echo": (None, False),
-    "guided_choice": (None,),
-    "guided_decoding_backend": (None,),
-    "guided_grammar": (None,),
-    "guided_json": (None,),
-    "guided_regex": (None,),
-    "guided_whitespace_pattern": (None,),
-    "ignore_eos": (None, False),
-    "include_stop_str_in_output": (None, False),
-    "input_ids": (None,),
-    "length_penalty": (None, 1),
-    "logits_processors": (None, []),
-    "lora_path": (None,),
-    "min_new_tokens": (None, 0),
-    "min_tokens": (None, 0),
-    "mm_processor_kwargs": (None, {}),
-    "no_stop_trim": (None, False),
-    "prompt_logprobs": (None,),
-    "regex": (None,),
-    "repetition_detection": (None,),
-    "return_hidden_states": (None, False),
-    "return_token_ids": (None, False),
-    "return_tokens_as_token_ids": (None, False),
-    "skip_special_tokens": (None, True),
-    "stop_regex": (None, []),
-    "stop_token_ids": (None, []),
-    "structural_tag": (None,),
-    "structured_outputs": (None,),
-    "truncate_prompt_tokens": (None,),
-    "use_beam_search": (None, False),
-    "vllm_xargs": (None, {}),
-    # of transformers, Text Generation Inference and llama.cpp
-    "do_sample": (None,),
-    "dry_multiplier": (None, 0),
-    "dynatemp_range": (None, 0),
-    "epsilon_cutoff": (None, 0),
-    "eta_cutoff": (None, 0),
-    "grammar": (None,),
-    "json_schema": (None,),
-    "max_length": (None,),
-    "max_new_tokens": (None,),
-    "mirostat": (None, 0),
-    "n_predict": (None,),
-    "no_repeat_ngram_size": (None, 0),
-    "num_beams": (None, 1),
-    "penalty_alpha": (None, 0),
-    "repeat_penalty": (None, 1),
-    "tfs_z": (None, 1),
-    "top_a": (None, 0),
-    "top_n_sigma": (None, 0, -1),
-    "typ_p": (None, 1),
-    "typical_p": (None, 1),
-    "xtc_probability": (None, 0),
+
+def neutral(names: str, *values: Any) -> dict[str, tuple[Any, ...]]:
+    """Fields to the values that ask for nothing, of which null is always one."""
+    return dict.fromkeys(names.split(), (None, *values))
+
+
+# Fields of OpenAI, vLLM, SGLang, transformers, Text Generation Inference and llama.cpp that would change the
+# answer or its form and are not honoured. With a value that asks for something a field is refused. All others
+# that are not in ChatRequest are ignored.
+NEUTRAL = {
+    **neutral(
+        "allowed_token_ids audio chat_template custom_logit_processor do_sample ebnf grammar guided_choice "
+        "guided_decoding_backend guided_grammar guided_json guided_regex guided_whitespace_pattern input_ids "
+        "json_schema lora_path max_length max_new_tokens n_predict prediction prompt_logprobs regex "
+        "repetition_detection structural_tag structured_outputs truncate_prompt_tokens web_search_options"
+    ),
+    **neutral(
+        "dry_multiplier dynatemp_range epsilon_cutoff eta_cutoff frequency_penalty min_new_tokens min_tokens "
+        "mirostat no_repeat_ngram_size penalty_alpha presence_penalty top_a top_logprobs xtc_probability",
+        0,
+    ),
+    **neutral("top_n_sigma", 0, -1),
+    **neutral("best_of length_penalty n num_beams repeat_penalty tfs_z typ_p typical_p", 1),
+    **neutral(
+        "add_special_tokens continue_final_message early_stopping echo ignore_eos include_stop_str_in_output "
+        "logprobs no_stop_trim return_hidden_states return_token_ids return_tokens_as_token_ids "
+        "use_beam_search",
+        False,
+    ),
+    **neutral("add_generation_prompt skip_special_tokens", True),
+    **neutral("parallel_tool_calls", True, False),
+    **neutral("bad_words documents functions logits_processors stop_regex stop_token_ids tools", []),
+    **neutral("chat_template_kwargs logit_bias mm_processor_kwargs reasoning vllm_xargs", {}),
+    **neutral("function_call tool_choice", "none", "auto"),
+    **neutral("modalities", ["text"]),
+    **neutral("reasoning_effort", "none"),
+    **neutral("response_format", {"type": "text"}),
+    **neutral("verbosity", "medium"),
 }
 # The same of a message's own fields
-NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
-    "audio": (None,),
-    "function_call": (None,),
-    "partial": (None, False),
-    "prefix": (None, False),
-    "refusal": (None, ""),
-    "tool_calls": (None, []),
+NEUTRAL_IN_MESSAGE = {
+    **neutral("audio function_call"),
+    **neutral("partial prefix", False),
+    **neutral("refusal", ""),
+    **neutral("tool_calls", []),
 }
 
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
@@ -266,11 +213,7 @@ class ChatRequest(BaseModel):
             message.check(f"messages[{index}]")
 
     def prompt(self, template: Conversation, use_im_start_end: bool) -> MarkedPrompt:
-        """The conversation in the template's words.
-
-        Raises:
-            UserError: where the template cannot express it.
-        """
+        """The conversation in the template's words. Raises UserError where the template cannot express it."""
         system = [m.text for m in self.messages if m.role in ("system", "developer")]
         if system:
             template = template.with_system("\n".join(system))

@@ -45,11 +45,7 @@ def replica_options(environment: dict[str, str]) -> dict:
 
 
 def parse(environment: dict[str, str]):
-    """The flags in LLAVA_API_ARGS.
-
-    Raises:
-        UserError: if they are not there.
-    """
+    """The flags in LLAVA_API_ARGS. Raises UserError if they are not there."""
     if not environment.get(ARGS):
         raise UserError(f'{ARGS} is not set; set it to the API\'s flags, such as "--model-path MODEL".')
     return build_parser(ARGS).parse_args(shlex.split(environment[ARGS]))

@@ -15,10 +15,7 @@ from llava.serve.examples import questions
 
 MAX_WAITING = 32  # questions of all visitors that may wait for the model
 MAX_FILE_SIZE = "50mb"
-KEEP_FILES = (
-    3600,
-    86400,
-)  # seconds: how often to look for visitors' files to delete, and how old they must be
+KEEP_FILES = (3600, 86400)  # seconds: how often visitors' files are deleted, and how old they must be
 FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
 HOW = "Add a picture or take an example, and ask about it. Then click a word to see where the model looked."
 CLICK = "Click a word of an answer, and see."

@@ -17,13 +17,7 @@ from llava.conversation import question_prompt, template_of
 from llava.decoding import Decoding
 from llava.errors import UserError
 from llava.mm_utils import process_images, tokenizer_image_token
-from llava.visualization.attention import (
-    INFLUENCES,
-    check_method,
-    over_heads,
-    resolve_layers,
-    visual_columns,
-)
+from llava.visualization.attention import INFLUENCES, check_method, over_heads, resolve_layers, visual_columns
 from llava.visualization.capture import Kept, Reduce, capture_attention
 from llava.visualization.token_map import TokenMap, token_map
 
@@ -159,7 +153,7 @@ def ask(
         model, tokenizer, image_processor: as load_pretrained_model gives them.
         image: RGB.
         text: the question, without `<image>`.
-        conv_mode: template name; None: the config's conv_version, else vicuna_v1.
+        conv_mode: template name; None: as template_of.
     Raises:
         UserError: for a template that is not there.
     """
@@ -198,12 +192,7 @@ def answer(model, tokenizer, question: Question, max_new_tokens: int = 32, compi
 
 
 def answer_watched(
-    model,
-    tokenizer,
-    question: Question,
-    max_new_tokens: int,
-    layers: Sequence[int],
-    reduce: Reduce[Kept],
+    model, tokenizer, question: Question, max_new_tokens: int, layers: Sequence[int], reduce: Reduce[Kept]
 ) -> tuple[Answer, list[list[Kept]]]:
     """As answer, and of each layer what `reduce` gave for each token of the answer when it was chosen."""
     with capture_attention(model, layers, reduce) as captured:

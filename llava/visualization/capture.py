@@ -78,11 +78,7 @@ AttentionMaskInterface.register(SDPA_WITH_ROWS, sdpa_mask)
 
 
 def attention_modules(decoder: nn.Module) -> list[nn.Module]:
-    """Of every layer, in order.
-
-    Raises:
-        UserError: for a decoder that names them in no way known here.
-    """
+    """Of every layer, in order. Raises UserError for a decoder that names them in no way known here."""
     for layers, attention in NAMES.items():
         if hasattr(decoder, layers):
             return [getattr(layer, attention) for layer in getattr(decoder, layers)]

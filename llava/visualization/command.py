@@ -38,11 +38,7 @@ def picture_parser(name: str, purpose: str, files: str, asks: bool) -> Parser:
 
 
 def load(args: argparse.Namespace) -> tuple:
-    """(model, tokenizer, image_processor, image) as the flags ask.
-
-    Raises:
-        UserError: for what the user can mend; says how.
-    """
+    """(model, tokenizer, image_processor, image) as the flags ask."""
     from llava.mm_utils import load_image
 
     image = load_image(args.image_path)

@@ -32,7 +32,6 @@ def write_distribution(result, text: str, output_dir: str | Path) -> list[Path]:
     from llava.visualization.sequence import SPANS
 
     output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     written = save_figure(sequence_figure(result, f"{text}  {result.answer}"), output_dir / "distribution")
     np.savez_compressed(
         output_dir / "distribution.npz",
@@ -49,11 +48,7 @@ def write_distribution(result, text: str, output_dir: str | Path) -> list[Path]:
 
 
 def make_distribution(args: argparse.Namespace) -> list[Path]:
-    """Load, answer, draw.
-
-    Raises:
-        UserError: for what the user can mend; says how.
-    """
+    """Load, answer, draw."""
     from llava.visualization.sequence import SPANS, sequence_attention
 
     model, tokenizer, image_processor, image = load(args)

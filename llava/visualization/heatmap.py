@@ -50,7 +50,6 @@ def write_heatmaps(result, image, text: str, output_dir: str | Path, smooth: boo
     from llava.visualization.plots import contact_sheets, paint_tokens, save_figure
 
     output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     shown = image.copy()
     shown.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
     mapping = result.mapping.resized(*shown.size)
@@ -87,11 +86,7 @@ def write_heatmaps(result, image, text: str, output_dir: str | Path, smooth: boo
 
 
 def make_heatmaps(args: argparse.Namespace) -> list[Path]:
-    """Load, answer, draw.
-
-    Raises:
-        UserError: for what the user can mend; says how.
-    """
+    """Load, answer, draw."""
     from llava.visualization.answer import image_attention
     from llava.visualization.attention import check_method
 

@@ -44,9 +44,8 @@ def paint_tokens(weights: np.ndarray, mapping: TokenMap, smooth: bool = False) -
     for part, table in zip(mapping.mappings, mapping.tables(weights), strict=True):
         covered = part.covered(mapping.grid)
         if smooth:
-            x, y = (
-                axis.astype(np.float32) - 0.5 for axis in part.token_coordinates(mapping.grid)
-            )  # centres at integers
+            # centres at integers
+            x, y = (axis.astype(np.float32) - 0.5 for axis in part.token_coordinates(mapping.grid))
             values = cv2.remap(table, *np.meshgrid(x, y), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         else:
             values = table.flatten()[part.token_of_pixels(mapping.grid)]
@@ -154,7 +153,8 @@ def _shortened(caption: str, length: int) -> str:
 
 
 def save_figure(figure: "Figure", path: Path) -> list[Path]:
-    """Write a figure as PNG and SVG beside one another; `path` is without suffix."""
+    """Write a figure as PNG and SVG beside one another; `path` is without suffix, its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for suffix in (".png", ".svg"):
         written.append(path.with_name(path.name + suffix))

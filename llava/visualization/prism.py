@@ -32,7 +32,6 @@ def write_prism(result: PrismView, output_dir: str | Path) -> list[Path]:
     from llava.visualization.plots_prism import prism_figure
 
     output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     written = save_figure(prism_figure(result), output_dir / "prism")
     np.savez_compressed(
         output_dir / "prism.npz",
@@ -48,11 +47,7 @@ def write_prism(result: PrismView, output_dir: str | Path) -> list[Path]:
 
 
 def make_prism(args: argparse.Namespace) -> list[Path]:
-    """Load, look, draw.
-
-    Raises:
-        UserError: for what the user can mend; says how.
-    """
+    """Load, look, draw."""
     model, _, image_processor, image = load(args)
     return write_prism(prism_view(model, image_processor, image, args.scale_factors), args.output_dir)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from llava.errors import UserError
+from llava.thin import resized_size
 from llava.tiling import TILED
 
 
@@ -157,7 +158,8 @@ def image_mapping(width: int, height: int, image_processor, aspect_ratio: str | 
     if aspect_ratio == "pad":
         full_width = full_height = max(width, height)
         pad_x, pad_y = (full_width - width) // 2, (full_height - height) // 2
-    new_width, new_height = _resized(full_width, full_height, image_processor)
+    full = (full_width, full_height)
+    new_width, new_height = resized_size(full, image_processor) or full
     out_width, out_height = new_width, new_height
     if getattr(image_processor, "do_center_crop", None):
         out_width, out_height = image_processor.crop_size["width"], image_processor.crop_size["height"]
@@ -171,19 +173,6 @@ def image_mapping(width: int, height: int, image_processor, aspect_ratio: str | 
         pad_y * scale[1] - _crop_start(new_height, out_height),
     )
     return ImageMapping(width, height, out_width, scale, offset)
-
-
-def _resized(width: int, height: int, image_processor) -> tuple[int, int]:
-    """(width, height) after the processor's resize."""
-    if not getattr(image_processor, "do_resize", True):
-        return width, height
-    size = image_processor.size
-    shortest = size.get("shortest_edge")
-    if shortest is None:
-        return size["width"], size["height"]
-    if width <= height:
-        return shortest, int(shortest * height / width)
-    return int(shortest * width / height), shortest
 
 
 def _crop_start(length: int, crop: int) -> int:

@@ -114,6 +114,7 @@ ALLOWED = {
         "llava.conversation",
         "llava.decoding",
         "llava.inference",
+        "llava.thin",
         "llava.tiling",
         "llava.mm_utils",
         "llava.visualization",

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 SHELLS = [ROOT / ".ci" / "run", *sorted((ROOT / "scripts").rglob("*.sh"))]
 SOURCED = {
     f"scripts/{name}.sh"
-    for name in ("common", "environment", "launch", "parts", "python", "v1_5/eval/evaluate")
+    for name in ("common", "environment", "help", "launch", "parts", "python", "v1_5/eval/evaluate")
 }
 STRICT = "set -euo pipefail"
 MACHINE_PATH = re.compile(
@@ -231,7 +231,8 @@ def run_oldest(checkout: Path, **variables) -> tuple[subprocess.CompletedProcess
     """The finished script, and the commands that python was given."""
     for folder in ("scripts", "tests"):
         (checkout / folder).mkdir(exist_ok=True)
-    shutil.copy(ROOT / "scripts" / "test.sh", checkout / "scripts")
+    for script in ("help.sh", "test.sh"):
+        shutil.copy(ROOT / "scripts" / script, checkout / "scripts")
     (checkout / "tests" / "test_one.py").write_text("@pytest.mark.transformers")
     (checkout / "tests" / "test_two.py").write_text("")
     (checkout / "pyproject.toml").write_text('dependencies = [\n    "transformers>=5.3,<6",\n]\n')

@@ -11,10 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config", type=Path, required=True, help="the study, YAML; scripts/ablation/ has some")
     add("--output_dir", type=Path, help="results; default: playground/ablation/ and the file's name")
-    add(
-        "--devices",
-        help="such as cuda:0,cuda:1 or cpu; default: all GPUs, or a process per CPU thread",
-    )
+    add("--devices", help="such as cuda:0,cuda:1 or cpu; default: all GPUs, or a process per CPU thread")
     add("--report_only", action="store_true", help="print the tables of what is done, run nothing")
     add("--docs", type=Path, help="a page with a place for this study's tables; they are put there")
     parser.set_defaults(run=run)
@@ -34,9 +31,8 @@ def run(args: argparse.Namespace) -> None:
     devices = args.devices.split(",") if args.devices else visible_devices(study)
     results = results_so_far(study, output_dir) if args.report_only else conduct(study, output_dir, devices)
     about = provenance(devices[0], "bfloat16")
-    head = (
-        f"{headline(about)}, {len(devices)} runs at a time. " if len(devices) > 1 else f"{headline(about)}. "
-    )
+    at_once = f", {len(devices)} runs at a time" if len(devices) > 1 else ""
+    head = f"{headline(about)}{at_once}. "
     head += f"Accuracy in per cent on {study.data.score_on} scenes; ± is the 95% interval over seeds.\n\n"
     tables = head + as_markdown(study, results)
     write(output_dir, "results", {**about, "results": results}, tables)

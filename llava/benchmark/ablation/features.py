@@ -3,20 +3,25 @@
 # n pictures, N patches, C tower width, K hidden states
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from llava.mm_utils import load_image
+from llava.model.multimodal_encoder.builder import (
+    build_vision_tower,
+    load_image_processor,
+    load_vision_weights,
+    read_vision_config,
+)
 from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_projector.builder import VisionFields
 from llava.model.vision_config import resolve_levels, resolve_select_layer
 from llava.wholefile import write_text
-
-logger = logging.getLogger(__name__)
 
 BATCH = 16  # pictures the tower sees at once
 
@@ -69,12 +74,6 @@ def hidden_states(
     Raises:
         UserError: if the tower or a picture cannot be read.
     """
-    from llava.model.multimodal_encoder.builder import (
-        build_vision_tower,
-        load_vision_weights,
-        read_vision_config,
-    )
-
     config = read_vision_config(str(tower_path))
     depth = config["num_hidden_layers"]
     indices = tuple(sorted({index for row in rows for index in _needed(row, depth)}))
@@ -111,11 +110,6 @@ def _mapped(path: Path, shape: tuple[int, ...], write: bool = False) -> Tensor:
 
 @torch.inference_mode()
 def _compute(tower, pictures: Sequence[Path], tower_path: Path, size: int, out: Tensor) -> None:
-    from tqdm import tqdm
-
-    from llava.mm_utils import load_image
-    from llava.model.multimodal_encoder.builder import load_image_processor
-
     processor = load_image_processor(str(tower_path), size)
     with torch.autocast(tower.device.type, torch.bfloat16):
         for start in tqdm(range(0, len(pictures), BATCH), desc="vision tower"):

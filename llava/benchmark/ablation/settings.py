@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 from llava.errors import UserError
+from llava.model.multimodal_projector.builder import projector_class
 from llava.model.vision_config import CommonFields
 from llava.textfile import read_text
 
@@ -187,7 +188,7 @@ def runs_of(study: Study) -> list[Run]:
     runs = []
     for row in study.rows:
         factors = row.scale_factors or study.scale_factors
-        if row.projector == QUESTION_ONLY or not _compresses(row.projector):
+        if row.projector == QUESTION_ONLY or not projector_class(row.projector).compresses:
             groups: list[tuple[int, ...]] = [()]
         elif row.elastic:
             groups = [tuple(factors)]
@@ -196,12 +197,6 @@ def runs_of(study: Study) -> list[Run]:
         seeds = study.seeds if row.seeds is None else row.seeds
         runs += [Run(row, group, seed) for seed in seeds for group in groups]
     return sorted(runs, key=lambda run: run.seed)
-
-
-def _compresses(projector: str) -> bool:
-    from llava.model.multimodal_projector.builder import projector_class
-
-    return projector_class(projector).compresses
 
 
 Kind = TypeVar("Kind")
@@ -247,8 +242,6 @@ def _cast(kind: Any, value: Any) -> Any:
 
 def _row(path: Path, number: int, given: Any) -> Row:
     """Keys of Row as they are, all others as its switches."""
-    from llava.model.multimodal_projector.builder import projector_class
-
     place = f"{path}: row {number + 1}"
     if not isinstance(given, dict):
         raise UserError(f"{place}: expected keys and values, got {given!r}.")
@@ -272,8 +265,6 @@ def _row(path: Path, number: int, given: Any) -> Row:
 
 def _check(study: Study, path: Path) -> None:
     """What the parts must agree on."""
-    from llava.model.multimodal_projector.builder import projector_class
-
     for row in study.rows:
         if row.projector != QUESTION_ONLY and projector_class(row.projector).needs_attention:
             raise UserError(f"{path}: {row.name}: {row.projector} ranks by attention, which is not cached.")

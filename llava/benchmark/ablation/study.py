@@ -9,12 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from llava.benchmark.ablation.features import HiddenStates, hidden_states
 from llava.benchmark.ablation.readers import make_reader
 from llava.benchmark.ablation.settings import QUESTION_ONLY, Run, Study, runs_of
 from llava.benchmark.ablation.text import Tokens, Words
 from llava.benchmark.ablation.training import Split, fields_of, run_once
+from llava.benchmark.prismvqa.dataset import load_split, write_dataset
 from llava.errors import UserError
 from llava.wholefile import write_text
 
@@ -25,8 +27,6 @@ class Workplace:
     """What all runs of a study share on one device: pictures' states, text, the reader's start."""
 
     def __init__(self, study: Study, output_dir: Path, device: str):
-        from llava.benchmark.prismvqa.dataset import load_split
-
         self.study, self.device = study, device
         data = study.data
         train, test = (load_split(data.folder, split) for split in ("train", "test"))
@@ -47,8 +47,6 @@ class Workplace:
         self.splits = learnt, (held_out if data.score_on == "validation" else tested)
 
     def do(self, run: Run) -> dict:
-        from tqdm import tqdm
-
         reader = make_reader(self.study.reader, self.codec, run.seed)
         return run_once(
             run,
@@ -63,8 +61,6 @@ class Workplace:
 
 def shared_states(study: Study, output_dir: Path, device: str) -> HiddenStates:
     """The tower's states of all pictures, training's first; made on `device` where they are not there yet."""
-    from llava.benchmark.prismvqa.dataset import load_split
-
     pictures = [
         example.image for split in ("train", "test") for example in load_split(study.data.folder, split)
     ]
@@ -75,8 +71,6 @@ def shared_states(study: Study, output_dir: Path, device: str) -> HiddenStates:
 
 def prepare(study: Study, output_dir: Path, device: str) -> None:
     """Draw the scenes and look at them, unless that was done."""
-    from llava.benchmark.prismvqa.dataset import write_dataset
-
     data = study.data
     write_dataset(
         data.folder,

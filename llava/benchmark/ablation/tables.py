@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from llava.benchmark.ablation.settings import Row, Study, Table
+from llava.benchmark.timing import table
 
 
 @dataclass(frozen=True)
@@ -83,33 +84,32 @@ def mean_text(values: Sequence[float], signed: bool = False) -> str:
 def as_markdown(study: Study, results: Iterable[dict]) -> str:
     """Every table of the study; lines without results are left out and counted below."""
     lines = lines_of(study, results)
-    parts = [f"**{title}**\n\n{_table(study, table, lines)}" for title, table in study.tables.items()]
+    parts = [f"**{title}**\n\n{_table(study, wanted, lines)}" for title, wanted in study.tables.items()]
     missing = [row.name for row in study.rows if row.name not in {line.row.name for line in lines}]
     if missing:
         parts.append(f"Not run yet: {', '.join(missing)}.\n")
     return "\n".join(parts)
 
 
-def _table(study: Study, table: Table, lines: list[Line]) -> str:
-    shown = [line for name in table.rows for line in lines if line.row.name == name]
-    if table.scale_factors is not None:
-        shown = [line for line in shown if line.scale_factor in table.scale_factors]
+def _table(study: Study, wanted: Table, lines: list[Line]) -> str:
+    shown = [line for name in wanted.rows for line in lines if line.row.name == name]
+    if wanted.scale_factors is not None:
+        shown = [line for line in shown if line.scale_factor in wanted.scale_factors]
     families = list(dict.fromkeys(family for line in shown for family in line.families))
-    head = [*(table.marks or ["row"]), "tokens", "mean"]
+    head = [*(wanted.marks or ["row"]), "tokens", "mean"]
     if study.reference:
         head.append(f"against {study.reference}")
     head += [*families, "GFLOP", "minutes", "seeds"]
     body = []
     for line in shown:
-        cells = [line.row.marks.get(mark, "") for mark in table.marks] or [line.row.name]
-        cells += [str(line.tokens), mean_text(line.means)]
+        cells = [line.row.marks.get(mark, "") for mark in wanted.marks] or [line.row.name]
+        cells += [line.tokens, mean_text(line.means)]
         if study.reference:
             cells.append(_difference(study.reference, line, lines))
         cells += [f"{100 * statistics.mean(line.families[family]):.1f}" for family in families]
-        cells += [f"{line.gflop:.2f}", f"{line.seconds / 60:.1f}", str(len(line.seeds))]
+        cells += [f"{line.gflop:.2f}", f"{line.seconds / 60:.1f}", len(line.seeds)]
         body.append(cells)
-    rows = [head, ["---"] * len(head), *body]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+    return table(head, body)
 
 
 def _difference(reference: str, line: Line, lines: list[Line]) -> str:

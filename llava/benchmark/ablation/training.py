@@ -15,8 +15,10 @@ from torch.nn import functional as F
 from llava.benchmark.ablation.features import HiddenStates
 from llava.benchmark.ablation.settings import QUESTION_ONLY, Row, Run, Training
 from llava.benchmark.ablation.text import Asked, TextBatch, collate
+from llava.benchmark.timing import gflop
 from llava.errors import UserError
-from llava.model.multimodal_projector.builder import VisionFields
+from llava.model.multimodal_projector.builder import VisionFields, build_projector
+from llava.model.vision_config import resolve_levels
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,6 @@ def fields_of(row: Row, states: HiddenStates | None = None, scale_factor: int | 
     """The keys of a row's projector."""
     fields = VisionFields(mm_projector_type=row.projector, scale_factor=scale_factor or 1, **row.switches)
     if states is not None:
-        from llava.model.vision_config import resolve_levels
-
         side = math.isqrt(states.values.shape[1])
         fields.mm_hidden_size = states.width
         fields.mm_vision_config = {"image_size": side, "patch_size": 1}
@@ -78,8 +78,6 @@ def fields_of(row: Row, states: HiddenStates | None = None, scale_factor: int | 
 
 
 def make_projector(run: Run, states: HiddenStates, width: int) -> tuple[nn.Module, VisionFields]:
-    from llava.model.multimodal_projector.builder import build_projector
-
     fields = fields_of(run.row, states, run.scale_factors[0] if run.scale_factors else None)
     torch.manual_seed(run.seed)
     return build_projector(fields, width), fields
@@ -225,12 +223,8 @@ def cost(
     """Visual tokens of a picture, and GFLOP of the projector that makes them, in evaluation."""
     if model.projector is None:
         return 0, 0.0
-    from torch.utils.flop_counter import FlopCounterMode
-
     model.eval()
     picture = torch.zeros(1, dtype=torch.long)
     with torch.autocast(torch.device(device).type, torch.bfloat16):
-        tokens = model.visual_tokens(states, picture, scale_factor)  # folded weights are made here
-        with FlopCounterMode(display=False) as count:
-            model.visual_tokens(states, picture, scale_factor)
-    return tokens.shape[1], count.get_total_flops() / 1e9
+        tokens = model.visual_tokens(states, picture, scale_factor)
+        return tokens.shape[1], gflop(lambda: model.visual_tokens(states, picture, scale_factor))

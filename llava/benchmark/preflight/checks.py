@@ -22,6 +22,7 @@ from llava.benchmark.timing import default_device
 from llava.errors import UserError
 
 WORK = str(Path(__file__).parent / "work.py")
+NO_RANK = ("--deepspeed",)  # flags that a process which is no rank of the run does without
 SECONDS_OF_DATA = 10
 MAX_WRITTEN = 2**30  # bytes, and never more than a tenth of what is free
 FLOAT32_TRAINING_BYTES = 16  # a parameter that learns: weight, gradient and AdamW's averages
@@ -52,6 +53,11 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def main_memory() -> int:
+    """Bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def machine(request: Request) -> dict:
     """What is here, GPUs with the memory that others leave free."""
     import platform
@@ -64,17 +70,14 @@ def machine(request: Request) -> dict:
 
     gpus = []
     for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        gpus.append(
-            {"name": torch.cuda.get_device_name(index), "free_gib": free / 2**30, "gib": total / 2**30}
-        )
-    pages, page_size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+        free, total = (num_bytes / 2**30 for num_bytes in torch.cuda.mem_get_info(index))
+        gpus.append({"name": torch.cuda.get_device_name(index), "free_gib": free, "gib": total})
     return {
         "gpus": gpus,
         **describe(default_device()),
         "processor": processor_name(),
         "cores": num_cores(),
-        "main_memory_gib": pages * page_size / 2**30,
+        "main_memory_gib": main_memory() / 2**30,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -103,15 +106,8 @@ def all_reduce(request: Request) -> dict:
         return {"ranks": ranks}
     with tempfile.TemporaryDirectory() as scratch:
         result = Path(scratch) / "result.json"
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            str(ranks),
-        ]
-        run([*command, WORK, "all_reduce", str(result)])
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        run([*launcher, "--nproc_per_node", str(ranks), WORK, "all_reduce", str(result)])
         return json.loads(result.read_text())
 
 
@@ -131,10 +127,9 @@ def run(command: list[str]) -> None:
     if done.returncode:
         print(done.stdout)  # into the check's log
         lines = [line for line in done.stdout.splitlines() if line.strip()]
-        told = [line for line in lines if line.startswith(("preflight:", "train_mem.py:"))] or [
-            line for line in lines if "Error" in line
-        ]
-        raise RuntimeError((told or lines or ["it printed nothing"])[-1].strip()[:500])
+        told = [line for line in lines if line.startswith(("preflight:", "train_mem.py:"))]
+        errors = [line for line in lines if "Error" in line]
+        raise RuntimeError((told or errors or lines or ["it printed nothing"])[-1].strip()[:500])
 
 
 def sizes(request: Request):
@@ -156,7 +151,7 @@ def disk(request: Request) -> dict:
     from llava.train.arguments import parse
 
     model_args, run_args, size = sizes(request)
-    args = parse(without_deepspeed(request.flags))[2]
+    args = parse(without(request.flags, NO_RANK))[2]
     learnt = size.weight * size.learning
     alone = model_args.tune_mm_mlp_adapter or run_args.lora_enable or run_args.bits < 16
     result = learnt + (0 if alone else size.frozen)
@@ -166,11 +161,11 @@ def disk(request: Request) -> dict:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    num_bytes = min(MAX_WRITTEN, free // 10)
     block = os.urandom(2**20)
+    num_blocks = max(1, min(MAX_WRITTEN, free // 10) // len(block))
     start = time.perf_counter()
     with tempfile.TemporaryFile(dir=folder) as file:
-        for _ in range(max(1, num_bytes // len(block))):
+        for _ in range(num_blocks):
             file.write(block)
         file.flush()
         os.fsync(file.fileno())
@@ -178,7 +173,7 @@ def disk(request: Request) -> dict:
     return {
         "folder": str(folder),
         "free_gib": free / 2**30,
-        "write_gb_s": max(len(block), num_bytes // len(block) * len(block)) / seconds / 1e9,
+        "write_gb_s": num_blocks * len(block) / seconds / 1e9,
         "checkpoint_gib": checkpoint / 2**30,
         "needed_gib": (kept * checkpoint + result) / 2**30,
         "save_steps": args.save_steps,
@@ -200,7 +195,7 @@ def data(request: Request) -> dict:
     from llava.train.train import sample_builder
     from llava.train.training_data import load_data, train_loader
 
-    model_args, data_args, args = parse(without_deepspeed(request.flags))
+    model_args, data_args, args = parse(without(request.flags, NO_RANK))
     plan = look_at(find_folder(model_args.model_name_or_path, "--model_name_or_path", args.cache_dir))
     tokenizer = load_tokenizer(plan.path, padding_side="right", model_max_length=args.model_max_length)
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
@@ -287,7 +282,7 @@ def steps(request: Request) -> dict:
     if default_device() == "cpu":
         size = sizes(request)[2]
         needed = FLOAT32_TRAINING_BYTES * size.learning + size.frozen
-        here = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        here = main_memory()
         if needed > here / 2:
             raise UserError(
                 f"there is no GPU here, and this model needs {needed / 2**30:.0f} of {here / 2**30:.0f} GiB "
@@ -317,11 +312,6 @@ def without(flags: Sequence[str], names: Sequence[str]) -> list[str]:
     """A command line without these flags and their values."""
     places = {place for name in names for place, flag in enumerate(flags) if flag == name}
     return [flag for place, flag in enumerate(flags) if not {place, place - 1} & places]
-
-
-def without_deepspeed(flags: list[str]) -> list[str]:
-    """For a process that is no rank of the run."""
-    return without(flags, ["--deepspeed"])
 
 
 FEATURES = ("bf16", "flash_attention_2", "flash_attention_3", "bitsandbytes", "deepspeed", "liger")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from llava.benchmark.preflight.checks import CHECKS, WORK
 from llava.errors import UserError
+from llava.wholefile import write_text
 
 ROOT = Path(__file__).parents[3]
 ENTRY = "llava/train/train_mem.py"
@@ -32,20 +34,9 @@ DECIDED = {  # by the memory, unless a variable says otherwise
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "--for",
-        dest="script",
-        default="v1_5/finetune",
-        metavar="SCRIPT",
-        help="a training script below scripts/",
-    )
-    add(
-        "--skip",
-        nargs="+",
-        default=[],
-        metavar="CHECK",
-        help="leave these out: steps, data, disk, deepspeed, ...",
-    )
+    script = {"dest": "script", "default": "v1_5/finetune", "metavar": "SCRIPT"}
+    add("--for", **script, help="a training script below scripts/")
+    add("--skip", nargs="+", default=[], metavar="CHECK", help="leave out: steps, data, disk, deepspeed, ...")
     add("--gpus", type=int, help="forecast the memory for so many GPUs instead of those here")
     add("--gpu_memory_gib", type=float, help="of one of them")
     add("--output_dir", type=Path, default=Path("playground/preflight"), help="for preflight.json and .md")
@@ -75,9 +66,9 @@ def run(args: argparse.Namespace) -> None:
         results["checks"][name] = check(name, request, limit, args.output_dir / f"{name}.log")
         problem = results["checks"][name].get("problem", "").split("\n")[0]  # the page has all of it
         print(f"{time.monotonic() - start:.0f} s {problem}", file=sys.stderr)
-        (args.output_dir / "preflight.json").write_text(json.dumps(results, indent=1) + "\n")
+        write_text(args.output_dir / "preflight.json", json.dumps(results, indent=1) + "\n")
     text = as_markdown(results)
-    (args.output_dir / "preflight.md").write_text(text)
+    write_text(args.output_dir / "preflight.md", text)
     print(text)
 
 
@@ -100,26 +91,17 @@ def read_script(args: argparse.Namespace) -> tuple[dict, str]:
     words = shlex.split(last)
     entry = next(place for place, word in enumerate(words) if word.endswith(ENTRY))
     flags = words[entry + 1 :]
-    batch = next(
-        line for line in done.stdout.splitlines() if line.startswith("batch:") and "accumulated" in line
-    )
-    num_devices = int(batch.split(" a device x ")[1].split()[0])
-    memory = None
-    if args.gpu_memory_gib:
-        memory = round(args.gpu_memory_gib * 1024)
-        flags += [] if {"--bf16", "--fp16"} & set(flags) else ["--bf16", "True"]
-    decided = [
-        flag
-        for variable, names in DECIDED.items()
-        for flag in names
-        if os.environ.get(variable, "auto") == "auto"
-    ]
+    num_devices = re.search(r" a device x (\d+) devices", done.stdout)
+    assert num_devices is not None, done.stdout
+    if args.gpu_memory_gib and not {"--bf16", "--fp16"} & set(flags):
+        flags += ["--bf16", "True"]
+    automatic = [names for name, names in DECIDED.items() if os.environ.get(name, "auto") == "auto"]
     request = {
         "launcher": words[:entry],
         "flags": flags,
-        "num_devices": args.gpus or num_devices,
-        "gpu_memory_mib": memory,
-        "decided": decided,
+        "num_devices": args.gpus or int(num_devices[1]),
+        "gpu_memory_mib": round(args.gpu_memory_gib * 1024) if args.gpu_memory_gib else None,
+        "decided": [flag for names in automatic for flag in names],
     }
     return request, last
 

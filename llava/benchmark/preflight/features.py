@@ -7,6 +7,8 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -56,19 +58,8 @@ def bf16(device: str) -> None:
     close(left.grad, torch.ones_like(product).float() @ right.detach().T)
 
 
-def flash_attention_2(device: str) -> None:
-    from flash_attn import flash_attn_func
-
-    _attention(flash_attn_func, device)
-
-
-def flash_attention_3(device: str) -> None:
-    from flash_attn_interface import flash_attn_func
-
-    _attention(flash_attn_func, device)
-
-
-def _attention(attend: Callable, device: str) -> None:
+def flash_attention(name: str, device: str) -> None:
+    attend = import_module(FLASH_PACKAGES[name][0]).flash_attn_func
     query, key, value = (
         torch.randn(1, 128, 4, 64, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
     )
@@ -101,14 +92,8 @@ def deepspeed(device: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    place = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-    }
-    os.environ.update(place)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     init_distributed(dist_backend="nccl" if device == "cuda" else "gloo")
     config = json.loads((ROOT / "scripts" / "zero2.json").read_text())
     config |= {"train_micro_batch_size_per_gpu": 4, "train_batch_size": 4, "gradient_accumulation_steps": 1}
@@ -139,8 +124,8 @@ def liger(device: str) -> None:
 FEATURES = {
     "bf16": Feature("PRECISION=bf16", bf16, needs_gpu=False),
     **{
-        name: Feature(f"--attn_implementation {name}", step, FLASH_PACKAGES[name][0], FLASH_PACKAGES[name][2])
-        for name, step in (("flash_attention_2", flash_attention_2), ("flash_attention_3", flash_attention_3))
+        name: Feature(f"--attn_implementation {name}", partial(flash_attention, name), module, install)
+        for name, (module, _, install) in FLASH_PACKAGES.items()
     },
     "bitsandbytes": Feature(
         "--bits 4, --bits 8", bitsandbytes, "bitsandbytes", "pip install bitsandbytes", needs_gpu=False

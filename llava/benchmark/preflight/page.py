@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from llava.benchmark.preflight.checks import FEATURES
@@ -32,18 +33,22 @@ def as_markdown(results: dict) -> str:
     problems = problems_of(checks, figures)
     script = results["script"].removesuffix(".sh")
     verdict = "Nothing stands in the way." if not problems else f"{len(problems)} to mend:"
+
+    def section(name: str, make: Callable[..., str], *more) -> str:
+        return make(figures, *more) if name in figures else ""
+
     sections = [
         f"# Preflight of scripts/{script}.sh\n\n{results['date']}. {verdict}\n",
         "".join(f"- {problem}\n" for problem in problems),
-        machine_section(figures),
+        section("machine", machine_section),
         features_section(checks),
         ceilings_section(figures),
-        disk_section(figures),
-        memory_section(figures),
-        forecast_section(figures, datetime.fromisoformat(results["date"])),
+        section("disk", disk_section),
+        section("memory", memory_section),
+        section("steps", forecast_section, datetime.fromisoformat(results["date"])),
         f"## Command\n\n```\n{results['command']}\n```\n",
     ]
-    return "\n".join(section for section in sections if section)
+    return "\n".join(filter(None, sections))
 
 
 def problems_of(checks: dict, figures: dict) -> list[str]:
@@ -88,8 +93,6 @@ def demand(figures: dict) -> float | None:
 
 
 def machine_section(figures: dict) -> str:
-    if "machine" not in figures:
-        return ""
     machine = figures["machine"]
     gpus = machine["gpus"]
     rows = [
@@ -129,8 +132,6 @@ def ceilings_section(figures: dict) -> str:
 
 
 def disk_section(figures: dict) -> str:
-    if "disk" not in figures:
-        return ""
     disk = figures["disk"]
     return (
         f"## Disk\n\n{disk['folder']} has {disk['free_gib']:.0f} GiB free and takes "
@@ -146,8 +147,6 @@ def seconds_to_save(disk: dict) -> float:
 
 
 def memory_section(figures: dict) -> str:
-    if "memory" not in figures:
-        return ""
     memory = figures["memory"]
     parts = {name: f"{value:.1f}" for name, value in memory["parts_gib"].items()}
     rows = [[memory["zero"], *parts.values(), f"{memory['total_gib']:.1f}"]]
@@ -164,8 +163,6 @@ def memory_section(figures: dict) -> str:
 
 
 def forecast_section(figures: dict, now: datetime) -> str:
-    if "steps" not in figures:
-        return ""
     steps, disk, data = figures["steps"], figures.get("disk"), figures.get("data")
     times = steps["seconds"]
     seconds, saves = statistics.median(times), 0.0

@@ -64,17 +64,9 @@ def rehearse(result: str, scratch: str, *flags: str) -> None:
         result: file for the figures.
         scratch: folder for what the run itself writes.
     """
-    flags = [
-        *without(flags, LEFT_OUT),
-        "--output_dir",
-        scratch,
-        "--save_strategy",
-        "no",
-        "--report_to",
-        "none",
-    ]
+    own = ["--output_dir", scratch, "--save_strategy", "no", "--report_to", "none"]
     try:
-        trainer = prepare(flags, random_weights)
+        trainer = prepare([*without(flags, LEFT_OUT), *own], random_weights)
     except UserError as error:
         sys.exit(message(error, "preflight"))
     assert trainer is not None  # a scratch folder holds no complete run

@@ -12,24 +12,22 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
 from llava.benchmark.prismvqa.draw import draw_scene
 from llava.benchmark.prismvqa.questions import FAMILIES, FORMS, Question, ask_all
-from llava.benchmark.prismvqa.scene import SPLITS, Scene, as_json, generator, sample_scene
+from llava.benchmark.prismvqa.scene import SPLITS, Scene, generator, sample_scene
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.errors import UserError
 from llava.eval.tasks.shared import SINGLE_WORD
-from llava.wholefile import whole_file
+from llava.wholefile import whole_file, write_text
 
 VERSION = 1  # goes up when a picture or a question changes
-NUM_TRAIN, NUM_TEST, SIZE = 50_000, 5_000, 336
 MIN_SIZE = 112  # pixels, below which nothing printed could be read
 META, TRAIN, TEST, SCENES = "meta.json", "train.json", "test.jsonl", "scenes.jsonl"
 # Lossless, for a pattern's pixels are what is asked about; smaller than PNG at the like speed
@@ -49,10 +47,10 @@ class Example:
 def write_dataset(
     output_dir: str | Path,
     *,
-    num_train: int = NUM_TRAIN,
-    num_test: int = NUM_TEST,
-    size: int = SIZE,
-    seed: int = 0,
+    num_train: int,
+    num_test: int,
+    size: int,
+    seed: int,
     rounds: int = 1,
     workers: int | None = None,
 ) -> bool:
@@ -118,13 +116,13 @@ def make_rows(
     workers: int | None,
     *,
     folder: Path | None = None,
-    size: int = SIZE,
+    size: int = 0,
     rounds: int = 1,
 ) -> Iterator[dict]:
     """Rows of a split's scene file: {"index", "image", "scene", "questions"}, in order.
 
     Args:
-        folder: where to draw the pictures that are not there yet; None draws none.
+        folder: where to draw the pictures that are not there yet, of `size` pixels; None draws none.
         rounds: how often a scene is asked of each family; what was asked before is left out.
     """
     workers = min(_checked_workers(workers), -(-number // CHUNK))
@@ -159,7 +157,7 @@ def _make_row(index: int, split: str, seed: int, folder: Path | None, size: int,
     return {
         "index": index,
         "image": image,
-        "scene": as_json(scene),
+        "scene": asdict(scene),
         "questions": [asdict(question) for question in questions.values()],
     }
 
@@ -179,24 +177,18 @@ def _checked_workers(workers: int | None) -> int:
 
 def _recipe(num_train: int, num_test: int, size: int, seed: int, rounds: int) -> dict:
     """What decides the files' content."""
-    for flag, value, least in (
-        ("--num_train", num_train, 1),
-        ("--num_test", num_test, 1),
-        ("--size", size, MIN_SIZE),
-        ("--seed", seed, 0),
-        ("--rounds", rounds, 1),
+    recipe: dict = {"name": "PrismVQA", "version": VERSION}
+    for name, value, least in (
+        ("seed", seed, 0),
+        ("size", size, MIN_SIZE),
+        ("num_train", num_train, 1),
+        ("num_test", num_test, 1),
+        ("rounds", rounds, 1),
     ):
         if value < least:
-            raise UserError(f"{flag} must be {least} or more, got {value}.")
-    return {
-        "name": "PrismVQA",
-        "version": VERSION,
-        "seed": seed,
-        "size": size,
-        "num_train": num_train,
-        "num_test": num_test,
-        "rounds": rounds,
-    }
+            raise UserError(f"--{name} must be {least} or more, got {value}.")
+        recipe[name] = value
+    return recipe
 
 
 def _read_recipe(path: Path) -> dict | None:
@@ -231,37 +223,17 @@ def _keep_only(folder: Path, recipe: dict) -> None:
 
 def _write_split(folder: Path, split: str, rows: Iterable[dict]) -> Counter:
     """The scene file and the questions' file of a split; counts (form, questions)."""
-    counts = Counter()
-    open_questions = _json_list if split == "train" else _json_lines
-    name = TRAIN if split == "train" else TEST
-    with (
-        (folder / split / SCENES).open("w", encoding="utf-8") as scenes,
-        open_questions(folder / name) as write,
-    ):
+    counts, records = Counter(), []
+    with (folder / split / SCENES).open("w", encoding="utf-8") as scenes:
         for row in rows:
             scenes.write(json.dumps(row) + "\n")
             counts.update(question["form"] for question in row["questions"])
-            for record in [record_of(row)] if split == "train" else test_rows(row):
-                write(json.dumps(record))
+            records += map(json.dumps, [record_of(row)] if split == "train" else test_rows(row))
+    if split == "train":
+        write_text(folder / TRAIN, "[\n" + ",\n".join(records) + "\n]\n")
+    else:
+        write_text(folder / TEST, "".join(f"{record}\n" for record in records))
     return counts
-
-
-@contextmanager
-def _json_lines(path: Path):
-    with path.open("w", encoding="utf-8") as file:
-        yield lambda text: file.write(text + "\n")
-
-
-@contextmanager
-def _json_list(path: Path):
-    """A list, an item a line, that is never in memory as a whole."""
-    with path.open("w", encoding="utf-8") as file:
-        yield partial(_add_item, file)
-        file.write("\n]\n")
-
-
-def _add_item(file: TextIO, text: str) -> None:
-    file.write((",\n" if file.tell() else "[\n") + text)
 
 
 def record_of(row: dict) -> dict:

@@ -179,7 +179,7 @@ def _print(
     """Print the item's text at its middle, in black with a white halo or the reverse."""
     dark = np.dot(item.rgb, (0.299, 0.587, 0.114)) < 120
     ink, halo = ((255, 255, 255), (20, 20, 20)) if dark else ((10, 10, 10), (250, 250, 250))
-    font = _font(item.font, *_font_size(item, scale))
+    font = _font(item.font, _font_size(item, scale))
     stroke = round(HALO * scale)
     options: dict[str, Any] = {"font": font, "anchor": "mm", "stroke_width": stroke}
     ImageDraw.Draw(covered).text(centre, item.text, fill=255, **options)
@@ -188,12 +188,12 @@ def _print(
     pen.text(centre, item.text, fill=ink, font=font, anchor="mm")
 
 
-def _font_size(item: Item, scale: int) -> tuple[int]:
+def _font_size(item: Item, scale: int) -> int:
     """Points, such that capitals are CAP_HEIGHT high or the text as wide as it may be."""
     probe = _font(item.font, 100)
     left, top, right, bottom = probe.getbbox(item.text)
     fits = min(CAP_HEIGHT / (bottom - top), TEXT_WIDTH * item.radius / (right - left))
-    return (max(1, int(100 * fits * scale)),)
+    return max(1, int(100 * fits * scale))
 
 
 @lru_cache(maxsize=512)

@@ -17,8 +17,8 @@ TEXT_LINES = 12
 STEP = 6  # of each channel: a page of documentation need not be lossless
 
 
-def write_preview(path: str | Path, *, seed: int = 0, size: int = 336, split: str = "train") -> None:
-    """Draw the split's first scenes of two items and more, with all their questions, into a PNG file.
+def write_preview(path: str | Path, *, seed: int = 0, size: int = 336) -> None:
+    """Draw the first training scenes of two items and more, with all their questions, into a PNG file.
 
     Args:
         size: side of each picture, pixels.
@@ -27,13 +27,13 @@ def write_preview(path: str | Path, *, seed: int = 0, size: int = 336, split: st
     sheet = Image.new("RGB", (COLUMNS * cell[0] + MARGIN, ROWS * cell[1] + MARGIN), "white")
     shown, index = 0, 0
     while shown < COLUMNS * ROWS:
-        scene = sample_scene(seed, split, index)
+        scene = sample_scene(seed, "train", index)
         if len(scene.items) > 1:
             left = MARGIN + shown % COLUMNS * cell[0]
             top = MARGIN + shown // COLUMNS * cell[1]
             picture = draw_scene(scene, size).point(lambda value: min(255, round(value / STEP) * STEP))
             sheet.paste(picture, (left, top))
-            _write(sheet, ask_all(scene, generator(seed, split, index, 1)), left, top + size + 4, size)
+            _write(sheet, ask_all(scene, generator(seed, "train", index, 1)), left, top + size + 4, size)
             shown += 1
         index += 1
     path = Path(path)

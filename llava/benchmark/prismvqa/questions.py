@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
+from operator import attrgetter
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from llava.benchmark.prismvqa.scene import (
     TEXTS,
     Item,
     Scene,
+    pick,
 )
 
 SIDES = ("left", "right", "above", "below")
@@ -64,10 +66,6 @@ class Form:
         return 1 / (len(self.answers) or 2)
 
 
-def _pick(rng: np.random.Generator, choices: Sequence):
-    return choices[int(rng.integers(len(choices)))]
-
-
 def name_of(item: Item, attributes: Sequence[str]) -> str:
     """ "small red object", "circle": the attributes' values, in English order."""
     words = [getattr(item, attribute) for attribute in ("size", "color", "shape") if attribute in attributes]
@@ -99,29 +97,33 @@ NAMING = ("size", "color", "shape")
 
 
 def _named(
-    scene: Scene,
-    rng: np.random.Generator,
-    candidates: Sequence[Item],
-    attributes: Sequence[str],
+    scene: Scene, rng: np.random.Generator, candidates: Sequence[Item], attributes: Sequence[str]
 ) -> tuple[Item, str] | None:
     """One of the candidates that has a name, and one of its names."""
     named = [(item, names) for item in candidates if (names := _names(scene, item, attributes))]
     if not named:
         return None
-    item, names = _pick(rng, named)
-    return item, _pick(rng, names)
+    item, names = pick(rng, named)
+    return item, pick(rng, names)
 
 
 def _others(attribute: str) -> list[str]:
     return [other for other in NAMING if other != attribute]
 
 
-def _attribute(attribute: str):
+def _of_named(text: str, ask_for: str | Callable[[Item], str], attributes: Sequence[str] = NAMING):
+    """A form that names an item, and asks what it has of something; {} in the text is the name's place."""
+    value = attrgetter(ask_for) if isinstance(ask_for, str) else ask_for
+
     def ask(scene, rng):
-        found = _named(scene, rng, scene.items, _others(attribute))
-        return found and (f"What {attribute} is the {found[1]}?", getattr(found[0], attribute))
+        found = _named(scene, rng, [item for item in scene.items if value(item)], attributes)
+        return found and (text.format(found[1]), value(found[0]))
 
     return ask
+
+
+def _attribute(attribute: str):
+    return _of_named(f"What {attribute} is the {{}}?", attribute, _others(attribute))
 
 
 def _count(scene, rng):
@@ -137,13 +139,13 @@ def _exist(scene, rng):
     """Yes or no by a coin; where no, half of the time both color and shape are there, on different items."""
     present = {(item.color, item.shape) for item in scene.items}
     if rng.random() < 0.5:
-        pair, answer = _pick(rng, sorted(present)), "yes"
+        pair, answer = pick(rng, sorted(present)), "yes"
     else:
         colors, shapes = ({pair[i] for pair in present} for i in (0, 1))
         absent = [pair for pair in product(COLORS, SHAPES) if pair not in present]
         swapped = [pair for pair in absent if pair[0] in colors and pair[1] in shapes]
         half = [pair for pair in absent if (pair[0] in colors) != (pair[1] in shapes)]
-        pair, answer = _pick(rng, swapped if swapped and rng.random() < 0.5 else half), "no"
+        pair, answer = pick(rng, swapped if swapped and rng.random() < 0.5 else half), "no"
     return f"Is there {'an' if pair[0] == 'orange' else 'a'} {pair[0]} {pair[1]}?", answer
 
 
@@ -167,8 +169,8 @@ def _side(scene, rng):
     ]
     if not pairs:
         return None
-    side, (names, other_names) = _pick(rng, pairs)
-    first, second = _pick(rng, names), _pick(rng, other_names)
+    side, (names, other_names) = pick(rng, pairs)
+    first, second = pick(rng, names), pick(rng, other_names)
     return f"Where is the {first}, seen from the {second}: left, right, above or below?", side
 
 
@@ -179,73 +181,91 @@ def _beyond(item: Item, other: Item, side: str) -> float:
     return -difference if side in ("left", "above") else difference
 
 
-def _only_one_beyond(scene: Scene) -> Iterator[tuple[Item, str, Item]]:
-    """(item, side, the one item that is on that side of it), where no item is near the border."""
+def _only_one_beyond(scene: Scene) -> Iterator[tuple[str, Item, Item]]:
+    """(side, item, the one item that is on that side of it), where no item is near the border."""
     for item, side in product(scene.items, SIDES):
         ways = [(_beyond(other, item, side), other) for other in scene.items if other is not item]
         there = [other for way, other in ways if way > 0]
         if len(there) == 1 and all(abs(way) >= CLEAR for way, _ in ways):
-            yield item, side, there[0]
+            yield PHRASES[side], item, there[0]
 
 
-def _beside(attribute: str):
+def _clearly_nearest(scene: Scene) -> Iterator[tuple[str, Item, Item]]:
+    """("nearest to", item, the item that is nearest to it)."""
+    for item in scene.items:
+        far = sorted(
+            (math.hypot(item.x - other.x, item.y - other.y), i)
+            for i, other in enumerate(scene.items)
+            if other is not item
+        )
+        if len(far) > 1 and far[1][0] >= CLEARLY_NEARER * far[0][0]:
+            yield "nearest to", item, scene.items[far[0][1]]
+
+
+def _related(attribute: str, pairs: Callable[[Scene], Iterator[tuple[str, Item, Item]]]):
+    """A form about the item that stands in a relation to a named one."""
+
     def ask(scene, rng):
         found = [
-            (side, other, names)
-            for item, side, other in _only_one_beyond(scene)
+            (relation, names, other)
+            for relation, item, other in pairs(scene)
             if (names := _names(scene, item, _others(attribute)))
         ]
         if not found:
             return None
-        side, other, names = _pick(rng, found)
-        return (
-            f"What {attribute} is the object {PHRASES[side]} the {_pick(rng, names)}?",
-            getattr(other, attribute),
-        )
+        relation, names, other = pick(rng, found)
+        text = f"What {attribute} is the object {relation} the {pick(rng, names)}?"
+        return text, getattr(other, attribute)
 
     return ask
 
 
-def _nearest(attribute: str):
+def _extremes(scene: Scene) -> Iterator[tuple[str, Item]]:
+    for word, (axis, sign) in EXTREMES.items():
+        ordered = sorted(scene.items, key=lambda item: sign * getattr(item, axis))
+        if len(ordered) > 1 and abs(getattr(ordered[1], axis) - getattr(ordered[0], axis)) >= CLEAR:
+            yield f"{word} object", ordered[0]
+
+
+def _by_size(word: str, sign: int):
+    def found(scene: Scene) -> Iterator[tuple[str, Item]]:
+        order = sorted(scene.items, key=lambda item: sign * item.radius)
+        if len(order) > 1 and order[0].size != order[1].size:
+            yield f"{word} object", order[0]
+
+    return found
+
+
+def quadrant_of(item: Item) -> str:
+    """The quarter of the picture that an item's centre is in; "" if it is near the border of two."""
+    if min(abs(item.x - 0.5), abs(item.y - 0.5)) < CLEAR:
+        return ""
+    return ("top" if item.y < 0.5 else "bottom") + (" left" if item.x < 0.5 else " right")
+
+
+def _alone_in_quadrant(scene: Scene) -> Iterator[tuple[str, Item]]:
+    places = [quadrant_of(item) for item in scene.items]
+    if "" not in places:
+        for item, place in zip(scene.items, places, strict=True):
+            if places.count(place) == 1:
+                yield f"object in the {place} quarter", item
+
+
+def _singled_out(attribute: str, described: Callable[[Scene], Iterator[tuple[str, Item]]]):
+    """A form about one of the items that a description fits alone."""
+
     def ask(scene, rng):
-        found = []
-        for item in scene.items:
-            far = sorted(
-                (math.hypot(item.x - other.x, item.y - other.y), i)
-                for i, other in enumerate(scene.items)
-                if other is not item
-            )
-            names = _names(scene, item, _others(attribute))
-            if len(far) > 1 and far[1][0] >= CLEARLY_NEARER * far[0][0] and names:
-                found.append((scene.items[far[0][1]], names))
+        found = list(described(scene))
         if not found:
             return None
-        other, names = _pick(rng, found)
-        return (
-            f"What {attribute} is the object nearest to the {_pick(rng, names)}?",
-            getattr(other, attribute),
-        )
-
-    return ask
-
-
-def _extreme(attribute: str):
-    def ask(scene, rng):
-        found = []
-        for word, (axis, sign) in EXTREMES.items():
-            ordered = sorted(scene.items, key=lambda item: sign * getattr(item, axis))
-            if len(ordered) > 1 and abs(getattr(ordered[1], axis) - getattr(ordered[0], axis)) >= CLEAR:
-                found.append((word, ordered[0]))
-        if not found:
-            return None
-        word, item = _pick(rng, found)
-        return f"What {attribute} is the {word} object?", getattr(item, attribute)
+        description, item = pick(rng, found)
+        return f"What {attribute} is the {description}?", getattr(item, attribute)
 
     return ask
 
 
 def _larger(scene, rng):
-    attribute = _pick(rng, ("color", "shape"))
+    attribute = pick(rng, ("color", "shape"))
     pairs = [
         (item, other)
         for item, other in permutations(scene.items, 2)
@@ -254,20 +274,10 @@ def _larger(scene, rng):
     ]
     if not pairs:
         return None
-    first, second = _pick(rng, pairs)
+    first, second = pick(rng, pairs)
     larger = max(first, second, key=lambda item: item.radius)
     text = f"Which is larger, the {name_of(first, [attribute])} or the {name_of(second, [attribute])}?"
     return text, getattr(larger, attribute)
-
-
-def _by_size(word: str, attribute: str):
-    def ask(scene, rng):
-        order = sorted(scene.items, key=lambda item: item.radius, reverse=word == "largest")
-        if len(order) < 2 or order[0].size == order[1].size:
-            return None
-        return f"What {attribute} is the {word} object?", getattr(order[0], attribute)
-
-    return ask
 
 
 def _most(attribute: str):
@@ -280,53 +290,9 @@ def _most(attribute: str):
     return ask
 
 
-def _read(scene, rng):
-    found = _named(scene, rng, [item for item in scene.items if item.text], NAMING)
-    return found and (f"What is written on the {found[1]}?", found[0].text)
-
-
-def _without_text(scene: Scene) -> list[Item]:
-    return [item for item in scene.items if not item.text]
-
-
-def _pattern(scene, rng):
-    found = _named(scene, rng, _without_text(scene), NAMING)
-    return found and (f"What pattern is on the {found[1]}?", found[0].pattern)
-
-
-def _direction(scene, rng):
-    found = _named(scene, rng, [item for item in scene.items if item.direction], NAMING)
-    return found and (f"In which direction do the stripes on the {found[1]} run?", found[0].direction)
-
-
-def _fineness(scene, rng):
-    found = _named(scene, rng, [item for item in scene.items if item.fineness], NAMING)
-    return found and (f"Is the pattern on the {found[1]} fine, medium or coarse?", found[0].fineness)
-
-
-def quadrant_of(item: Item) -> str:
-    """The quarter of the picture that an item's centre is in; "" if it is near the border of two."""
-    if min(abs(item.x - 0.5), abs(item.y - 0.5)) < CLEAR:
-        return ""
-    return ("top" if item.y < 0.5 else "bottom") + (" left" if item.x < 0.5 else " right")
-
-
-def _quadrant(scene, rng):
-    found = _named(scene, rng, [item for item in scene.items if quadrant_of(item)], NAMING)
-    return found and (f"In which quarter of the picture is the {found[1]}?", quadrant_of(found[0]))
-
-
-def _in_quadrant(attribute: str):
-    def ask(scene, rng):
-        places = [quadrant_of(item) for item in scene.items]
-        alone = [i for i, place in enumerate(places) if place and places.count(place) == 1]
-        if not alone or "" in places:
-            return None
-        i = _pick(rng, alone)
-        text = f"What {attribute} is the object in the {places[i]} quarter?"
-        return text, getattr(scene.items[i], attribute)
-
-    return ask
+def pattern_of(item: Item) -> str:
+    """ "" where a text stands in the place of a pattern."""
+    return "" if item.text else item.pattern
 
 
 _COLORS, _SIZES, _FINENESS = tuple(COLORS), tuple(SIZES), tuple(FINENESS)
@@ -337,26 +303,32 @@ FORMS: dict[str, Form] = {
     "count_some": Form("count", tuple(map(str, range(MAX_ITEMS))), _count),
     "count_all": Form("count", tuple(map(str, range(1, MAX_ITEMS + 1))), _count),
     "side": Form("relation", SIDES, _side),
-    "beside_color": Form("relation", _COLORS, _beside("color")),
-    "beside_shape": Form("relation", SHAPES, _beside("shape")),
-    "nearest_color": Form("relation", _COLORS, _nearest("color")),
-    "nearest_shape": Form("relation", SHAPES, _nearest("shape")),
-    "extreme_color": Form("relation", _COLORS, _extreme("color")),
-    "extreme_shape": Form("relation", SHAPES, _extreme("shape")),
+    "beside_color": Form("relation", _COLORS, _related("color", _only_one_beyond)),
+    "beside_shape": Form("relation", SHAPES, _related("shape", _only_one_beyond)),
+    "nearest_color": Form("relation", _COLORS, _related("color", _clearly_nearest)),
+    "nearest_shape": Form("relation", SHAPES, _related("shape", _clearly_nearest)),
+    "extreme_color": Form("relation", _COLORS, _singled_out("color", _extremes)),
+    "extreme_shape": Form("relation", SHAPES, _singled_out("shape", _extremes)),
     "larger": Form("compare", (), _larger),
-    "largest_color": Form("compare", _COLORS, _by_size("largest", "color")),
-    "largest_shape": Form("compare", SHAPES, _by_size("largest", "shape")),
-    "smallest_color": Form("compare", _COLORS, _by_size("smallest", "color")),
-    "smallest_shape": Form("compare", SHAPES, _by_size("smallest", "shape")),
+    "largest_color": Form("compare", _COLORS, _singled_out("color", _by_size("largest", -1))),
+    "largest_shape": Form("compare", SHAPES, _singled_out("shape", _by_size("largest", -1))),
+    "smallest_color": Form("compare", _COLORS, _singled_out("color", _by_size("smallest", 1))),
+    "smallest_shape": Form("compare", SHAPES, _singled_out("shape", _by_size("smallest", 1))),
     "most_color": Form("compare", _COLORS, _most("color")),
     "most_shape": Form("compare", SHAPES, _most("shape")),
-    "text": Form("read", TEXTS, _read),
-    "pattern": Form("texture", PATTERNS, _pattern),
-    "direction": Form("texture", DIRECTIONS, _direction),
-    "fineness": Form("texture", _FINENESS, _fineness),
-    "quadrant": Form("locate", QUADRANTS, _quadrant),
-    "quadrant_color": Form("locate", _COLORS, _in_quadrant("color")),
-    "quadrant_shape": Form("locate", SHAPES, _in_quadrant("shape")),
+    "text": Form("read", TEXTS, _of_named("What is written on the {}?", "text")),
+    "pattern": Form("texture", PATTERNS, _of_named("What pattern is on the {}?", pattern_of)),
+    "direction": Form(
+        "texture", DIRECTIONS, _of_named("In which direction do the stripes on the {} run?", "direction")
+    ),
+    "fineness": Form(
+        "texture", _FINENESS, _of_named("Is the pattern on the {} fine, medium or coarse?", "fineness")
+    ),
+    "quadrant": Form(
+        "locate", QUADRANTS, _of_named("In which quarter of the picture is the {}?", quadrant_of)
+    ),
+    "quadrant_color": Form("locate", _COLORS, _singled_out("color", _alone_in_quadrant)),
+    "quadrant_shape": Form("locate", SHAPES, _singled_out("shape", _alone_in_quadrant)),
     "exist": Form("exist", ("yes", "no"), _exist),
 }
 FAMILIES: tuple[str, ...] = tuple(dict.fromkeys(form.family for form in FORMS.values()))

@@ -8,7 +8,7 @@ scene is made to be counted by, and places do not depend on them. So exchanging 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -138,24 +138,6 @@ class Scene:
     counted: tuple[str, str]
 
 
-def as_json(scene: Scene) -> dict:
-    """The scene as JSON values."""
-    return asdict(scene)
-
-
-def from_json(values: dict) -> Scene:
-    """What `as_json` gave, read back."""
-    ground = values["ground"]
-    return Scene(
-        Ground(**ground | {"rgb": tuple(map(tuple, ground["rgb"])), "crop": tuple(ground["crop"])}),
-        tuple(
-            Item(**item | {"rgb": tuple(item["rgb"]), "phase": tuple(item["phase"])})
-            for item in values["items"]
-        ),
-        tuple(values["counted"]),
-    )
-
-
 def generator(seed: int, split: str, index: int, stream: int) -> np.random.Generator:
     """The random numbers of one scene's part: the same whoever asks, in whatever order."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split), index, stream)))
@@ -186,12 +168,13 @@ def sample_scene(seed: int, split: str, index: int) -> Scene:
             return scene
 
 
-def _pick(rng: np.random.Generator, choices):
+def pick(rng: np.random.Generator, choices):
+    """One of them, each as likely as any other."""
     return tuple(choices)[int(rng.integers(len(choices)))]
 
 
 def _draw(rng: np.random.Generator) -> Scene:
-    attribute = _pick(rng, ("", *COUNTABLE))
+    attribute = pick(rng, ("", *COUNTABLE))
     if attribute:
         number = int(rng.integers(MAX_ITEMS))  # of the items counted, 0 to 5
         num_items = int(rng.integers(max(1, number), MAX_ITEMS + 1))
@@ -201,10 +184,10 @@ def _draw(rng: np.random.Generator) -> Scene:
     value = ""
     if attribute:
         values = tuple({"color": COLORS, "shape": SHAPES, "size": SIZES}[attribute])
-        value = _pick(rng, values)
+        value = pick(rng, values)
         others = [other for other in values if other != value]
         items = [
-            _with(rng, item, attribute, value if i < number else _pick(rng, others))
+            _with(rng, item, attribute, value if i < number else pick(rng, others))
             for i, item in enumerate(items)
         ]
     # those counted came first: in places and in drawing order they are nothing special
@@ -224,18 +207,18 @@ def _places(rng: np.random.Generator, num_items: int) -> list[tuple[float, float
 
 
 def _item(rng: np.random.Generator, place: tuple[float, float]) -> Item:
-    item = Item("", _pick(rng, SHAPES), "", *place, 0.0, round(float(rng.uniform(-12, 12)), 1), (0, 0, 0))
-    item = _with(rng, _with(rng, item, "color", _pick(rng, COLORS)), "size", _pick(rng, SIZES))
+    item = Item("", pick(rng, SHAPES), "", *place, 0.0, round(float(rng.uniform(-12, 12)), 1), (0, 0, 0))
+    item = _with(rng, _with(rng, item, "color", pick(rng, COLORS)), "size", pick(rng, SIZES))
     if rng.random() < TEXT_SHARE:
-        return replace(item, text=_pick(rng, TEXTS), font=_pick(rng, FONTS))
-    pattern = _pick(rng, PATTERNS)
+        return replace(item, text=pick(rng, TEXTS), font=pick(rng, FONTS))
+    pattern = pick(rng, PATTERNS)
     if pattern == "plain":
         return item
-    fineness = _pick(rng, FINENESS)
+    fineness = pick(rng, FINENESS)
     return replace(
         item,
         pattern=pattern,
-        direction=_pick(rng, DIRECTIONS) if pattern == "stripes" else "",
+        direction=pick(rng, DIRECTIONS) if pattern == "stripes" else "",
         fineness=fineness,
         period=round(float(rng.uniform(*FINENESS[fineness])) / PERIOD_UNIT, 6),
         phase=tuple(rng.random(2).round(3).tolist()),
@@ -254,7 +237,7 @@ def _with(rng: np.random.Generator, item: Item, attribute: str, value: str) -> I
 
 
 def _ground(rng: np.random.Generator) -> Ground:
-    photo = _pick(rng, PHOTOS) if rng.random() < PHOTO_SHARE else ""
+    photo = pick(rng, PHOTOS) if rng.random() < PHOTO_SHARE else ""
     light = rng.uniform(60, 240)
     ends = np.clip(light + rng.uniform(-25, 25, (2, 1)) + rng.uniform(-18, 18, (2, 3)), 0, 255).astype(int)
     return Ground(

@@ -7,41 +7,28 @@ LLaVA with the same weights among them; ratios are medians over rounds.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from llava.benchmark.speed.shapes import DEFAULT_DTYPE, SHAPES
-from llava.benchmark.timing import check_place, default_device, paste, provenance, write
+from llava.benchmark.timing import add_measure_flags, check_place, default_device, provenance, publish
 from llava.errors import UserError
 
 
 def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
     """What end to end and a training step have in common."""
-    parser.add_argument("--shape", choices=list(SHAPES), default="tiny", help="language model and tower")
-    parser.add_argument("--layers", type=int, help="of the language model, where the machine holds no more")
-    parser.add_argument("--batch_size", type=int, default=1, help="sequences, an image each")
-    parser.add_argument("--text_tokens", type=int, default=40, help="words of the prompt beside its image")
-    parser.add_argument("--repeats", type=int, default=5, help="timed rounds, after one of warm-up")
-    parser.add_argument("--device", help="cuda or cpu; default: cuda where there is one")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="default: float32 for tiny, bfloat16 for the others",
-    )
-    parser.add_argument(
-        "--processor_time",
-        action="store_true",
-        help="off a GPU: count what processors worked, over all threads; for a machine shared with others",
-    )
-    parser.add_argument("--output_dir", type=Path, default=Path("playground/benchmark"))
-    parser.add_argument("--name", help="of the files there; default: by what is measured")
-    parser.add_argument("--docs", type=Path, help="a page that has a place for this table; it is put there")
+    add = parser.add_argument
+    add("--shape", choices=list(SHAPES), default="tiny", help="language model and tower")
+    add("--layers", type=int, help="of the language model, where the machine holds no more")
+    add("--projectors", default="visualprism", help="compressing types, separated by commas")
+    add("--scale_factors", type=int, nargs="+", default=[2, 3, 4])
+    add("--batch_size", type=int, default=1, help="sequences, an image each")
+    add("--text_tokens", type=int, default=40, help="words of the prompt beside its image")
+    add_measure_flags(parser, "--repeats", "--device", "--dtype", "--processor_time")
+    add_measure_flags(parser, "--output_dir", "--name", "--docs")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shape_arguments(parser)
     add = parser.add_argument
-    add("--projectors", default="visualprism", help="compressing types, separated by commas")
-    add("--scale_factors", type=int, nargs="+", default=[2, 3, 4])
     add("--new_tokens", type=int, default=32, help="of the answer, at least 2")
     add("--decode", choices=("eager", "compile"), default="eager", help="compile: tower and projector, too")
     add("--memory_gib", type=float, help="of the largest batch; default: the GPU's own, else 24")
@@ -65,16 +52,13 @@ def run(args: argparse.Namespace) -> None:
     check_place(args.docs, name)
     device, dtype = device_and_dtype(args)
     shape = SHAPES[args.shape].truncated(args.layers)
+    same = ("batch_size", "text_tokens", "new_tokens", "repeats", "processor_time")
     settings = measure.Settings(
         device,
         getattr(torch, dtype),
-        args.batch_size,
-        args.text_tokens,
-        args.new_tokens,
-        args.repeats,
-        args.decode == "compile",
-        args.memory_gib or default_memory(device),
-        args.processor_time,
+        compiled=args.decode == "compile",
+        memory_gib=args.memory_gib or default_memory(device),
+        **{name: getattr(args, name) for name in same},
     )
     names = args.projectors.split(",")
     if args.count_only:
@@ -88,12 +72,8 @@ def run(args: argparse.Namespace) -> None:
         "decode": args.decode,
         "memory_gib": settings.memory_gib,
     }
-    text = report.as_markdown(rows, about)
-    write(args.output_dir, name, {**about, "rows": rows}, text)
+    publish(args, name, {**about, "rows": rows}, report.as_markdown(rows, about))
     save(cost_figure(rows, about), args.output_dir / name)
-    if args.docs:
-        paste(args.docs, name, text)
-    print(text)
 
 
 def device_and_dtype(args: argparse.Namespace) -> tuple[str, str]:

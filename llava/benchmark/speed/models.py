@@ -19,10 +19,7 @@ from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForC
 from llava.model.multimodal_projector.base import Projector
 from llava.model.multimodal_projector.builder import build_projector, projector_class
 
-FAMILIES = {
-    "llama": (LlavaConfig, LlavaLlamaForCausalLM),
-    "qwen2": (LlavaQwenConfig, LlavaQwenForCausalLM),
-}
+FAMILIES = {"llama": (LlavaConfig, LlavaLlamaForCausalLM), "qwen2": (LlavaQwenConfig, LlavaQwenForCausalLM)}
 UNCOMPRESSED = "mlp2x_gelu"
 TEXT_BEFORE_IMAGE = 4  # tokens; the others of the prompt follow it
 

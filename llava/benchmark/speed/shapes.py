@@ -59,11 +59,7 @@ class Shape:
     tied: bool = False
 
     def truncated(self, layers: int | None) -> Shape:
-        """The same with its first layers alone.
-
-        Raises:
-            UserError: if there are not so many.
-        """
+        """The same with its first layers alone. Raises UserError if there are not so many."""
         if layers is None:
             return self
         if not 1 <= layers <= self.full_layers:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from llava.benchmark.machine import PRODUCT_SIZE, product_flops
 from llava.benchmark.speed.command import add_shape_arguments, describe, device_and_dtype, file_name
 from llava.benchmark.speed.shapes import SHAPES, Shape, attention_flop, language_flop, tower_flop
 from llava.benchmark.timing import (
@@ -19,10 +20,9 @@ from llava.benchmark.timing import (
     headline,
     median,
     median_ratio,
-    paste,
+    publish,
     table,
     take_turns,
-    write,
 )
 from llava.errors import UserError
 
@@ -42,6 +42,13 @@ PEAKS = {
 }
 FORWARD_AND_BACKWARD = 3  # times the forward's FLOPs; a map whose weight does not learn saves one of them
 OUT_OF_MEMORY = "out of memory"
+OPTIONS = {  # flag to its mark in the files' names, if it has one, and to what the table says of it
+    "lora": ("lora", "by LoRA"),
+    "gradient_checkpointing": ("recompute", "gradient checkpointing"),
+    "use_liger_kernel": ("liger", "Liger's kernels"),
+    "compile_layers": ("compiled", "layers compiled"),
+    "compile_vision": ("", "vision compiled"),
+}
 LORA = {"r": 128, "lora_alpha": 256, "lora_dropout": 0.05}  # scripts/v1_5/finetune_lora.sh
 
 
@@ -49,8 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shape_arguments(parser)
     parser.set_defaults(batch_size=4, repeats=3)
     add = parser.add_argument
-    add("--projectors", default="visualprism", help="compressing types, separated by commas")
-    add("--scale_factors", type=int, nargs="+", default=[2, 3, 4])
     add("--stage", type=int, choices=(1, 2), default=2, help="1: the projector alone learns")
     add("--answer_tokens", type=int, default=20, help="of the text tokens, those with a label")
     add("--lora", action="store_true", help="stage 2 by adapters of the language model, of rank 128")
@@ -80,34 +85,17 @@ def run(args: argparse.Namespace) -> None:
     for row in rows:
         if "seconds" in row:
             row["mfu"] = 1e9 * row["gflop"] / row["seconds"] / peak
-    about = describe(args, device, dtype, shape) | {
-        "stage": args.stage,
-        "answer_tokens": args.answer_tokens,
-        "lora": args.lora,
-        "gradient_checkpointing": args.gradient_checkpointing,
-        "use_liger_kernel": args.use_liger_kernel,
-        "compile_layers": args.compile_layers,
-        "compile_vision": args.compile_vision,
-        "peak_flops": peak,
-        "peak_source": source,
-    }
-    text = as_markdown(rows, about)
-    write(args.output_dir, name, {**about, "rows": rows}, text)
-    if args.docs:
-        paste(args.docs, name, text)
-    print(text)
+    about = describe(args, device, dtype, shape)
+    about |= {name: getattr(args, name) for name in ("stage", "answer_tokens", *OPTIONS)}
+    about |= {"peak_flops": peak, "peak_source": source}
+    publish(args, name, {**about, "rows": rows}, as_markdown(rows, about))
 
 
 def step_name(args: argparse.Namespace) -> str:
     """Of the run's files: what is not the default is in it."""
-    marks = {
-        "stage1": args.stage == 1,
-        "lora": args.lora,
-        "recompute": args.gradient_checkpointing,
-        "liger": args.use_liger_kernel,
-        "compiled": args.compile_layers,
-    }
-    return "_".join([file_name("step", args), *(mark for mark, given in marks.items() if given)])
+    marks = ["stage1"] if args.stage == 1 else []
+    marks += [mark for name, (mark, _) in OPTIONS.items() if mark and getattr(args, name)]
+    return "_".join([file_name("step", args), *marks])
 
 
 def measure(shape: Shape, args: argparse.Namespace, device: str, dtype_name: str) -> list[dict]:
@@ -136,7 +124,8 @@ def measure(shape: Shape, args: argparse.Namespace, device: str, dtype_name: str
     if args.compile_layers:
         for layer in model.get_decoder().layers:  # one graph a shape serves all of them
             layer.compile(dynamic=False)
-    language_model = [p for p in model.parameters() if p.requires_grad and not _is_projector(p, variants)]
+    of_projectors = {id(p) for variant in variants for p in variant.projector.parameters()}
+    language_model = [p for p in model.parameters() if p.requires_grad and id(p) not in of_projectors]
     shared = _optimizer(language_model, device) if language_model else None
     prompt = build_prompt(model, args.batch_size, args.text_tokens, dtype)
     labels = prompt.input_ids.clone()
@@ -195,10 +184,6 @@ def peak_gib(step: Callable[[], None], model, device: str) -> float | str | None
         return OUT_OF_MEMORY
 
 
-def _is_projector(parameter, variants: list) -> bool:
-    return any(parameter is own for variant in variants for own in variant.projector.parameters())
-
-
 def _optimizer(parameters, device: str):
     import torch
 
@@ -252,36 +237,20 @@ def peak_flops(device: str, dtype: str, given_tflops: float | None, clock: Clock
         name = torch.cuda.get_device_name(device)
         if name in PEAKS:
             return PEAKS[name], f"{name}'s data sheet"
-    size = 8192 if device.startswith("cuda") else 1024
-    matrix = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
-    best = min(clock.timed(lambda: matrix @ matrix) for _ in range(10))
-    return 2 * size**3 / best, f"best of ten products of {size} x {size} matrices"
+    size = PRODUCT_SIZE[device.split(":")[0]]
+    flops = product_flops(device, getattr(torch, dtype), clock)
+    return flops, f"best of ten products of {size} x {size} matrices"
 
 
 def as_markdown(rows: list[dict], about: dict) -> str:
-    options = {
-        "by LoRA": about["lora"],
-        "gradient checkpointing": about["gradient_checkpointing"],
-        "Liger's kernels": about["use_liger_kernel"],
-        "layers compiled": about["compile_layers"],
-        "vision compiled": about["compile_vision"],
-    }
+    options = "".join(f", {said}" for name, (_, said) in OPTIONS.items() if about[name])
     size = (
         f"{about['shape']}, {about['layers']} of {about['full_layers']} layers; stage {about['stage']}, "
         f"batch {about['batch_size']}, {about['text_tokens']} tokens of text, {about['answer_tokens']} with "
-        f"a label{''.join(f', {name}' for name, given in options.items() if given)}, {about['time']} time"
+        f"a label{options}, {about['time']} time"
     )
-    columns = [
-        "projector",
-        "s",
-        "tokens",
-        "step, ms",
-        "of 576",
-        "samples/s",
-        "GFLOP a step",
-        "MFU",
-        "peak, GiB",
-    ]
+    columns = ["projector", "s", "tokens", "step, ms", "of 576", "samples/s", "GFLOP a step", "MFU"]
+    columns += ["peak, GiB"]
     cells = []
     for row in rows:
         line = [row["name"], row["scale_factor"] or "–", row["tokens"]]

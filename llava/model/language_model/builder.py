@@ -11,7 +11,7 @@ from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_mpt import LlavaMptForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwen3ForCausalLM, LlavaQwenForCausalLM
-from llava.model.vision_config import CommonFields
+from llava.model.vision_config import plain_type
 
 FAMILIES: tuple[type[PreTrainedModel], ...] = (
     LlavaLlamaForCausalLM,
@@ -20,11 +20,6 @@ FAMILIES: tuple[type[PreTrainedModel], ...] = (
     LlavaQwen3ForCausalLM,
     LlavaMptForCausalLM,
 )
-
-
-def plain_type(config_class: type[PretrainedConfig]) -> str:
-    """The model_type of the language model without vision that a family's configuration extends."""
-    return next(kind for kind in config_class.__mro__ if not issubclass(kind, CommonFields)).model_type  # type: ignore[attr-defined]
 
 
 # By model_type, of a plain language model or of a multimodal checkpoint. "llava" is what LLaVA 1.0,

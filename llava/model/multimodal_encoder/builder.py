@@ -88,9 +88,8 @@ def load_vision_weights(tower: VisionTower, name_or_path: str) -> None:
     source, info = tower.model_class.from_pretrained(
         name_or_path, config=tower.config, dtype=tower.dtype, output_loading_info=True
     )
-    missing = sorted(
-        set(info["missing_keys"]) - {"embeddings.mask_token"}
-    )  # DINOv2's, used in its training alone
+    mask_token = {"embeddings.mask_token"}  # DINOv2's, used in its training alone
+    missing = sorted(set(info["missing_keys"]) - mask_token)
     if missing:
         raise UserError(f"--vision_tower {name_or_path!r} lacks weights: {', '.join(missing)}.")
     with gathered(source.parameters()), gathered(tower.parameters(), write=True):

@@ -142,11 +142,7 @@ class FixedScaleCompressor(Compressor):
 
 
 def grid_side(num_patches: int) -> int:
-    """G of N = G*G patches.
-
-    Raises:
-        UserError: if N is not a square, as with the class token kept.
-    """
+    """G of N = G*G patches. Raises UserError if N is not a square, as with the class token kept."""
     side = math.isqrt(num_patches)
     if side * side != num_patches:
         raise UserError(
@@ -157,11 +153,7 @@ def grid_side(num_patches: int) -> int:
 
 
 def compressed_side(grid: int, scale_factor: int) -> int:
-    """g = G/s.
-
-    Raises:
-        UserError: if s is not a positive divisor of G; names those that are.
-    """
+    """g = G/s. Raises UserError if s is not a positive divisor of G; names those that are."""
     if scale_factor < 1 or grid % scale_factor:
         divisors = [s for s in range(1, grid + 1) if grid % s == 0]
         raise UserError(

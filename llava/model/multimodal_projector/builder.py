@@ -86,11 +86,7 @@ def is_known(projector_type: str | None) -> bool:
 
 
 def projector_class(projector_type: str | None) -> type[Projector]:
-    """The class of a --mm_projector_type.
-
-    Raises:
-        UserError: if the type is unknown.
-    """
+    """The class of a --mm_projector_type. Raises UserError if the type is unknown."""
     if not is_known(projector_type):
         known = ", ".join([*PROJECTORS, "mlpNx_gelu"])
         raise UserError(f"--mm_projector_type {projector_type!r} is unknown; choose from {known}.")
@@ -98,11 +94,7 @@ def projector_class(projector_type: str | None) -> type[Projector]:
 
 
 def build_projector(fields: VisionFields, llm_width: int) -> Projector:
-    """A freshly initialised projector.
-
-    Raises:
-        UserError: if the type is unknown or does not fit the widths.
-    """
+    """A freshly initialised projector. Raises UserError if the type is unknown or does not fit the widths."""
     return projector_class(fields.mm_projector_type).from_fields(fields, llm_width)
 
 

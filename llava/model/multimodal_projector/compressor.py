@@ -9,23 +9,23 @@ from torch import Tensor, nn
 
 from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_projector.base import NORM_EPS, Compressor, reset_linear_maps, two_layer_map
+from llava.model.multimodal_projector.options import ProjectorOptions
 from llava.model.multimodal_projector.region_attention import RegionAttention
 
 
 class RegionCompressor(Compressor):
     """G*G patches to (G/s)**2 tokens: each query gathers from its own region; no parameter depends on s or G.
 
-    A subclass makes `queries`, and may make `keys_and_values`; by default they are two-layer maps of all
-    levels, as in TokenPacker.
+    A subclass makes the parts of its own in `add_parts`, and `queries` from them; and may make
+    `keys_and_values`, which are by default two-layer maps of all levels, as in TokenPacker.
 
     Args:
-        vision_width: C.
+        vision_width: C, which is E too.
         llm_width: D.
         scale_factor: s; forward may override it.
         num_levels: L.
-        width: E, by default C.
         num_heads: h, by default E // 128, at least 1.
-        level_maps: whether there are those two-layer maps.
+        options: of the class's Options; None: their defaults.
     """
 
     needs_levels = True
@@ -36,21 +36,29 @@ class RegionCompressor(Compressor):
         llm_width: int,
         scale_factor: int,
         num_levels: int = 4,
-        width: int | None = None,
         num_heads: int | None = None,
-        *,
-        level_maps: bool = True,
+        options: ProjectorOptions | None = None,
     ):
         super().__init__(scale_factor)
-        width = width or vision_width
-        if level_maps:
-            self.k_proj_1 = two_layer_map(num_levels * vision_width, width)
-            self.v_proj_1 = two_layer_map(num_levels * vision_width, width)
+        width, options = vision_width, options or self.Options()
+        if self.maps_levels(options):
+            self.k_proj_1 = two_layer_map(num_levels * width, width)
+            self.v_proj_1 = two_layer_map(num_levels * width, width)
         self.ln_q_1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.ln_k_1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.ln_v_1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.clip_attn = RegionAttention(width, num_heads)
         self.mlp = two_layer_map(width, llm_width)
+        self.add_parts(width, num_levels, options)
+        self.initialize()
+
+    def maps_levels(self, options) -> bool:
+        """Whether keys and values are made by the two-layer maps."""
+        return True
+
+    def add_parts(self, width: int, num_levels: int, options) -> None:
+        """What a subclass has beside the compression: of E, L and its options."""
+        raise NotImplementedError
 
     def reset_parameters(self) -> None:
         super().reset_parameters()

@@ -55,9 +55,8 @@ class Foldable(nn.Module):
     _kept: object | None = None  # by prepare_to_compile
 
     def train(self, mode: bool = True) -> "Foldable":
-        self._folded = self._kept = (
-            None  # weights may be replaced, in ways that leave no trace, while the mode changes
-        )
+        # weights may be replaced, in ways that leave no trace, while the mode changes
+        self._folded = self._kept = None
         return super().train(mode)
 
     def folded_form_serves(self) -> bool:

@@ -73,15 +73,20 @@ def _by_channel(vector: Tensor) -> Tensor:
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm with the right gradient for a single image.
+    """Batch norm with the right gradient for a single image, which learns nothing where `left_out` is set.
 
     On the CPU torch (2.13) takes the gradient of one image in channels-last order for one in channels-first
     order, and so gives each position another's.
     """
 
+    left_out = False
+
     def forward(self, maps: Tensor) -> Tensor:
         """float[B, C, G, G] to the same shape."""
+        momentum = self.momentum
+        self.momentum = 0.0 if self.left_out else momentum
         output = super().forward(maps)
+        self.momentum = momentum
         if output.requires_grad and len(maps) == 1 and maps.device.type == "cpu":
             output.register_hook(torch.Tensor.contiguous)
         return output
@@ -94,8 +99,6 @@ class SyncBatchNorm(BatchNorm):
     same on every rank, so that it does not matter which one saves. Where `left_out` is set, this rank's maps
     are normalised and take part in the collectives, and count for nothing in the statistics.
     """
-
-    left_out = False
 
     def forward(self, maps: Tensor) -> Tensor:
         """float[B, C, G, G] to the same shape."""
@@ -126,27 +129,17 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(maps.movedim(1, -1)).movedim(-1, 1)
 
 
-NORMS: dict[str, type[nn.Module]] = {
-    "batch": BatchNorm,
-    "sync_batch": SyncBatchNorm,
-    "layer": ChannelNorm,
-}
+NORMS: dict[str, type[nn.Module]] = {"batch": BatchNorm, "sync_batch": SyncBatchNorm, "layer": ChannelNorm}
 
 
 @contextmanager
 def kept_statistics(module: nn.Module) -> Iterator[None]:
     """Batch norms inside learn no statistics from what passes through within the block."""
-    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
+    norms = [part for part in module.modules() if isinstance(part, BatchNorm)]
     for norm in norms:
-        if isinstance(norm, SyncBatchNorm):
-            norm.left_out = True  # what the other ranks send counts
-        else:
-            norm.momentum = 0.0
+        norm.left_out = True
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            if isinstance(norm, SyncBatchNorm):
-                norm.left_out = False
+        for norm in norms:
+            norm.left_out = False

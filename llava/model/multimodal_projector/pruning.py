@@ -100,11 +100,7 @@ class PruningProjector(MLP):
         )
 
     def num_tokens(self, num_patches: int, scale_factor: int | None = None) -> int:
-        """K.
-
-        Raises:
-            UserError: if there are fewer patches than that.
-        """
+        """K. Raises UserError if there are fewer patches than that."""
         if self.num_visual_tokens > num_patches:
             raise UserError(
                 f"--num_visual_tokens must be at most the tower's {num_patches} patches, "

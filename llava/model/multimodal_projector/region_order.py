@@ -53,9 +53,8 @@ def gelu(maps: Tensor, out: Tensor | None = None) -> Tensor:
     if out is None:
         return F.gelu(maps)
     if maps.is_contiguous() and not out.is_contiguous():
-        return out.copy_(
-            F.gelu(maps)
-        )  # on the CPU torch (2.11, 2.13) would write it as if out were contiguous
+        # on the CPU torch (2.11, 2.13) would write it as if out were contiguous
+        return out.copy_(F.gelu(maps))
     return torch.ops.aten.gelu.out(maps, out=out)
 
 

@@ -15,18 +15,8 @@ from llava.model.multimodal_projector.compressor import RegionCompressor
 class TokenPacker(RegionCompressor):
     """G*G patches to (G/s)**2 tokens; no parameter depends on s or on G. Args: RegionCompressor's."""
 
-    def __init__(
-        self,
-        vision_width: int,
-        llm_width: int,
-        scale_factor: int,
-        num_levels: int = 4,
-        width: int | None = None,
-        num_heads: int | None = None,
-    ):
-        super().__init__(vision_width, llm_width, scale_factor, num_levels, width, num_heads)
-        self.q_proj_1 = nn.Linear(vision_width, width or vision_width, bias=False)
-        self.initialize()
+    def add_parts(self, width: int, num_levels: int, options) -> None:
+        self.q_proj_1 = nn.Linear(width, width, bias=False)
 
     def queries(self, x: Tensor, scale_factor: int) -> Tensor:
         """float[B, N, C] to float[B, M, E]."""

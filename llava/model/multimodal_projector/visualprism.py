@@ -19,11 +19,7 @@ from llava.model.multimodal_projector.folding import Foldable
 from llava.model.multimodal_projector.norms import NORMS
 from llava.model.multimodal_projector.options import option
 from llava.model.multimodal_projector.squeeze_excitation import SqueezeExcitation
-from llava.model.multimodal_projector.triple_path import (
-    TriplePathCompressor,
-    TriplePathOptions,
-    depthwise,
-)
+from llava.model.multimodal_projector.triple_path import TriplePathCompressor, TriplePathOptions, depthwise
 from llava.model.multimodal_projector.visualprism_folded import (
     KEY_GLOBAL_GAIN,
     VALUE_GLOBAL_GAIN,
@@ -36,14 +32,12 @@ from llava.model.vision_config import CommonFields
 class MultiScaleConv(nn.Module):
     """Depthwise convolutions of several sizes with norm and GELU, fused by a 1x1 convolution and a norm."""
 
-    def __init__(self, in_width: int, out_width: int, kernels: tuple[int, ...], norm: type[nn.Module]):
+    def __init__(self, width: int, kernels: tuple[int, ...], norm: type[nn.Module]):
         super().__init__()
         self.convs = nn.ModuleList(
-            nn.Sequential(depthwise(in_width, kernel), norm(in_width), nn.GELU()) for kernel in kernels
+            nn.Sequential(depthwise(width, kernel), norm(width), nn.GELU()) for kernel in kernels
         )
-        self.fusion = nn.Sequential(
-            nn.Conv2d(in_width * len(kernels), out_width, 1, bias=False), norm(out_width)
-        )
+        self.fusion = nn.Sequential(nn.Conv2d(width * len(kernels), width, 1, bias=False), norm(width))
 
     def forward(self, maps: Tensor) -> Tensor:
         return self.fusion(torch.cat([conv(maps) for conv in self.convs], dim=1))
@@ -74,46 +68,34 @@ class VisualPrism(Foldable, TriplePathCompressor):
 
     Options = VisualPrismOptions
 
-    def __init__(
-        self,
-        vision_width: int,
-        llm_width: int,
-        scale_factor: int,
-        num_levels: int = 4,
-        width: int | None = None,
-        num_heads: int | None = None,
-        options: VisualPrismOptions = VisualPrismOptions(),
-    ):
-        norm, hkve = options.visualprism_norm, options.visualprism_hkve
+    def maps_levels(self, options: VisualPrismOptions) -> bool:
+        return not options.visualprism_hkve
+
+    def add_parts(self, width: int, num_levels: int, options: VisualPrismOptions) -> None:
+        norm = options.visualprism_norm
         if norm not in NORMS:
             raise UserError(f"--visualprism_norm must be one of {', '.join(NORMS)}, got {norm!r}.")
-        super().__init__(
-            vision_width, llm_width, scale_factor, num_levels, width, num_heads, level_maps=not hkve
-        )
-        width = width or vision_width
         norm_class = NORMS[norm]
         self.paths = options.paths
-        self.hkve = hkve
+        self.hkve = options.visualprism_hkve
         self.folds = norm != "layer"
         # Triple-path query projection
         if "identity" in self.paths:
-            self.q_identity_proj = nn.Linear(vision_width, width)
+            self.q_identity_proj = nn.Linear(width, width)
         if "local" in self.paths:
-            self.q_local = MultiScaleConv(vision_width, width, (3, 5), norm_class)
+            self.q_local = MultiScaleConv(width, (3, 5), norm_class)
         if "wavelet" in self.paths:
             self.q_freq = nn.Sequential(
-                WaveletPath(vision_width, norm_class, options.visualprism_wavelet),
-                nn.Conv2d(vision_width, width, 1),
+                WaveletPath(width, norm_class, options.visualprism_wavelet), nn.Conv2d(width, width, 1)
             )
         self.make_fusion(width)
         # Hierarchical key-value encoding
-        if hkve:
-            self.kv_down_proj = nn.Linear(num_levels * vision_width, width)
-            self.k_local = MultiScaleConv(width, width, (3, 5, 7), norm_class)
+        if self.hkve:
+            self.kv_down_proj = nn.Linear(num_levels * width, width)
+            self.k_local = MultiScaleConv(width, (3, 5, 7), norm_class)
             self.k_global = SqueezeExcitation(width, nn.GELU)
             self.v_local = nn.Sequential(depthwise(width, 3), norm_class(width), nn.GELU())
             self.v_global = SqueezeExcitation(width, nn.GELU)
-        self.initialize()
 
     @classmethod
     def prepare_for_ranks(cls, fields: CommonFields) -> None:

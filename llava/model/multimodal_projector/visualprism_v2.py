@@ -28,11 +28,7 @@ from llava.model.multimodal_projector.folding import Foldable
 from llava.model.multimodal_projector.norms import ChannelNorm
 from llava.model.multimodal_projector.options import option
 from llava.model.multimodal_projector.squeeze_excitation import SqueezeExcitation
-from llava.model.multimodal_projector.triple_path import (
-    TriplePathCompressor,
-    TriplePathOptions,
-    depthwise,
-)
+from llava.model.multimodal_projector.triple_path import TriplePathCompressor, TriplePathOptions, depthwise
 from llava.model.multimodal_projector.visualprism_v2_merged import MergedVisualPrismV2
 from llava.model.multimodal_projector.wavelet import SubbandPath
 
@@ -112,43 +108,30 @@ class VisualPrismV2(Foldable, TriplePathCompressor):
     Options = VisualPrismV2Options
     highest_rate = 1e-4  # in the quick start it does not learn to look at 2e-4 and 5e-4 (docs/ablation.md)
 
-    def __init__(
-        self,
-        vision_width: int,
-        llm_width: int,
-        scale_factor: int,
-        num_levels: int = 4,
-        width: int | None = None,
-        num_heads: int | None = None,
-        options: VisualPrismV2Options = VisualPrismV2Options(),
-    ):
-        super().__init__(
-            vision_width, llm_width, scale_factor, num_levels, width, num_heads, level_maps=False
-        )
-        width = width or vision_width
-        self.vision_width, self.level_norm = vision_width, options.visualprism_level_norm
+    def maps_levels(self, options: VisualPrismV2Options) -> bool:
+        return False
+
+    def add_parts(self, width: int, num_levels: int, options: VisualPrismV2Options) -> None:
+        self.width, self.level_norm = width, options.visualprism_level_norm
         self.paths = options.paths
         if "identity" in self.paths:
-            self.q_identity = nn.Linear(vision_width, width)
+            self.q_identity = nn.Linear(width, width)
         if "local" in self.paths:
             self.q_local = nn.ModuleList(
-                nn.Sequential(
-                    depthwise(vision_width, kernel), ChannelNorm(vision_width, eps=NORM_EPS), nn.GELU()
-                )
+                nn.Sequential(depthwise(width, kernel), ChannelNorm(width, eps=NORM_EPS), nn.GELU())
                 for kernel in (3, 5)
             )
-            self.q_local_proj = nn.Linear(2 * vision_width, width)
+            self.q_local_proj = nn.Linear(2 * width, width)
         if "wavelet" in self.paths:
-            self.q_wavelet = SubbandPath(vision_width, ChannelNorm, options.visualprism_wavelet)
-            self.q_wavelet_proj = nn.Linear(4 * vision_width, width)
+            self.q_wavelet = SubbandPath(width, ChannelNorm, options.visualprism_wavelet)
+            self.q_wavelet_proj = nn.Linear(4 * width, width)
         self.make_fusion(width)
-        self.k_mix = nn.Sequential(nn.Linear(num_levels * vision_width, width), nn.GELU())
-        self.v_mix = nn.Sequential(nn.Linear(num_levels * vision_width, width), nn.GELU())
+        self.k_mix = nn.Sequential(nn.Linear(num_levels * width, width), nn.GELU())
+        self.v_mix = nn.Sequential(nn.Linear(num_levels * width, width), nn.GELU())
         self.k_branches = Branches(width, 7) if options.visualprism_hkve else None
         self.v_branches = Branches(width, 3) if options.visualprism_hkve else None
         self.v_positions = RegionGains(width) if options.visualprism_positions else None
         self.shortcut_gain = nn.Parameter(torch.zeros(width)) if options.visualprism_shortcut else None
-        self.initialize()
 
     def wavelet_path(self) -> SubbandPath:
         return self.q_wavelet
@@ -157,8 +140,8 @@ class VisualPrismV2(Foldable, TriplePathCompressor):
         """Each level of float[B, N, L*C] with mean 0 and variance 1 over its channels."""
         if not self.level_norm:
             return levels
-        apart = levels.unflatten(-1, (-1, self.vision_width))
-        return nn.functional.layer_norm(apart, (self.vision_width,), eps=NORM_EPS).flatten(-2)
+        apart = levels.unflatten(-1, (-1, self.width))
+        return nn.functional.layer_norm(apart, (self.width,), eps=NORM_EPS).flatten(-2)
 
     def path_maps(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Weight and bias of each path's linear map, float[E, ...] and float[E]."""

@@ -4,12 +4,4 @@
 #   bash scripts/v1_5/eval/docvqa.sh [val|test] [flags of llava.eval.run]
 source "$(dirname "${BASH_SOURCE[0]}")/evaluate.sh"
 
-task=docvqa
-case ${1:-} in
-  val) shift ;;
-  test)
-    task=docvqa_test
-    shift
-    ;;
-esac
-evaluate "$task" "$@"
+evaluate_split docvqa val "$@"

@@ -31,3 +31,13 @@ evaluate() {  # TASKS, separated by commas, then flags of llava.eval.run
   done
   exec "${command[@]}" "$@"
 }
+
+evaluate_split() {  # TASK LABELLED, then the command line of a script that takes LABELLED (the default) or test
+  local task=$1 labelled=$2
+  shift 2
+  case ${1:-} in
+    "$labelled") shift ;;
+    test) task+=_test; shift ;;
+  esac
+  evaluate "$task" "$@"
+}

@@ -4,12 +4,4 @@
 #   bash scripts/v1_5/eval/qbench.sh [dev|test] [flags of llava.eval.run]
 source "$(dirname "${BASH_SOURCE[0]}")/evaluate.sh"
 
-task=qbench
-case ${1:-} in
-  dev) shift ;;
-  test)
-    task=qbench_test
-    shift
-    ;;
-esac
-evaluate "$task" "$@"
+evaluate_split qbench dev "$@"

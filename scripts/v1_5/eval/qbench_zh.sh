@@ -4,12 +4,4 @@
 #   bash scripts/v1_5/eval/qbench_zh.sh [dev|test] [flags of llava.eval.run]
 source "$(dirname "${BASH_SOURCE[0]}")/evaluate.sh"
 
-task=qbench_zh
-case ${1:-} in
-  dev) shift ;;
-  test)
-    task=qbench_zh_test
-    shift
-    ;;
-esac
-evaluate "$task" "$@"
+evaluate_split qbench_zh dev "$@"

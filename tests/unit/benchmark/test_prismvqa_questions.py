@@ -1,6 +1,7 @@
 """PrismVQA's questions: right answers, evenly spread, nothing to guess from."""
 
 from collections import Counter, defaultdict
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from prismvqa_reference import answer
 
 from llava.benchmark.prismvqa.question_only import score_blind, table
 from llava.benchmark.prismvqa.questions import FAMILIES, FORMS, Question, ask_all
-from llava.benchmark.prismvqa.scene import as_json, generator, sample_scene
+from llava.benchmark.prismvqa.scene import generator, sample_scene
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +35,7 @@ def test() -> list[Question]:
 @given(st.integers(0, 2**32), st.sampled_from(["train", "test"]), st.integers(0, 10**6))
 @settings(max_examples=300, deadline=None)
 def test_each_answer_is_what_the_scene_says(seed, split, index):
-    items = as_json(sample_scene(seed, split, index))["items"]
+    items = asdict(sample_scene(seed, split, index))["items"]
     for question in asked_of(seed, split, index):
         assert question.answer == answer(question.text, items), question
 

@@ -1,6 +1,5 @@
 """PrismVQA's scenes: seeded, apart, each in one split, evenly drawn."""
 
-import json
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
@@ -21,8 +20,6 @@ from llava.benchmark.prismvqa.scene import (
     SIZES,
     SPACING,
     TEXTS,
-    as_json,
-    from_json,
     sample_scene,
     split_of,
 )
@@ -73,12 +70,6 @@ def test_an_items_description_agrees_with_itself(scene):
         if item.fineness:
             low, high = FINENESS[item.fineness]
             assert low <= 336 * item.period <= high + 1e-3
-
-
-@given(scenes)
-@settings(max_examples=50, deadline=None)
-def test_a_scene_survives_json(scene):
-    assert from_json(json.loads(json.dumps(as_json(scene)))) == scene
 
 
 @pytest.mark.slow

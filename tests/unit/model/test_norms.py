@@ -123,6 +123,16 @@ def test_the_gradient_is_right_where_tokens_come_in_channels_last_order(kind, nu
     torch.testing.assert_close(gradient(kind(WIDTH)), gradient(by_definition))
 
 
+@pytest.mark.parametrize("kind", [BatchNorm, SyncBatchNorm])
+def test_alone_it_learns_no_statistics_of_a_blank(kind):
+    norm = kind(WIDTH).train()
+    with kept_statistics(norm):
+        norm(torch.randn(2, WIDTH, 3, 3))
+    assert torch.equal(norm.running_mean, torch.zeros(WIDTH))
+    norm(torch.randn(2, WIDTH, 3, 3))
+    assert norm.running_mean.abs().max() > 0
+
+
 def test_channel_norm_is_layer_norm_of_each_position():
     maps = whole()[0]
     expected = nn.functional.layer_norm(maps.permute(0, 2, 3, 1), (WIDTH,)).permute(0, 3, 1, 2)
