@@ -63,7 +63,7 @@ def test_without_matplotlib_the_run_goes_on_and_says_so(run, folder, monkeypatch
 def test_a_record_that_cannot_be_written_is_said_and_the_run_goes_on(run, caplog):
     args, state = run  # the folder does not exist
     state.is_world_process_zero = True
-    run_record.RunRecord(None, None, None).on_log(args, state, None)
+    run_record.RunRecord(None, None, None, {}).on_log(args, state, None)
     assert "the run goes on without it" in caplog.text
 
 
