@@ -10,8 +10,8 @@
 #   LEARNING_RATE      as above                        PACKING           False; True fills sequences with records
 #   PROJECTOR_LR       LEARNING_RATE; where neither is set, at most the rate that suits PROJECTOR_TYPE
 #   PRECISION          bf16, or fp16 on GPUs older than Ampere, or fp32 on CPU
-#   GRADIENT_CHECKPOINTING  auto, True or False        NUM_WORKERS       data loading processes a device: 4, or as
-#                                                                        many as there are processors if fewer
+#   GRADIENT_CHECKPOINTING  auto, True or False        NUM_WORKERS       data loading processes a device: auto, by
+#                                                                        the processors and devices of the node
 #   GROUP_BY_MODALITY_LENGTH  True in stage 2 of LLaVA-1.5: batches of one modality and similar length
 #   SAVE_STEPS         500                             SAVE_TOTAL_LIMIT  1 checkpoint is kept
 #   REPORT_TO          none, tensorboard or wandb
@@ -163,12 +163,6 @@ choose_batch() {
   echo "batch:  $GLOBAL_BATCH_SIZE = $BATCH_SIZE a device x $DEVICES devices x $GRAD_ACCUM accumulated"
 }
 
-num_workers() {  # more than there are processors would slow one another down, and torch warns of them
-  local processors
-  processors=$(nproc 2> /dev/null || getconf _NPROCESSORS_ONLN)
-  echo $((processors < 4 ? processors : 4))
-}
-
 # Sets FLAGS to those that all scripts share. What a script leaves empty comes from the checkpoint.
 shared_flags() {
   FLAGS=(
@@ -189,7 +183,7 @@ shared_flags() {
     --lr_scheduler_type cosine
     --logging_steps 1
     --model_max_length "${MODEL_MAX_LENGTH:-2048}"
-    --dataloader_num_workers "${NUM_WORKERS:-$(num_workers)}"
+    --dataloader_num_workers "${NUM_WORKERS:-auto}"
     --report_to "${REPORT_TO:-none}"
   )
   local flag value

@@ -49,6 +49,7 @@ def flags(parts: Path, output_dir: Path, data: str, **changes) -> list[str]:
         "save_steps": 2,
         "save_total_limit": 1,
         "report_to": "none",
+        "dataloader_num_workers": 0,
         **changes,
     }
     given = {name: value for name, value in values.items() if value is not None}

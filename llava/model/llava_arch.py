@@ -16,7 +16,7 @@ from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAUL
 from llava.errors import UserError
 from llava.model.files import first_line
 from llava.model.image_encoder import ImageEncoder
-from llava.model.loss import language_loss
+from llava.model.loss import language_loss, token_sums
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_merge import (
     ImageSpan,
@@ -158,7 +158,7 @@ class LlavaMetaForCausalLM(ImageEncoder):
         views, num_views = self._views(images)
         embed = self.get_input_embeddings()
         # the device works on the images while the plan is made
-        features = self._image_features(views, embed.weight, scale_factor)
+        features = self._image_features(views, embed.weight, scale_factor, labels is not None)
         host = on_host or OnHost.of(input_ids, attention_mask, labels, sequence_ids)
         plan = plan_merge(
             host.input_ids,
@@ -212,15 +212,17 @@ class LlavaMetaForCausalLM(ImageEncoder):
             first += count * num_tokens
         return spans
 
-    def _image_features(self, views: Tensor | None, like: Tensor, scale_factor: int | None) -> Tensor:
+    def _image_features(
+        self, views: Tensor | None, like: Tensor, scale_factor: int | None, has_labels: bool
+    ) -> Tensor:
         """float[V * M, D].
 
-        In training, a batch without images encodes a blank one and keeps none of its tokens, so that every
-        rank takes part in every collective.
+        In training and where labels are, a batch without images encodes a blank one and keeps none of its
+        tokens, so that every rank takes part in every collective.
         """
         if views is not None:
             return self.encode_images(views, scale_factor).flatten(0, 1)
-        if self.training and (tower := self.get_vision_tower()) is not None:
+        if (self.training or has_labels) and (tower := self.get_vision_tower()) is not None:
             side = tower.image_size
             blank = like.new_zeros(1, 3, side, side)
             with kept_statistics(self.get_projector()):
@@ -256,11 +258,13 @@ class LlavaMetaForCausalLM(ImageEncoder):
         sequence_ids: Tensor | None = None,
         on_host: OnHost | None = None,
         logits_to_keep: int | Tensor = 0,
+        sums_tokens: bool = False,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """A causal language model's forward that also takes images, and s, the compression of this call.
 
-        In training with labels the logits of labelled positions alone are computed, and none are returned.
+        In training with labels, and with sums_tokens, the logits of labelled positions alone are computed,
+        and none are returned.
 
         Args:
             sequence_ids: long[B, T] of packed rows: the running number of a token's sequence in its row, -1
@@ -268,14 +272,14 @@ class LlavaMetaForCausalLM(ImageEncoder):
                 token before it is another sequence's.
             on_host: as in merge_inputs.
             logits_to_keep: as in transformers, whose `generate` asks for the last alone if it is named here.
+            sums_tokens: the loss is what llava.model.loss.token_sums gives, float64[3].
         """
+        scores_labels = labels is not None and (self.training or sums_tokens)
         is_packed = sequence_ids is not None
         label_places = None
         if input_ids is not None and attention_mask is None and past_key_values is None and not is_packed:
             self._warn_of_padding(input_ids if on_host is None else on_host.input_ids)
-        if inputs_embeds is None and (
-            images is not None or is_packed or (self.training and labels is not None)
-        ):
+        if inputs_embeds is None and (images is not None or is_packed or scores_labels):
             side = self.config.tokenizer_padding_side
             merged = self.merge_inputs(
                 *(input_ids, attention_mask, labels, images, image_sizes, side, scale_factor),
@@ -289,7 +293,7 @@ class LlavaMetaForCausalLM(ImageEncoder):
             if is_packed:
                 # Without a mask and a cache, transformers reads the sequences off positions that restart.
                 attention_mask, kwargs["use_cache"] = None, False
-            elif not merged.is_padded or self._padding_is_unseen(side):
+            elif not merged.is_padded or ((self.training or scores_labels) and self._padding_is_unseen(side)):
                 # transformers would ask the device whether a mask masks anything, and positions restart
                 attention_mask = position_ids = None
         inputs = {
@@ -300,20 +304,23 @@ class LlavaMetaForCausalLM(ImageEncoder):
         }
         if past_key_values is not None:  # newer transformers calls it cache, and warns of both
             inputs["past_key_values"] = past_key_values
-        if self.training and labels is not None:
+        if scores_labels:
+            assert labels is not None
             num_items = kwargs.pop("num_items_in_batch", None)
             kwargs["use_cache"] = False  # nothing is generated from a training step
             # Positions that a caller gives may restart, which transformers reads only where there is no cache
             has_positions = is_packed or position_ids is not None
             if attention_mask is None and self.takes_position_ids and not has_positions:
                 inputs["past_key_values"] = KeepsNothing()
-            if self.recompute_above:
+            if self.training and self.recompute_above:
                 recompute_activations(self.get_decoder(), labels.numel() > self.recompute_above)
             outputs = self.get_decoder()(**inputs, **kwargs)
             if label_places is None:
                 label_places = places_before_labels(labels)
             rows = outputs.last_hidden_state.flatten(0, 1)[label_places]
             targets = labels.flatten()[label_places + 1]
+            if sums_tokens:
+                return CausalLMOutputWithPast(loss=token_sums(rows, targets, self.lm_head))
             loss = language_loss(rows, targets, self.lm_head, self.config, num_items)
             return CausalLMOutputWithPast(loss=loss)
         return super().forward(**inputs, labels=labels, logits_to_keep=logits_to_keep, **kwargs)
@@ -323,7 +330,7 @@ class LlavaMetaForCausalLM(ImageEncoder):
         look and training reads no outcome. Attention then runs its causal kernel instead of one with a mask;
         flash attention's own skips what a mask hides, and keeps it."""
         by_torch = self.config._attn_implementation in ("sdpa", "eager")
-        return self.training and by_torch and self.takes_position_ids and padding_side == "right"
+        return by_torch and self.takes_position_ids and padding_side == "right"
 
     def _warn_of_padding(self, input_ids: Tensor, pad_token_id: int | None = None) -> None:
         own = (pad_token_id, self.generation_config.pad_token_id, self.config.pad_token_id)

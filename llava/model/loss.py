@@ -1,4 +1,4 @@
-"""The training loss where labels are, never holding the logits of a whole batch."""
+"""The loss where labels are, of training and of validation, never holding the logits of a whole batch."""
 
 # N labelled positions of a batch, n of them at once, D model width, V vocabulary
 
@@ -110,3 +110,23 @@ def language_loss(
             parts = [(sample, regulariser)]
     parts += [(slice(start, start + at_once), cross_entropy) for start in starts]
     return HeadLoss.apply(rows, head.weight, head.bias, targets, parts)
+
+
+@torch.compiler.disable
+def token_sums(rows: Tensor, targets: Tensor, head: nn.Linear) -> Tensor:
+    """What a validation adds up over its batches; at most MAX_LOGITS are held at once.
+
+    Args:
+        rows, targets, head: as language_loss takes them.
+    Returns:
+        float64[3]: the sum of cross-entropies, the number of targets, and how many have the highest logit.
+    """
+    weight, bias = head.weight, head.bias  # read once: see HeadLoss
+    at_once = max(1, MAX_LOGITS // weight.shape[0])
+    sums = torch.zeros(3, dtype=torch.double, device=rows.device)
+    for part, chosen in zip(rows.split(at_once), targets.split(at_once), strict=True):
+        logits = F.linear(part, weight, bias).float()
+        sums[0] += F.cross_entropy(logits, chosen, reduction="sum")
+        sums[1] += len(chosen)
+        sums[2] += (logits.argmax(dim=1) == chosen).sum()
+    return sums

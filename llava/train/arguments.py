@@ -4,6 +4,7 @@ import importlib.util
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
@@ -17,7 +18,9 @@ from llava.model.multimodal_projector.base import Projector
 from llava.model.multimodal_projector.builder import VisionFields, all_options, projector_class
 from llava.train.flags import DataArguments, ModelArguments, TrainingFlags
 from llava.train.inputs import check_json, check_package
+from llava.train.loader import loader_settings, local_ranks, num_cores
 from llava.train.refused import check_refused
+from llava.train.validation import check_validation
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +36,9 @@ REPORTERS = ("tensorboard", "wandb")
 
 @dataclass
 class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
+    if TYPE_CHECKING:
+        dataloader_num_workers: int = 0  # type: ignore[assignment]  # once auto is replaced
+
     def __post_init__(self):
         if self.evaluation_strategy is not None:
             self.eval_strategy = self.evaluation_strategy
@@ -46,6 +52,8 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
             self.warmup_steps = self.warmup_ratio  # a value below 1 is a share
         check_refused(self)
         self._check_choices()
+        self._check_evaluation()
+        self._choose_loader()
         if self.deepspeed:
             check_package("--deepspeed", "deepspeed")
         if isinstance(self.deepspeed, str) and self.deepspeed[:1] != "{" and "." in self.deepspeed:
@@ -82,6 +90,35 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
                 raise UserError(
                     f"--report_to {name}: {name} is not installed; install it with pip install {name}."
                 )
+
+    def _check_evaluation(self) -> None:
+        strategy = getattr(self.eval_strategy, "value", self.eval_strategy)
+        if (strategy == "steps") != bool(self.eval_steps):
+            raise UserError("--eval_strategy steps and --eval_steps N go together; give both, or none.")
+        saves = getattr(self.save_strategy, "value", self.save_strategy)
+        if self.load_best_model_at_end and (
+            strategy == "no" or saves != strategy or (saves == "steps" and self.save_steps != self.eval_steps)
+        ):
+            raise UserError(
+                "--load_best_model_at_end needs a checkpoint of each evaluation: give --save_strategy and "
+                f"--eval_strategy the same value, got {saves} and {strategy}; of steps also --save_steps and "
+                f"--eval_steps, got {self.save_steps:g} and {self.eval_steps or 0:g}."
+            )
+
+    def _choose_loader(self) -> None:
+        """Workers and prefetched batches, by loader_settings where no number is given."""
+        self.workers_are_auto = self.dataloader_num_workers == "auto"
+        workers, ahead = loader_settings(num_cores(), local_ranks(), self.gradient_accumulation_steps)
+        if self.workers_are_auto:
+            self.dataloader_num_workers = workers
+        try:
+            self.dataloader_num_workers = int(self.dataloader_num_workers)
+        except ValueError as error:
+            raise UserError(
+                f"--dataloader_num_workers must be a number or auto, got {self.dataloader_num_workers!r}."
+            ) from error
+        if self.workers_are_auto and self.dataloader_prefetch_factor is None:
+            self.dataloader_prefetch_factor = ahead
 
     def _check_choices(self) -> None:
         if self.mm_projector_lr not in (None, "auto"):
@@ -249,6 +286,7 @@ def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments,
         )
     check_adapters(model, training)
     check_order(data, training)
+    check_validation(data, training)
     if under_zero_3(training):
         check_zero_3(model, training)
     return model, data, training

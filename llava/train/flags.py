@@ -97,6 +97,10 @@ class DataArguments:
     packing: bool = flag(
         False, "Fill sequences of --model_max_length with several records, none of which sees another."
     )
+    eval_data_path: list[str] = flag(
+        None,
+        "Records to evaluate on while training, when --eval_strategy says: JSON or JSONL files, each a set.",
+    )
     image_folder: str = flag(None, "Folder that the records' image paths start from.")
     image_aspect_ratio: str = flag(
         None,
@@ -164,6 +168,14 @@ class TrainingFlags:
         0,
         "With --gradient_checkpointing True: batches of at most so many positions keep their activations; "
         "default 0, every batch computes them again.",
+    )
+    extend: bool = flag(
+        False,
+        "Go on with a complete run to a larger --max_steps or --num_train_epochs, on the schedule of that.",
+    )
+    dataloader_num_workers: str = flag(
+        "auto",
+        "Processes a rank that prepare batches: a number, or auto, by the cores and ranks of the node.",
     )
     attn_implementation: str = flag("auto", "auto, sdpa, flash_attention_2, flash_attention_3 or eager.")
     cache_dir: str = flag(None, "Where the hub's files are kept.")

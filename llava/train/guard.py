@@ -178,13 +178,14 @@ class StepGuard(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         ends_itself = state.global_step >= state.max_steps
-        if control.should_save or ends_itself or self._is_over():
+        if control.should_save or control.should_evaluate or ends_itself or self._is_over():
             self._look(self._outcomes)
         if self.num_in_a_row:
-            control.should_save = False
+            control.should_save = control.should_evaluate = False
         self._preempted = self._preempted and not ends_itself
         if self._preempted:
             control.should_save = not self.num_in_a_row
+            control.should_evaluate = False  # who sent SIGTERM may wait for a save, and not for this
         if self._is_over():
             control.should_training_stop = True
 

@@ -26,13 +26,14 @@ def check_inputs(model: ModelArguments, data: DataArguments, training: TrainingF
         check_package("--lora_enable", "peft")
     if training.bits < 16:
         check_package(f"--bits {training.bits}", "bitsandbytes")
-    for path in data.data_path:
-        if not is_shards(path):
-            check_file("--data_path", path, "a JSON or JSONL file of LLaVA records")
+    files = [("--data_path", path) for path in data.data_path if not is_shards(path)]
+    files += [("--eval_data_path", path) for path in data.eval_data_path or ()]
+    for flag, path in files:
+        check_file(flag, path, "a JSON or JSONL file of LLaVA records")
     check_data_paths(data.data_path)
     if data.image_folder is not None and not Path(data.image_folder).is_dir():
-        for path in data.data_path:
-            if not is_shards(path) and needs_images(path):
+        for _, path in files:
+            if needs_images(path):
                 raise UserError(
                     f"--image_folder {data.image_folder} is no folder, and records of {path} have images; "
                     "give the folder that their paths start from."

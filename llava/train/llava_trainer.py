@@ -1,16 +1,19 @@
 """transformers' Trainer with LLaVA's batches, learning rates and checkpoints."""
 
+import logging
 import random
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from accelerate.utils import gather_object
+import torch
+from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer
-from transformers.trainer_utils import TrainOutput
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from llava.data.stream import ShardDataset
 from llava.model.adapters import load_adapters, load_trainables, read_trainables
@@ -22,11 +25,15 @@ from llava.model.checkpoint import (
     read_projector,
 )
 from llava.train import saving
+from llava.train.extension import Extension
 from llava.train.guard import RunStopped, StepGuard
 from llava.train.step_log import StepLog
 from llava.train.trainable import learning_rates, part_of
 from llava.train.training_data import DataPosition, WithHostCopy, train_loader
+from llava.train.validation import Validation, eval_loader, token_metrics
 from llava.train.zero_checkpoint import WithoutFrozen
+
+logger = logging.getLogger(__name__)
 
 # What is used of Trainer although it is private there: why nothing public does, and the test that would fail.
 PRIVATE = {
@@ -55,7 +62,9 @@ class LlavaTrainer(Trainer):
         self.folder_lock = ExitStack()  # set by who prepares a run, and closed by who ends it
         self.guard = StepGuard(self, self.args.max_nan_steps)
         self.step_log = StepLog(self, self.guard)
-        self.add_callback(self.guard)
+        self.add_callback(Extension())
+        self.add_callback(Validation(self))
+        self.add_callback(self.guard)  # after validation, which it may put off
         self.add_callback(self.step_log)  # after the guard, which may ask for a save or the end
         if self.is_deepspeed_enabled:
             self.add_callback(WithoutFrozen(self))
@@ -74,7 +83,7 @@ class LlavaTrainer(Trainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return [], None
-        return super().get_batch_samples(epoch_iterator, num_batches, device)
+        return super().get_batch_samples(self.step_log.waited_for(epoch_iterator), num_batches, device)
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
         """With elastic budgets, each step has its own s: the same on all ranks, and again after a resume."""
@@ -88,6 +97,35 @@ class LlavaTrainer(Trainer):
         self.guard.see_loss(loss, record_names)
         self.step_log.count(inputs, len(record_names))
         return loss
+
+    def get_eval_dataloader(self, eval_dataset: str) -> DataLoader:
+        loader = eval_loader(self.eval_dataset[eval_dataset], self.args, self.data_collator)
+        self.guard.sigterm.shield_workers(loader)
+        return loader
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Loss and accuracy over all supervised tokens of a set.
+
+        No batch waits for the device, which three numbers leave at the end.
+        """
+        self.callback_handler.eval_dataloader = dataloader  # whose length the progress bar takes
+        self.model.eval()
+        sums = torch.zeros(3, dtype=torch.double, device=self.args.device)
+        for batch in dataloader:
+            batch.pop("record_names")
+            inputs = send_to_device(batch, self.args.device, non_blocking=self.args.dataloader_pin_memory)
+            with torch.no_grad():
+                sums += self.model(**inputs, sums_tokens=True).loss
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        metrics = token_metrics(self.accelerator.reduce(sums, "sum"), metric_key_prefix)
+        return EvalLoopOutput(None, None, metrics, len(dataloader.dataset.records))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "train_loss" in logs:
@@ -162,12 +200,46 @@ class LlavaTrainer(Trainer):
                 write(model, trial)
             finally:
                 self.args.output_dir = str(output_dir)
+            if self.state.best_model_checkpoint is not None:
+                # It names the staging folder, and would have Trainer remove the newest checkpoint at the end
+                self.state.best_model_checkpoint = None
+                if self.args.should_save:
+                    self.state.save_to_json(str(staging / name / saving.STATE_FILE))
 
+        best, limit = self._best_name(), self.args.save_total_limit
         self._write(name, write_into)
-        self._publish(name, lambda: saving.publish_checkpoint(output_dir, name, self.args.save_total_limit))
+        self._publish(name, lambda: saving.publish_checkpoint(output_dir, name, limit, best))
+
+    def _best_name(self) -> str | None:
+        """The checkpoint of the best evaluation, which stays; None where the run does not look for it."""
+        step = self.state.best_global_step
+        return f"{saving.CHECKPOINT_PREFIX}{step}" if step and self.args.load_best_model_at_end else None
+
+    def load_best(self) -> None:
+        """With --load_best_model_at_end the weights of the best evaluation; after training."""
+        best = self._best_name()
+        if best is None or self.state.best_global_step == self.state.global_step:
+            return
+        folder = Path(self.args.output_dir) / best
+        if folder not in saving.checkpoints(self.args.output_dir):
+            logger.warning(
+                "%s, the best checkpoint, is gone: the result has the weights of the last step.", folder
+            )
+            return
+        if self.is_deepspeed_enabled:
+            deepspeed_load_checkpoint(self.model_wrapped, str(folder))
+        else:
+            self._load_from_checkpoint(str(folder))
+        logger.info(
+            "the result has the weights of %s: %s %.4g",
+            best,
+            self.args.metric_for_best_model,
+            self.state.best_metric,
+        )
 
     def save_result(self) -> None:
         """The run's outcome in output_dir; its trainer_state.json comes last and says that all is there."""
+        self.load_best()
 
         def write(staging: Path) -> None:
             self.save_model(str(staging), _internal_call=True)

@@ -4,7 +4,10 @@ import dataclasses
 
 from llava.errors import UserError
 
-EVALUATION = "needs data to evaluate on, and a run has none; score its result with python -m llava.eval.run"
+EVALUATION = "has no effect, for an evaluation adds up losses and counts, and keeps nothing else"
+SCHEDULE = (
+    "is not supported: the learning rate follows from the step alone, so that a resumed run has the same"
+)
 HUB = "has no effect, for a run uploads nothing; upload --output_dir when the run is complete"
 LAYERS = "needs parameters grouped by layer; ours are grouped by part, each with its own learning rate"
 RESUMES = "the same command goes on from the last checkpoint in --output_dir by itself"
@@ -13,14 +16,17 @@ RESUMES = "the same command goes on from the last checkpoint in --output_dir by 
 REFUSED: dict[str, str] = {
     **dict.fromkeys(
         (
-            *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_accumulation_steps"),
-            *("eval_do_concat_batches", "eval_use_gather_object", "batch_eval_metrics", "bf16_full_eval"),
-            *("fp16_full_eval", "prediction_loss_only", "include_for_metrics", "do_eval", "do_predict"),
-            *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
-            *("save_strategy best", "lr_scheduler_type reduce_lr_on_plateau", "lr_scheduler_type greedy"),
+            *("eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),
+            *("batch_eval_metrics", "bf16_full_eval", "fp16_full_eval", "prediction_loss_only"),
+            "include_for_metrics",
         ),
         EVALUATION,
     ),
+    **dict.fromkeys(("lr_scheduler_type reduce_lr_on_plateau", "lr_scheduler_type greedy"), SCHEDULE),
+    "do_eval": "has no effect; --eval_strategy says when to evaluate on --eval_data_path",
+    "do_predict": "has no effect; score the result with python -m llava.eval.run",
+    "save_strategy best": "would lose the steps since the best one when a run is killed; "
+    "--load_best_model_at_end True keeps the best checkpoint beside the newest",
     **dict.fromkeys(
         (
             *("push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo"),

@@ -17,6 +17,8 @@ from torch import nn
 from transformers import TrainerCallback
 
 import llava
+from llava.train import saving
+from llava.train.extension import finished_steps
 from llava.train.trainable import part_of
 from llava.wholefile import write_bytes, write_text
 
@@ -33,12 +35,14 @@ class RunRecord(TrainerCallback):
     Args:
         model_args, data_args: flags as parsed; the trainer's own come from the trainer.
         dataset: tells bad and truncated records at the end.
+        eval_sets: by name, and so do these.
     """
 
-    def __init__(self, model_args, data_args, dataset):
+    def __init__(self, model_args, data_args, dataset, eval_sets):
         self.model_args = model_args
         self.data_args = data_args
         self.dataset = dataset
+        self.eval_sets = eval_sets
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self._first_step = state.global_step
@@ -47,7 +51,7 @@ class RunRecord(TrainerCallback):
             self._write(rewrite_metrics, args, state)
 
     def on_log(self, args, state, control, **kwargs):
-        if state.is_world_process_zero and "loss" in state.log_history[-1]:
+        if state.is_world_process_zero and is_metrics(state.log_history[-1]):
             self._write(append_metrics, args, state)
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
@@ -69,16 +73,31 @@ class RunRecord(TrainerCallback):
             "world_size": args.world_size,
             "device": device_name(),
             "started_from_step": self._first_step,
+            "extended_from": finished_steps(args.output_dir),
             "step": state.global_step,
             "max_steps": state.max_steps,
             "parameters": count_parameters(model),
             "data": describe_data(self.data_args.data_path, self.dataset),
+            "eval_data": {
+                name: describe_data(each.data_paths, each) for name, each in self.eval_sets.items()
+            },
             "model_arguments": dataclasses.asdict(self.model_args),
             "data_arguments": dataclasses.asdict(self.data_args),
             "training_arguments": args.to_dict(),
         }
         text = json.dumps(description, indent=2, default=str) + "\n"
         write_text(Path(args.output_dir) / RUN_FILE, text)
+
+
+def earlier_workers(output_dir: str) -> int | None:
+    """The number of data workers of the run that left a checkpoint; None if there is none, or no run.json."""
+    if not saving.checkpoints(output_dir):
+        return None
+    try:
+        run = json.loads((Path(output_dir) / RUN_FILE).read_text(encoding="utf-8"))
+        return run["training_arguments"]["dataloader_num_workers"]
+    except (OSError, ValueError, KeyError):  # a run goes on without that file
+        return None
 
 
 def versions() -> dict[str, str | None]:
@@ -133,8 +152,19 @@ def describe_data(paths: list[str], dataset) -> dict:
 
 def rewrite_metrics(args, state) -> None:
     """The rows up to the checkpoint a run goes on from: what came after it comes again."""
-    rows = [row for row in state.log_history if "loss" in row]
+    rows = filter(is_metrics, state.log_history)
     write_text(Path(args.output_dir) / METRICS_FILE, "".join(map(metrics_line, rows)))
+
+
+def is_metrics(row: dict) -> bool:
+    """Whether a row of the trainer's log is of steps or of an evaluation, and not of the run as a whole."""
+    return "loss" in row or eval_set(row) is not None
+
+
+def eval_set(row: dict) -> str | None:
+    """The set that a row is the evaluation of, if it is one."""
+    names = (name for name in row if name.startswith("eval_") and name.endswith("_loss"))
+    return next((name.removeprefix("eval_").removesuffix("_loss") for name in names), None)
 
 
 def append_metrics(args, state) -> None:
@@ -150,27 +180,44 @@ def metrics_line(row: dict[str, float]) -> str:
 
 
 def draw_loss(args, state) -> None:
-    """loss.png: each logged loss, and their running mean."""
-    points = [
-        (row["step"], row["loss"]) for row in state.log_history if math.isfinite(row.get("loss", math.nan))
-    ]
-    if not points:
+    """loss.png: each logged loss, their running mean, and validation's losses; below them its accuracies."""
+    curves = metric_curves(state.log_history)
+    if "loss" not in curves:
         return
     try:
         from matplotlib.figure import Figure
     except ImportError:
         logger.warning("no %s: matplotlib is not installed; pip install matplotlib.", CURVE_FILE)
         return
-    steps, losses = zip(*points, strict=True)
-    axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
-    axes.plot(steps, losses, color="tab:blue", alpha=0.35, label="logged")
-    axes.plot(steps, running_mean(losses), color="tab:blue", label=f"mean of the last {SMOOTHING}")
-    axes.set(xlabel="step", ylabel="loss", title=Path(args.output_dir).name)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    panels = [("loss", "_loss"), ("token accuracy", "_accuracy")][: 1 if len(curves) == 1 else 2]
+    figure = Figure(figsize=(7, 4 * len(panels)), layout="constrained")
+    for number, (label, ending) in enumerate(panels, start=1):
+        axes = figure.add_subplot(len(panels), 1, number)
+        validated = (name for name in curves if name.endswith(ending))
+        for colour, name in enumerate(validated, start=1):
+            axes.plot(*zip(*curves[name], strict=True), marker=".", color=f"C{colour}", label=name)
+        if label == "loss":
+            steps, losses = zip(*curves["loss"], strict=True)
+            axes.plot(steps, losses, color="tab:blue", alpha=0.35, label="logged")
+            axes.plot(steps, running_mean(losses), color="tab:blue", label=f"mean of the last {SMOOTHING}")
+            axes.set_title(Path(args.output_dir).name)
+        axes.set(xlabel="step", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend()
     figure.savefig(picture := io.BytesIO(), dpi=120)
     write_bytes(Path(args.output_dir) / CURVE_FILE, picture.getvalue())
+
+
+def metric_curves(history: list[dict]) -> dict[str, list[tuple[int, float]]]:
+    """loss, and eval_SET_loss and eval_SET_accuracy of each set, to the (step, value) where it is finite."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for row in history:
+        name = eval_set(row)
+        for metric in ("loss",) if name is None else (f"eval_{name}_loss", f"eval_{name}_accuracy"):
+            if math.isfinite(row.get(metric, math.nan)):
+                curves.setdefault(metric, []).append((row["step"], row[metric]))
+    return curves
 
 
 def running_mean(values: Sequence[float]) -> list[float]:

@@ -95,6 +95,8 @@ def publish_result(output_dir: Path) -> None:
     """Move a written result out of its staging folder, each file in one rename, the trainer's state last."""
     staging = output_dir / STAGING
     sync_tree(staging)
+    (output_dir / STATE_FILE).unlink(missing_ok=True)  # of a run that was extended: its result goes
+    sync(output_dir)
     for item in sorted(staging.iterdir()):
         if item.name != STATE_FILE:
             os.replace(item, output_dir / item.name)
@@ -104,10 +106,11 @@ def publish_result(output_dir: Path) -> None:
     sync(output_dir)
 
 
-def publish_checkpoint(output_dir: Path, name: str, limit: int | None) -> None:
-    """Give a written checkpoint its name in one rename; of the whole ones keep the newest `limit`.
+def publish_checkpoint(output_dir: Path, name: str, limit: int | None, best: str | None = None) -> None:
+    """Give a written checkpoint its name in one rename; of the whole ones keep `limit`.
 
-    Old ones leave by a rename as well: a folder under a checkpoint's name is whole at any moment.
+    The best one and the newest stay in any case. Old ones leave by a rename as well: a folder under a
+    checkpoint's name is whole at any moment.
     """
     staging = output_dir / STAGING
     if not (output_dir / name / STATE_FILE).is_file():  # else the same step's, saved before
@@ -115,7 +118,11 @@ def publish_checkpoint(output_dir: Path, name: str, limit: int | None) -> None:
         sync_tree(staging / name)
         (staging / name).rename(output_dir / name)
         sync(output_dir)  # ahead of the old ones' end
-    for old in checkpoints(output_dir)[: -limit if limit else 0]:
+    whole = checkpoints(output_dir)
+    kept = {whole[-1].name, best} & {folder.name for folder in whole}
+    others = [folder for folder in whole if folder.name not in kept]
+    num_old = max(len(whole) - max(limit, len(kept)), 0) if limit else 0
+    for old in others[:num_old]:
         old.rename(staging / f"old-{old.name}")
     shutil.rmtree(staging)
 
@@ -138,11 +145,15 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
 
 def is_complete(output_dir: str | Path) -> bool:
     """Whether a run in this folder ended and saved all of it."""
-    state = Path(output_dir) / STATE_FILE
-    if not state.is_file():
+    if not (Path(output_dir) / STATE_FILE).is_file():
         return False
-    content = json.loads(state.read_text())
-    return content["global_step"] >= content["max_steps"]
+    state = read_state(output_dir)
+    return state["global_step"] >= state["max_steps"]
+
+
+def read_state(folder: str | Path) -> dict:
+    """The trainer's state of a checkpoint or of a result."""
+    return json.loads((Path(folder) / STATE_FILE).read_text())
 
 
 def check_writable(output_dir: str | Path) -> None:

@@ -1,9 +1,11 @@
 """The log of a run: loss, learning rate, speed and memory over all ranks, without a wait for the device."""
 
+import logging
 import math
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +13,12 @@ from transformers import Trainer, TrainerCallback
 
 from llava.train.guard import StepGuard
 from llava.train.host_copy import HostCopy
+from llava.train.loader import local_ranks, num_cores
+
+logger = logging.getLogger(__name__)
+
+MOST_WAITING = 0.1  # share of the time
+FEWEST_STEPS = 20  # that a warning is based on
 
 
 @dataclass
@@ -19,9 +27,10 @@ class Entry:
 
     Attributes:
         step, epoch: of the last of these steps, and so is the learning rate.
-        seconds: of these steps, without those of saves.
+        seconds: of these steps, without those of saves and evaluations.
         figures: of all ranks the sum of the losses that count, the last gradient's norm, samples, visual
-            tokens, text tokens, and the highest memory of any rank in GiB.
+            tokens, text tokens; of any rank the highest memory in GiB and the longest wait for data in
+            seconds.
     """
 
     step: int
@@ -44,6 +53,7 @@ class StepLog(TrainerCallback):
         self.trainer = trainer
         self.guard = guard
         self._pending: Entry | None = None
+        self._has_warned = False
 
     def count(self, inputs: dict, num_samples: int) -> None:
         """A batch as the model gets it: input_ids long[B, T] and what goes with them."""
@@ -58,6 +68,18 @@ class StepLog(TrainerCallback):
         self._counts[1] += visual
         self._counts[2] += is_text.sum()
 
+    def waited_for(self, batches: Iterator) -> Iterator:
+        """The same batches; the time that each of them takes to come is counted."""
+        while True:
+            started = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                self._waited += time.perf_counter() - started
+            yield batch
+
     def mean_loss(self) -> float:
         """Of this start's steps, those included that no entry has; a step that was left out counts as 0."""
         self._write()
@@ -67,18 +89,20 @@ class StepLog(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self._first_step = state.global_step
         self._logged_loss = 0.0  # the sum over the steps that were logged
+        self._looked_at = [0, 0.0, 0.0]  # steps, their seconds and their wait, for the warning
         self._reset()
         self._start_clock()
 
     def _reset(self) -> None:
         self._num_steps = 0
         self._seconds = 0.0
+        self._waited = 0.0
         self._counts = torch.zeros(3, dtype=torch.long, device=self.trainer.args.device)
 
     def _start_clock(self, *args, **kwargs) -> None:
         self._started = time.perf_counter()
 
-    on_save = _start_clock
+    on_save = on_evaluate = _start_clock
 
     def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
         self._learning_rate = optimizer.param_groups[0]["lr"]  # the schedule goes on after this
@@ -98,7 +122,12 @@ class StepLog(TrainerCallback):
             self._write()
             self._pending = self._take(state)
         control.should_log = False  # Trainer's own
-        if not self.guard.lags or control.should_save or control.should_training_stop:
+        if (
+            not self.guard.lags
+            or control.should_save
+            or control.should_evaluate
+            or control.should_training_stop
+        ):
             self._write()
 
     def _take(self, state) -> Entry:
@@ -106,8 +135,9 @@ class StepLog(TrainerCallback):
         gather, norm = self.trainer.accelerator.gather, self.guard.gradient_norm
         assert norm is not None, "a step has ended without one"
         loss = gather(self.guard.take_loss()).mean()
-        memory = torch.full((1,), peak_memory(), dtype=torch.double, device=self._counts.device)
-        ranks = gather(torch.cat([self._counts.double(), memory])).view(-1, 4)
+        # filled in on the device, for a copy would wait
+        own = [torch.full_like(norm, value, dtype=torch.double) for value in (peak_memory(), self._waited)]
+        ranks = gather(torch.cat([self._counts.double(), torch.stack(own)])).view(-1, 5)
         loss_and_norm = torch.stack([loss.double(), norm.double()])
         figures = HostCopy(torch.cat([loss_and_norm, ranks[:, :3].sum(dim=0), ranks[:, 3:].amax(dim=0)]))
         entry = Entry(
@@ -121,7 +151,7 @@ class StepLog(TrainerCallback):
         entry, self._pending = self._pending, None
         if entry is None:
             return
-        loss, norm, *counts, memory = entry.figures.read()
+        loss, norm, *counts, memory, waited = entry.figures.read()
         samples, visual, text = (count / max(entry.seconds, 1e-9) for count in counts)
         self._logged_loss += loss
         logs = {"loss": loss / entry.num_steps, "grad_norm": norm, "learning_rate": entry.learning_rate}
@@ -133,8 +163,10 @@ class StepLog(TrainerCallback):
             "samples_per_second": round(samples, 3),
             "visual_tokens_per_second": round(visual, 1),
             "text_tokens_per_second": round(text, 1),
+            "data_wait_share": round(min(waited / max(entry.seconds, 1e-9), 1.0), 4),
             "peak_memory_gib": round(memory, 3),
         }
+        self._warn_of_waiting(entry, waited)
         state = self.trainer.state
         now = state.global_step, state.epoch
         state.global_step, state.epoch = entry.step, entry.epoch
@@ -142,6 +174,25 @@ class StepLog(TrainerCallback):
             self.trainer.log(logs)
         finally:
             state.global_step, state.epoch = now
+
+    def _warn_of_waiting(self, entry: Entry, waited: float) -> None:
+        """Once, over the first logged steps that are enough; those of the first entry start the loader."""
+        if entry.step - entry.num_steps > self._first_step:
+            new = entry.num_steps, entry.seconds, waited
+            self._looked_at = [old + more for old, more in zip(self._looked_at, new, strict=True)]
+        steps, seconds, total = self._looked_at
+        if steps < FEWEST_STEPS:
+            return
+        self._looked_at = [0, 0.0, 0.0]
+        if total <= MOST_WAITING * seconds or self._has_warned or not self.trainer.is_world_process_zero():
+            return
+        self._has_warned = True
+        logger.warning(
+            "Up to step %d, %.0f%% of the time of %d steps went by waiting for data. Raise "
+            "--dataloader_num_workers (NUM_WORKERS), now %d; this node has %d cores for %d process(es).",
+            *(entry.step, 100 * total / seconds, steps),
+            *(self.trainer.args.dataloader_num_workers, num_cores(), local_ranks()),
+        )
 
 
 def peak_memory() -> float:

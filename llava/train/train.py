@@ -40,6 +40,7 @@ from llava.train.arguments import (
     vision_fields,
 )
 from llava.train.checkpoint_changes import check_changes
+from llava.train.extension import extends
 from llava.train.extension_locks import remove_stale_locks
 from llava.train.folder_lock import lock_output_folder
 from llava.train.guard import RunStopped
@@ -47,7 +48,7 @@ from llava.train.inputs import check_inputs
 from llava.train.llava_trainer import LlavaTrainer
 from llava.train.lora import add_adapters, prepare_quantized
 from llava.train.run_record import RunRecord
-from llava.train.training_data import load_data
+from llava.train.training_data import load_data, load_eval_data
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ def prepare(argv: list[str] | None, read_weights: WeightReader = load_with_visio
         logging.getLogger().setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()  # of files read and written; the steps have one
     enable_progress_bars()  # of downloads
-    if saving.is_complete(training_args.output_dir):
+    if saving.is_complete(training_args.output_dir) and not extends(training_args):
         logger.info(
             "%s is complete; remove it or choose another --output_dir to run anew.", training_args.output_dir
         )
@@ -219,14 +220,16 @@ def build_trainer(
     if not training_args.should_log:
         logging.getLogger().setLevel(logging.WARNING)  # each process has records of its own to warn of
     dataset = load_data(data_args, training_args, builder)
+    eval_sets = load_eval_data(data_args, builder)
     return LlavaTrainer(
         model=model,
         args=training_args,
         train_dataset=dataset,
+        eval_dataset=eval_sets or None,
         data_collator=Collator(tokenizer.pad_token_id, padding_side="right"),
         processing_class=tokenizer,
         image_processor=image_processor,
-        callbacks=[RunRecord(model_args, data_args, dataset)],
+        callbacks=[RunRecord(model_args, data_args, dataset, eval_sets)],
     )
 
 
@@ -278,7 +281,8 @@ def run(trainer: LlavaTrainer) -> None:
         trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
     trainer.guard.raise_if_stopped()
     trainer.save_result()
-    for bad in trainer.train_dataset.bad_records:
-        logger.warning("left out: %s", bad)
+    for dataset in (trainer.train_dataset, *(trainer.eval_dataset or {}).values()):
+        for bad in dataset.bad_records:
+            logger.warning("left out: %s", bad)
     logger.info("result: %s", trainer.args.output_dir)
     trainer.accelerator.end_training()  # gloo aborts where a process ends within its group

@@ -11,14 +11,17 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import seed_worker
 
 from llava.data.dataset import SupervisedDataset
+from llava.data.mixture import Mixture
 from llava.data.packing import PackedDataset
 from llava.data.sample import SampleBuilder
 from llava.data.sampler import MixtureSampler, ModalityLengthGroupedSampler
-from llava.data.shards import is_shards
+from llava.data.shards import expand_all, is_shards
 from llava.data.stream import ShardDataset
 from llava.errors import UserError
 from llava.model.multimodal_merge import OnHost
 from llava.train.arguments import DataArguments, TrainingArguments
+from llava.train.run_record import earlier_workers
+from llava.train.validation import set_names
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +34,8 @@ def load_data(data_args: DataArguments, training_args: TrainingArguments, builde
             none of a file's records or no batch.
     """
     if any(map(is_shards, data_args.data_path)):
+        if training_args.workers_are_auto:
+            training_args.dataloader_num_workers = stream_workers(data_args, training_args)
         stream = ShardDataset(
             data_args.data_path,
             builder,
@@ -45,13 +50,8 @@ def load_data(data_args: DataArguments, training_args: TrainingArguments, builde
         )
         logger.info("%s: %d shards", ", ".join(data_args.data_path), len(stream.shards))
         return stream
-    dataset = SupervisedDataset(
-        data_args.data_path,
-        builder,
-        data_args.image_folder,
-        weights=data_args.data_weights,
-        seed=training_args.seed,
-        on_bad_record=data_args.on_bad_record,
+    dataset = open_records(
+        data_args.data_path, data_args, builder, weights=data_args.data_weights, seed=training_args.seed
     )
     for path, size, count in zip(
         data_args.data_path, dataset.mixture.sizes, dataset.mixture.counts, strict=True
@@ -68,6 +68,44 @@ def load_data(data_args: DataArguments, training_args: TrainingArguments, builde
         return packed
     check_batches(len(dataset.mixture), "records", training_args)
     return dataset
+
+
+def stream_workers(data_args: DataArguments, training_args: TrainingArguments) -> int:
+    """What --dataloader_num_workers auto is for a stream, whose order depends on it.
+
+    A run that goes on keeps the number it began with. Each worker reads shards of its own.
+    """
+    earlier = earlier_workers(training_args.output_dir)
+    if earlier is not None:
+        return earlier
+    shards = Mixture([len(each) for each in expand_all(data_args.data_path)], data_args.data_weights)
+    return min(training_args.dataloader_num_workers, max(1, len(shards) // training_args.world_size))
+
+
+def load_eval_data(data_args: DataArguments, builder: SampleBuilder) -> dict[str, SupervisedDataset]:
+    """The sets of --eval_data_path by name.
+
+    They are not packed: their figures are means over tokens, which packing would leave as they are.
+
+    Raises:
+        UserError: as load_data.
+    """
+    sets = {}
+    for name, path in zip(
+        set_names(data_args.eval_data_path or []), data_args.eval_data_path or [], strict=True
+    ):
+        sets[name] = open_records([path], data_args, builder)
+        logger.info("%s: %d records to evaluate on, as %s", path, len(sets[name]), name)
+    return sets
+
+
+def open_records(
+    paths: list[str], data_args: DataArguments, builder: SampleBuilder, **order
+) -> SupervisedDataset:
+    """Records of files, whether to learn from or to evaluate on."""
+    return SupervisedDataset(
+        paths, builder, data_args.image_folder, on_bad_record=data_args.on_bad_record, **order
+    )
 
 
 def check_batches(num_samples: int, what: str, args: TrainingArguments) -> None:

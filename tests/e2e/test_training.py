@@ -135,10 +135,10 @@ def test_a_killed_run_started_again_gives_the_uninterrupted_losses_and_weights(
 def test_a_checkpoint_has_no_name_before_all_of_it_is_written(parts, tmp_path, monkeypatch):
     publish, written = saving.publish_checkpoint, []
 
-    def look(output_dir, name, limit):
+    def look(output_dir, name, *rest):
         assert not (output_dir / name).exists()
         written.append({path.name for path in (output_dir / saving.STAGING / name).iterdir()})
-        publish(output_dir, name, limit)
+        publish(output_dir, name, *rest)
 
     monkeypatch.setattr(saving, "publish_checkpoint", look)
     stage1(parts, tmp_path / "run", max_steps=4)

@@ -128,9 +128,8 @@ def test_contradictions_end_the_run_in_the_flags_own_spelling():
 # ---- Flags of transformers that would not do what they say ----
 
 VALUES = {  # where "True" is none; each is no default
-    **{"eval_strategy": "steps", "eval_steps": "5", "eval_delay": "5"},
     **{"eval_accumulation_steps": "2", "include_for_metrics": "loss", "eval_do_concat_batches": "False"},
-    **{"metric_for_best_model": "loss", "hub_strategy": "end", "label_smoothing_factor": "0.1"},
+    **{"hub_strategy": "end", "label_smoothing_factor": "0.1"},
     **{"label_names": "labels", "length_column_name": "words", "data_seed": "7"},
     **{
         "accelerator_config": '{"split_batches": true}',
@@ -144,10 +143,9 @@ VALUES = {  # where "True" is none; each is no default
 def test_a_flag_that_would_not_do_what_it_says_is_refused_with_the_reason(name):
     flag, _, value = name.partition(" ")
     value = value or VALUES.get(flag, "True")
-    for spelling in {flag, {"eval_strategy": "evaluation_strategy"}.get(flag, flag)}:
-        with pytest.raises(UserError) as refusal:
-            parse([*REQUIRED, f"--{spelling}", value])
-        assert str(refusal.value) == f"--{name} {REFUSED[name]}. Leave it out."
+    with pytest.raises(UserError) as refusal:
+        parse([*REQUIRED, f"--{flag}", value])
+    assert str(refusal.value) == f"--{name} {REFUSED[name]}. Leave it out."
 
 
 def test_defaults_of_refused_flags_may_be_given():
@@ -172,6 +170,63 @@ def test_a_flag_or_value_that_does_not_exist_is_refused(given, message):
         pytest.skip("the optimizer is installed")
     with pytest.raises(UserError, match=message):
         parse([*REQUIRED, *given.split()])
+
+
+STEPS = "--eval_strategy steps --eval_steps 5"
+BEST = f"--eval_data_path a/val.json {STEPS} --save_steps 5 --load_best_model_at_end True"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (STEPS, "--eval_strategy needs records to evaluate on; add --eval_data_path"),
+        ("--eval_data_path val.json", "--eval_data_path would do nothing; add --eval_strategy"),
+        (
+            "--eval_data_path val.json --eval_strategy steps",
+            "--eval_strategy steps and --eval_steps N go together",
+        ),
+        (
+            f"--eval_data_path {{0..5}}.tar {STEPS}",
+            "tar shards are an endless stream, and an evaluation has an end",
+        ),
+        (
+            f"{BEST} --save_steps 10",
+            "needs a checkpoint of each evaluation: .* got steps and steps; .* got 10 and 5",
+        ),
+        (f"{BEST} --save_strategy epoch", "give .* the same value, got epoch and steps"),
+        (
+            f"{BEST} --eval_data_path a.json b.json",
+            "must be one of eval_a_loss, eval_a_accuracy, eval_b_loss, .* got loss",
+        ),
+        (
+            f"{BEST} --metric_for_best_model f1",
+            "--metric_for_best_model must be one of eval_val_loss, .* got f1",
+        ),
+        ("--metric_for_best_model loss", "--metric_for_best_model needs an evaluation"),
+        ("--dataloader_num_workers many", "--dataloader_num_workers must be a number or auto, got 'many'"),
+    ],
+)
+def test_what_validation_and_the_loader_lack_is_said(given, message):
+    with pytest.raises(UserError, match=message):
+        parse([*REQUIRED, *given.split()])
+
+
+@pytest.mark.parametrize(
+    ("given", "metric", "greater"),
+    [
+        ("", "eval_val_loss", False),
+        ("--metric_for_best_model val_accuracy", "eval_val_accuracy", True),
+        ("--eval_data_path a.json b.json --metric_for_best_model eval_b_loss", "eval_b_loss", False),
+    ],
+)
+def test_the_metric_for_the_best_model_is_one_of_a_set(given, metric, greater):
+    training = parse([*REQUIRED, *BEST.split(), *given.split()])[2]
+    assert (training.metric_for_best_model, training.greater_is_better) == (metric, greater)
+
+
+def test_evaluation_may_be_asked_for_by_its_older_name():
+    training = parse([*REQUIRED, "--eval_data_path", "a.json", "--evaluation_strategy", "epoch"])[2]
+    assert training.eval_strategy == "epoch"
 
 
 @pytest.mark.parametrize("pinned", [True, False])

@@ -276,10 +276,9 @@ def test_flags_after_the_script_and_variables_ahead_of_it_win(folder):
     assert (arguments["output_dir"], arguments["model_max_length"]) == ("my run", 4096)
 
 
-@pytest.mark.parametrize(("processors", "expected"), [(1, 1), (3, 3), (4, 4), (96, 4)])
-def test_data_workers_are_at_most_the_processors(folder, processors, expected):
-    (folder / "bin" / "nproc").write_text(f"#!/bin/sh\necho {processors}\n")
-    (folder / "bin" / "nproc").chmod(0o755)
+@pytest.mark.parametrize(("cores", "expected"), [(1, 1), (3, 2), (96, 8)])
+def test_data_workers_follow_from_the_processors_unless_they_are_given(folder, monkeypatch, cores, expected):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(cores))
     assert parsed(launched(folder, "finetune")[1])["dataloader_num_workers"] == expected
     assert parsed(launched(folder, "finetune", NUM_WORKERS="7")[1])["dataloader_num_workers"] == 7
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from llava.benchmark.timing import default_device
 from llava.errors import UserError
+from llava.train.loader import loader_settings, num_cores
 
 WORK = str(Path(__file__).parent / "work.py")
 NO_RANK = ("--deepspeed",)  # flags that a process which is no rank of the run does without
@@ -46,11 +47,6 @@ class Request:
     num_devices: int
     gpu_memory_mib: int | None
     decided: list[str]
-
-
-def num_cores() -> int:
-    """Those that this process may use, where the system says it."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main_memory() -> int:
@@ -196,6 +192,8 @@ def data(request: Request) -> dict:
     from llava.train.training_data import load_data, train_loader
 
     model_args, data_args, args = parse(without(request.flags, NO_RANK))
+    if args.workers_are_auto:  # chosen as of one rank, for this process is alone
+        args.dataloader_num_workers = loader_settings(num_cores(), local_ranks(request))[0]
     plan = look_at(find_folder(model_args.model_name_or_path, "--model_name_or_path", args.cache_dir))
     tokenizer = load_tokenizer(plan.path, padding_side="right", model_max_length=args.model_max_length)
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True

@@ -60,9 +60,13 @@ class Foldable(nn.Module):
         return super().train(mode)
 
     def folded_form_serves(self) -> bool:
-        """In evaluation, unless gradients of the weights themselves are wanted: folding would hide them."""
+        """In evaluation, unless gradients of the weights themselves are wanted, which folding would hide, or
+        ZeRO-3 holds the weights in pieces, which it gathers for the modules that own them alone."""
+        if not self.folds or self.training:
+            return False
+        is_in_pieces = any(hasattr(p, "ds_id") for p in self.parameters())
         wants_gradients = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
-        return self.folds and not self.training and not wants_gradients
+        return not is_in_pieces and not wants_gradients
 
     def fold(self, products: bool):
         """The form of the weights as they are now.

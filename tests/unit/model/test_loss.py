@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llava.model import loss as loss_module
-from llava.model.loss import language_loss
+from llava.model.loss import language_loss, token_sums
 from llava.model.sinkhorn import sinkhorn_lsd
 
 WIDTH, VOCABULARY = 24, 101
@@ -183,3 +183,17 @@ def test_the_regulariser_makes_no_second_tensor_of_the_logits_size_but_their_gra
         sinkhorn_lsd(logits, torch.randint(0, 5000, (300,)), 2.2, 0.12, 16).backward()
     assert largest.numel == logits.numel()
     assert largest.count[logits.numel()] <= 2  # the gradient is made once, and handed to the leaf
+
+
+@pytest.mark.parametrize("at_once", [7, 50])
+def test_a_validation_adds_up_what_all_logits_at_once_give(monkeypatch, at_once):
+    monkeypatch.setattr(loss_module, "MAX_LOGITS", at_once * VOCABULARY)
+    rows, targets, head = inputs()
+    logits = head(rows)
+    targets[:20] = logits[:20].argmax(dim=1)
+    right = (logits.argmax(dim=1) == targets).sum().item()
+    with torch.no_grad():
+        loss, count, num_right = token_sums(rows, targets, head).tolist()
+    assert (count, num_right) == (50, right)
+    assert loss == pytest.approx(F.cross_entropy(logits, targets, reduction="sum").item())
+    assert token_sums(rows[:0], targets[:0], head).tolist() == [0, 0, 0]

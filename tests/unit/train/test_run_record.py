@@ -48,6 +48,30 @@ def test_the_curve_leaves_out_what_is_not_finite(run, folder):
     assert Image.open(folder / "loss.png").size == (840, 480)
 
 
+def test_the_curve_has_validation_by_set_and_its_accuracy_below(run, folder):
+    args, state = run
+    for step, loss in ((10, 4.0), (20, math.nan), (30, 3.0)):
+        for name in ("val", "my_loss"):
+            figures = {f"eval_{name}_loss": loss, f"eval_{name}_accuracy": 0.5, f"eval_{name}_runtime": 1.0}
+            state.log_history.append({"step": step, **figures})
+    curves = run_record.metric_curves(state.log_history)
+    assert curves["eval_val_loss"] == curves["eval_my_loss_loss"] == [(10, 4.0), (30, 3.0)]
+    assert curves["eval_val_accuracy"] == [(10, 0.5), (20, 0.5), (30, 0.5)]
+    assert len(curves) == 5
+    run_record.draw_loss(args, state)
+    assert Image.open(folder / "loss.png").size == (840, 960)
+
+
+def test_the_workers_of_an_earlier_run_are_known_while_it_has_a_checkpoint(folder):
+    (folder / "run.json").write_text('{"training_arguments": {"dataloader_num_workers": 3}}')
+    assert run_record.earlier_workers(folder) is None
+    (folder / "checkpoint-2").mkdir()
+    (folder / "checkpoint-2" / "trainer_state.json").write_text("{}")
+    assert run_record.earlier_workers(folder) == 3
+    (folder / "run.json").write_text("half of")
+    assert run_record.earlier_workers(folder) is None
+
+
 def test_the_curve_s_mean_ends_at_each_point():
     assert run_record.running_mean([1.0, 3.0]) == [1.0, 2.0]
     assert run_record.running_mean([0.0] * 5 + [1.0] * run_record.SMOOTHING)[-1] == 1.0
@@ -63,7 +87,7 @@ def test_without_matplotlib_the_run_goes_on_and_says_so(run, folder, monkeypatch
 def test_a_record_that_cannot_be_written_is_said_and_the_run_goes_on(run, caplog):
     args, state = run  # the folder does not exist
     state.is_world_process_zero = True
-    run_record.RunRecord(None, None, None).on_log(args, state, None)
+    run_record.RunRecord(None, None, None, {}).on_log(args, state, None)
     assert "goes on" in caplog.text
 
 

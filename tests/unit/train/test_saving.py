@@ -59,6 +59,42 @@ def test_a_checkpoint_is_on_disk_before_it_has_its_name_and_named_before_old_one
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
 
 
+@pytest.mark.parametrize(
+    ("limit", "best", "left"),
+    [
+        (1, None, [8]),
+        (1, 2, [2, 8]),
+        (2, 2, [2, 8]),
+        (3, 2, [2, 6, 8]),
+        (1, 8, [8]),
+        (2, 3, [6, 8]),
+        (0, 2, [2, 4, 6, 8]),
+    ],
+)
+def test_the_newest_and_the_best_checkpoint_stay_within_the_limit(tmp_path, limit, best, left):
+    for step in (2, 4, 6):
+        write(tmp_path / f"checkpoint-{step}", saving.STATE_FILE)
+    write(tmp_path / saving.STAGING / "checkpoint-8", saving.STATE_FILE)
+    saving.publish_checkpoint(tmp_path, "checkpoint-8", limit, best and f"checkpoint-{best}")
+    assert [folder.name for folder in saving.checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in left]
+
+
+def test_a_new_result_takes_the_state_of_the_old_one_away_first(tmp_path, order):
+    """A kill in between leaves no mixture that says it is complete."""
+    write(tmp_path, saving.STATE_FILE, "model")
+    write(tmp_path / saving.STAGING, saving.STATE_FILE, "model")
+    unlinked = []
+    replace = saving.os.replace
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            saving.os,
+            "replace",
+            lambda *paths: unlinked.append((tmp_path / saving.STATE_FILE).exists()) or replace(*paths),
+        )
+        saving.publish_result(tmp_path)
+    assert unlinked == [False, False]
+
+
 def test_a_result_is_on_disk_before_the_state_says_that_it_is_there(tmp_path, order):
     paths = write(tmp_path / saving.STAGING, "model", "config.json", "zzz", saving.STATE_FILE)
     saving.publish_result(tmp_path)

@@ -1,0 +1,32 @@
+"""How many processes prepare a rank's batches, and how far ahead of the step."""
+
+import math
+import os
+
+MOST_WORKERS = 8  # prepare more than one GPU takes; each holds its own batches in memory
+MOST_AHEAD = 8
+
+
+def loader_settings(cores: int, ranks: int, accumulation: int = 1) -> tuple[int, int]:
+    """The rule of --dataloader_num_workers auto: (workers of a rank, batches that each prepares ahead).
+
+    A rank's share of the cores but one, which runs the rank itself; at least one worker, so that batches are
+    prepared while the device computes. Together they hold the batches of two steps.
+
+    Args:
+        cores: of this node.
+        ranks: on this node.
+        accumulation: batches that a rank takes in one step.
+    """
+    workers = max(1, min(MOST_WORKERS, cores // ranks - 1))
+    return workers, max(2, min(MOST_AHEAD, math.ceil(2 * accumulation / workers)))
+
+
+def num_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def local_ranks() -> int:
+    """Ranks on this node, as torchrun or DeepSpeed's launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
