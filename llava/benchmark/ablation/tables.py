@@ -102,7 +102,7 @@ def _table(study: Study, wanted: Table, lines: list[Line]) -> str:
     head += [*families, "GFLOP", "minutes", "seeds"]
     body = []
     for line in shown:
-        cells = [line.row.marks.get(mark, "") for mark in wanted.marks] or [line.row.name]
+        cells: list = [line.row.marks.get(mark, "") for mark in wanted.marks] or [line.row.name]
         cells += [line.tokens, mean_text(line.means)]
         if study.reference:
             cells.append(_difference(study.reference, line, lines))

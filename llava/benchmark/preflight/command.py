@@ -34,7 +34,7 @@ DECIDED = {  # by the memory, unless a variable says otherwise
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    script = {"dest": "script", "default": "v1_5/finetune", "metavar": "SCRIPT"}
+    script: dict = {"dest": "script", "default": "v1_5/finetune", "metavar": "SCRIPT"}
     add("--for", **script, help="a training script below scripts/")
     add("--skip", nargs="+", default=[], metavar="CHECK", help="leave out: steps, data, disk, deepspeed, ...")
     add("--gpus", type=int, help="forecast the memory for so many GPUs instead of those here")
