@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llava.command import Parser, exit_code
 
+ANSWERS = "answers, JSON lines"  # the help of a flag
 GOES_ON = (
     "\n\nA command that was killed goes on where it stopped. If nothing is left to do, no model is loaded."
 )

@@ -13,10 +13,9 @@ from llava.eval.session import FLAGS, Session
 from llava.eval.tasks import easy_vqa, ocr_bench, pope, science_qa, textvqa
 from llava.eval.tasks.shared import LETTERS
 from llava.inference import add_flags
-from llava.published.command import GOES_ON, Command
+from llava.published.command import ANSWERS, GOES_ON, Command
 from llava.wholefile import write_text
 
-ANSWERS = "answers, JSON lines"
 POPE_NAMES = {"accuracy": "Accuracy", "precision": "Precision", "recall": "Recall", "f1": "F1 score"}
 EASY_VQA_ROWS = {"model": "model", "question_only": "question only", "majority": "majority"}
 

@@ -7,10 +7,8 @@ from llava.eval.json_files import ID
 from llava.eval.records import load_answers, load_questions, texts_by_id
 from llava.eval.tasks import docvqa, gqa, mmbench, mmvet, seed, vizwiz, vqav2
 from llava.eval.tasks.shared import answers_by_id, by_id
-from llava.published.command import Command
+from llava.published.command import ANSWERS, Command
 from llava.wholefile import write_text
-
-ANSWERS = "answers, JSON lines"
 
 
 def convert_docvqa(args: argparse.Namespace) -> None:
