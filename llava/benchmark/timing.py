@@ -240,8 +240,7 @@ def write(folder: Path, name: str, content: dict, text: str) -> None:
 def paste(page: Path, name: str, text: str) -> None:
     """Put a result on a documentation page, between <!-- name --> and <!-- end name -->.
 
-    Raises:
-        UserError: if the page has no such place.
+    Raises UserError if the page has no such place.
     """
     before, start, end, after = _place(page, name)
     page.write_text(f"{before}{start}{text}{end}{after}")

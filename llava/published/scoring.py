@@ -146,8 +146,7 @@ def add_ocr_bench_flags(parser: argparse.ArgumentParser) -> None:
 def answer_ocr_bench(args: argparse.Namespace) -> None:
     """Answer what is unanswered, score what is answered, write and print.
 
-    Raises:
-        UserError: for what the user can mend; says how. The answers so far are kept.
+    Raises UserError for what the user can mend; says how. The answers so far are kept.
     """
     rows = check_questions(ocr_bench.read_questions(args.OCRBench_file), args.OCRBench_file)
     session, kept = Session(args), args.output_folder / f"{args.save_name}.answers.jsonl"

@@ -75,8 +75,7 @@ def conduct(study: Study, output_dir: Path, devices: Sequence[str]) -> list[dict
 
     Each result is a file of `output_dir`/runs, which a later call with the same settings reads instead.
 
-    Raises:
-        UserError: if runs failed, once all others are done; names them.
+    Raises UserError if runs failed, once all others are done; names them.
     """
     prepare(study, output_dir, devices[0])
     paths = {run.key: result_path(output_dir, run) for run in runs_of(study)}

@@ -96,8 +96,7 @@ def train(
 
     The order of scenes depends on the seed alone, so all rows see the same batches.
 
-    Raises:
-        UserError: if the loss is no longer finite.
+    Raises UserError if the loss is no longer finite.
     """
     projector = fields = None
     if run.row.projector != QUESTION_ONLY:

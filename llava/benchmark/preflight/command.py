@@ -75,8 +75,7 @@ def run(args: argparse.Namespace) -> None:
 def read_script(args: argparse.Namespace) -> tuple[dict, str]:
     """What the script would start, asked of the script itself.
 
-    Raises:
-        UserError: if there is no such script, or it refuses its variables.
+    Raises UserError if there is no such script, or it refuses its variables.
     """
     script = ROOT / "scripts" / f"{args.script.removesuffix('.sh')}.sh"
     if not script.is_file() or "launch.sh" not in script.read_text():

@@ -77,8 +77,7 @@ class Variant:
 def build_variants(model, names: list[str], scale_factors: list[int], dtype: torch.dtype) -> list[Variant]:
     """The uncompressed projector, then each name at each s.
 
-    Raises:
-        UserError: for a type that does not compress, or that prunes (it needs no projector of its own).
+    Raises UserError for a type that does not compress, or that prunes (it needs no projector of its own).
     """
     variants = [Variant(UNCOMPRESSED, None, model.get_projector())]
     for name in names:
