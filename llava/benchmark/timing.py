@@ -1,4 +1,4 @@
-"""What benchmarks share: a device's own clock, turns, work and memory of a call, where figures are from."""
+"""What benchmarks share: a device's own clock, turns, work and memory, figures' origin, flags and files."""
 
 from __future__ import annotations
 
