@@ -81,8 +81,7 @@ class Conversation:
     def with_system(self, text: str) -> Conversation:
         """A copy whose system part says `text`, within the template's own marks.
 
-        Raises:
-            UserError: if the template has no system part.
+        Raises UserError if the template has no system part.
         """
         if self.sep_style is SeparatorStyle.PLAIN:
             raise UserError("A plain template has no system part; choose a chat template.")
@@ -108,8 +107,7 @@ class Conversation:
     def segments(self) -> list[Segment]:
         """The prompt in pieces, targets being what follows a generation prompt, end of turn included.
 
-        Raises:
-            UserError: if roles do not alternate, user first, or the template cannot express the messages.
+        Raises UserError if roles do not alternate, user first, or the template cannot express the messages.
         """
         return [segment for _, segment in self._pieces() if segment.text]
 
@@ -300,8 +298,7 @@ def place_images(text: str, num_images: int, template: Conversation, use_im_star
     The images come first, a line each, unless the text says itself where they go. In a text without images
     <image> is letters, which stay as they are.
 
-    Raises:
-        UserError: if the text's own <image> marks differ from the images in number.
+    Raises UserError if the text's own <image> marks differ from the images in number.
     """
     if num_images == 0:
         return text
@@ -347,7 +344,6 @@ def question_prompt(
 ) -> MarkedPrompt:
     """The prompt of one question, up to the place where the answer begins.
 
-    Raises:
-        UserError: as place_images.
+    Raises UserError, as place_images.
     """
     return chat_prompt([(text, num_images, None)], template, use_im_start_end)

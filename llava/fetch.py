@@ -90,8 +90,7 @@ class _TimedHandler(urllib.request.AbstractHTTPHandler):
 def in_time(deadline: float, function: Callable, *arguments):
     """What a function gives that knows no timeout; it runs on by itself if that comes too late.
 
-    Raises:
-        TimeoutError: at the deadline.
+    Raises TimeoutError at the deadline.
     """
     future: concurrent.futures.Future = concurrent.futures.Future()
 
@@ -153,8 +152,7 @@ class _TimedTLS(_Timed, ssl.SSLSocket):
 def connect(address: tuple[str, int], deadline: float) -> socket.socket:
     """A connection to (host, port) that ends at `deadline`, as does the look-up of the host's name.
 
-    Raises:
-        OSError: if there is none.
+    Raises OSError if there is none.
     """
     error = OSError(f"{address[0]} has no address")
     for family, kind, protocol, _, place in in_time(

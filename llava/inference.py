@@ -164,9 +164,8 @@ def load_by_flags(args: argparse.Namespace) -> LoadedModel:
 def loading_options(args: argparse.Namespace) -> dict:
     """What load_pretrained_model takes, by the flags; those that `args` lacks are as by default.
 
-    Raises:
-        UserError: if an attention implementation is not installed, or cannot compute in the dtype, or if two
-            flags contradict each other.
+    Raises UserError if an attention implementation is not installed, or cannot compute in the dtype, or if
+    two flags contradict each other.
     """
     import torch
 

@@ -28,8 +28,7 @@ FLASH_FROM_HUB = "kernels"  # with this package transformers fetches flash atten
 def check_installed(attention: str) -> None:
     """Refuse an implementation of flash attention whose package is not there.
 
-    Raises:
-        UserError: with the flag, the package and how to get it.
+    Raises UserError with the flag, the package and how to get it.
     """
     module, package, how = FLASH_PACKAGES[attention]
     if not (find_spec(module) or find_spec(FLASH_FROM_HUB)):

@@ -100,8 +100,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Transparency, by a channel, a palette or a colour that stands for it, is laid on white.
 
-    Raises:
-        ImageError: for integers of 32 bits and floating-point numbers, whose range no file tells.
+    Raises ImageError for integers of 32 bits and floating-point numbers, whose range no file tells.
     """
     packing = _packing(image)
     image.load()  # some formats tell of their transparency only now

@@ -81,8 +81,7 @@ def open_text(path: str | Path, newline: str | None = None) -> Iterator[TextIO]:
 def open_bytes(path: str | Path) -> Iterator[BufferedReader]:
     """A file of text as its bytes.
 
-    Raises:
-        UserError: naming the file: if it cannot be opened, or is of another kind.
+    Raises UserError naming the file: if it cannot be opened, or is of another kind.
     """
     with _opened(path) as raw:
         if kind := kind_of(raw.peek(HEAD)[:HEAD]):

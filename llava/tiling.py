@@ -296,8 +296,7 @@ def parse_pinpoints(pinpoints: Sequence | str | None, side: int) -> tuple[Size, 
     """--image_grid_pinpoints: [width, height] lists, their text, or a range of grids "(1x1),...,(6x6)" of
     columns x rows; None is LLaVA-1.6's five grids.
 
-    Raises:
-        UserError: if it is none of these, or the side of a tile does not divide a resolution.
+    Raises UserError if it is none of these, or the side of a tile does not divide a resolution.
     """
     if pinpoints is None:
         return tuple((cols * side, rows * side) for cols, rows in ANYRES_GRIDS)

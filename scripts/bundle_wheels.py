@@ -72,8 +72,7 @@ class Machine:
 def read_installed(file: Path) -> dict[str, str]:
     """The lines NAME==VERSION of `pip list --format=freeze`, by canonical name.
 
-    Raises:
-        UserError: if a line says no version, as those of `pip freeze` may.
+    Raises UserError if a line says no version, as those of `pip freeze` may.
     """
     if not file.is_file():
         raise UserError(f"--installed {file} does not exist; write it with `pip list --format=freeze`.")

@@ -104,8 +104,7 @@ def _position_embeddings(path: Path, arrays: dict, weights: dict):
 def config_from_weights(weights: dict):
     """The `Dinov2Config` that these weights imply.
 
-    Raises:
-        UserError: naming the weights from which the sizes are read, when one is missing.
+    Raises UserError naming the weights from which the sizes are read, when one is missing.
     """
     from transformers import Dinov2Config
 
@@ -136,8 +135,7 @@ def config_from_weights(weights: dict):
 def convert(onnx_path: Path, output: Path) -> bool:
     """Convert one export; returns False when `output` was already complete.
 
-    Raises:
-        UserError: if the file is unreadable, or its weights do not fill the model exactly.
+    Raises UserError if the file is unreadable, or its weights do not fill the model exactly.
     """
     return write_folder(output, REQUIRED, lambda folder: _write(onnx_path, folder))
 

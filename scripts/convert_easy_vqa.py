@@ -28,8 +28,7 @@ OUTPUTS = ("pretrain.json", "finetune.json", "train_questions.jsonl", "test_ques
 def load_questions(data: Path, split: str) -> list[tuple[str, str, str]]:
     """One split's (question, answer, image path relative to `data`), in the package's order.
 
-    Raises:
-        UserError: if the file is missing or malformed, an answer is unknown, or an image is missing.
+    Raises UserError if the file is missing or malformed, an answer is unknown, or an image is missing.
     """
     path = data / split / "questions.json"
     remedy = "unpack the easy-vqa package again (scripts/quickstart.sh does)"
@@ -118,8 +117,7 @@ def open_questions(rows: list[tuple[str, str, str]]) -> list[dict]:
 def convert(data: Path, output: Path) -> bool:
     """Convert the package's data folder; returns False when `output` was already complete.
 
-    Raises:
-        UserError: as `load_questions`.
+    Raises UserError, as `load_questions`.
     """
     return write_folder(output, OUTPUTS, lambda folder: _write(data, folder))
 

@@ -23,8 +23,7 @@ REQUIRED = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_con
 def convert(gguf_path: Path, output: Path) -> bool:
     """Convert one file; returns False when `output` was already complete.
 
-    Raises:
-        UserError: if the file is missing, not GGUF, cut short, or of an unknown architecture.
+    Raises UserError if the file is missing, not GGUF, cut short, or of an unknown architecture.
     """
     return write_folder(output, REQUIRED, lambda folder: _write(gguf_path, folder))
 

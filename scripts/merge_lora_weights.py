@@ -22,8 +22,7 @@ REQUIRED = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
 def merge(model_path: str, model_base: str | None, output: Path) -> bool:
     """Write the folder; returns False when it was already complete.
 
-    Raises:
-        UserError: if model_path holds no adapters, the base is not found, or weights do not fit.
+    Raises UserError if model_path holds no adapters, the base is not found, or weights do not fit.
     """
     return write_folder(output, REQUIRED, lambda folder: _write(model_path, model_base, folder))
 

@@ -20,6 +20,7 @@ from llava.benchmark.timing import (
     provenance,
     table,
 )
+from llava.decoding import Decoding
 from llava.inference import add_flags, load_model
 
 PLAIN, HEATMAP, DISTRIBUTION, REPORTED = "plain", "heatmap", "distribution", "output_attentions"
@@ -53,13 +54,9 @@ def ways(model, tokenizer, question, num_new: int) -> dict[str, Callable[[], obj
         return model.generate(
             inputs_embeds=question.merged.inputs_embeds,
             attention_mask=question.merged.attention_mask.long(),
-            max_new_tokens=num_new,
             min_new_tokens=num_new,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
             pad_token_id=tokenizer.pad_token_id,
+            **Decoding(max_new_tokens=num_new).kwargs(),
             **options,
         )
 
@@ -105,13 +102,8 @@ def run(args: argparse.Namespace) -> None:
         f"heads, {question.merged.inputs_embeds.shape[1]} positions and {args.new_tokens} new tokens.\n"
     )
     columns = ["generation", "seconds, median", "against plain", "most memory at a time, MiB"]
-    rows = [
-        [
-            name,
-            f"{seconds[name]:.2f}",
-            f"{seconds[name] / seconds[PLAIN]:.2f}x",
-            f"{peak_mib(call, device):.1f}",
-        ]
-        for name, call in calls.items()
-    ]
+    rows = []
+    for name, call in calls.items():
+        ratio, most = seconds[name] / seconds[PLAIN], peak_mib(call, device)
+        rows.append([name, f"{seconds[name]:.2f}", f"{ratio:.2f}x", f"{most:.1f}"])
     print(table(columns, rows))

@@ -138,8 +138,7 @@ def run(args: argparse.Namespace) -> None:
 def card_name() -> str:
     """The first GPU's name as part of a folder's: nvidia_h100_80gb_hbm3.
 
-    Raises:
-        UserError: if nvidia-smi names none.
+    Raises UserError if nvidia-smi names none.
     """
     names = nvidia_smi("name")
     if not names:

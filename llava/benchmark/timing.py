@@ -1,4 +1,4 @@
-"""What benchmarks share: a device's own clock, turns, work and memory of a call, where figures are from."""
+"""What benchmarks share: a device's own clock, turns, work and memory, figures' origin, flags and files."""
 
 from __future__ import annotations
 
@@ -240,8 +240,7 @@ def write(folder: Path, name: str, content: dict, text: str) -> None:
 def paste(page: Path, name: str, text: str) -> None:
     """Put a result on a documentation page, between <!-- name --> and <!-- end name -->.
 
-    Raises:
-        UserError: if the page has no such place.
+    Raises UserError if the page has no such place.
     """
     before, start, end, after = _place(page, name)
     page.write_text(f"{before}{start}{text}{end}{after}")

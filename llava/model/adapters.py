@@ -60,8 +60,7 @@ def read_adapter_config(folder: Path):
 
     Published ones name q_proj and the like, which a vision tower has too.
 
-    Raises:
-        UserError: if it is damaged, or another kind of adapter.
+    Raises UserError if it is damaged, or another kind of adapter.
     """
     from peft import LoraConfig
 
@@ -85,9 +84,8 @@ def adapter_file(folder: Path) -> Path:
 def load_adapters(model: PreTrainedModel, folder: Path) -> None:
     """Fill the adapters that the model has, and the biases that learnt with them, from a folder.
 
-    Raises:
-        UserError: if the file is missing or damaged, a weight is missing, unexpected or of another shape, or
-            the adapters were trained at another scale than the model's have.
+    Raises UserError if the file is missing or damaged, a weight is missing, unexpected or of another shape,
+    or the adapters were trained at another scale than the model's have.
     """
     _check_scale(model, folder)
     file = adapter_file(folder)

@@ -43,8 +43,7 @@ def projector_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def read_projector(file: str | Path) -> dict[str, Tensor]:
     """mm_projector.bin, as projector_state.
 
-    Raises:
-        UserError: if the file is missing, damaged, or holds no projector.
+    Raises UserError if the file is missing, damaged, or holds no projector.
     """
     state = read_bin(file, "run stage 1 (scripts/v1_5/pretrain.sh) first.")
     cut = projector_state(state)
@@ -60,8 +59,7 @@ def load_projector(model: nn.Module, state: dict[str, Tensor], source: str) -> N
 
     A stage 1 without a newline may come before a stage 2 with one, which then begins as it is initialised.
 
-    Raises:
-        UserError: if weights do not fit; or a newline came that this model would not use.
+    Raises UserError if weights do not fit; or a newline came that this model would not use.
     """
     weights = {key: value for key, value in state.items() if key != NEWLINE}
     newline = getattr(model.get_model(), NEWLINE, None)
@@ -95,8 +93,7 @@ def check_fit(own: dict[str, Tensor], state: dict[str, Tensor], needed: Iterable
 def load_exactly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """load_state_dict that lists each missing, unexpected and mis-shaped key, and then loads nothing.
 
-    Raises:
-        UserError: with that list.
+    Raises UserError with that list.
     """
     with gathered(module.parameters(), write=True):
         own = module.state_dict()

@@ -65,8 +65,7 @@ def check_present(file: Path, remedy: str = AGAIN) -> None:
 def check_weights(file: Path, remedy: str = AGAIN) -> None:
     """Refuse a file of weights (.safetensors, or torch.save's) that is not whole, by its header alone.
 
-    Raises:
-        UserError: as check_present; or if the file is cut short or holds something else.
+    Raises UserError, as check_present; or if the file is cut short or holds something else.
     """
     check_present(file, remedy)
     try:
@@ -86,8 +85,7 @@ def check_weights(file: Path, remedy: str = AGAIN) -> None:
 def read_json(file: Path) -> dict:
     """The object in a JSON file.
 
-    Raises:
-        UserError: as check_present; or if the file is not JSON, or holds another value than an object.
+    Raises UserError, as check_present; or if the file is not JSON, or holds another value than an object.
     """
     check_present(file)
     try:
@@ -125,8 +123,7 @@ def read_bin(file: str | Path, remedy: str = AGAIN, mmap: bool = False) -> dict[
 def weight_map(index: Path) -> dict[str, str]:
     """Name of a weight to name of its file, from the index of a model in shards.
 
-    Raises:
-        UserError: as read_json; or if there is no such table.
+    Raises UserError, as read_json; or if there is no such table.
     """
     names = read_json(index).get("weight_map")
     if not (isinstance(names, dict) and names and all(isinstance(name, str) for name in names.values())):
@@ -142,8 +139,7 @@ def model_file(folder: Path) -> Path | None:
 def check_model(folder: Path) -> None:
     """Refuse a whole model's folder with a file that is missing or not whole, ahead of reading its weights.
 
-    Raises:
-        UserError: with the first such file; of missing shards with all of them.
+    Raises UserError with the first such file; of missing shards with all of them.
     """
     for name in ("config.json", "generation_config.json"):
         if (folder / name).is_file():
@@ -169,8 +165,7 @@ def check_model(folder: Path) -> None:
 def weight_names(folder: Path) -> list[str]:
     """Names of all weights of a whole model's folder, without reading a weight; none if it has no weights.
 
-    Raises:
-        UserError: if the file that lists them is damaged.
+    Raises UserError if the file that lists them is damaged.
     """
     file = model_file(folder)
     if file is None:
@@ -187,8 +182,7 @@ def weight_names(folder: Path) -> list[str]:
 def read_weights(folder: Path, names: set[str]) -> dict[str, Tensor]:
     """These weights of a whole model's folder; no other is read, of shards only those that hold one.
 
-    Raises:
-        UserError: if a file that holds one is missing or damaged.
+    Raises UserError if a file that holds one is missing or damaged.
     """
     source = model_file(folder)
     assert source is not None, folder

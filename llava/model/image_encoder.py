@@ -52,9 +52,8 @@ class ImageEncoder(Model):
     def tokens_per_image(self, scale_factor: int | None = None) -> int:
         """M at s, by default model.config.scale_factor.
 
-        Raises:
-            UserError: if the model is text-only, or s does not divide the grid, or is given for a projector
-                that does not compress.
+        Raises UserError if the model is text-only, or s does not divide the grid, or is given for a projector
+        that does not compress.
         """
         tower, projector = self.vision_parts()
         if scale_factor is not None and not projector.compresses:
@@ -71,8 +70,7 @@ class ImageEncoder(Model):
     def set_scale_factor(self, scale_factor: int) -> None:
         """Make s the one of every call that does not say.
 
-        Raises:
-            UserError: as tokens_per_image, which checks it.
+        Raises UserError, as tokens_per_image, which checks it.
         """
         self.tokens_per_image(scale_factor)
         self.config.scale_factor = scale_factor
@@ -80,8 +78,7 @@ class ImageEncoder(Model):
     def view_grid(self, scale_factor: int | None = None) -> int:
         """g: the M tokens of a view are g x g equal squares of it, row-major.
 
-        Raises:
-            UserError: if they are not, or the model is text-only.
+        Raises UserError if they are not, or the model is text-only.
         """
         tower, projector = self.vision_parts()
         grid = projector.output_grid(tower.grid_side, self.scale_factor_of(scale_factor))
@@ -101,8 +98,7 @@ class ImageEncoder(Model):
     def visual_positions_of(self, size: tuple[int, int], scale_factor: int | None = None) -> int:
         """Positions that an image of (width, height) pixels takes in a prompt: its tokens and separators.
 
-        Raises:
-            UserError: as tokens_per_image; or if tiles are to be joined whose tokens are no grid.
+        Raises UserError, as tokens_per_image; or if tiles are to be joined whose tokens are no grid.
         """
         return num_positions(self.tiling, tuple(size), self.tokens_per_view(scale_factor))
 
@@ -115,8 +111,7 @@ class ImageEncoder(Model):
     def encode_images(self, images: Tensor, scale_factor: int | None = None) -> Tensor:
         """float[V, 3, H, W], normalised, to float[V, M, D]; s is by default model.config.scale_factor.
 
-        Raises:
-            UserError: if the model is text-only.
+        Raises UserError if the model is text-only.
         """
         tower, projector = self.vision_parts()
         images = images.to(tower.device, non_blocking=True)

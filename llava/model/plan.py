@@ -77,8 +77,7 @@ class CheckpointPlan:
         """What learnt apart from a whole model: stage 1's projector by its own names, or what learnt beside
         adapters by the plain model's names; perhaps nothing.
 
-        Raises:
-            UserError: if the file is damaged, or the projector's is missing.
+        Raises UserError if the file is damaged, or the projector's is missing.
         """
         if self.kind is Kind.PROJECTOR:
             return read_projector(self.path / PROJECTOR_FILE)
@@ -96,9 +95,8 @@ class CheckpointPlan:
     def config(self) -> PretrainedConfig:
         """The configuration of our class; the type of projector is the one that the weights have.
 
-        Raises:
-            UserError: if config.json is missing or damaged, its family is unknown, or a value has the wrong
-                type.
+        Raises UserError if config.json is missing or damaged, its family is unknown, or a value has the wrong
+        type.
         """
         file = self.path / "config.json"
         config = config_of(self.saved or read_json(file), file)
@@ -142,8 +140,7 @@ class CheckpointPlan:
 def find_folder(name_or_path: str | Path, flag: str, cache_dir: str | None = None) -> Path:
     """The folder itself, or the hub repository of that name, fetched into the cache.
 
-    Raises:
-        UserError: if there is neither, or the hub cannot be reached; names the flag.
+    Raises UserError if there is neither, or the hub cannot be reached; names the flag.
     """
     path = Path(name_or_path)
     if path.is_dir():

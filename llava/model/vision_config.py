@@ -104,8 +104,7 @@ def default_levels(depth: int, selected: int) -> list[int]:
 def resolve_levels(levels: list[int] | None, depth: int, select_layer: int) -> list[int]:
     """The levels a tower gives, as ascending indices of its hidden states.
 
-    Raises:
-        UserError: if they are not strictly increasing or leave the tower's range.
+    Raises UserError if they are not strictly increasing or leave the tower's range.
     """
     if levels is None:
         return default_levels(depth, resolve_select_layer(select_layer, depth))

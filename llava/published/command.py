@@ -3,10 +3,12 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import cleandoc
 from pathlib import Path
 
 from llava.command import Parser, exit_code
 
+ANSWERS = "answers, JSON lines"  # the help of a flag
 GOES_ON = (
     "\n\nA command that was killed goes on where it stopped. If nothing is left to do, no model is loaded."
 )
@@ -27,8 +29,8 @@ class Command:
     name: str
     description: str
     flags: dict[str, str | dict]
-    action: Callable[[argparse.Namespace], None]
-    own_flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    action: Callable[[argparse.Namespace], object]
+    own_flags: Callable[[argparse.ArgumentParser], object] = lambda parser: None
 
     def main(self, argv: list[str] | None = None) -> int:
         parser = Parser(
@@ -42,3 +44,13 @@ class Command:
         self.own_flags(parser)
         args = parser.parse_args(argv)
         return exit_code(lambda: self.action(args))
+
+
+def command(
+    name: str,
+    flags: dict[str, str | dict],
+    own_flags: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
+    note: str = "",
+) -> Callable[[Callable[[argparse.Namespace], object]], Command]:
+    """Makes a Command of the function below it, whose docstring is what --help says, and then `note`."""
+    return lambda action: Command(name, f"{cleandoc(action.__doc__ or '')}{note}", flags, action, own_flags)

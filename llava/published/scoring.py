@@ -13,16 +13,23 @@ from llava.eval.session import FLAGS, Session
 from llava.eval.tasks import easy_vqa, ocr_bench, pope, science_qa, textvqa
 from llava.eval.tasks.shared import LETTERS
 from llava.inference import add_flags
-from llava.published.command import GOES_ON, Command
+from llava.published.command import ANSWERS, GOES_ON, command
 from llava.wholefile import write_text
 
-ANSWERS = "answers, JSON lines"
 POPE_NAMES = {"accuracy": "Accuracy", "precision": "Precision", "recall": "Recall", "f1": "F1 score"}
 EASY_VQA_ROWS = {"model": "model", "question_only": "question only", "majority": "majority"}
 
 
+@command(
+    "llava.eval.eval_pope",
+    {
+        "--annotation-dir": "POPE's folder of coco_pope_*.json",
+        "--question-file": f"LLaVA's {pope.QUESTIONS}",
+        "--result-file": ANSWERS,
+    },
+)
 def score_pope(args: argparse.Namespace) -> None:
-    """Print the five measures of each category, and their means."""
+    """Score POPE's answers: the five measures of each category, and their means."""
     rows = pope.with_labels(pope.read_questions(args.question_file), args.annotation_dir)
     answers = texts_by_id(rows, load_answers(args.result_file), args.result_file)
     for category, measures in pope.score(rows, answers).table.items():
@@ -35,7 +42,15 @@ def score_pope(args: argparse.Namespace) -> None:
         print("====================================")
 
 
+def add_textvqa_results(parser: argparse.ArgumentParser) -> None:
+    results = parser.add_mutually_exclusive_group(required=True)
+    results.add_argument("--result-file", type=Path, help=ANSWERS)
+    results.add_argument("--result-dir", type=Path, help="a folder of such files, *.jsonl")
+
+
+@command("llava.eval.eval_textvqa", {"--annotation-file": textvqa.ANNOTATIONS}, add_textvqa_results)
 def score_textvqa(args: argparse.Namespace) -> None:
+    """Score TextVQA's answers by soft accuracy."""
     files = [args.result_file] if args.result_file else sorted(args.result_dir.glob("*.jsonl"))
     if not files:
         raise UserError(
@@ -49,12 +64,6 @@ def score_textvqa(args: argparse.Namespace) -> None:
             [vqa_soft_accuracy(row["text"], known["answers"]) for row, known in zip(rows, found, strict=True)]
         ).value
         print(f"{file.stem}\nSamples: {len(rows)}\nAccuracy: {100 * accuracy:.2f}%\n")
-
-
-def add_textvqa_results(parser: argparse.ArgumentParser) -> None:
-    results = parser.add_mutually_exclusive_group(required=True)
-    results.add_argument("--result-file", type=Path, help=ANSWERS)
-    results.add_argument("--result-dir", type=Path, help="a folder of such files, *.jsonl")
 
 
 def analyse_science_qa(
@@ -92,7 +101,19 @@ def analyse_science_qa(
     return rows
 
 
+@command(
+    "llava.eval.eval_science_qa",
+    {
+        "--base-dir": f"{science_qa.PROBLEMS} and {science_qa.SPLITS}",
+        "--result-file": ANSWERS,
+        "--output-file": "right and wrong answers, JSON",
+        "--output-result": "accuracy and what was parsed, JSON",
+        "--split": {"default": "test"},
+        "--options": {"nargs": "+", "default": list(LETTERS), "help": "the options' letters"},
+    },
+)
 def score_science_qa(args: argparse.Namespace) -> None:
+    """Score ScienceQA's answers: accuracy over all questions, and over those with an image."""
     problems = science_qa.read_problems(args.base_dir, args.split)
     answers = load_answers(args.result_file, {**ANSWER, "prompt": str})
     rows = analyse_science_qa(problems, answers, args.options, args.result_file)
@@ -116,7 +137,17 @@ def score_science_qa(args: argparse.Namespace) -> None:
     write_text(args.output_result, json.dumps(result, indent=2))
 
 
+@command(
+    "llava.eval.eval_easy_vqa",
+    {
+        "--question-file": "test questions, JSON lines",
+        "--answers-file": "what llava.eval.model_vqa_loader wrote",
+        "--train-question-file": "train questions: the baselines' source",
+        "--output": {"type": Path, "help": "write the scores here as JSON"},
+    },
+)
 def score_easy_vqa(args: argparse.Namespace) -> None:
+    """Score easy-VQA answers beside two blind baselines and print a table."""
     scores = easy_vqa.score(
         read_jsonl(args.question_file, easy_vqa.TEST_QUESTION),
         load_answers(args.answers_file),
@@ -144,12 +175,19 @@ def add_ocr_bench_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, "--image_folder", "--max_new_tokens", *FLAGS, **own)
 
 
+@command(
+    "llava.eval.eval_ocr_bench",
+    {
+        "--OCRBench_file": {"type": Path, "default": Path("OCRBench/OCRBench.json"), "help": "the questions"},
+        "--output_folder": {"type": Path, "default": Path("results")},
+        "--save_name": {"required": True, "help": "the result's file name without .json"},
+        "--num_workers": {"type": int, "help": "taken for compatibility; images are read ahead without it"},
+    },
+    add_ocr_bench_flags,
+    GOES_ON,
+)
 def answer_ocr_bench(args: argparse.Namespace) -> None:
-    """Answer what is unanswered, score what is answered, write and print.
-
-    Raises:
-        UserError: for what the user can mend; says how. The answers so far are kept.
-    """
+    """Answer and score OCRBench: questions with "predict" and "result" into OUTPUT_FOLDER/SAVE_NAME.json."""
     rows = check_questions(ocr_bench.read_questions(args.OCRBench_file), args.OCRBench_file)
     session, kept = Session(args), args.output_folder / f"{args.save_name}.answers.jsonl"
     answered = session.answer(rows, kept, args.image_folder, args.max_new_tokens)
@@ -172,66 +210,4 @@ def answer_ocr_bench(args: argparse.Namespace) -> None:
     print(f"results: {path}")
 
 
-COMMANDS = (
-    Command(
-        "llava.eval.eval_pope",
-        "Score POPE's answers: the five measures of each category, and their means.",
-        {
-            "--annotation-dir": "POPE's folder of coco_pope_*.json",
-            "--question-file": f"LLaVA's {pope.QUESTIONS}",
-            "--result-file": ANSWERS,
-        },
-        score_pope,
-    ),
-    Command(
-        "llava.eval.eval_textvqa",
-        "Score TextVQA's answers by soft accuracy.",
-        {"--annotation-file": textvqa.ANNOTATIONS},
-        score_textvqa,
-        add_textvqa_results,
-    ),
-    Command(
-        "llava.eval.eval_science_qa",
-        "Score ScienceQA's answers: accuracy over all questions, and over those with an image.",
-        {
-            "--base-dir": f"{science_qa.PROBLEMS} and {science_qa.SPLITS}",
-            "--result-file": ANSWERS,
-            "--output-file": "right and wrong answers, JSON",
-            "--output-result": "accuracy and what was parsed, JSON",
-            "--split": {"default": "test"},
-            "--options": {"nargs": "+", "default": list(LETTERS), "help": "the options' letters"},
-        },
-        score_science_qa,
-    ),
-    Command(
-        "llava.eval.eval_easy_vqa",
-        "Score easy-VQA answers beside two blind baselines and print a table.",
-        {
-            "--question-file": "test questions, JSON lines",
-            "--answers-file": "what llava.eval.model_vqa_loader wrote",
-            "--train-question-file": "train questions: the baselines' source",
-            "--output": {"type": Path, "help": "write the scores here as JSON"},
-        },
-        score_easy_vqa,
-    ),
-    Command(
-        "llava.eval.eval_ocr_bench",
-        'Answer and score OCRBench: its questions with "predict" and "result" into '
-        "OUTPUT_FOLDER/SAVE_NAME.json." + GOES_ON,
-        {
-            "--OCRBench_file": {
-                "type": Path,
-                "default": Path("OCRBench/OCRBench.json"),
-                "help": "the questions",
-            },
-            "--output_folder": {"type": Path, "default": Path("results")},
-            "--save_name": {"required": True, "help": "the result's file name without .json"},
-            "--num_workers": {
-                "type": int,
-                "help": "taken for compatibility; images are read ahead without it",
-            },
-        },
-        answer_ocr_bench,
-        add_ocr_bench_flags,
-    ),
-)
+COMMANDS = (score_pope, score_textvqa, score_science_qa, score_easy_vqa, answer_ocr_bench)

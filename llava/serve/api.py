@@ -33,9 +33,8 @@ def build_parser(prog: str = "python -m llava.serve.api") -> argparse.ArgumentPa
 def load_app(args: argparse.Namespace):
     """Load the model and build the application.
 
-    Raises:
-        UserError: for a folder that holds no model, an unknown template, an empty key, or an attention
-            implementation that cannot be used here.
+    Raises UserError for a folder that holds no model, an unknown template, an empty key, or an attention
+    implementation that cannot be used here.
     """
     from llava.mm_utils import get_model_name_from_path
     from llava.serve.app import Limits, create_app

@@ -105,8 +105,7 @@ class Server:
     def prepare(self, chat: ChatRequest) -> Request:
         """Read the images and tokenize.
 
-        Raises:
-            UserError: if something is beyond a limit, or cannot be read.
+        Raises UserError if something is beyond a limit, or cannot be read.
         """
         limits, engine = self.limits, self.engine
         longest = chat.max_completion_tokens or chat.max_tokens or limits.default_new_tokens

@@ -113,8 +113,7 @@ class Chat:
     def set_visual_tokens(self, num_tokens: int) -> None:
         """Spend that many tokens on each view of a picture from now on, earlier pictures included.
 
-        Raises:
-            UserError: if the model cannot; names the choices.
+        Raises UserError if the model cannot; names the choices.
         """
         budgets = token_budgets(self.model)
         if num_tokens not in budgets:

@@ -56,8 +56,7 @@ def read_image(source: str):
 def run(args: argparse.Namespace) -> None:
     """Load the model, then talk until the input ends.
 
-    Raises:
-        UserError: for what the user can mend ahead of the conversation; says how.
+    Raises UserError for what the user can mend ahead of the conversation; says how.
     """
     decoding = Decoding(args.temperature, args.top_p, max_new_tokens=args.max_new_tokens)
     images = [read_image(source) for source in args.image_file]

@@ -79,10 +79,7 @@ class Event:
 
 
 class Ticket:
-    """A place with the engine, held from before a request is read until its answer is sent.
-
-    As a context manager it frees the place at the end of the block, and ends an answer under way.
-    """
+    """A place with the engine, held from before a request is read until its answer is sent."""
 
     def __init__(self, engine: "Engine"):
         self._engine = engine
@@ -100,16 +97,10 @@ class Ticket:
         self._engine._enqueue(self._answer)
 
     def close(self) -> None:
-        """Free the place; a second call does nothing."""
+        """Free the place, and end an answer under way; a second call does nothing."""
         if self._is_open:
             self._is_open = False
             self._engine._release(self._answer)
-
-    def __enter__(self) -> "Ticket":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.close()
 
 
 class Answer:

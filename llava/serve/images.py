@@ -53,8 +53,7 @@ class ImageLimits:
 def read_images(urls: Iterable[str], limits: ImageLimits) -> Iterator[Image.Image]:
     """A request's `image_url`s as RGB images, each when it is asked for.
 
-    Raises:
-        UserError: if one is no picture, beyond a limit, or may not be fetched.
+    Raises UserError if one is no picture, beyond a limit, or may not be fetched.
     """
     deadline = time.monotonic() + limits.seconds
     for url in urls:

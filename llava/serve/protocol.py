@@ -236,8 +236,7 @@ def refuse_unsupported(fields: dict[str, Any], neutral: dict[str, tuple[Any, ...
 def read_request(body: bytes) -> ChatRequest:
     """A body's request, lone surrogates in it replaced by U+FFFD.
 
-    Raises:
-        UserError: if it is none; names the first place that is wrong.
+    Raises UserError if it is none; names the first place that is wrong.
     """
     try:
         try:

@@ -17,8 +17,7 @@ ARGS = "LLAVA_API_ARGS"  # flags of python -m llava.serve.api; --host and --port
 def replica_options(environment: dict[str, str]) -> dict:
     """A deployment's options by LLAVA_{MIN,MAX}_REPLICAS, LLAVA_TARGET_REQUESTS, LLAVA_NUM_{CPUS,GPUS}.
 
-    Raises:
-        UserError: for a value that is no number, or replicas out of order.
+    Raises UserError for a value that is no number, or replicas out of order.
     """
     least = int(_number(environment, "LLAVA_MIN_REPLICAS", 1))
     most = int(_number(environment, "LLAVA_MAX_REPLICAS", 1))

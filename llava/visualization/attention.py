@@ -17,8 +17,7 @@ from llava.visualization.influence import before_last, relevance, rollout
 def resolve_layers(layers: Sequence[int], num_layers: int) -> list[int]:
     """Layer indices in 0..num_layers-1; negative ones count from the end, repeated ones are kept once.
 
-    Raises:
-        UserError: for an index outside the model; names the range.
+    Raises UserError for an index outside the model; names the range.
     """
     for layer in layers:
         if not -num_layers <= layer < num_layers:
@@ -32,8 +31,7 @@ def resolve_layers(layers: Sequence[int], num_layers: int) -> list[int]:
 def over_heads(model: PreTrainedModel, head: int | None) -> Reduce[Tensor]:
     """float[heads, ...] to float[...]: one head, from 0, or with None the mean.
 
-    Raises:
-        UserError: for a head that the model does not have.
+    Raises UserError for a head that the model does not have.
     """
     num_heads = model.config.num_attention_heads
     if head is None:

@@ -106,8 +106,7 @@ class TokenMap:
     def tables(self, weights: np.ndarray) -> list[np.ndarray]:
         """float32[rows*g, cols*g] for each canvas: its tokens' weights, 0 where there is no token.
 
-        Raises:
-            UserError: if there is not one weight for each token.
+        Raises UserError if there is not one weight for each token.
         """
         if len(weights) != len(self.order):
             raise UserError(f"{len(weights)} weights came for {len(self.order)} visual tokens.")

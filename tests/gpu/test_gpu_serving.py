@@ -7,7 +7,7 @@ import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from queue import Queue
 
 import pytest
@@ -50,7 +50,7 @@ def answer(engine, index: int) -> tuple[str, str]:
     prompt = question_prompt(text, len(images), TEMPLATE)
     request = engine.prepare(prompt, images, Decoding(max_new_tokens=longest))
     events: Queue = Queue()
-    with engine.admit() as ticket:
+    with closing(engine.admit()) as ticket:
         ticket.start(request, events.put)
         said = ""
         while True:

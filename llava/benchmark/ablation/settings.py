@@ -159,9 +159,8 @@ class Run:
 def read_study(path: Path) -> Study:
     """The study that a YAML file describes.
 
-    Raises:
-        UserError: for a file that is not there, an unknown key, a missing one, a value of the wrong kind, a
-            projector or switch that does not exist, a table of unknown rows.
+    Raises UserError for a file that is not there, an unknown key, a missing one, a value of the wrong kind, a
+    projector or switch that does not exist, a table of unknown rows.
     """
     try:
         content = yaml.safe_load(read_text(path))

@@ -48,15 +48,8 @@ class Workplace:
 
     def do(self, run: Run) -> dict:
         reader = make_reader(self.study.reader, self.codec, run.seed)
-        return run_once(
-            run,
-            self.study.training,
-            reader,
-            self.splits,
-            self.states,
-            self.device,
-            lambda batches: tqdm(batches, desc=run.key, mininterval=10),
-        )
+        parts = (self.study.training, reader, self.splits, self.states, self.device)
+        return run_once(run, *parts, lambda batches: tqdm(batches, desc=run.key, mininterval=10))
 
 
 def shared_states(study: Study, output_dir: Path, device: str) -> HiddenStates:
@@ -72,14 +65,8 @@ def shared_states(study: Study, output_dir: Path, device: str) -> HiddenStates:
 def prepare(study: Study, output_dir: Path, device: str) -> None:
     """Draw the scenes and look at them, unless that was done."""
     data = study.data
-    write_dataset(
-        data.folder,
-        num_train=data.num_train,
-        num_test=data.num_test,
-        size=data.image_size,
-        seed=data.seed,
-        rounds=data.rounds,
-    )
+    numbers = {name: getattr(data, name) for name in ("num_train", "num_test", "seed", "rounds")}
+    write_dataset(data.folder, size=data.image_size, **numbers)
     shared_states(study, output_dir, device)
 
 
@@ -88,8 +75,7 @@ def conduct(study: Study, output_dir: Path, devices: Sequence[str]) -> list[dict
 
     Each result is a file of `output_dir`/runs, which a later call with the same settings reads instead.
 
-    Raises:
-        UserError: if runs failed, once all others are done; names them.
+    Raises UserError if runs failed, once all others are done; names them.
     """
     prepare(study, output_dir, devices[0])
     paths = {run.key: result_path(output_dir, run) for run in runs_of(study)}

@@ -102,7 +102,7 @@ def _table(study: Study, wanted: Table, lines: list[Line]) -> str:
     head += [*families, "GFLOP", "minutes", "seeds"]
     body = []
     for line in shown:
-        cells = [line.row.marks.get(mark, "") for mark in wanted.marks] or [line.row.name]
+        cells: list = [line.row.marks.get(mark, "") for mark in wanted.marks] or [line.row.name]
         cells += [line.tokens, mean_text(line.means)]
         if study.reference:
             cells.append(_difference(study.reference, line, lines))
@@ -116,11 +116,8 @@ def _difference(reference: str, line: Line, lines: list[Line]) -> str:
     """Mean difference to the reference at the same s, seed by seed, in points, with its interval."""
     if line.row.name == reference:
         return "–"
-    other = [
-        other for other in lines if (other.row.name, other.scale_factor) == (reference, line.scale_factor)
-    ]
-    if not other:
-        return ""
-    theirs = dict(zip(other[0].seeds, other[0].means, strict=True))
+    at = (reference, line.scale_factor)
+    other = next((other for other in lines if (other.row.name, other.scale_factor) == at), None)
+    theirs = dict(zip(other.seeds, other.means, strict=True)) if other else {}
     pairs = [mean - theirs[seed] for seed, mean in zip(line.seeds, line.means, strict=True) if seed in theirs]
     return mean_text(pairs, signed=True) if pairs else ""

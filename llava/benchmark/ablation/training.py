@@ -96,8 +96,7 @@ def train(
 
     The order of scenes depends on the seed alone, so all rows see the same batches.
 
-    Raises:
-        UserError: if the loss is no longer finite.
+    Raises UserError if the loss is no longer finite.
     """
     projector = fields = None
     if run.row.projector != QUESTION_ONLY:
@@ -207,13 +206,8 @@ def run_once(
         tokens, work = cost(model, states, factor, device)
         scores.append({"scale_factor": factor, "tokens": tokens, "gflop": work, "families": families})
     weights = 0 if model.projector is None else sum(p.numel() for p in model.projector.parameters())
-    return {
-        "name": run.row.name,
-        "seed": run.seed,
-        "seconds": seconds,
-        "parameters": weights,
-        "scores": scores,
-    }
+    about = {"name": run.row.name, "seed": run.seed, "seconds": seconds, "parameters": weights}
+    return about | {"scores": scores}
 
 
 @torch.no_grad()  # the count does not see through autocast in inference mode

@@ -274,8 +274,7 @@ def memory(request: Request) -> dict:
 def steps(request: Request) -> dict:
     """A few steps of the run under its own launcher; of a run on several nodes, on this one alone.
 
-    Raises:
-        UserError: if there is no GPU and the model would fill this machine's memory.
+    Raises UserError if there is no GPU and the model would fill this machine's memory.
     """
     if default_device() == "cpu":
         size = sizes(request)[2]

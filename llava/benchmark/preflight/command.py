@@ -34,7 +34,7 @@ DECIDED = {  # by the memory, unless a variable says otherwise
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    script = {"dest": "script", "default": "v1_5/finetune", "metavar": "SCRIPT"}
+    script: dict = {"dest": "script", "default": "v1_5/finetune", "metavar": "SCRIPT"}
     add("--for", **script, help="a training script below scripts/")
     add("--skip", nargs="+", default=[], metavar="CHECK", help="leave out: steps, data, disk, deepspeed, ...")
     add("--gpus", type=int, help="forecast the memory for so many GPUs instead of those here")
@@ -75,8 +75,7 @@ def run(args: argparse.Namespace) -> None:
 def read_script(args: argparse.Namespace) -> tuple[dict, str]:
     """What the script would start, asked of the script itself.
 
-    Raises:
-        UserError: if there is no such script, or it refuses its variables.
+    Raises UserError if there is no such script, or it refuses its variables.
     """
     script = ROOT / "scripts" / f"{args.script.removesuffix('.sh')}.sh"
     if not script.is_file() or "launch.sh" not in script.read_text():

@@ -44,15 +44,9 @@ def run(args: argparse.Namespace) -> None:
         numbers = (("train", args.num_train), ("test", args.num_test))
         print(table(score_blind(*(dataset.ask_split(*it, args.seed, args.workers) for it in numbers))))
         return
-    written = dataset.write_dataset(
-        args.output_dir,
-        num_train=args.num_train,
-        num_test=args.num_test,
-        size=args.size,
-        seed=args.seed,
-        rounds=args.rounds,
-        workers=args.workers,
-    )
+    names = ("num_train", "num_test", "size", "seed", "rounds", "workers")
+    numbers = {name: getattr(args, name) for name in names}
+    written = dataset.write_dataset(args.output_dir, **numbers)
     print(f"{args.output_dir}: {'written' if written else 'already complete'}")
 
 

@@ -91,8 +91,7 @@ def write_dataset(
 def load_split(output_dir: str | Path, split: str) -> list[Example]:
     """A split's pictures and questions, in the order of its scenes.
 
-    Raises:
-        UserError: for a split that is neither "train" nor "test", or a folder without a data set.
+    Raises UserError for a split that is neither "train" nor "test", or a folder without a data set.
     """
     if split not in SPLITS:
         raise UserError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")

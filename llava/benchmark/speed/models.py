@@ -14,12 +14,11 @@ from transformers import LlavaForConditionalGeneration
 from llava.benchmark.speed.shapes import IMAGE_SIZE, Shape
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.errors import UserError
-from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
-from llava.model.language_model.llava_qwen import LlavaQwenConfig, LlavaQwenForCausalLM
+from llava.model.language_model.builder import MODEL_CLASSES
 from llava.model.multimodal_projector.base import Projector
 from llava.model.multimodal_projector.builder import build_projector, projector_class
+from llava.model.vision_config import plain_type
 
-FAMILIES = {"llama": (LlavaConfig, LlavaLlamaForCausalLM), "qwen2": (LlavaQwenConfig, LlavaQwenForCausalLM)}
 UNCOMPRESSED = "mlp2x_gelu"
 TEXT_BEFORE_IMAGE = 4  # tokens; the others of the prompt follow it
 
@@ -38,8 +37,8 @@ def made_on(device: str, dtype: torch.dtype) -> Iterator[None]:
 
 def build_model(shape: Shape, device: str, dtype: torch.dtype):
     """Ours, in evaluation mode, with the uncompressed projector."""
-    config_class, model_class = FAMILIES[shape.family]
-    config = config_class(
+    model_class = MODEL_CLASSES[shape.family]
+    config = model_class.config_class(
         **shape.language_config(),
         mm_vision_tower=shape.name,
         mm_vision_config=dict(shape.tower),
@@ -78,8 +77,7 @@ class Variant:
 def build_variants(model, names: list[str], scale_factors: list[int], dtype: torch.dtype) -> list[Variant]:
     """The uncompressed projector, then each name at each s.
 
-    Raises:
-        UserError: for a type that does not compress, or that prunes (it needs no projector of its own).
+    Raises UserError for a type that does not compress, or that prunes (it needs no projector of its own).
     """
     variants = [Variant(UNCOMPRESSED, None, model.get_projector())]
     for name in names:
@@ -100,10 +98,9 @@ def build_variants(model, names: list[str], scale_factors: list[int], dtype: tor
 def build_theirs(model) -> LlavaForConditionalGeneration:
     """transformers' own LLaVA over the very tensors of ours, so that it costs no memory and answers alike."""
     image_token = model.config.vocab_size - 1
-    family = "qwen2" if isinstance(model, LlavaQwenForCausalLM) else "llama"
     config = TheirConfig(
         vision_config=model.get_vision_tower().config.to_dict(),
-        text_config={**model.config.to_dict(), "model_type": family},
+        text_config={**model.config.to_dict(), "model_type": plain_type(type(model.config))},
         image_token_index=image_token,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",

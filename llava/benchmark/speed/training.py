@@ -42,12 +42,12 @@ PEAKS = {
 }
 FORWARD_AND_BACKWARD = 3  # times the forward's FLOPs; a map whose weight does not learn saves one of them
 OUT_OF_MEMORY = "out of memory"
-OPTIONS = {  # flag to its mark in the files' names, if it has one, and to what the table says of it
-    "lora": ("lora", "by LoRA"),
-    "gradient_checkpointing": ("recompute", "gradient checkpointing"),
-    "use_liger_kernel": ("liger", "Liger's kernels"),
-    "compile_layers": ("compiled", "layers compiled"),
-    "compile_vision": ("", "vision compiled"),
+OPTIONS = {  # flag to its mark in files' names, if it has one, to what the table says of it, and to its help
+    "lora": ("lora", "by LoRA", "stage 2 by adapters of the language model, of rank 128"),
+    "gradient_checkpointing": ("recompute", "gradient checkpointing", "less memory for more arithmetic"),
+    "use_liger_kernel": ("liger", "Liger's kernels", "fused kernels, as the trainer's flag"),
+    "compile_layers": ("compiled", "layers compiled", "each layer of the language model by torch.compile"),
+    "compile_vision": ("", "vision compiled", "tower and projectors by torch.compile"),
 }
 LORA = {"r": 128, "lora_alpha": 256, "lora_dropout": 0.05}  # scripts/v1_5/finetune_lora.sh
 
@@ -58,11 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--stage", type=int, choices=(1, 2), default=2, help="1: the projector alone learns")
     add("--answer_tokens", type=int, default=20, help="of the text tokens, those with a label")
-    add("--lora", action="store_true", help="stage 2 by adapters of the language model, of rank 128")
-    add("--gradient_checkpointing", action="store_true", help="less memory for more arithmetic")
-    add("--use_liger_kernel", action="store_true", help="fused kernels, as the trainer's flag")
-    add("--compile_layers", action="store_true", help="each layer of the language model by torch.compile")
-    add("--compile_vision", action="store_true", help="tower and projectors by torch.compile")
+    for name, (_, _, help_text) in OPTIONS.items():
+        add(f"--{name}", action="store_true", help=help_text)
     add("--peak_tflops", type=float, help="of the machine; default: by the GPU's name, else a product timed")
     parser.set_defaults(run=run)
 
@@ -94,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
 def step_name(args: argparse.Namespace) -> str:
     """Of the run's files: what is not the default is in it."""
     marks = ["stage1"] if args.stage == 1 else []
-    marks += [mark for name, (mark, _) in OPTIONS.items() if mark and getattr(args, name)]
+    marks += [mark for name, (mark, _, _) in OPTIONS.items() if mark and getattr(args, name)]
     return "_".join([file_name("step", args), *marks])
 
 
@@ -243,7 +240,7 @@ def peak_flops(device: str, dtype: str, given_tflops: float | None, clock: Clock
 
 
 def as_markdown(rows: list[dict], about: dict) -> str:
-    options = "".join(f", {said}" for name, (_, said) in OPTIONS.items() if about[name])
+    options = "".join(f", {said}" for name, (_, said, _) in OPTIONS.items() if about[name])
     size = (
         f"{about['shape']}, {about['layers']} of {about['full_layers']} layers; stage {about['stage']}, "
         f"batch {about['batch_size']}, {about['text_tokens']} tokens of text, {about['answer_tokens']} with "

@@ -63,8 +63,7 @@ def config_of(saved: dict, file: Path) -> PretrainedConfig:
 def read_config(path: str | Path) -> PretrainedConfig:
     """A folder's config.json by config_of.
 
-    Raises:
-        UserError: as config_of; or if the file is missing or damaged.
+    Raises UserError, as config_of; or if the file is missing or damaged.
     """
     file = Path(path) / "config.json"
     return config_of(read_json(file), file)

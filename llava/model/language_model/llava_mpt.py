@@ -22,8 +22,7 @@ class LlavaMptModel(LlavaMetaModel, MptModel):
     ):
         """MptModel's.
 
-        Raises:
-            UserError: beyond max_seq_len, up to which MptModel tabulates its attention bias.
+        Raises UserError beyond max_seq_len, up to which MptModel tabulates its attention bias.
         """
         length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
         if past_key_values is not None:  # transformers 5.24 calls it cache, and takes either name

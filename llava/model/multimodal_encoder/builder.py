@@ -33,8 +33,7 @@ VISION_TOWERS: dict[str, type[VisionTower]] = {
 def read_vision_config(name_or_path: str) -> dict:
     """A tower folder's configuration; of a text-and-image model (CLIP, SigLIP) its vision half.
 
-    Raises:
-        UserError: if there is none, or it is damaged.
+    Raises UserError if there is none, or it is damaged.
     """
     if (Path(name_or_path) / "config.json").is_file():
         read_json(Path(name_or_path) / "config.json")
@@ -55,8 +54,7 @@ def build_vision_tower(
 
     Fills fields.mm_vision_config from fields.mm_vision_tower where the checkpoint does not carry it.
 
-    Raises:
-        UserError: if the family is unknown.
+    Raises UserError if the family is unknown.
     """
     if fields.mm_vision_config is None:
         fields.mm_vision_config = read_vision_config(fields.mm_vision_tower)  # type: ignore[arg-type]
@@ -72,9 +70,8 @@ def build_vision_tower(
 def load_vision_weights(tower: VisionTower, name_or_path: str) -> None:
     """Fill the tower from a folder or hub name.
 
-    Raises:
-        UserError: if files are missing or damaged, weights of layers that are run are missing, or they are
-            another tower's.
+    Raises UserError if files are missing or damaged, weights of layers that are run are missing, or they are
+    another tower's.
     """
     if Path(name_or_path).is_dir():
         check_model(Path(name_or_path))
@@ -100,8 +97,7 @@ def load_vision_weights(tower: VisionTower, name_or_path: str) -> None:
 def load_image_processor(name_or_path: str, image_size: int):
     """The folder's image processor, set to image_size x image_size pixels; PIL's arithmetic everywhere.
 
-    Raises:
-        UserError: if there is none, or it is damaged.
+    Raises UserError if there is none, or it is damaged.
     """
     if (Path(name_or_path) / PROCESSOR_FILE).is_file():
         read_json(Path(name_or_path) / PROCESSOR_FILE)

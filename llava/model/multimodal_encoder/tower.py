@@ -136,8 +136,7 @@ class VisionTower(nn.Module):
     def forward(self, pixel_values: Tensor) -> VisionFeatures:
         """float[B, 3, H, W], normalised, to VisionFeatures; pixels are cast to the tower's dtype.
 
-        Raises:
-            UserError: if the pixels are not image_size square.
+        Raises UserError if the pixels are not image_size square.
         """
         expected = (self.image_size, self.image_size)
         if tuple(pixel_values.shape[-2:]) != expected:

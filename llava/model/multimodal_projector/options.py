@@ -69,8 +69,7 @@ class DeclaredOption(NamedTuple):
 def declared_options() -> list[DeclaredOption]:
     """The options of all projectors, read from their files without importing these.
 
-    Raises:
-        UserError: if one is declared in a way that cannot be read, or two have one name.
+    Raises UserError if one is declared in a way that cannot be read, or two have one name.
     """
     found = {}
     for file in sorted(FOLDER.glob("*.py")):

@@ -23,8 +23,7 @@ PATHS = ("identity", "local", "wavelet")  # of the queries, in the order of q_fu
 def parse_paths(text: str) -> tuple[str, ...]:
     """--visualprism_paths: names separated by commas in any order, to the order of PATHS.
 
-    Raises:
-        UserError: if there is none, or one that is unknown or named twice.
+    Raises UserError if there is none, or one that is unknown or named twice.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names or len(set(names)) < len(names) or not set(names) <= set(PATHS):
@@ -141,8 +140,7 @@ class TriplePathCompressor(RegionCompressor):
     def inspect(self, features: VisionFeatures, scale_factors: Sequence[int]) -> PrismParts:
         """What happens inside, for pictures of it; in evaluation mode.
 
-        Raises:
-            UserError: if N is not a square or an s does not divide its side.
+        Raises UserError if N is not a square or an s does not divide its side.
         """
         assert not self.training, "batch norms would learn from what is only looked at"
         x, x_multi = features.to(self.q_proj_1.weight.dtype)[:2]
