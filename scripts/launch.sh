@@ -231,6 +231,8 @@ run_stoppable() {
 # they were its helpers: then it and what it has started since get SIGTERM.
 stop_processes_of() {  # LAUNCHER
   local told grace=5
+  # until it runs its own program it is a copy of this shell, in which a signal can be lost
+  while [[ $(ps -o args= -p "$1" 2> /dev/null) == "$(ps -o args= -p $$ 2> /dev/null || echo none)" ]]; do sleep 0.1; done
   told=$(pgrep -P "$1") || told=$1
   kill -TERM $told 2> /dev/null || true
   while [[ $(ps -o stat= -p "$1" 2> /dev/null) == [!Z]* ]]; do  # it runs, and is no zombie that nobody waits for

@@ -28,9 +28,7 @@ def test_an_extended_run_is_the_longer_run(parts, constant, tmp_path, caplog, le
     common = {"lr_scheduler_type": "constant"}
     train(stage_flags(parts, tmp_path, 1, max_steps=4, **common))
     longer = stage_flags(parts, tmp_path, 1, **length, **common)
-    with pytest.raises(
-        SystemExit, match=r"has a complete run of 4 steps .* asks for more; add --extend True"
-    ):
+    with pytest.raises(SystemExit, match=r"4 steps.*--extend True"):
         train(longer)
     with caplog.at_level("INFO"):
         train([*longer, "--extend", "True"])
@@ -61,5 +59,5 @@ def test_the_schedule_is_that_of_the_new_length_and_the_log_says_the_jump(parts,
 
 def test_a_run_without_checkpoints_cannot_be_extended(parts, tmp_path):
     train(stage_flags(parts, tmp_path, 1, max_steps=1, save_strategy="no"))
-    with pytest.raises(SystemExit, match="left no checkpoint to go on from"):
+    with pytest.raises(SystemExit, match="--max_steps 2.*no checkpoint.*--output_dir"):
         train(stage_flags(parts, tmp_path, 1, max_steps=2, extend=True))

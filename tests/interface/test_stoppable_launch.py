@@ -146,6 +146,19 @@ def test_a_signal_is_lost_at_no_moment(moment, sent):
     assert process.returncode in (143, -getattr(signal, f"SIG{sent}"))
 
 
+def test_a_launcher_that_is_still_a_copy_of_the_shell_is_stopped_once_it_is_none(tmp_path):
+    """As between fork and exec, where a signal is taken by the shell's handler and lost."""
+    os.mkfifo(tmp_path / "fifo")
+    copy = 'trap "" TERM; read -t 1 <> "$FIFO" || true; trap - TERM; exec sleep 600'
+    process = subprocess.run(
+        ["bash", "-c", f'source "$ROOT/scripts/launch.sh"\n({copy}) &\nstop_processes_of $!\nwait $!'],
+        env={**os.environ, "ROOT": str(ROOT), "FIFO": str(tmp_path / "fifo")},
+        timeout=120,
+        check=False,
+    )
+    assert process.returncode == 143
+
+
 def test_a_launcher_is_stopped_where_the_shell_above_it_is_killed():
     process = start(SAVES)
     assert process.stdout.readline() == "ready\n"
