@@ -297,7 +297,7 @@ def test_answers_of_a_version_that_recorded_no_dtype_are_kept_and_claim_none(tmp
     answers.finish()
     assert "dtype" not in answers.recorded
     again = open_file(tmp_path, **NOW)
-    dtypes = [row["metadata"].get("dtype", "not recorded") for row in again.answered.values()]
+    dtypes = [row["metadata"].get("dtype", "not recorded") for row in read_jsonl(again.path)]
     assert dtypes == ["not recorded", "bf16"]
     assert "dtype" not in again.recorded
     with pytest.raises(ValueError, match="attn_implementation was None, now 'eager'"):
