@@ -45,7 +45,7 @@ def resident() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def peak_memory(work: Callable[[], None]) -> float:
+def peak_memory(work: Callable[[], object]) -> float:
     """GiB of main memory that `work` takes at most beyond what is held before (Linux)."""
     before = peak = resident()
     done = threading.Event()
