@@ -5,7 +5,6 @@ see the folder that the answers go to.
 """
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Iterable
@@ -47,16 +46,12 @@ def read_config(model_path: str) -> dict:
     Raises:
         UserError: if there is none, or it is damaged; names the folder.
     """
-    path = model_folder(model_path) / "config.json"
-    if not path.is_file():
+    folder = model_folder(model_path)
+    if not (folder / "config.json").is_file():  # said ahead of the import, which brings torch
         raise UserError(f"--model-path {model_path}: no config.json there; pass a model folder.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"--model-path {path}: is not JSON ({error}); copy it again.") from error
-    if not isinstance(config, dict):
-        raise UserError(f"--model-path {path}: is no JSON object; copy it again.")
-    return config
+    from llava.model.plan import look_at
+
+    return look_at(folder).saved
 
 
 @dataclass(frozen=True)
