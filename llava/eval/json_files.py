@@ -19,6 +19,7 @@ SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # how JSON may write one
 FLOAT_LIMIT = 10**308  # numbers beyond have no float
 ANEW = "fetch or make the file anew"
 
+PLAIN = {str, int, dict, list}  # types all of whose values fit
 ID = (str, float)  # the form of a question's id
 NAMES = {
     str: "a string",
@@ -86,7 +87,7 @@ class Line(NamedTuple):
             raise self.error(f"not JSON that can be read ({error})") from None
         if not isinstance(row, dict):
             raise self.error(f"expected a JSON object, got {type(row).__name__}")
-        if problem := misfit(row, form or {}):
+        if form and (problem := misfit(row, form)):
             raise self.error(problem)
         return row
 
@@ -185,14 +186,17 @@ def misfit(value: object, form: Any, name: str = "") -> str:
                 return misfit(item, form[0], f"{name} item {place}".strip())
         return ""
     if isinstance(form, tuple):
-        fits = any(_is_of_type(value, one) if type(one) is type else not misfit(value, one) for one in form)
+        for one in form:
+            if _is_of_type(value, one) if type(one) is type else not misfit(value, one):
+                return ""
+        fits = False
     else:
         fits = _is_of_type(value, form)
     return "" if fits else _expected(value, form, name)
 
 
 def _is_of_type(value: object, kind: type) -> bool:
-    if type(value) is kind and kind is not float:
+    if type(value) is kind and kind in PLAIN:
         return True
     if isinstance(value, bool):  # to Python, true is a number
         return kind in (bool, object)
@@ -211,13 +215,14 @@ def _misfit_of_object(value: object, form: dict, name: str) -> str:
         return ""
     for field, inner in form.items():
         key = field.removesuffix("?")
-        if key != field and value.get(key) is None:
+        item = value.get(key)
+        if (type(item) is inner and inner in PLAIN) or (item is None and key != field):
             continue
         if key not in value:
             has = ", ".join(f'"{other}"' for other in list(value)[:10]) or "nothing"
             return f'{name} needs "{key}", has {has}'.strip()
-        if misfit(value[key], inner):
-            return misfit(value[key], inner, f'{name} "{key}"'.strip())
+        if misfit(item, inner):
+            return misfit(item, inner, f'{name} "{key}"'.strip())
     return ""
 
 
