@@ -7,6 +7,7 @@ from typing import IO, TypeVar
 from tqdm import tqdm
 
 DELAY = 2  # seconds; a step that is done by then shows no bar
+ITEMS_A_LOOK = 64  # read from a file between two looks at the place in it, which take as long as a short item
 
 T = TypeVar("T")
 
@@ -32,6 +33,8 @@ def by_bytes(items: Iterable[T], file: IO, what: str) -> Iterator[T]:
     raw = getattr(file, "buffer", file)  # a text file does not tell its place while it is iterated over
     size = os.fstat(raw.fileno()).st_size
     with progress_bar(what, size, "B", unit_scale=True, unit_divisor=1024) as bar:
-        for item in items:
+        for number, item in enumerate(items, start=1):
             yield item
-            bar.update(raw.tell() - bar.n)
+            if number % ITEMS_A_LOOK == 0:
+                bar.update(raw.tell() - bar.n)
+        bar.update(raw.tell() - bar.n)

@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from llava.benchmark import capture, loss, machine, packing, projectors
+from llava.benchmark import capture, evaluation, loss, machine, packing, projectors
 from llava.benchmark.ablation import command as ablation
 from llava.benchmark.speed import command as speed
 from llava.benchmark.speed import training as step
@@ -17,6 +17,7 @@ MEASURES = {
     "speed": speed,
     "step": step,
     "ablation": ablation,
+    "eval": evaluation,
 }
 
 

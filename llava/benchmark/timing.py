@@ -8,6 +8,7 @@ import os
 import platform
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -137,6 +138,36 @@ def peak_mib(call: Callable[[], object], device: str) -> float:
             held += event.nbytes()
             most = max(most, held)
     return most / 2**20
+
+
+def resident() -> int:
+    """Bytes of main memory that this process holds now (Linux)."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_process_mib(work: Callable[[], object], poll: float = 0.005) -> float:
+    """Most main memory that this process takes during `work` beyond what it holds before, in MiB (Linux).
+
+    Args:
+        poll: seconds between two looks.
+    """
+    before = peak = resident()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(poll):
+            peak = max(peak, resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return (peak - before) / 2**20
 
 
 # ---- Where figures come from

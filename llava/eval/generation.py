@@ -5,12 +5,13 @@ B questions of a batch, T prompt ids (one IMAGE_TOKEN_INDEX for each image), n i
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 from PIL import Image
@@ -40,6 +41,14 @@ class Prompt:
     question: dict
     input_ids: Sequence[int]
     length: int
+
+
+class HasLength(Protocol):
+    @property
+    def length(self) -> int: ...
+
+
+P = TypeVar("P", bound=HasLength)
 
 
 def make_prompt(question: dict, model, tokenizer, template: Conversation, image_folder: Path) -> Prompt:
@@ -114,15 +123,17 @@ class PromptMaker:
 
 
 def split_batches(
-    prompts: list[Prompt], batch_size: int | None, token_budget: int, max_new_tokens: int
-) -> list[list[Prompt]]:
+    prompts: Sequence[P], batch_size: int | None, token_budget: int, max_new_tokens: int
+) -> list[Sequence[P]]:
     """Cut prompts sorted by falling length into batches.
 
     Args:
+        prompts: or whatever else stands for them and has their `length`.
         batch_size: questions at a time; None: as many as `token_budget` holds.
         token_budget: prompt and answer tokens of a batch, padding and visual tokens included.
     """
-    batches, start = [], 0
+    batches: list[Sequence[P]] = []
+    start = 0
     while start < len(prompts):
         longest = prompts[start].length + max_new_tokens
         size = batch_size or max(1, token_budget // longest)
@@ -135,7 +146,7 @@ def answer_batches(
     model,
     tokenizer,
     image_processor,
-    batches: list[list[Prompt]],
+    batches: Iterable[list[Prompt]],
     *,
     image_folder: str | Path,
     template: Conversation,
@@ -218,7 +229,7 @@ def _source(image: str | bytes, folder: Path) -> Path | BytesIO:
     return file
 
 
-def _read_ahead(read: Callable, batches: list) -> Iterator[tuple]:
+def _read_ahead(read: Callable, batches: Iterable) -> Iterator[tuple]:
     """`map(read, batches)` with the next READ_AHEAD results made in threads meanwhile."""
     with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="images") as pool:
         waiting = deque()

@@ -5,10 +5,9 @@ import os
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from llava.errors import UserError
 from llava.progress import by_bytes
@@ -20,6 +19,7 @@ SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # how JSON may write one
 FLOAT_LIMIT = 10**308  # numbers beyond have no float
 ANEW = "fetch or make the file anew"
 
+PLAIN = {str, int, dict, list}  # types all of whose values fit
 ID = (str, float)  # the form of a question's id
 NAMES = {
     str: "a string",
@@ -32,8 +32,7 @@ NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """A line of a file.
 
     Attributes:
@@ -88,7 +87,7 @@ class Line:
             raise self.error(f"not JSON that can be read ({error})") from None
         if not isinstance(row, dict):
             raise self.error(f"expected a JSON object, got {type(row).__name__}")
-        if problem := misfit(row, form or {}):
+        if form and (problem := misfit(row, form)):
             raise self.error(problem)
         return row
 
@@ -182,16 +181,23 @@ def misfit(value: object, form: Any, name: str = "") -> str:
             return _expected(value, list, name)
         if len(form) > 1 and not value:
             return f"{name or 'the list'} is empty"
-        items = (misfit(item, form[0], f"{name} item {place}".strip()) for place, item in enumerate(value))
-        return next(filter(None, items), "")
+        for place, item in enumerate(value):
+            if misfit(item, form[0]):  # names are made for what is wrong alone: there may be a million items
+                return misfit(item, form[0], f"{name} item {place}".strip())
+        return ""
     if isinstance(form, tuple):
-        fits = any(not misfit(value, one) for one in form)
+        for one in form:
+            if _is_of_type(value, one) if type(one) is type else not misfit(value, one):
+                return ""
+        fits = False
     else:
         fits = _is_of_type(value, form)
     return "" if fits else _expected(value, form, name)
 
 
 def _is_of_type(value: object, kind: type) -> bool:
+    if type(value) is kind and kind in PLAIN:
+        return True
     if isinstance(value, bool):  # to Python, true is a number
         return kind in (bool, object)
     if kind is float and isinstance(value, int):
@@ -203,17 +209,20 @@ def _misfit_of_object(value: object, form: dict, name: str) -> str:
     if not isinstance(value, dict):
         return _expected(value, dict, name)
     if str in form:
-        items = (misfit(item, form[str], f'{name} "{key}"'.strip()) for key, item in value.items())
-        return next(filter(None, items), "")
+        for key, item in value.items():
+            if misfit(item, form[str]):
+                return misfit(item, form[str], f'{name} "{key}"'.strip())
+        return ""
     for field, inner in form.items():
         key = field.removesuffix("?")
-        if value.get(key) is None and key != field:
+        item = value.get(key)
+        if (type(item) is inner and inner in PLAIN) or (item is None and key != field):
             continue
         if key not in value:
             has = ", ".join(f'"{other}"' for other in list(value)[:10]) or "nothing"
             return f'{name} needs "{key}", has {has}'.strip()
-        if problem := misfit(value[key], inner, f'{name} "{key}"'.strip()):
-            return problem
+        if misfit(item, inner):
+            return misfit(item, inner, f'{name} "{key}"'.strip())
     return ""
 
 

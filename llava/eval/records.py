@@ -11,8 +11,10 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from operator import itemgetter
 from pathlib import Path
+from typing import NamedTuple
 
 from llava.errors import UserError
 from llava.eval.json_files import ID, GrowingFile, Line, lines_of, misfit, read_jsonl
@@ -45,12 +47,12 @@ def load_questions(path: str | Path, **more) -> list[dict]:
     Raises:
         UserError: as read_jsonl and check_questions.
     """
-    rows = []
+    rows, form = [], {**QUESTION, **more}
     for number, line in enumerate(lines_of(path), start=1):
         rows.append(line.row())
-        if problem := misfit(rows[-1], {**QUESTION, **more}):
+        if problem := misfit(rows[-1], form):
             raise line.error(f"question {number}: {problem}")
-    return check_questions(rows, path, key_of)
+    return _askable(rows, path, key_of)
 
 
 def load_answers(path: str | Path, form: dict = ANSWER) -> list[dict]:
@@ -81,11 +83,17 @@ def check_questions(
     Raises:
         UserError: if there are none, for a row that is not of the form QUESTION, or a key that stands twice.
     """
-    if not rows:
-        raise UserError(f"{where}: holds no questions.")
     for number, row in enumerate(rows, start=1):
         if problem := misfit(row, QUESTION):
             raise UserError(f"{where}, question {number}: {problem}; correct the question.")
+    return _askable(rows, where, key)
+
+
+def _askable(rows: list[dict], where: str | Path, key: Callable) -> list[dict]:
+    """As check_questions, of rows that are of the form."""
+    if not rows:
+        raise UserError(f"{where}: holds no questions.")
+    for row in rows:
         row["text"] = replace_surrogates(row["text"])
         if isinstance(row["question_id"], str):
             row["question_id"] = replace_surrogates(row["question_id"])
@@ -159,6 +167,15 @@ def model_fingerprint(folder: str | Path) -> str:
     return digest.hexdigest()[:12]
 
 
+class Kept(NamedTuple):
+    """An answer, and where its row stands: the rows themselves stay in the files, for they are large."""
+
+    text: str
+    path: Path
+    start: int  # bytes ahead of the row
+    size: int  # bytes
+
+
 class AnswerFile:
     """The answers of one model under one set of settings, written line by line, resumable at any point.
 
@@ -173,7 +190,7 @@ class AnswerFile:
         settings: whatever changes answers (JSON values); kept in each row as `metadata`.
         process: number of this process, from 0.
     Attributes:
-        answered: the row of each question that has an answer, by what `key_of` gives of the question.
+        answered: each question's answer, by what `key_of` gives of the question.
         notes: what to tell a user about the files.
         recorded: the settings that all rows record.
     Raises:
@@ -189,8 +206,9 @@ class AnswerFile:
         self.settings = json.loads(json.dumps(settings))  # as they will be read back
         part = self.path.with_name(f"{self.path.name}.part{process}") if process else self.path
         self._own = self._file(part)
-        self._questions = {key_of(question): question for question in questions}  # in order
-        self._ids = {question_id for question_id, _ in self._questions}
+        # in order; each key is its own value, so that the answers share it
+        self._keys = {key: key for key in map(key_of, questions)}
+        self._ids = {question_id for question_id, _ in self._keys}
         self._is_open = False
         self.answered = self._read()
 
@@ -200,44 +218,45 @@ class AnswerFile:
     def _parts(self) -> list[Path]:
         return sorted(self.path.parent.glob(glob.escape(self.path.name) + ".part[0-9]*"))
 
-    def _read(self) -> dict:
-        answered: dict = {}
+    def _read(self) -> dict[tuple, Kept]:
+        answered: dict[tuple, Kept] = {}
         self.notes = []
-        older = {name: value for name, value in self.settings.items() if name != "dtype"}
+        num_older = 0
         for path in [self.path, *self._parts()]:
             file = self._own if path == self._own.path else self._file(path)
             for line, row in file.rows(OWN_ANSWER):
-                self._check(line, row)
-                key = row["question_id"], row["prompt"]
-                says_dtype = "dtype" in (row.get("metadata") or {})
-                metadata = self.settings if says_dtype else older
-                # one object for all rows that hold it: there may be a hundred thousand
-                row |= {"prompt": self._questions[key]["text"], "metadata": metadata}
+                key = self._check(line, row)
+                now = Kept(row["text"], path, line.start, len(line.content))
+                kept = answered.setdefault(key, now)
                 # the same row twice is what a kill during `finish` leaves
-                if answered.setdefault(key, row)["text"] != row["text"]:
+                if kept.text != now.text:
                     raise line.error(f"answers question {row['question_id']} a second time and otherwise")
+                num_older += kept is now and "dtype" not in (row.get("metadata") or {})
             self.notes += [file.note] * bool(file.note)
-        num_older = sum(row["metadata"] is older for row in answered.values())
+        older = {name: value for name, value in self.settings.items() if name != "dtype"}
         self.recorded = older if num_older else self.settings
-        if "dtype" in self.settings and num_older and len(answered) < len(self._questions):
+        if "dtype" in self.settings and num_older and len(answered) < len(self._keys):
             self.notes.append(
                 f"{self.path}: {num_older} answers of an earlier version do not record their dtype, fp16 on "
                 f"a GPU and fp32 on a CPU; the others are made in {self.settings['dtype']} (--dtype)."
             )
         return answered
 
-    def _check(self, line: Line, row: dict) -> None:
+    def _check(self, line: Line, row: dict) -> tuple:
+        """The key of the question that a row answers."""
         question_id = row["question_id"]
-        mine = {"model_id": self.model_id, **self.settings}
-        theirs = as_recorded_now({"model_id": row.get("model_id"), **(row.get("metadata") or {})}, mine)
-        if theirs != mine:
-            raise line.error(f"holds an answer made otherwise ({changes(theirs, mine)})")
+        if row.get("model_id") != self.model_id or row.get("metadata") != self.settings:
+            mine = {"model_id": self.model_id, **self.settings}
+            theirs = as_recorded_now({"model_id": row.get("model_id"), **(row.get("metadata") or {})}, mine)
+            if theirs != mine:
+                raise line.error(f"holds an answer made otherwise ({changes(theirs, mine)})")
         if question_id not in self._ids:
             raise line.error(
                 f"answers question {question_id!r}, which is not in this (chunk of the) question file"
             )
-        if (question_id, row["prompt"]) not in self._questions:
+        if (question_id, row["prompt"]) not in self._keys:
             raise line.error(f"answers question {question_id!r} with another text than now")
+        return self._keys[question_id, row["prompt"]]
 
     def append(self, question: dict, text: str) -> None:
         """Add one answer; it is on disk when this returns to the caller."""
@@ -257,20 +276,35 @@ class AnswerFile:
             self._own.path.parent.mkdir(parents=True, exist_ok=True)
             self._own.cut()  # what a killed run left behind the last whole line
             self._is_open = True
-        with self._own.path.open("a", encoding="utf-8") as file:
-            file.write(replace_surrogates(json.dumps(row, ensure_ascii=False)) + "\n")
-        self.answered[key_of(question)] = row
+        content = replace_surrogates(json.dumps(row, ensure_ascii=False) + "\n").encode()
+        with self._own.path.open("ab") as file:
+            start = file.tell()
+            file.write(content)
+        self.answered[key_of(question)] = Kept(text, self._own.path, start, len(content))
+
+    def rows(self) -> list[dict]:
+        """{"question_id", "text"} of each answer; in question order after `finish`."""
+        return [{"question_id": key[0], "text": kept.text} for key, kept in self.answered.items()]
 
     def finish(self) -> None:
         """Make one file of what all processes wrote, in question order, each question once.
 
         For one process alone, when no other writes any more.
         """
-        if parts := self._parts():
-            self.answered = {}  # held twice, they are large
+        parts = self._parts()
+        if parts:
             self.answered = self._read()
-        self.answered = {key: self.answered[key] for key in self._questions if key in self.answered}
-        write_jsonl(self.path, self.answered.values())
+        self.answered = {key: self.answered[key] for key in self._keys if key in self.answered}
+        with ExitStack() as files, whole_file(self.path) as scratch, scratch.open("wb") as whole:
+            opened = {
+                path: files.enter_context(path.open("rb"))
+                for path in {kept.path for kept in self.answered.values()}
+            }
+            for key, kept in self.answered.items():
+                file = opened[kept.path]
+                file.seek(kept.start)
+                self.answered[key] = kept._replace(path=self.path, start=whole.tell())
+                whole.write(file.read(kept.size))
         for part in parts:
             part.unlink()
 
@@ -294,6 +328,8 @@ def changes(before: dict, now: dict) -> str:
 
 def _repeated(rows: list[dict], key: Callable) -> list:
     """Ids of the rows whose key stands more than once."""
+    if len(set(map(key, rows))) == len(rows):
+        return []
     counts = Counter(map(key, rows))
     return [row["question_id"] for row in {key(row): row for row in rows if counts[key(row)] > 1}.values()]
 

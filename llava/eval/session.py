@@ -5,9 +5,9 @@ see the folder that the answers go to.
 """
 
 import argparse
-import json
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llava.conversation import DEFAULT_TEMPLATE, template_named
 from llava.errors import UserError
+from llava.eval.lengths import Length, LengthFile, lengths_of, measure
 from llava.eval.records import AnswerFile, images_of, key_of, model_fingerprint
 from llava.inference import MODEL, SAMPLING, LoadedModel, check_device, load_by_flags, loading_options
 from llava.loading import default_dtype, dtype_flag
@@ -23,7 +24,6 @@ from llava.textfile import absence, shown_name
 
 # The flags that say which model answers, and how
 FLAGS = (*MODEL, *SAMPLING, "--num_beams", "--batch_size", "--token_budget", "--on_bad_record")
-PROMPTS_AT_ONCE = 1024  # tokenized in one call
 PATIENCE = timedelta(days=7)  # for a process that is done to wait for the others
 
 
@@ -46,16 +46,12 @@ def read_config(model_path: str) -> dict:
     Raises:
         UserError: if there is none, or it is damaged; names the folder.
     """
-    path = model_folder(model_path) / "config.json"
-    if not path.is_file():
+    folder = model_folder(model_path)
+    if not (folder / "config.json").is_file():  # said ahead of the import, which brings torch
         raise UserError(f"--model-path {model_path}: no config.json there; pass a model folder.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"--model-path {path}: is not JSON ({error}); copy it again.") from error
-    if not isinstance(config, dict):
-        raise UserError(f"--model-path {path}: is no JSON object; copy it again.")
-    return config
+    from llava.model.plan import look_at
+
+    return look_at(folder).saved
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ class Answered:
     """What came of a list of questions.
 
     Attributes:
-        rows: answer rows in question order; on the first process alone, elsewhere empty.
+        rows: {"question_id", "text"} in question order; on the first process alone, elsewhere empty.
         skipped: (question_id, reason) of those left out; always empty under --on_bad_record fail.
         num_new: how many were answered now, by all processes.
         seconds: that this took, without loading the model.
@@ -171,6 +167,7 @@ class Session:
         if state.is_main_process:
             lines = [*answers.notes, f"{path}: {len(kept)} answers kept, {len(questions) - len(kept)} to go"]
             print(*lines, sep="\n", flush=True)
+        num_questions = len(questions)
         questions = refusals.without_image(questions, Path(image_folder))
         state.wait_for_everyone()  # all have read the files before one writes
         seconds, visual_tokens = 0.0, None
@@ -184,9 +181,11 @@ class Session:
         num_new = sum(gather_object([len(answers.answered) - len(kept)]))
         if state.is_main_process:
             answers.finish()
+            if len(answers.answered) == num_questions:
+                lengths_of(answers.path).unlink(missing_ok=True)
         state.wait_for_everyone()
         return Answered(
-            rows=list(answers.answered.values()) if state.is_main_process else [],
+            rows=answers.rows() if state.is_main_process else [],
             skipped=[(question_id, reason) for (question_id, _), reason in skipped.items()],
             num_new=num_new,
             seconds=seconds,
@@ -206,20 +205,28 @@ class Session:
         """Answer this process's part of the batches; gives the sequence positions of an image on average."""
         from tqdm import tqdm
 
-        from llava.eval.generation import answer_batches, split_batches
+        from llava.eval.generation import Prompt, PromptMaker, answer_batches, split_batches
 
         args, state, loaded = self.args, self.processes, self._loaded
-        prompts = self._prompts(questions, image_folder, refusals)
+        make_prompts = PromptMaker(loaded.model, loaded.tokenizer, self.template, image_folder)
+        file = LengthFile(answers.path, questions, answers.settings)
+        lengths = measure(questions, file, kept, make_prompts, refusals.refuse, state)
         budget = args.token_budget // decoding.num_beams
-        batches = split_batches(prompts, args.batch_size, budget, decoding.max_new_tokens)
-        unfinished = [batch for batch in batches if any(key_of(p.question) not in kept for p in batch)]
-        mine = unfinished[state.process_index :: state.num_processes]  # neighbours are alike in length
+        batches = split_batches(lengths, args.batch_size, budget, decoding.max_new_tokens)
+        unfinished = [batch for batch in batches if _num_new((questions[one.place] for one in batch), kept)]
+        mine = [  # neighbours are alike in length
+            [questions[one.place] for one in batch]
+            for batch in unfinished[state.process_index :: state.num_processes]
+        ]
+        # an answered question's picture may be gone by now
+        prompts = ([one for one in make_prompts(batch) if isinstance(one, Prompt)] for batch in mine)
         part = f", process 1 of {state.num_processes}" if state.num_processes > 1 else ""
         num_done, total = 0, sum(_num_new(batch, kept) for batch in mine)
 
         def progress(batch: list, share: float) -> None:
             """The bar moves within a batch, by the share of it that is done."""
-            bar.update(max(0, num_done + int(share * _num_new(batch, kept)) - bar.n))
+            new = _num_new((prompt.question for prompt in batch), kept)
+            bar.update(max(0, num_done + int(share * new) - bar.n))
 
         with tqdm(
             total=total,
@@ -233,7 +240,7 @@ class Session:
                 loaded.model,
                 loaded.tokenizer,
                 loaded.image_processor,
-                mine,
+                prompts,
                 image_folder=image_folder,
                 template=self.template,
                 decoding=decoding,
@@ -244,45 +251,19 @@ class Session:
                     answers.append(question, text)
                     num_done += 1
                     bar.update(max(0, num_done - bar.n))
-        return _positions_per_image(prompts)
-
-    def _prompts(self, questions: list[dict], image_folder: Path, refusals: "_Refusals") -> list:
-        """All questions as prompts, the longest first: what is too large for the memory fails at once.
-
-        Each process tokenizes its part: the questions are many where the answers are short.
-        """
-        from accelerate.utils import gather_object
-
-        from llava.eval.generation import Prompt, PromptMaker
-
-        loaded = self._loaded
-        make_prompts = PromptMaker(loaded.model, loaded.tokenizer, self.template, image_folder)
-        mine = range(self.processes.process_index, len(questions), self.processes.num_processes)
-        made = []
-        with progress_bar("prompts", len(mine), "q") as bar:
-            for start in range(0, len(mine), PROMPTS_AT_ONCE):
-                indices = mine[start : start + PROMPTS_AT_ONCE]
-                prompts = make_prompts([questions[i] for i in indices])
-                for i, prompt in zip(indices, prompts, strict=True):
-                    if isinstance(prompt, UserError):
-                        refusals.refuse(questions[i], prompt)
-                    else:
-                        made.append((i, prompt.input_ids, prompt.length))
-                bar.update(len(indices))
-        made = sorted(gather_object(made), key=lambda part: (-part[2], part[0]))
-        return [Prompt(questions[i], input_ids, length) for i, input_ids, length in made]
+        return _positions_per_image(lengths, questions)
 
 
-def _positions_per_image(prompts: list) -> float | None:
-    num_images = sum(len(images_of(prompt.question)) for prompt in prompts)
+def _positions_per_image(lengths: list[Length], questions: list[dict]) -> float | None:
+    num_images = sum(len(images_of(questions[one.place])) for one in lengths)
     # an image has one id in its prompt
-    positions = num_images + sum(prompt.length - len(prompt.input_ids) for prompt in prompts)
+    positions = num_images + sum(one.length - one.num_ids for one in lengths)
     return positions / num_images if num_images else None
 
 
-def _num_new(batch: list, kept: set) -> int:
-    """The questions of a batch of prompts that have no answer yet."""
-    return sum(key_of(prompt.question) not in kept for prompt in batch)
+def _num_new(questions: Iterable[dict], kept: set) -> int:
+    """How many of the questions have no answer yet."""
+    return sum(key_of(question) not in kept for question in questions)
 
 
 class _Refusals:

@@ -111,6 +111,7 @@ def test_a_killed_run_goes_on_where_it_stopped(world, reference, tmp_path, capsy
     ask(world, path)
     assert "2 answers kept, 6 to go" in capsys.readouterr().out
     assert path.read_bytes() == reference.read_bytes()
+    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_a_finished_run_loads_no_model(world, reference, tmp_path, monkeypatch):

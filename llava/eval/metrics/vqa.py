@@ -5,9 +5,11 @@ Normalisation is that of the EvalAI server. Its oddities are kept, since publish
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from llava.errors import UserError
 
+KNOWN_ANSWERS = 2**14  # kept as processed: people and models give the same short answers again and again
 NUM_ANSWERS = 10  # people asked for each question
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = {"a", "an", "the"}
@@ -44,7 +46,7 @@ def normalize_vqa_answer(raw: str) -> str:
     2019), after the VQA evaluation (Antol et al., "VQA: visual question answering", 2015).
     """
     text = raw.lower().replace(",", "").replace("?", "").replace("'s", " 's")
-    return _process_words(_process_punctuation(_one_line(text)))
+    return _processed(_one_line(text))
 
 
 def vqa_soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
@@ -81,7 +83,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """
     texts = [_one_line(text) for text in (prediction, *answers)]
     if len(set(texts[1:])) > 1:
-        texts = [_process_words(_process_punctuation(text)) for text in texts]
+        texts = [_processed(text) for text in texts]
     return _leave_one_out(texts[0], texts[1:])
 
 
@@ -92,11 +94,17 @@ def _leave_one_out(prediction: str, answers: Sequence[str]) -> float:
             "check the annotation file."
         )
     matches = [prediction == answer for answer in answers]
-    return sum(min(1.0, (sum(matches) - own) / 3) for own in matches) / NUM_ANSWERS
+    num = sum(matches)
+    return sum(min(1.0, (num - own) / 3) for own in matches) / NUM_ANSWERS
 
 
 def _one_line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+@lru_cache(KNOWN_ANSWERS)
+def _processed(text: str) -> str:
+    return _process_words(_process_punctuation(text))
 
 
 def _process_punctuation(text: str) -> str:

@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from llava.eval.json_files import ID
+from llava.eval.json_files import ID, lines_of
 from llava.eval.metrics import normalize_vqa_answer, vqa_accuracy
-from llava.eval.records import load_questions, read_jsonl
+from llava.eval.records import load_questions
 from llava.eval.task import File, Scores, Task
 from llava.eval.tasks.shared import (
     EVAL_ZIP,
@@ -38,7 +38,7 @@ def load(folder: Path) -> list[dict]:
 
 def read_test_ids(folder: Path) -> list:
     """The ids of all test questions."""
-    return [row["question_id"] for row in read_jsonl(folder / TEST, {"question_id": ID})]
+    return [line.row({"question_id": ID})["question_id"] for line in lines_of(folder / TEST)]
 
 
 def submission(answers: dict, test_ids: Iterable[int]) -> str:

@@ -1,5 +1,6 @@
 """Question and answer files: chunks, resuming, refusing to mix."""
 
+import gc
 import json
 from itertools import chain
 
@@ -88,6 +89,38 @@ def test_the_finished_file_is_in_question_order_with_each_question_once(tmp_path
     answers.finish()
     assert [json.loads(line)["question_id"] for line in answers.path.read_text().splitlines()] == [0, 1, 2, 3]
     assert [path.name for path in answers.path.parent.iterdir()] == ["a.jsonl"]
+
+
+def test_an_opened_file_keeps_texts_and_places_but_no_rows(tmp_path):
+    questions = [{"question_id": i, "text": f"Q{i}?"} for i in range(200)]
+    file = open_file(tmp_path, questions)
+    for question in questions:
+        file.append(question, "said")
+
+    def num_dicts() -> int:
+        gc.collect()
+        return sum(type(one) is dict for one in gc.get_objects())
+
+    before = num_dicts()
+    again = open_file(tmp_path, questions)
+    assert num_dicts() - before < 20
+    content = again.path.read_bytes().splitlines(keepends=True)
+    for kept, line in zip(again.answered.values(), content, strict=True):
+        assert (kept.text, kept.size) == ("said", len(line))
+    assert all(key[1] is question["text"] for key, question in zip(again.answered, questions, strict=True))
+
+
+def test_finishing_copies_rows_and_parses_none(tmp_path, monkeypatch):
+    answers = open_file(tmp_path)
+    for i in (2, 0, 3, 1):
+        answers.append(QUESTIONS[i], "größer" * i)
+    lines = answers.path.read_bytes().splitlines(keepends=True)
+    monkeypatch.setattr("llava.eval.json_files.parse", None)
+    monkeypatch.setattr("llava.eval.records.json", None)
+    answers.finish()
+    assert answers.path.read_bytes() == lines[1] + lines[3] + lines[0] + lines[2]
+    answers.finish()  # it knows where the rows are now
+    assert answers.path.read_bytes() == lines[1] + lines[3] + lines[0] + lines[2]
 
 
 def test_a_file_that_is_no_answers_file_is_left_alone(tmp_path):
@@ -297,7 +330,7 @@ def test_answers_of_a_version_that_recorded_no_dtype_are_kept_and_claim_none(tmp
     answers.finish()
     assert "dtype" not in answers.recorded
     again = open_file(tmp_path, **NOW)
-    dtypes = [row["metadata"].get("dtype", "not recorded") for row in again.answered.values()]
+    dtypes = [row["metadata"].get("dtype", "not recorded") for row in read_jsonl(again.path)]
     assert dtypes == ["not recorded", "bf16"]
     assert "dtype" not in again.recorded
     with pytest.raises(ValueError, match="attn_implementation.*None.*'eager'"):
