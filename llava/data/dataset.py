@@ -15,7 +15,8 @@ import torch
 from torch.utils.data import Dataset
 
 from llava.data.mixture import Mixture
-from llava.data.record import BadRecord, describe_record, iter_records
+from llava.data.files import iter_records
+from llava.data.record import BadRecord, describe_record
 from llava.data.sample import EncodedRecord, SampleBuilder, check_image_files
 from llava.errors import UserError
 

@@ -10,28 +10,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from PIL import Image
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import template_named
+from llava.data.reader import ImageSource
 from llava.data.record import BadRecord, image_files, validate_record
-from llava.data.targets import build_targets, conversation_from_record
+from llava.data.targets import build_targets, check_template, conversation_from_record
 from llava.errors import UserError
 from llava.mm_utils import get_aspect_ratio, image_size, load_image, process_images
 from llava.textfile import absence, shown_name
 from llava.tiling import TILED
 
-ImageSource = Callable[[str], "Path | BinaryIO"]  # a record's image file to where its bytes are
 
-
-def check_record(record: Any, where: str, template: str, mm_use_im_start_end: bool = False) -> None:
+def check_record(record: Any, where: str, template: str) -> None:
     """All that can be said of a record without opening a file. Raises BadRecord."""
     validate_record(record, where)
     try:
-        conversation_from_record(record, template, mm_use_im_start_end)
+        check_template(record, template)
     except UserError as error:
         raise BadRecord(f"{where}: {error}") from error
 
@@ -111,7 +110,7 @@ class SampleBuilder:
         self.is_tiled = get_aspect_ratio(self.image_config) in TILED
 
     def check(self, record: Any, where: str) -> None:
-        check_record(record, where, self.template, self.mm_use_im_start_end)
+        check_record(record, where, self.template)
 
     def estimate(self, record: dict, where: str, source_of: ImageSource) -> int:
         """Words and visual positions, without tokenising; negative for text only."""

@@ -6,10 +6,30 @@ from bisect import bisect_right
 from itertools import accumulate
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.conversation import Conversation, SeparatorStyle, template_named
+from llava.conversation import Conversation, SeparatorStyle, conv_templates, template_named
 from llava.data.record import image_files, system_text, turns_of
 from llava.errors import UserError
 from llava.mm_utils import encode_prompt
+
+
+def check_template(record: dict, template: str) -> None:
+    """Whether a template, a name in `conv_templates`, can lay a valid record out.
+
+    Raises:
+        UserError: if the template is plain and the record is not one image and its caption, or
+            has a system text.
+    """
+    conversation = conv_templates[template]
+    if conversation.sep_style is not SeparatorStyle.PLAIN:
+        return
+    if (system := system_text(record)) is not None:
+        conversation.with_system(system)
+    num_turns, num_images = len(turns_of(record)), len(image_files(record))
+    if (num_turns, num_images) != (2, 1):
+        raise UserError(
+            f"the template {template!r} takes one image and one answer, its caption, got {num_images} "
+            f"image(s) and {num_turns} turns; choose a chat template with --version, or remove the record."
+        )
 
 
 def conversation_from_record(record: dict, template: str, mm_use_im_start_end: bool = False) -> Conversation:
@@ -23,22 +43,15 @@ def conversation_from_record(record: dict, template: str, mm_use_im_start_end: b
         template: a name in `conv_templates`.
         mm_use_im_start_end: put each image between <im_start> and <im_end>.
     Raises:
-        UserError: if the template is unknown, or plain and the record is not one image and its caption, or
-            has a system text.
+        UserError: if the template is unknown, and as check_template.
     """
     conversation = template_named(template, "--version")
+    check_template(record, template)
     if (system := system_text(record)) is not None:
         conversation = conversation.with_system(system)
-    turns = turns_of(record)
     is_plain = conversation.sep_style is SeparatorStyle.PLAIN
-    num_images = len(image_files(record))
-    if is_plain and (len(turns), num_images) != (2, 1):
-        raise UserError(
-            f"the template {template!r} takes one image and one answer, its caption, got {num_images} "
-            f"image(s) and {len(turns)} turns; choose a chat template with --version, or remove the record."
-        )
     mark = conversation.image_text(mm_use_im_start_end)
-    for index, turn in enumerate(turns):
+    for index, turn in enumerate(turns_of(record)):
         words = turn["value"]
         if words.count(DEFAULT_IMAGE_TOKEN) == 1:
             rest = "" if is_plain else words.replace(DEFAULT_IMAGE_TOKEN, "").strip()
