@@ -152,24 +152,27 @@ def _validate_system(record: dict, refuse: Refuse) -> str:
 
 def _validate_turn(turn: object, index: int, expected: str, refuse: Refuse) -> None:
     if isinstance(turn, dict):
+        words = turn.get("value")
+        if turn.get("from") == expected and isinstance(words, str) and words and not words.isspace():
+            if expected == "gpt" and DEFAULT_IMAGE_TOKEN in words:
+                refuse(
+                    f"turn {index}, an answer, contains {DEFAULT_IMAGE_TOKEN}; images belong in human turns."
+                )
+            return
         for key, name in TURN_SPELLINGS.items():
             if key in turn and name not in turn:
                 refuse(f"turn {index}: '{key}' is not read; name it '{name}'.")
     if not isinstance(turn, dict) or turn.get("from") != expected:
         speaker = turn.get("from") if isinstance(turn, dict) else turn
         refuse(f"turn {index} is from {shown(speaker)}, expected {expected!r}; turns alternate human, gpt.")
-    words = turn.get("value")
-    if not isinstance(words, str) or not words.strip():
-        refuse(
-            f"turn {index} ({expected}) has the value {shown(words)}; give it words, or remove the record."
-        )
-    if expected == "gpt" and DEFAULT_IMAGE_TOKEN in words:
-        refuse(f"turn {index}, an answer, contains {DEFAULT_IMAGE_TOKEN}; images belong in human turns.")
+    words = shown(turn.get("value"))
+    refuse(f"turn {index} ({expected}) has the value {words}; give it words, or remove the record.")
 
 
 def _validate_characters(record: dict, system: str, refuse: Refuse) -> None:
     """Tokenizers and file systems take no half of a character that UTF-16 writes as two."""
-    if all(map(str.isascii, _texts(record, system).values())):
+    says = [turn["value"] for turn in record["conversations"]]
+    if "".join((str(record.get("id")), system, *image_files(record), *says)).isascii():
         return
     for name, text in _texts(record, system).items():
         if half := re.search("[\ud800-\udfff]", text):
