@@ -52,6 +52,9 @@ def load_data(data_args: DataArguments, training_args: TrainingArguments, builde
         weights=data_args.data_weights,
         seed=training_args.seed,
         on_bad_record=data_args.on_bad_record,
+        index_folder=data_args.index_folder,
+        check_images=data_args.check_images,
+        num_workers=training_args.dataloader_num_workers,
     )
     for path, size, count in zip(
         data_args.data_path, dataset.mixture.sizes, dataset.mixture.counts, strict=True
