@@ -128,8 +128,8 @@ class _Scan:
         except BadRecord:
             self._refuse(source, record)
             return
-        words = sum([len(turn["value"].split()) for turn in record["conversations"]])
-        self.columns.extend((source, *place, words, len(files)))
+        said = "\n".join([turn["value"] for turn in record["conversations"]])
+        self.columns.extend((source, *place, len(said.split()), len(files)))
         self.files.update(files)
 
     def _refuse(self, source: int, record: Any) -> bool:

@@ -90,11 +90,14 @@ def validate_record(record: object, where: str) -> None:
     system = _validate_system(record, refuse)
     spoken = turns[1:] if _is_system_turn(turns[0]) else turns
     for index, turn in enumerate(spoken):
-        _validate_turn(turn, index + len(turns) - len(spoken), SPEAKERS[index % 2], refuse)
+        if not _is_good_turn(turn, SPEAKERS[index % 2]):
+            _refuse_turn(turn, index + len(turns) - len(spoken), SPEAKERS[index % 2], refuse)
     if len(spoken) % 2:
         refuse(f"the last of {len(spoken)} turns is the human's; add the gpt's answer, or remove the turn.")
-    _validate_characters(record, system, refuse)
-    num_marks = sum(turn["value"].count(DEFAULT_IMAGE_TOKEN) for turn in spoken)
+    said = "\n".join([turn["value"] for turn in turns])
+    if not f"{record.get('id')}{system}{''.join(image_files(record))}{said}".isascii():
+        _validate_characters(record, system, refuse)
+    num_marks = said.count(DEFAULT_IMAGE_TOKEN)
     num_images = len(image_files(record))
     if num_marks != num_images:
         refuse(
@@ -150,32 +153,38 @@ def _validate_system(record: dict, refuse: Refuse) -> str:
     return text or ""
 
 
-def _validate_turn(turn: object, index: int, expected: str, refuse: Refuse) -> None:
+def _is_good_turn(turn: object, expected: str) -> bool:
+    if type(turn) is not dict or turn.get("from") != expected:
+        return False
+    words = turn.get("value")
+    if type(words) is not str or not words or words.isspace():
+        return False
+    return expected == "human" or DEFAULT_IMAGE_TOKEN not in words
+
+
+def _refuse_turn(turn: object, index: int, expected: str, refuse: Refuse) -> NoReturn:
     if isinstance(turn, dict):
-        words = turn.get("value")
-        if turn.get("from") == expected and isinstance(words, str) and words and not words.isspace():
-            if expected == "gpt" and DEFAULT_IMAGE_TOKEN in words:
-                refuse(
-                    f"turn {index}, an answer, contains {DEFAULT_IMAGE_TOKEN}; images belong in human turns."
-                )
-            return
         for key, name in TURN_SPELLINGS.items():
             if key in turn and name not in turn:
                 refuse(f"turn {index}: '{key}' is not read; name it '{name}'.")
     if not isinstance(turn, dict) or turn.get("from") != expected:
         speaker = turn.get("from") if isinstance(turn, dict) else turn
         refuse(f"turn {index} is from {shown(speaker)}, expected {expected!r}; turns alternate human, gpt.")
-    words = shown(turn.get("value"))
-    refuse(f"turn {index} ({expected}) has the value {words}; give it words, or remove the record.")
+    words = turn.get("value")
+    if not isinstance(words, str) or not words.strip():
+        problem = f"has the value {shown(words)}; give it words, or remove the record."
+        refuse(f"turn {index} ({expected}) {problem}")
+    refuse(f"turn {index}, an answer, contains {DEFAULT_IMAGE_TOKEN}; images belong in human turns.")
 
 
 def _validate_characters(record: dict, system: str, refuse: Refuse) -> None:
     """Tokenizers and file systems take no half of a character that UTF-16 writes as two."""
-    says = [turn["value"] for turn in record["conversations"]]
-    if "".join((str(record.get("id")), system, *image_files(record), *says)).isascii():
-        return
     for name, text in _texts(record, system).items():
-        if half := re.search("[\ud800-\udfff]", text):
+        try:
+            text.encode()  # many times faster than the search
+        except UnicodeEncodeError:
+            half = re.search("[\ud800-\udfff]", text)
+            assert half is not None
             refuse(
                 f"{name} holds U+{ord(half[0]):04X}, a lone surrogate, which is half a character; "
                 "write the whole character, or remove the record."
