@@ -127,9 +127,13 @@ class SampleBuilder:
         conversation = conversation_from_record(record, self.template, self.mm_use_im_start_end)
         ids, labels = build_targets(conversation, self.tokenizer)
         files = image_files(record)
-        positions = iter(self._positions(files, where, source_of))
-        ends = list(accumulate(next(positions) if token == IMAGE_TOKEN_INDEX else 1 for token in ids))
-        num_kept = sum(end <= self.model_max_length for end in ends)
+        positions = self._positions(files, where, source_of)
+        length, num_kept = len(ids) - len(positions) + sum(positions), len(ids)
+        if length > self.model_max_length:
+            each = iter(positions)
+            ends = list(accumulate(next(each) if token == IMAGE_TOKEN_INDEX else 1 for token in ids))
+            num_kept = sum(end <= self.model_max_length for end in ends)
+            length = ends[num_kept - 1]
         if all(label == IGNORE_INDEX for label in labels[:num_kept]):
             raise BadRecord(
                 f"{where}: no word of an answer is within the first {self.model_max_length} tokens; "
@@ -137,9 +141,7 @@ class SampleBuilder:
             )
         kept = ids[:num_kept]
         num_images = kept.count(IMAGE_TOKEN_INDEX)
-        return EncodedRecord(
-            where, kept, labels[:num_kept], files[:num_images], ends[num_kept - 1], num_kept < len(ids)
-        )
+        return EncodedRecord(where, kept, labels[:num_kept], files[:num_images], length, num_kept < len(ids))
 
     def load(self, encoded: EncodedRecord, source_of: ImageSource) -> dict:
         """One sample.

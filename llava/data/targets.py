@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left
 from itertools import accumulate
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
@@ -88,13 +88,23 @@ def build_targets(conversation: Conversation, tokenizer) -> tuple[list[int], lis
             f"Labels need to know where each token stands in the text, which {type(tokenizer).__name__}, "
             "a slow tokenizer, cannot tell; load a fast one with llava.model.tokenizer.load_tokenizer."
         )
-    crossed = [answer for answer, _ in targets if any(start < answer < end for start, end in spans)]
+    starts = [start for start, _ in spans]
+    crossed = [answer for answer, _ in targets if _crosses(answer, starts, spans)]
     if crossed:
         ids, spans = encode_prompt(prompt, tokenizer, cuts=crossed)
-    edges = [edge for target in targets for edge in target]
+        starts = [start for start, _ in spans]  # type: ignore[union-attr]
     labels = [IGNORE_INDEX] * len(ids)
-    for position, (token, (start, end)) in enumerate(zip(ids, spans, strict=True)):  # type: ignore[arg-type]
-        edge = bisect_right(edges, start)  # odd: behind the start of a target, before its end
-        if edge % 2 and end <= edges[edge] and token != IMAGE_TOKEN_INDEX:
-            labels[position] = token
+    for start, end in targets:
+        first, last = bisect_left(starts, start), bisect_left(starts, end)
+        while last > first and spans[last - 1][1] > end:  # type: ignore[index]
+            last -= 1
+        labels[first:last] = [
+            IGNORE_INDEX if token == IMAGE_TOKEN_INDEX else token for token in ids[first:last]
+        ]
     return ids, labels
+
+
+def _crosses(position: int, starts: list[int], spans: list[tuple[int, int]]) -> bool:
+    """Whether a token reaches over a position of the text. Tokens are in the order of the text."""
+    before = bisect_left(starts, position) - 1
+    return before >= 0 and spans[before][1] > position
