@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -138,7 +139,7 @@ def exact_lengths_key(
     index: RecordIndex, builder: SampleBuilder, cache: ArrayCache, num_workers: int = 0
 ) -> list:
     """All that decides the exact lengths of an index's records."""
-    tokenizer = builder.tokenizer
+    tokenizer: Any = builder.tokenizer
     tokenizer("")  # leaves the tokenizer as all calls do, whatever its file said of cutting and padding
     state = [type(tokenizer).__name__, tokenizer.bos_token_id, tokenizer.backend_tokenizer.to_str()]
     positions = image_positions(index, builder, cache, num_workers)
