@@ -15,12 +15,15 @@ T = TypeVar("T")
 def progress_bar(what: str, total: int | None, unit: str, **options) -> tqdm:
     """A bar that appears when a step has taken DELAY seconds, in the first of several processes alone.
 
+    What only one process of several does shows its bar with disable=False.
+
     Args:
         what: names the step.
         total: units of the whole step.
         options: as tqdm takes them.
     """
-    return tqdm(desc=what, total=total, unit=unit, delay=DELAY, disable=not is_first_process(), **options)
+    options = {"delay": DELAY, "disable": not is_first_process(), **options}
+    return tqdm(desc=what, total=total, unit=unit, **options)
 
 
 def is_first_process() -> bool:

@@ -16,6 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # ahead of transformers: no test asks a hub
 import tiny
 from transformers import PreTrainedTokenizerFast
 
+from llava.data.kept import ENVIRONMENT
 from llava.model.tokenizer import load_tokenizer
 
 # No test fails for want of time, which is a matter of what else the machine does
@@ -35,6 +36,14 @@ def pytest_addoption(parser) -> None:
     parser.addoption(
         "--write-losses", action="store_true", help="write tests/golden/losses anew (test_golden_losses.py)"
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def index_folder(tmp_path_factory) -> Path:
+    """Where data sets, and processes that tests start, keep their indices: not in the user's cache."""
+    folder = tmp_path_factory.mktemp("records")
+    os.environ[ENVIRONMENT] = str(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -11,12 +10,18 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
+from llava.data.index import CHECKS, open_index
+from llava.data.kept import ArrayCache
+from llava.data.measure import estimates
 from llava.data.mixture import Mixture
-from llava.data.record import BadRecord, describe_record, iter_records
-from llava.data.sample import EncodedRecord, SampleBuilder, check_image_files
+from llava.data.reader import ImageSource
+from llava.data.record import BadRecord
+from llava.data.sample import EncodedRecord, SampleBuilder
 from llava.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -37,6 +42,9 @@ class SupervisedDataset(Dataset):
         weights, seed: of `mixture`, from which samplers draw an epoch; here each record is there once.
         on_bad_record: "fail" raises; "skip" leaves out what is bad on disk, and puts the next good record in
             the place of what proves bad when it is read. Both are listed in `bad_records`.
+        index_folder: of what is computed of the files once (see `llava.data.kept`); None: the user's cache.
+        num_workers: processes that open image headers where lengths depend on them.
+        check_images: "start" looks for all image files when an index is made; "lazy" for each as it is read.
     Raises:
         BadRecord: on_bad_record "fail" and a record is bad: here for its form or a missing file, from
             `__getitem__` for an image that cannot be read or an answer beyond model_max_length. Also if no
@@ -52,44 +60,32 @@ class SupervisedDataset(Dataset):
         weights: Sequence[float] | None = None,
         seed: int = 0,
         on_bad_record: str = "fail",
+        index_folder: str | Path | None = None,
+        check_images: str = "start",
+        num_workers: int = 0,
     ):
         if on_bad_record not in ("fail", "skip"):
             raise UserError(f"--on_bad_record must be 'fail' or 'skip', got {on_bad_record!r}.")
+        if check_images not in CHECKS:
+            raise UserError(f"--check_images must be 'start' or 'lazy', got {check_images!r}.")
         self.data_paths = list(data_paths)
-        self.builder = builder
         self.image_folder = image_folder
+        self.builder = builder
         self.on_bad_record = on_bad_record
-        self.mixture = Mixture(self._read(), weights, seed)
-
-    def _read(self) -> list[int]:
-        """Keep the good records, packed: a list of objects would be copied into each worker as it is read.
-
-        Returns:
-            How many each file has.
-        """
-        packed, ends, sources, sizes, self._static_problems = bytearray(), [], [], [], []
-        for path in self.data_paths:
-            num_before = len(ends)
-            for source, record in enumerate(iter_records(path)):
-                where = describe_record(path, source, record)
-                try:
-                    self.builder.check(record, where)
-                    check_image_files(record, where, self.image_folder)
-                except BadRecord as error:
-                    self._static_problems.append(str(error))
-                    continue
-                packed += json.dumps(record).encode()
-                ends.append(len(packed))
-                sources.append(source)
-            sizes.append(len(ends) - num_before)
-        if self._static_problems and (self.on_bad_record == "fail" or not ends):
+        self.num_workers = num_workers
+        self.cache = ArrayCache(index_folder)
+        self.indices = [
+            open_index(path, builder.template, image_folder, self.cache, check_images)
+            for path in self.data_paths
+        ]
+        sizes = [len(index) for index in self.indices]
+        self._ends = list(accumulate(sizes))
+        self._static_problems = [problem for index in self.indices for problem in index.problems]
+        if self._static_problems and (on_bad_record == "fail" or not sum(sizes)):
             raise BadRecord(self._summary())
-        self._packed = bytes(packed)
-        self._ends = torch.tensor(ends, dtype=torch.long)
-        self._sources = torch.tensor(sources, dtype=torch.long)
         # shared, so that what a worker process finds is known here as well
-        self._flags = torch.zeros(len(ends), dtype=torch.uint8).share_memory_()
-        return sizes
+        self._flags = torch.zeros(sum(sizes), dtype=torch.uint8).share_memory_()
+        self.mixture = Mixture(sizes, weights, seed)
 
     def _summary(self) -> str:
         problems = self._static_problems
@@ -103,21 +99,22 @@ class SupervisedDataset(Dataset):
         return ", ".join(map(str, self.data_paths))
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return self._ends[-1]
 
     @cached_property
-    def modality_lengths(self) -> list[int]:
-        """An estimate for grouping, words and visual positions of each record; negative for text only."""
-        estimates = (
-            self._unless_bad(index, lambda i: self.builder.estimate(*self._record(i), self._source_of))
-            for index in range(len(self))
-        )
-        return [1 if estimate is None else estimate for estimate in estimates]
+    def modality_lengths(self) -> Tensor:
+        """long[N]: an estimate for grouping, words and visual positions; negative for text only."""
+        parts = [estimates(index, self.builder, self.cache, self.num_workers) for index in self.indices]
+        lengths = torch.from_numpy(np.concatenate(parts))
+        for index in ((lengths == 0) | (self._flags & BAD).bool()).nonzero().flatten().tolist():
+            estimate = self._unless_bad(index, lambda i: self.builder.estimate(*self._record(i)))
+            lengths[index] = 1 if estimate is None else estimate
+        return lengths
 
     @property
-    def lengths(self) -> list[int]:
+    def lengths(self) -> Tensor:
         """`modality_lengths` without the modality."""
-        return [abs(length) for length in self.modality_lengths]
+        return self.modality_lengths.abs()
 
     @property
     def bad_records(self) -> list[str]:
@@ -133,8 +130,8 @@ class SupervisedDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         """One sample, as `SampleBuilder.load` says; in the place of a bad one the next good one."""
         index = range(len(self))[index]  # IndexError past the end
-        for candidate in (*range(index, len(self)), *range(index)):
-            sample = self.read(candidate)
+        for step in range(len(self)):
+            sample = self.read((index + step) % len(self))
             if sample is not None:
                 return sample
         raise BadRecord(f"No good record is left in {self._files}; the first: {self._problem(index)}")
@@ -145,8 +142,8 @@ class SupervisedDataset(Dataset):
 
     def length(self, index: int) -> int:
         """Exact positions of a record in the model's input; 0 if it is bad and to be skipped."""
-        encoded = self._unless_bad(index, self._encode)
-        return 0 if encoded is None else encoded.length
+        encoded = self._unless_bad(index, self.encode)
+        return 0 if encoded is None else encoded[0].length
 
     def _unless_bad(self, index: int, make: Callable[[int], T]) -> T | None:
         if self._flags[index] & BAD:
@@ -160,15 +157,12 @@ class SupervisedDataset(Dataset):
             self._flags[index] |= BAD
             return None
 
-    def _record(self, index: int) -> tuple[dict, str]:
-        """A kept record and where it is."""
-        start = int(self._ends[index - 1]) if index else 0
-        record = json.loads(self._packed[start : int(self._ends[index])])
-        path = self.data_paths[bisect_right(list(accumulate(self.mixture.sizes)), index)]
-        return record, describe_record(path, int(self._sources[index]), record)
-
-    def _source_of(self, file: str) -> Path:
-        return Path(self.image_folder or "") / file
+    def _record(self, index: int) -> tuple[dict, str, ImageSource]:
+        """A record, where it is, and where its image files are."""
+        file = bisect_right(self._ends, index)
+        of_file = self.indices[file]
+        record, where, place = of_file.read(index - (self._ends[file - 1] if file else 0))
+        return record, where, of_file.reader.source_of(place)
 
     def _problem(self, index: int) -> str:
         """What is wrong with a record that was found bad; found out anew, for messages are not kept."""
@@ -178,11 +172,17 @@ class SupervisedDataset(Dataset):
             return str(error)
         return f"{self._record(index)[1]}: could not be read when it was needed, but now can; run again."
 
-    def _encode(self, index: int) -> EncodedRecord:
-        encoded = self.builder.encode(*self._record(index), self._source_of)
+    def encode(self, index: int) -> tuple[EncodedRecord, ImageSource]:
+        """A record as text alone, and where its image files are. Raises BadRecord."""
+        record, where, source_of = self._record(index)
+        encoded = self.builder.encode(record, where, source_of)
         if encoded.truncated:
             self._flags[index] |= TRUNCATED
-        return encoded
+        return encoded, source_of
+
+    def note_truncated(self, indices: Tensor) -> None:
+        """Count long[...] records as cut that an earlier run found to be."""
+        self._flags[indices] |= TRUNCATED
 
     def _load(self, index: int) -> dict:
-        return self.builder.load(self._encode(index), self._source_of)
+        return self.builder.load(*self.encode(index))

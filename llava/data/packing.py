@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from typing import TypeVar
 
+import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset
 
 from llava.data.dataset import SupervisedDataset
+from llava.data.measure import exact_lengths_key, in_parallel
 from llava.data.mixture import Mixture
 from llava.data.record import BadRecord
 
@@ -53,34 +53,46 @@ def pack(items: Iterable[tuple[T, int]], capacity: int, num_open: int = NUM_OPEN
         yield rows.pop(row)
 
 
-class _Lengths(Dataset):
-    """This process's share of a data set's exact lengths."""
+class _Lengths:
+    """int32[N]: exact lengths of a data set's records, negative where one is cut, 0 where it is bad."""
 
-    def __init__(self, dataset: SupervisedDataset, indices: range):
-        self.dataset, self.indices = dataset, indices
+    def __init__(self, dataset: SupervisedDataset, first: int):
+        self.dataset, self.first = dataset, first
 
-    def __len__(self) -> int:
-        return len(self.indices)
+    def __call__(self, rows: range) -> np.ndarray:
+        return np.array([self._of(self.first + row) for row in rows], dtype=np.int32)
 
-    def __getitem__(self, index: int) -> int:
-        return self.dataset.length(self.indices[index])
+    def _of(self, index: int) -> int:
+        try:
+            encoded, _ = self.dataset.encode(index)
+        except BadRecord:
+            return 0
+        return -encoded.length if encoded.truncated else encoded.length
 
 
 def exact_lengths(dataset: SupervisedDataset, num_workers: int = 0) -> Tensor:
-    """long[N]: positions of every record, 0 for a bad one that is skipped; all processes share the work."""
-    is_split = dist.is_available() and dist.is_initialized()
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if is_split else (0, 1)
-    share = _Lengths(dataset, range(rank, len(dataset), world_size))
-    batches = DataLoader(share, batch_size=256, num_workers=num_workers, collate_fn=torch.tensor)
-    progress = tqdm(batches, desc="measuring records", unit="batch of 256", disable=rank > 0)
-    own = torch.cat([torch.zeros(0, dtype=torch.long), *progress])
-    parts = [own] * world_size
-    if is_split:
-        dist.all_gather_object(parts, own)
-    lengths = torch.zeros(len(dataset), dtype=torch.long)
-    for other, part in enumerate(parts):
-        lengths[other::world_size] = part
-    return lengths
+    """long[N]: positions of every record, 0 for a bad one that is skipped; measured once and kept.
+
+    Args:
+        num_workers: processes of each rank that measure.
+    Raises:
+        BadRecord: for a bad record that is not to be skipped.
+    """
+    parts, first = [], 0
+    for index in dataset.indices:
+        measure = _Lengths(dataset, first)
+
+        def make(measure: _Lengths = measure, num_records: int = len(index)) -> tuple[np.ndarray, list]:
+            return in_parallel(measure, num_records, num_workers, "measuring records"), []
+
+        key = exact_lengths_key(index, dataset.builder, dataset.cache, num_workers)
+        parts.append(dataset.cache.get(key, f"the exact lengths of {index.reader.path}", make).array)
+        first += len(index)
+    lengths = torch.from_numpy(np.concatenate(parts)).long()
+    dataset.note_truncated((lengths < 0).nonzero().flatten())
+    for record in (lengths == 0).nonzero().flatten().tolist():
+        lengths[record] = dataset.length(record)
+    return lengths.abs()
 
 
 class PackedDataset(Dataset):
@@ -88,7 +100,7 @@ class PackedDataset(Dataset):
 
     Args:
         dataset: its records, as its mixture has them in the first epoch, are read as packs are asked for.
-        num_workers: processes that measure the records.
+        num_workers: processes of each rank that measure the records.
     Raises:
         BadRecord: if no good record is left.
     """
@@ -127,8 +139,8 @@ class PackedDataset(Dataset):
     def __getitem__(self, index: int) -> list[dict]:
         """A pack's samples, without what proves bad; if all do, the next pack in its place."""
         index = range(len(self))[index]
-        for candidate in (*range(index, len(self)), *range(index)):
-            samples = [self.dataset.read(record) for record in self.members(candidate)]
+        for step in range(len(self)):
+            samples = [self.dataset.read(record) for record in self.members((index + step) % len(self))]
             good = [sample for sample in samples if sample is not None]
             if good:
                 return good

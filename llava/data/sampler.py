@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from llava.data.mixture import Mixture
@@ -57,16 +58,18 @@ class ModalityLengthGroupedSampler(MixtureSampler):
         world_size: batches in a step: processes times accumulation.
     """
 
-    def __init__(self, mixture: Mixture, lengths: Sequence[int], batch_size: int, world_size: int = 1):
+    def __init__(
+        self, mixture: Mixture, lengths: Sequence[int] | Tensor, batch_size: int, world_size: int = 1
+    ):
         super().__init__(mixture)
         if batch_size < 1 or world_size < 1:
             raise UserError(
                 f"batch_size and world_size must be at least 1, got {batch_size} and {world_size}."
             )
-        if any(length == 0 for length in lengths):
+        self.lengths = torch.as_tensor(lengths, dtype=torch.long)
+        if (self.lengths == 0).any():
             raise UserError("lengths must not be 0: their sign tells images (+) from text only (-).")
         assert len(lengths) == sum(mixture.sizes)
-        self.lengths = torch.tensor(lengths, dtype=torch.long)
         self.world_size = world_size
         self.megabatch_size = batch_size * world_size
 
@@ -76,25 +79,23 @@ class ModalityLengthGroupedSampler(MixtureSampler):
         is_text = self.lengths[indices] < 0
         with_image, image_rest = self._megabatches(indices[~is_text], generator)
         text_only, text_rest = self._megabatches(indices[is_text], generator)
-        megabatches = with_image + text_only
-        order = torch.randperm(len(megabatches), generator=generator).tolist()
-        for index in order:
-            for rank in range(self.world_size):
-                yield from megabatches[index][rank :: self.world_size]
-        yield from image_rest + text_rest
+        megabatches = torch.cat([with_image, text_only])
+        megabatches = megabatches[torch.randperm(len(megabatches), generator=generator)]
+        # process r of W takes each W-th record of a megabatch, from the r-th on
+        batch_size = self.megabatch_size // self.world_size
+        by_process = megabatches.view(-1, batch_size, self.world_size).transpose(1, 2)
+        yield from torch.cat([by_process.flatten(), image_rest, text_rest]).tolist()
 
-    def _megabatches(
-        self, indices: torch.Tensor, generator: torch.Generator
-    ) -> tuple[list[list[int]], list[int]]:
-        """One modality's whole megabatches, each longest first, and the indices left over."""
+    def _megabatches(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One modality's whole megabatches, a row each and longest first, and the indices left over."""
         indices = indices[torch.randperm(len(indices), generator=generator)]
         size = self.megabatch_size
         num_whole = len(indices) // size
         whole, rest = indices[: num_whole * size], indices[num_whole * size :]
         # at least four pools, so that batches differ between epochs in a small set as well
         pool_size = size * max(1, min(num_whole // 4, MAX_POOL))
-        megabatches = []
-        for pool in whole.split(pool_size):
-            longest_first = pool[self.lengths[pool].abs().argsort(descending=True, stable=True)]
-            megabatches += [megabatch.tolist() for megabatch in longest_first.split(size)]
-        return megabatches, rest.tolist()
+        pools = [
+            pool[self.lengths[pool].abs().argsort(descending=True, stable=True)]
+            for pool in whole.split(pool_size)
+        ]
+        return torch.cat(pools).view(-1, size), rest

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
-from llava.data.record import BadRecord, check_data_file
+from llava.data.files import check_data_file
+from llava.data.record import BadRecord
 from llava.errors import UserError
 from llava.textfile import HEAD, TAR, kind_of
 

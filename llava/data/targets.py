@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left
 from itertools import accumulate
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.conversation import Conversation, SeparatorStyle, template_named
+from llava.conversation import Conversation, SeparatorStyle, conv_templates, template_named
 from llava.data.record import image_files, system_text, turns_of
 from llava.errors import UserError
 from llava.mm_utils import encode_prompt
+
+
+def check_template(record: dict, template: str) -> None:
+    """Whether a template, a name in `conv_templates`, can lay a valid record out.
+
+    Raises:
+        UserError: if the template is plain and the record is not one image and its caption, or
+            has a system text.
+    """
+    conversation = conv_templates[template]
+    if conversation.sep_style is not SeparatorStyle.PLAIN:
+        return
+    if (system := system_text(record)) is not None:
+        conversation.with_system(system)
+    num_turns, num_images = len(turns_of(record)), len(image_files(record))
+    if (num_turns, num_images) != (2, 1):
+        raise UserError(
+            f"the template {template!r} takes one image and one answer, its caption, got {num_images} "
+            f"image(s) and {num_turns} turns; choose a chat template with --version, or remove the record."
+        )
 
 
 def conversation_from_record(record: dict, template: str, mm_use_im_start_end: bool = False) -> Conversation:
@@ -23,22 +43,15 @@ def conversation_from_record(record: dict, template: str, mm_use_im_start_end: b
         template: a name in `conv_templates`.
         mm_use_im_start_end: put each image between <im_start> and <im_end>.
     Raises:
-        UserError: if the template is unknown, or plain and the record is not one image and its caption, or
-            has a system text.
+        UserError: if the template is unknown, and as check_template.
     """
     conversation = template_named(template, "--version")
+    check_template(record, template)
     if (system := system_text(record)) is not None:
         conversation = conversation.with_system(system)
-    turns = turns_of(record)
     is_plain = conversation.sep_style is SeparatorStyle.PLAIN
-    num_images = len(image_files(record))
-    if is_plain and (len(turns), num_images) != (2, 1):
-        raise UserError(
-            f"the template {template!r} takes one image and one answer, its caption, got {num_images} "
-            f"image(s) and {len(turns)} turns; choose a chat template with --version, or remove the record."
-        )
     mark = conversation.image_text(mm_use_im_start_end)
-    for index, turn in enumerate(turns):
+    for index, turn in enumerate(turns_of(record)):
         words = turn["value"]
         if words.count(DEFAULT_IMAGE_TOKEN) == 1:
             rest = "" if is_plain else words.replace(DEFAULT_IMAGE_TOKEN, "").strip()
@@ -75,13 +88,23 @@ def build_targets(conversation: Conversation, tokenizer) -> tuple[list[int], lis
             f"Labels need to know where each token stands in the text, which {type(tokenizer).__name__}, "
             "a slow tokenizer, cannot tell; load a fast one with llava.model.tokenizer.load_tokenizer."
         )
-    crossed = [answer for answer, _ in targets if any(start < answer < end for start, end in spans)]
+    starts = [start for start, _ in spans]
+    crossed = [answer for answer, _ in targets if _crosses(answer, starts, spans)]
     if crossed:
         ids, spans = encode_prompt(prompt, tokenizer, cuts=crossed)
-    edges = [edge for target in targets for edge in target]
+        starts = [start for start, _ in spans]  # type: ignore[union-attr]
     labels = [IGNORE_INDEX] * len(ids)
-    for position, (token, (start, end)) in enumerate(zip(ids, spans, strict=True)):  # type: ignore[arg-type]
-        edge = bisect_right(edges, start)  # odd: behind the start of a target, before its end
-        if edge % 2 and end <= edges[edge] and token != IMAGE_TOKEN_INDEX:
-            labels[position] = token
+    for start, end in targets:
+        first, last = bisect_left(starts, start), bisect_left(starts, end)
+        while last > first and spans[last - 1][1] > end:  # type: ignore[index]
+            last -= 1
+        labels[first:last] = [
+            IGNORE_INDEX if token == IMAGE_TOKEN_INDEX else token for token in ids[first:last]
+        ]
     return ids, labels
+
+
+def _crosses(position: int, starts: list[int], spans: list[tuple[int, int]]) -> bool:
+    """Whether a token reaches over a position of the text. Tokens are in the order of the text."""
+    before = bisect_left(starts, position) - 1
+    return before >= 0 and spans[before][1] > position

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from llava.command import Parser, message
@@ -68,16 +67,17 @@ def validate(
 
 def _records(file: str, image_folder: str | None) -> Iterator[tuple[Callable[[], Any], str, Callable]]:
     """What reads each record, where it is, and what finds its images."""
-    from llava.data.record import describe_record, iter_records
+    from llava.data.files import reader_of
+    from llava.data.record import describe_record
     from llava.data.shards import is_shards, read_shard
 
     if is_shards(file):
         for sample in read_shard(file):
             yield sample.record, sample.name, sample.open
     else:
-        for index, record in enumerate(iter_records(file)):
-            where = describe_record(file, index, record)
-            yield (lambda kept=record: kept), where, Path(image_folder or "").joinpath  # type: ignore[misc]
+        reader = reader_of(file, image_folder)
+        for index, (record, place) in enumerate(reader.scan()):
+            yield (lambda kept=record: kept), describe_record(file, index, record), reader.source_of(place)  # type: ignore[misc]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -118,6 +118,15 @@ class DataArguments:
     on_bad_record: str = flag(
         "fail", "fail, or skip to leave bad records out, count them and list them at the end."
     )
+    check_images: str = flag(
+        "start",
+        "start, to look for all image files before the first step, or lazy, for each as it is needed.",
+    )
+    index_folder: str = flag(
+        None,
+        "Where what is computed of the records once is kept for all ranks and later runs; default "
+        "~/.cache/llava/records.",
+    )
 
     def __post_init__(self):
         from llava.tiling import ASPECT_RATIOS, PATCH_NUMS, check_choice  # brings torch
@@ -142,6 +151,8 @@ class DataArguments:
             raise UserError(f"--data_weights must be above 0, got {self.data_weights}; leave the file out.")
         if self.on_bad_record not in ("fail", "skip"):
             raise UserError(f"--on_bad_record must be fail or skip, got {self.on_bad_record!r}.")
+        if self.check_images not in ("start", "lazy"):
+            raise UserError(f"--check_images must be start or lazy, got {self.check_images!r}.")
         if self.image_aspect_ratio is not None:
             check_choice("image_aspect_ratio", self.image_aspect_ratio, ASPECT_RATIOS)
         if self.patch_num is not None:

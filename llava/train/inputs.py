@@ -4,7 +4,7 @@ import importlib.util
 import json
 from pathlib import Path
 
-from llava.data.record import iter_records
+from llava.data.files import iter_records
 from llava.data.shards import check_data_paths, is_shards
 from llava.errors import UserError
 from llava.model.adapters import ADAPTER_WEIGHTS

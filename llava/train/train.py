@@ -220,7 +220,7 @@ def build_trainer(
     if not training_args.should_log:
         logging.getLogger().setLevel(logging.WARNING)  # each process has records of its own to warn of
     dataset = load_data(data_args, training_args, builder)
-    eval_sets = load_eval_data(data_args, builder)
+    eval_sets = load_eval_data(data_args, training_args, builder)
     return LlavaTrainer(
         model=model,
         args=training_args,

@@ -51,7 +51,12 @@ def load_data(data_args: DataArguments, training_args: TrainingArguments, builde
         logger.info("%s: %d shards", ", ".join(data_args.data_path), len(stream.shards))
         return stream
     dataset = open_records(
-        data_args.data_path, data_args, builder, weights=data_args.data_weights, seed=training_args.seed
+        data_args.data_path,
+        data_args,
+        training_args,
+        builder,
+        weights=data_args.data_weights,
+        seed=training_args.seed,
     )
     for path, size, count in zip(
         data_args.data_path, dataset.mixture.sizes, dataset.mixture.counts, strict=True
@@ -82,7 +87,9 @@ def stream_workers(data_args: DataArguments, training_args: TrainingArguments) -
     return min(training_args.dataloader_num_workers, max(1, len(shards) // training_args.world_size))
 
 
-def load_eval_data(data_args: DataArguments, builder: SampleBuilder) -> dict[str, SupervisedDataset]:
+def load_eval_data(
+    data_args: DataArguments, training_args: TrainingArguments, builder: SampleBuilder
+) -> dict[str, SupervisedDataset]:
     """The sets of --eval_data_path by name.
 
     They are not packed: their figures are means over tokens, which packing would leave as they are.
@@ -94,17 +101,28 @@ def load_eval_data(data_args: DataArguments, builder: SampleBuilder) -> dict[str
     for name, path in zip(
         set_names(data_args.eval_data_path or []), data_args.eval_data_path or [], strict=True
     ):
-        sets[name] = open_records([path], data_args, builder)
+        sets[name] = open_records([path], data_args, training_args, builder)
         logger.info("%s: %d records to evaluate on, as %s", path, len(sets[name]), name)
     return sets
 
 
 def open_records(
-    paths: list[str], data_args: DataArguments, builder: SampleBuilder, **order
+    paths: list[str],
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    builder: SampleBuilder,
+    **order,
 ) -> SupervisedDataset:
     """Records of files, whether to learn from or to evaluate on."""
     return SupervisedDataset(
-        paths, builder, data_args.image_folder, on_bad_record=data_args.on_bad_record, **order
+        paths,
+        builder,
+        data_args.image_folder,
+        on_bad_record=data_args.on_bad_record,
+        index_folder=data_args.index_folder,
+        check_images=data_args.check_images,
+        num_workers=training_args.dataloader_num_workers,
+        **order,
     )
 
 

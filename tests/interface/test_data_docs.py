@@ -68,7 +68,7 @@ def test_the_shown_table_becomes_records_and_questions(images):
 @pytest.mark.parametrize("page", PAGES)
 def test_each_flag_named_exists(page):
     known = {f"--{f.name}" for cls in (ModelArguments, DataArguments, TrainingArguments) for f in fields(cls)}
-    known |= {"--check_images"}  # the validator's
+    known |= {"--records"}  # the benchmark's
     known |= {"--model-path", "--image-folder", "--question-file", "--answers-file"}  # model_vqa_loader's
     assert set(re.findall(r"--[a-z][\w-]+", (DOCS / page).read_text())) <= known
 

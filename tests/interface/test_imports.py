@@ -49,6 +49,7 @@ ALLOWED = {
     "llava/text.py": (),
     "llava/textfile.py": (),
     "llava/wholefile.py": (),
+    "llava/filelock.py": (),
     "llava/command.py": ("llava.quiet",),
     "llava/quiet.py": (),
     "llava/progress.py": (),
@@ -137,6 +138,7 @@ ALLOWED = {
 ANYONE_MAY = (
     *("llava", "llava.model", "llava.eval", "llava.errors", "llava.errors.UserError"),
     *("llava.text", "llava.text.replace_surrogates"),
+    *("llava.filelock", "llava.filelock.FileLock", "llava.filelock.Held"),
     *(f"llava.wholefile.{name}" for name in ("sync", "whole_file", "write_bytes", "write_text")),
     "llava.wholefile",
 )

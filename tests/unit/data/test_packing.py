@@ -1,7 +1,9 @@
 """Packs hold every record once within the limit; packed rows give the loss and gradients of separate ones."""
 
+import copy
 import json
 from argparse import Namespace
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -130,22 +132,44 @@ def test_what_has_no_answer_within_the_limit_is_found_ahead_of_the_first_step(ma
         PackedDataset(make([long], on_bad_record="skip"))
 
 
-def test_processes_measure_a_share_each_and_put_them_together(make, monkeypatch):
-    """The gathering is torch's; each rank's share of the work is taken as that rank would."""
-    whole = exact_lengths(make()).tolist()
-    shares = [whole[rank::2] for rank in range(2)]
-    measured = []
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_lengths_are_measured_once_for_later_runs_as_well(make, monkeypatch, num_workers):
+    long = {"id": "long", "conversations": turns("What?", "It. " * LIMIT)}
+    bad = {"id": "bad", "conversations": turns("What? " * LIMIT, "It.")}
+    dataset = make([*some_records(), long, bad], on_bad_record="skip")
+    state = torch.get_rng_state()
+    lengths = exact_lengths(dataset, num_workers)
+    assert torch.equal(torch.get_rng_state(), state), "a run that measures nothing must draw the same numbers"
+    assert lengths.tolist() == [dataset.length(record) for record in range(11)]
+    assert (dataset.num_truncated, len(dataset.bad_records)) == (1, 1)
+    again = SupervisedDataset(dataset.data_paths, dataset.builder, dataset.image_folder, on_bad_record="skip")
+    encoded = []
+    monkeypatch.setattr(again, "encode", lambda index: encoded.append(index) or dataset.encode(index))
+    assert torch.equal(exact_lengths(again), lengths)
+    assert encoded == [10], "what is bad is looked at again, for its message"
+    assert (again.num_truncated, len(again.bad_records)) == (1, 1)
 
-    def gather(parts, own):
-        measured.append(own.tolist())
-        parts[:] = [torch.tensor(shares[0]), own]
 
-    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-    assert exact_lengths(make()).tolist() == whole
-    assert measured == [shares[1]]
+def test_lengths_are_measured_anew_for_another_tokenizer_limit_template_or_tower(make, bpe_tokenizer):
+    dataset = make()
+    builder = dataset.builder
+
+    def lengths(**changes):
+        changed = replace(builder, **changes)
+        return exact_lengths(SupervisedDataset(dataset.data_paths, changed, dataset.image_folder)).tolist()
+
+    wider = copy.deepcopy(bpe_tokenizer)
+    wider.add_tokens(["What is it?"])
+    first = lengths()
+    for changes in (
+        {"tokenizer": wider},
+        {"model_max_length": 60},
+        {"template": "v1"},
+        {"visual_positions": lambda size: 7},
+        {"mm_use_im_start_end": True},
+    ):
+        assert lengths(**changes) != first, changes
+    assert lengths() == first
 
 
 def loss_and_gradients(model, batch):

@@ -4,19 +4,15 @@ import bz2
 import gzip
 import json
 import lzma
+import pickle
 import tracemalloc
 
 import pytest
 from messages import assert_names
 
-from llava.data.record import (
-    BadRecord,
-    check_data_file,
-    describe_record,
-    image_files,
-    iter_records,
-    validate_record,
-)
+from llava.data.files import check_data_file, iter_records, reader_of
+from llava.data.record import BadRecord, describe_record, image_files, validate_record
+from llava.errors import UserError
 
 
 def turns(*values):
@@ -148,8 +144,43 @@ def test_a_list_reads_the_same_whatever_the_size_of_a_read(tmp_path, monkeypatch
     records = [*GOOD, 12345, "words", [], None]
     (tmp_path / "a.json").write_text(f"\n {json.dumps(records, indent=1)} \n")
     for chunk in (1, 2, 7, 1000):
-        monkeypatch.setattr("llava.data.record.CHUNK", chunk)
+        monkeypatch.setattr("llava.data.json_reader.CHUNK", chunk)
         assert list(iter_records(tmp_path / "a.json")) == records
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+def test_each_record_is_read_again_by_its_place(tmp_path, monkeypatch, name, line_end, start):
+    words = ["plain", "größer \U0001f600", "\ude00", 'a "quote" \n and a line', "\u2028"]
+    records = [{"id": number, "words": words[number % 5] * number} for number in range(20)]
+    lines = [json.dumps(record, ensure_ascii="\ude00" in record["words"]) for record in records]
+    between, around = (f" ,{line_end}", "[]") if name == "a.json" else (line_end, ("", line_end))
+    text = start + around[0] + between.join(lines) + around[1]
+    (tmp_path / name).write_bytes(text.encode())
+    for chunk in (3, 1 << 16):
+        monkeypatch.setattr("llava.data.json_reader.CHUNK", chunk)
+        reader = reader_of(tmp_path / name)
+        found = list(reader.scan())
+        assert [record for record, _ in found] == records
+        copy = pickle.loads(pickle.dumps(reader))
+        for record, place in found:
+            assert copy.read(place) == reader.read(place) == record
+        done = [reader.done(place) for _, place in found]
+        assert done == sorted(done)
+        assert 0 <= reader.size - done[-1] <= 3
+
+
+def test_a_file_that_changes_while_it_is_used_is_named(tmp_path):
+    (tmp_path / "a.json").write_text('[{"id": 1}, {"id": 2}]')
+    reader = reader_of(tmp_path / "a.json")
+    (_, first), (_, second) = reader.scan()
+    assert reader.read(first) == {"id": 1}
+    (tmp_path / "a.json").write_text('[{"id": 1}, {"id"')
+    with pytest.raises(UserError, match="a.json was changed while it was in use"):
+        reader.read(second)
+    with pytest.raises(UserError, match="a.json was changed while it was in use"):
+        pickle.loads(pickle.dumps(reader)).read(first)
 
 
 def test_a_long_file_is_never_held_whole(tmp_path):

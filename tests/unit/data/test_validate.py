@@ -161,13 +161,14 @@ OTHER_KINDS = {
 
 
 @pytest.mark.parametrize("name", OTHER_KINDS)
-def test_training_says_of_a_file_of_another_kind_what_the_validator_says(tmp_path, name):
+def test_training_says_of_a_file_of_another_kind_what_the_validator_says(tmp_path, bpe_tokenizer, name):
     if OTHER_KINDS[name] is not None:
         (tmp_path / name).write_bytes(OTHER_KINDS[name])
     problems = []
     validate([str(tmp_path / name)], report=problems.append)
+    builder = SampleBuilder(bpe_tokenizer, None, "v1", None, visual_positions=lambda size: 4)
     with pytest.raises(UserError) as error:
-        SupervisedDataset([str(tmp_path / name)], None, tmp_path)
+        SupervisedDataset([str(tmp_path / name)], builder, tmp_path)
     assert problems == [str(error.value)]
     assert len(problems[0].splitlines()) == 1
 

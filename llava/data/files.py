@@ -1,0 +1,73 @@
+"""Which reader takes a file of records, and what to say of a file that none takes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llava.data.json_reader import JsonReader
+from llava.data.reader import Reader
+from llava.data.record import shown
+from llava.errors import UserError
+from llava.textfile import HEAD, SUFFIXES, kind_of
+
+KINDS_EXPECTED = "records come in JSON or JSONL files, or in tar shards ('a/{00..63}.tar')"
+YAML = (
+    "a YAML file",
+    "name the JSON files that it lists after --data_path, and their shares after --data_weights",
+)
+CSV = ("a table", "make records of its rows, as docs/finetune_custom_data.md shows")
+YAML_LINE = re.compile(r"(#|---|- \S|[\w.-]+:(\s|$))")
+
+
+def reader_of(path: str | Path, image_folder: str | Path | None = None) -> Reader:
+    """What reads a --data_path. Raises UserError as check_data_file."""
+    check_data_file(path)
+    return JsonReader(path, image_folder)
+
+
+def iter_records(path: str | Path) -> Iterator[Any]:
+    """The records of a file, as Reader.scan gives them. Raises UserError as that, and as check_data_file."""
+    return (record for record, _ in reader_of(path).scan())
+
+
+def check_data_file(path: str | Path) -> None:
+    """Whether a --data_path is a JSON or JSONL file, by its first bytes and its name.
+
+    Raises:
+        UserError: if it is not there, or of another kind: says what it is, what is expected and what to do.
+    """
+    found = ("a folder", "name the files in it") if os.path.isdir(path) else None
+    suffix = Path(path).suffix.lower()
+    try:
+        if found is None:
+            with open(path, "rb") as file:
+                found = _other_kind(file.read(HEAD), suffix)
+    except (OSError, ValueError) as error:
+        found = SUFFIXES.get(suffix)
+        if found is None:
+            raise UserError(f"Cannot read the records in {path} ({error}); check --data_path.") from error
+    if found is not None:
+        raise UserError(f"{path} is {found[0]}, but {KINDS_EXPECTED}: {found[1]}, or check --data_path.")
+
+
+def _other_kind(head: bytes, suffix: str) -> tuple[str, str] | None:
+    """What a file that starts so is, if it holds no JSON, and what to do."""
+    if kind := kind_of(head):
+        return kind
+    text = head.decode("utf-8-sig", "replace").lstrip()
+    line = text.split("\n")[0].rstrip()
+    if suffix in (".jsonl", ".ndjson") or not text:  # a broken line is a bad record among good ones
+        return None
+    if line == "{":
+        return "one JSON object over several lines", "make it a list of records, or one record a line"
+    if text[0] in "[{":
+        return None
+    if suffix in (".yaml", ".yml") or YAML_LINE.match(line):
+        return YAML
+    if suffix in (".csv", ".tsv") or "," in line or "\t" in line:
+        return CSV
+    return SUFFIXES.get(suffix) or (f"no JSON: it starts with {shown(line)}", "make it JSON or JSONL")

@@ -1,0 +1,181 @@
+"""Records of a JSON list or of JSONL, one at a time: the file is never in memory as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from llava.data.reader import Place, Reader
+from llava.data.record import BadRecord
+from llava.errors import UserError
+from llava.textfile import open_text
+
+CHUNK = 1 << 16  # characters read at once
+MAX_RECORD = 1 << 26  # characters in which a record of a JSON list must end
+MARK = b"\xef\xbb\xbf"  # the byte order mark of UTF-8
+SPACE = re.compile(r"\s*")
+
+
+class JsonReader(Reader):
+    """A JSON list, or JSONL (one record a line). A place is a record's first byte and its length in bytes.
+
+    For a line of JSONL that is no JSON comes a BadRecord that says so, for the lines after it are still good.
+    """
+
+    def __init__(self, path: str | Path, image_folder: str | Path | None = None):
+        super().__init__(path, image_folder)
+        self._state = _state(os.stat(path))
+        self._file: int | None = None  # opened by each process for itself
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_file": None}
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None) is not None:
+            os.close(self._file)  # type: ignore[arg-type]
+
+    def scan(self) -> Iterator[tuple[Any, Place]]:
+        """As Reader.scan. Raises UserError if the file is empty or, for a list, no JSON."""
+        with open_text(self.path, newline="") as file:
+            first = len(MARK) if file.buffer.peek(len(MARK)).startswith(MARK) else 0  # type: ignore[attr-defined]
+            start = file.read(1)
+            while start.isspace():
+                start = file.read(1)
+            if not start:
+                raise UserError(
+                    f"{self.path} is empty; it needs a JSON list of records, or one record a line."
+                )
+            file.seek(0)
+            yield from (_JsonList if start == "[" else _JsonLines)(file, self.path, first)
+
+    def done(self, place: Place) -> int:
+        return sum(place)
+
+    def read(self, place: Place) -> Any:
+        if self._file is None:
+            self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            if _state(os.fstat(self._file)) != self._state:
+                raise self._changed()
+        start, length = place
+        try:
+            return json.loads(os.pread(self._file, length, start))
+        except ValueError as error:
+            raise self._changed() from error
+
+    def _changed(self) -> UserError:
+        return UserError(f"{self.path} was changed while it was in use; start again.")
+
+
+def _state(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _position(path: str | Path, line: int, column: int, problem: str) -> str:
+    return (
+        f"{path}, line {line}, column {column}: {problem}; correct it, "
+        "or fetch the file again if it was cut short."
+    )
+
+
+class _JsonLines:
+    """The records of JSONL, with their places."""
+
+    def __init__(self, file: TextIO, path: str | Path, first: int):
+        self.file, self.path, self.first = file, path, first
+
+    def __iter__(self) -> Iterator[tuple[Any, Place]]:
+        start = self.first
+        for number, line in enumerate(self.file, start=1):
+            length = _num_bytes(line)
+            if line.strip():
+                yield self._value(line, number), (start, length)
+            start += length
+
+    def _value(self, line: str, number: int) -> Any:
+        try:
+            return json.loads(line)
+        except (ValueError, RecursionError) as error:  # a number or a nesting without end, too
+            column, problem = getattr(error, "colno", 1), getattr(error, "msg", str(error))
+            return BadRecord(_position(self.path, number, column, problem))
+
+
+class _JsonList:
+    """The items of a JSON list, one after another, with their places."""
+
+    def __init__(self, file: TextIO, path: str | Path, first: int):
+        self.file, self.path = file, path
+        self.text, self.taken, self.ended = "", 0, False  # what is read, and how much of it is taken
+        self.line, self.column = 1, 1  # of the text's first character
+        self.byte = first  # of the first character that is not taken
+        self.decoder = json.JSONDecoder()
+
+    def __iter__(self) -> Iterator[tuple[Any, Place]]:
+        assert self._next() == "["
+        self._take(1)
+        if self._next() == "]":
+            raise UserError(f"{self.path} holds an empty list; it needs at least one record.")
+        while True:
+            yield self._value()
+            mark = self._next()
+            if mark not in (",", "]"):
+                raise self._error("expected ',' or ']'", self.taken)
+            self._take(1)
+            following = self._next()
+            if mark == "]" and following:
+                raise self._error("expected nothing after the list", self.taken)
+            if mark == "]":
+                return
+
+    def _next(self) -> str:
+        """The next character that is no space, "" at the end; it is the first that is not taken."""
+        while True:
+            self._take(SPACE.match(self.text, self.taken).end() - self.taken)  # type: ignore[union-attr]
+            if self.taken < len(self.text) or self.ended:
+                return self.text[self.taken : self.taken + 1]
+            self._read()
+
+    def _value(self) -> tuple[Any, Place]:
+        while True:
+            try:
+                value, end = self.decoder.raw_decode(self.text, self.taken)
+                if end < len(self.text) or self.ended:  # else a number may go on
+                    start = self.byte
+                    self._take(end - self.taken)
+                    return value, (start, self.byte - start)
+            except json.JSONDecodeError as error:
+                if self.ended or len(self.text) - self.taken > MAX_RECORD:
+                    raise self._error(error.msg, error.pos) from error
+            except (ValueError, RecursionError) as error:  # a number or a nesting without end
+                raise self._error(str(error), self.taken) from error
+            self._read()
+
+    def _read(self) -> None:
+        """Read on, and let go of what is taken."""
+        self.line, self.column = self._place(self.taken)
+        self.text, self.taken = self.text[self.taken :], 0
+        more = self.file.read(max(CHUNK, len(self.text)))
+        self.text += more
+        self.ended = not more
+
+    def _take(self, length: int) -> None:
+        end = self.taken + length
+        self.byte += length if self.text.isascii() else _num_bytes(self.text[self.taken : end])
+        self.taken = end
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """Line and column, from 1, of a position in the text."""
+        num_lines = self.text.count("\n", 0, position)
+        if not num_lines:
+            return self.line, self.column + position
+        return self.line + num_lines, position - self.text.rindex("\n", 0, position)
+
+    def _error(self, problem: str, position: int) -> UserError:
+        return UserError(_position(self.path, *self._place(position), problem))
+
+
+def _num_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())

@@ -1,0 +1,148 @@
+"""What is computed of the data once, for all processes and later runs: arrays in files of a cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llava.errors import UserError
+from llava.filelock import FileLock
+from llava.progress import is_first_process
+from llava.wholefile import whole_file
+
+logger = logging.getLogger(__name__)
+
+ENVIRONMENT = "LLAVA_INDEX_FOLDER"  # names the folder where --index_folder does not
+
+
+class KeptArray:
+    """An array of a file, and notes behind it. It is pickled as the file's name; each process maps the file.
+
+    Attributes:
+        array: read-only.
+        notes: JSON.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __getstate__(self) -> dict:
+        return {"path": self.path}
+
+    @cached_property
+    def array(self) -> np.ndarray:
+        return np.asarray(self._mapped)
+
+    @cached_property
+    def notes(self) -> Any:
+        with open(self.path, "rb") as file:
+            file.seek(self._mapped.offset + self._mapped.nbytes)
+            return json.loads(file.read())
+
+    @cached_property
+    def _mapped(self) -> np.memmap:
+        return np.load(self.path, mmap_mode="r", allow_pickle=False)
+
+    def is_whole(self) -> bool:
+        """Whether the file is there, and is what `write` writes."""
+        try:
+            return self.array is not None and self.notes is not None
+        except (OSError, EOFError, ValueError):
+            return False
+
+    def write(self, array: np.ndarray, notes: Any) -> None:
+        """Write the file, whole or not at all. Raises UserError if the disk does not take it."""
+        try:
+            with whole_file(self.path) as scratch, open(scratch, "wb") as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+                file.write(json.dumps(notes).encode())
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written ({error}); choose another --index_folder."
+            ) from error
+
+
+class ArrayCache:
+    """The folder of the kept arrays.
+
+    Args:
+        folder: None: below the user's cache folder.
+    """
+
+    def __init__(self, folder: str | Path | None = None):
+        self.folder = Path(folder or default_folder())
+
+    def get(
+        self,
+        key: list,
+        what: str,
+        make: Callable[[], tuple[np.ndarray, Any]],
+        is_true: Callable[[KeptArray], bool] = lambda kept: True,
+    ) -> KeptArray:
+        """An array that is kept under a key; if there is none, it is made by one process while others wait.
+
+        Args:
+            key: all that decides what the array is, as JSON.
+            what: names it, for messages.
+            make: gives the array and notes.
+            is_true: whether what was kept earlier is still so; if not, it is made anew.
+        """
+        name = f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.npy"
+        kept = KeptArray(self.folder / name)
+        if kept.is_whole() and is_true(kept):
+            return kept
+        path = self._writable / name
+
+        def wait(holder: str) -> None:
+            logger.info("waiting for %s, which %s makes", what, holder)
+
+        lock = FileLock(path.with_suffix(".lock"), wait)
+        try:
+            kept = KeptArray(path)  # which the process that had the lock may have made
+            if not (kept.is_whole() and is_true(kept)):
+                kept = KeptArray(path)
+                kept.write(*make())
+            return kept
+        finally:
+            lock.release()
+
+    @cached_property
+    def _writable(self) -> Path:
+        """The folder, or one for temporary files if it cannot be written to, which is said."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                return self.folder
+        except OSError as error:
+            folder = temporary_folder()
+            if is_first_process():
+                logger.warning(
+                    "%s cannot be written to (%s): what is computed of the data is kept in %s. Choose a "
+                    "folder with --index_folder.",
+                    *(self.folder, error, folder),
+                )
+            return folder
+
+
+def default_folder() -> Path:
+    """llava/records in the user's cache folder, or what the environment names."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get(ENVIRONMENT) or Path(cache) / "llava" / "records")
+
+
+def temporary_folder() -> Path:
+    """One for all processes of this user; one for this process alone where that is another user's."""
+    folder = Path(tempfile.gettempdir()) / f"llava-records-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        return Path(tempfile.mkdtemp(prefix="llava-records-"))
+    return folder

@@ -1,0 +1,43 @@
+"""The benchmark of training data: its records are good ones, and its tables have what they promise."""
+
+import json
+
+import pytest
+
+from llava.benchmark.__main__ import main
+from llava.benchmark.data import KnownTexts, byte_tokenizer, render
+from llava.data.validate import validate
+
+
+def test_its_records_are_good_and_have_one_picture(tmp_path):
+    render(tmp_path, 20)
+    problems = []
+    counts = validate(
+        [str(tmp_path / "data.json")], str(tmp_path / "images"), check_images=True, report=problems.append
+    )
+    assert problems == []
+    assert counts == {"records": 20, "images": 20, "turns": 200}
+    assert len(list((tmp_path / "images").iterdir())) == 1
+
+
+def test_what_is_tokenised_a_second_time_is_the_same():
+    tokenizer = byte_tokenizer()
+    known = KnownTexts(tokenizer)
+    for _ in range(2):
+        options = {"add_special_tokens": False, "return_offsets_mapping": True}
+        assert dict(known("a red bus", **options)) == dict(tokenizer("a red bus", **options))
+
+
+@pytest.mark.slow
+def test_the_command_prints_openings_and_stages_and_writes_them(tmp_path, capsys):
+    main(["data", *f"--records 30 60 --workers 1 2 --samples 3 --output_dir {tmp_path}".split()])
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    names = [line[0].strip("| ") for line in lines]
+    assert names[:4] == ["records", "---", "30", "60"]
+    assert names[4:8] == ["records a second", "---", "whole sample", "find"]
+    assert names[-1] == "overhead of our own, ms a sample"
+    assert {len(line) for line in lines[4:]} == {5}
+    rows = json.loads((tmp_path / "data.json").read_text())["rows"]
+    assert [row["records"] for row in rows] == [30, 60]
+    for row in rows:
+        assert list(row["first"]["stages"]) == list(row["again"]["stages"]) == ["1", "2"]
