@@ -177,9 +177,9 @@ def test_a_file_that_changes_while_it_is_used_is_named(tmp_path):
     (_, first), (_, second) = reader.scan()
     assert reader.read(first) == {"id": 1}
     (tmp_path / "a.json").write_text('[{"id": 1}, {"id"')
-    with pytest.raises(UserError, match="a.json changed.*in use"):
+    with pytest.raises(UserError, match="a.json.*changed.*in use"):
         reader.read(second)
-    with pytest.raises(UserError, match="a.json changed.*in use"):
+    with pytest.raises(UserError, match="a.json.*changed.*in use"):
         pickle.loads(pickle.dumps(reader)).read(first)
 
 
