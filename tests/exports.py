@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+import llava.hf  # noqa: F401  # registers its classes
 from llava.conversation import chat_prompt, template_of
 from llava.mm_utils import left_pad, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
@@ -72,7 +73,7 @@ class Theirs:
     """An exported folder, loaded as anybody loads it."""
 
     def __init__(self, folder: Path, **options):
-        self.processor = AutoProcessor.from_pretrained(folder)
+        self.processor = AutoProcessor.from_pretrained(folder, backend="pil")  # our arithmetic
         self.model = AutoModelForImageTextToText.from_pretrained(folder, **options).eval()
 
     def inputs(self, chats: list[Turns], images: list[Image.Image], **options):

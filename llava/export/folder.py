@@ -22,6 +22,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, template_of
 from llava.decoding import end_with_turns
 from llava.errors import UserError
+from llava.export.native import native_config, native_processor
 from llava.export.stock import is_stock, stock_config, stock_processor
 from llava.export.weights import (
     TOWER,
@@ -224,21 +225,22 @@ def export(model: str, folder: Path, model_base: str | None = None) -> Source:
 
 
 def write_source(source: Source, folder: Path) -> None:
-    if not source.stock:
-        raise UserError(
-            f"{source.plan.path} is not mlp2x_gelu with square, pad, or anyres and "
-            "spatial_unpad; transformers has no class for it."
-        )
-    known = sorted(source.tokenizer.get_vocab().values())
+    """Fill an empty folder."""
+    own, tokenizer, mark = source.config, source.tokenizer, source.image_token_id
+    images, template = source.image_processor(), source.chat_template()
+    if source.stock:
+        config = stock_config(own, source.text_config, source.vision_config, mark)
+        processor = stock_processor(own, images, tokenizer, template)
+    else:
+        config = native_config(own, source.text_config, source.vision_config, tokenizer, mark)
+        processor = native_processor(config, images, tokenizer, template)
+    known = sorted(tokenizer.get_vocab().values())
 
     def renamed(name: str, value: Tensor) -> tuple[str | None, Tensor]:
         return exported_name(name, source.stock), with_rows(name, value, source.num_rows, known)
 
     write_shards(source.shards, renamed, folder)
-    parts = source.config, source.image_processor(), source.tokenizer, source.chat_template()
-    config = stock_config(source.config, source.text_config, source.vision_config, source.image_token_id)
-    processor = stock_processor(*parts)
-    config.dtype = source.config.dtype
+    config.dtype = own.dtype
     setattr(config, SOURCE_CONFIG, source.saved)
     config.save_pretrained(folder)
     source.generation_config().save_pretrained(folder)
