@@ -22,6 +22,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, template_of
 from llava.decoding import end_with_turns
 from llava.errors import UserError
+from llava.export.card import model_card
 from llava.export.native import native_config, native_processor
 from llava.export.stock import is_stock, stock_config, stock_processor
 from llava.export.weights import (
@@ -210,30 +211,33 @@ def published_tower(config: PretrainedConfig) -> dict[str, Tensor]:
     return {TOWER + name: value.to(dtype) for name, value in tower.vision_tower.state_dict().items()}
 
 
-def export(model: str, folder: Path, model_base: str | None = None) -> Source:
+def export(model: str, folder: Path, model_base: str | None = None, name: str | None = None) -> Source:
     """Write a folder that transformers loads.
 
     Args:
         model, model_base: as load_pretrained_model takes them.
+        name: what the model card calls it, such as its repository; by default the folder.
     Raises:
         UserError: as open_source and whole_folder.
     """
     with whole_folder(folder) as scratch:
         source = open_source(model, model_base)
-        write_source(source, scratch)
+        write_source(source, scratch, name or folder.name)
     return source
 
 
-def write_source(source: Source, folder: Path) -> None:
+def write_source(source: Source, folder: Path, name: str) -> None:
     """Fill an empty folder."""
     own, tokenizer, mark = source.config, source.tokenizer, source.image_token_id
     images, template = source.image_processor(), source.chat_template()
     if source.stock:
         config = stock_config(own, source.text_config, source.vision_config, mark)
         processor = stock_processor(own, images, tokenizer, template)
+        num_tokens = config.image_seq_length
     else:
         config = native_config(own, source.text_config, source.vision_config, tokenizer, mark)
         processor = native_processor(config, images, tokenizer, template)
+        num_tokens = processor.image_processor.num_view_tokens()
     known = sorted(tokenizer.get_vocab().values())
 
     def renamed(name: str, value: Tensor) -> tuple[str | None, Tensor]:
@@ -245,3 +249,5 @@ def write_source(source: Source, folder: Path) -> None:
     config.save_pretrained(folder)
     source.generation_config().save_pretrained(folder)
     processor.save_pretrained(folder)
+    card = model_card(own, source.plan.path, processor, num_tokens, name, source.stock)
+    (folder / "README.md").write_text(card, encoding="utf-8")

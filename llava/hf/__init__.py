@@ -1,4 +1,4 @@
-"""Our models as transformers' own kind: `import llava.hf` makes its Auto classes load what llava.export writes."""
+"""Our models as transformers' own kind: `import llava.hf`, and its Auto classes load exported folders."""
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 

@@ -83,8 +83,11 @@ class VisualPrismImageProcessor(LlavaImageProcessorPil):
 
     def num_image_tokens(self, size: Size, scale_factor: int | None = None) -> int:
         """Positions that an image of (width, height) pixels takes. Raises UserError as served."""
-        num_tokens = self.tokens_per_view[str(self.served(scale_factor) or 1)]
-        return num_positions(self.tiling, size, num_tokens)
+        return num_positions(self.tiling, size, self.num_view_tokens(scale_factor))
+
+    def num_view_tokens(self, scale_factor: int | None = None) -> int:
+        """M of a call. Raises UserError as served."""
+        return self.tokens_per_view[str(self.served(scale_factor) or 1)]
 
     def preprocess(
         self, images, scale_factor: int | None = None, return_tensors: str | None = None, **others
