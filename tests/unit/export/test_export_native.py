@@ -172,3 +172,19 @@ def test_it_learns_with_gradient_checkpointing_and_a_frozen_tower(prism):
     projector = model.model.multi_modal_projector
     assert all(parameter.grad is not None for parameter in projector.parameters())
     assert model.get_input_embeddings().weight.grad is not None
+
+
+@pytest.mark.slow
+@pytest.mark.transformers
+def test_peft_adapts_it_and_a_compiled_model_gives_its_logits(prism):
+    from peft import LoraConfig, get_peft_model
+
+    _, _, theirs = prism
+    inputs = theirs.inputs(CHATS, exports.pictures(3))
+    tuned = get_peft_model(copy.deepcopy(theirs.model), LoraConfig(target_modules="all-linear"))
+    assert not [name for name, _ in tuned.named_parameters() if "projector" in name and "lora" in name]
+    tuned(**inputs, labels=inputs.input_ids).loss.backward()
+    compiled = torch.compile(theirs.model, backend="eager")
+    with torch.no_grad():
+        expected, logits = theirs.model(**inputs).logits, compiled(**inputs).logits
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)

@@ -94,6 +94,24 @@ def test_shards_are_written_one_by_one_in_their_own_type(tmp_path, tokenizer, mo
     assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
 
 
+def test_a_folder_as_llava_published_it_is_exported(tmp_path, tokenizer):
+    """torch.save's files, the tower's names of transformers before 5, constants, model_type llava."""
+    folder = exports.save_whole(tmp_path / "ours", tokenizer, **MLP)
+    ours = exports.Ours(folder)
+    tower, file = "vision_tower.vision_tower.", folder / "model.safetensors"
+    weights = {name.replace(tower, f"{tower}vision_model."): v for name, v in load_file(file).items()}
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    torch.save(weights, folder / "pytorch_model.bin")
+    file.unlink()
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("rope_parameters", "slice_separator_ids", "mm_vision_config"):
+        config.pop(name)
+    config |= {"model_type": "llava", "rope_theta": 10000.0, "freeze_mm_mlp_adapter": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    export(str(folder), tmp_path / "theirs")
+    exports.assert_same_logits(ours, exports.Theirs(tmp_path / "theirs"), CHATS, exports.pictures(3))
+
+
 def test_a_tower_that_lies_elsewhere_comes_along(tmp_path, tokenizer):
     folder = exports.save_whole(tmp_path / "ours", tokenizer, **MLP)
     ours = exports.Ours(folder)
