@@ -73,6 +73,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         os.replace(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    sync(folder.absolute().parent)
 
 
 @dataclass
@@ -120,12 +121,9 @@ class Source:
     def text_config(self) -> PretrainedConfig:
         """Of the language model alone, as transformers knows it."""
         kind = next(kind for kind in type(self.config).__mro__ if not issubclass(kind, CommonFields))
-        known = {name: getattr(self.config, name) for name in kind.__dataclass_fields__}  # type: ignore[attr-defined]
-        names = ("transformers_version", "architectures", "model_type", "output_hidden_states")
-        return kind(
-            **{name: value for name, value in known.items() if name not in names}
-            | {"vocab_size": self.num_rows}
-        )  # type: ignore[call-arg]
+        names = kind.__dataclass_fields__.keys() - {"architectures", "transformers_version"}  # type: ignore[attr-defined]
+        settings = {name: getattr(self.config, name) for name in names}
+        return kind(**settings | {"vocab_size": self.num_rows})  # type: ignore[call-arg]
 
     @property
     def vision_config(self) -> PretrainedConfig:
@@ -238,7 +236,7 @@ def write_source(source: Source, folder: Path, name: str) -> None:
         config = native_config(own, source.text_config, source.vision_config, tokenizer, mark)
         processor = native_processor(config, images, tokenizer, template)
         num_tokens = processor.image_processor.num_view_tokens()
-    known = sorted(tokenizer.get_vocab().values())
+    known = sorted(set(tokenizer.get_vocab().values()) - {mark})
 
     def renamed(name: str, value: Tensor) -> tuple[str | None, Tensor]:
         return exported_name(name, source.stock), with_rows(name, value, source.num_rows, known)
