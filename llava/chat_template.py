@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import NamedTuple
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, SeparatorStyle
 
 _WORDS = "[words]"  # stands for a message's words while a template is taken apart
 _JINJA = r"""
+{#- Servers see by this loop over a content that it may be a list of parts. -#}
+{%- for message in messages -%}
+  {%- if message.content and message.content is not string -%}
+  {%- for part in message.content -%}
+    {%- if part.type not in ("text", "image", "image_url") -%}
+      {{- raise_exception("A part must be a text, an image or an image_url, got " ~ part.type ~ ".") -}}
+    {%- endif -%}
+  {%- endfor -%}
+  {%- endif -%}
+{%- endfor -%}
 {%- macro words(content) -%}
   {%- if content is string -%}{{- content -}}
   {%- elif content -%}
@@ -54,11 +65,59 @@ _JINJA = r"""
 """
 
 
-def chat_template(conversation: Conversation, use_im_start_end: bool = False) -> str:
+# Around the prompt, where a tokenizer has <image> as a token and adds no token to what a template renders
+_PIECES = r"""
+{%- macro led(piece) -%}
+  {%- set found = namespace(mark=not piece) -%}
+  {%- for token in marks.tokens if piece.startswith(token) -%}{%- set found.mark = true -%}{%- endfor -%}
+  {{- piece if found.mark else marks.lead ~ piece -}}
+{%- endmacro -%}
+{%- set pieces = prompt.split(template.image) -%}
+{%- set bos = "" if prompt.startswith(marks.bos) else marks.bos -%}
+{{- bos ~ led(pieces[0]) if bos else pieces[0] -}}
+{%- for piece in pieces[1:] -%}{{- template.image ~ led(piece) -}}{%- endfor -%}
+"""
+
+
+class Marks(NamedTuple):
+    """What the prompt needs for a tokenizer that takes it in one piece, to give the ids of encode_prompt.
+
+    Attributes:
+        bos: the text of the token that it adds ahead of any text; empty if there is none.
+        lead: what it would put ahead of a text, but not behind a token such as <image>: a space or nothing.
+        tokens: those that it never splits, behind which nothing is put.
+    """
+
+    bos: str
+    lead: str
+    tokens: list[str]
+
+    @classmethod
+    def of(cls, tokenizer) -> Marks:
+        """Of a tokenizer that has <image> as a token."""
+        alone, mark = tokenizer.encode("x", add_special_tokens=False), DEFAULT_IMAGE_TOKEN
+        behind = {
+            lead: tokenizer.encode(f"{mark}{lead}x", add_special_tokens=False)[1:] for lead in ("", " ")
+        }
+        lead = next((lead for lead, ids in behind.items() if ids == alone), None)
+        assert lead is not None, (alone, behind)
+        adds_bos = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [
+            tokenizer.bos_token_id
+        ]
+        return cls(tokenizer.bos_token if adds_bos else "", lead, sorted(tokenizer.get_added_vocab()))
+
+
+def chat_template(
+    conversation: Conversation, use_im_start_end: bool = False, marks: Marks | None = None
+) -> str:
     """The template as Jinja, for a tokenizer's apply_chat_template: it renders what get_prompt gives.
 
     A system message takes the place of the template's own text, as with_system puts it. In a message of parts
     the texts stand a line each, and the images where place_images puts them.
+
+    Args:
+        marks: of a tokenizer that has <image> as a token; the prompt then also has what such a one needs, its
+            BOS ahead of all.
     """
     user, assistant = conversation.roles
     talk = replace(conversation, messages=[[role, _WORDS] for role in (user, assistant, user)])
@@ -82,4 +141,8 @@ def chat_template(conversation: Conversation, use_im_start_end: bool = False) ->
         "is_plain": is_plain,
         "needs_words": conversation.sep_style is SeparatorStyle.LLAMA_2,
     }
-    return f"{{%- set template = {json.dumps(pieces, ensure_ascii=False)} -%}}{_JINJA}"
+    known = f"{{%- set template = {json.dumps(pieces, ensure_ascii=False)} -%}}"
+    if marks is None or not (marks.bos or marks.lead):
+        return known + _JINJA
+    known += f"{{%- set marks = {json.dumps(marks._asdict(), ensure_ascii=False)} -%}}"
+    return f"{known}{{%- set prompt -%}}{_JINJA}{{%- endset -%}}{_PIECES}"

@@ -1,0 +1,52 @@
+"""Write a model's folder as transformers, vLLM and others load it, or the way back.
+
+python -m llava.export playground/checkpoints/llava-v1.5-7b playground/exported
+python -m llava.export playground/checkpoints/lora playground/exported --model-base lmsys/vicuna-7b-v1.5
+"""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from llava.command import Parser, exit_code
+from llava.errors import UserError
+from llava.inference import add_flags
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m llava.export", description=__doc__)
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder or hub name of a model, a projector or adapters"
+    )
+    parser.add_argument("output", metavar="OUT", type=Path, help="folder to write; new or empty")
+    add_flags(parser, "--model-base")
+    parser.add_argument(
+        "--target",
+        choices=("transformers", "llava"),
+        default="transformers",
+        help="llava: from an exported folder back to the layout that training writes",
+    )
+    parser.add_argument("--push", metavar="OWNER/NAME", help="repository of the hub to upload OUT to")
+    args = parser.parse_args(arguments)
+    return exit_code(lambda: run(args))
+
+
+def run(args: Namespace) -> None:
+    """Raises UserError as export, restore and push, or if flags contradict one another."""
+    from llava.export.back import restore
+    from llava.export.folder import export
+    from llava.export.hub import push
+
+    if args.target == "llava":
+        if args.model_base or args.push:
+            raise UserError("--target llava takes neither --model-base nor --push.")
+        restore(args.model, args.output)
+    else:
+        export(args.model, args.output, args.model_base, args.push)
+    print(f"{args.output}: written from {args.model}")
+    if args.push:
+        print(push(args.output, args.push))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""An exported folder to the hub."""
+
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from llava.errors import UserError
+from llava.model.files import first_line
+
+
+def push(folder: Path, repository: str) -> str:
+    """Upload a folder to a repository, which is made private where there is none; returns its address.
+
+    Raises:
+        UserError: if the hub refuses it, as without a login, or cannot be reached.
+    """
+    hub = HfApi()
+    try:
+        address = hub.create_repo(repository, private=True, exist_ok=True)
+        hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export")
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise UserError(
+            f"--push {repository}: the hub did not take it ({first_line(error)}); {folder} is written. Log "
+            "in with `hf auth login`, and upload it with `hf upload`."
+        ) from error
+    return str(address)

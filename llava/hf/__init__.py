@@ -1,0 +1,27 @@
+"""Our models as transformers' own kind: `import llava.hf`, and its Auto classes load exported folders."""
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+from llava.hf.configuration import VisualPrismConfig
+from llava.hf.image_processing import VisualPrismImageProcessor
+from llava.hf.modeling import VisualPrismForConditionalGeneration, VisualPrismModel
+from llava.hf.processing import VisualPrismProcessor
+
+__all__ = [
+    "VisualPrismConfig",
+    "VisualPrismForConditionalGeneration",
+    "VisualPrismImageProcessor",
+    "VisualPrismModel",
+    "VisualPrismProcessor",
+]
+
+AutoConfig.register(VisualPrismConfig.model_type, VisualPrismConfig, exist_ok=True)
+AutoModel.register(VisualPrismConfig, VisualPrismModel, exist_ok=True)
+AutoModelForImageTextToText.register(VisualPrismConfig, VisualPrismForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(VisualPrismConfig, VisualPrismProcessor, exist_ok=True)
+# under both names: its arithmetic is the same whether torchvision is there or not
+AutoImageProcessor.register(
+    VisualPrismConfig,
+    image_processor_classes=dict.fromkeys(("pil", "torchvision"), VisualPrismImageProcessor),
+    exist_ok=True,
+)

@@ -1,0 +1,276 @@
+"""A tower, a projector of our line-up and any language model of transformers, as one of transformers' models.
+
+The training classes (llava.model.language_model) are others: their weights' names, calls and placeholders of
+-200 are LLaVA's, which published checkpoints and evaluators depend on. Tower, projector, tiling and the way
+from images to features are the same code.
+"""
+
+# V views of all images, M tokens a view, L positions of an image, B sequences, T tokens, D model width
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast, LlavaModelOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from llava.errors import UserError
+from llava.hf.configuration import VisualPrismConfig
+from llava.hf.plain import left_alone
+from llava.hf.views import grouped
+from llava.model.image_encoder import ImageEncoder
+from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_projector.base import Projector
+from llava.model.multimodal_projector.builder import build_projector, projector_class
+from llava.tiling import num_positions
+
+
+class VisualPrismPreTrainedModel(PreTrainedModel):
+    config_class = VisualPrismConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_attention_backend = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Projector):  # its parts have had theirs, which are not the projector's
+            module.reset_parameters()
+        if isinstance(module, VisualPrismModel) and hasattr(module, "image_newline"):
+            init.normal_(module.image_newline, std=self.config.text_config.hidden_size**-0.5)
+
+
+class VisualPrismModel(ImageEncoder, VisualPrismPreTrainedModel):
+    """Without the head; image_newline float[D] is there where anyres joins tiles by spatial_unpad."""
+
+    def __init__(self, config: VisualPrismConfig):
+        super().__init__(config)
+        fields, width = config.vision_fields(), config.text_config.hidden_size
+        kind = projector_class(fields.mm_projector_type)
+        self.vision_tower = build_vision_tower(fields, kind.needs_levels, kind.needs_attention)
+        fields.mm_hidden_size = self.vision_tower.hidden_size
+        fields.mm_vision_levels = self.vision_tower.levels
+        self.multi_modal_projector = left_alone(build_projector(fields, width))
+        if fields.mm_patch_merge_type == "spatial_unpad":
+            self.image_newline = nn.Parameter(torch.empty(width))
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_model(self) -> "VisualPrismModel":
+        return self
+
+    def get_projector(self) -> Projector:
+        return self.multi_modal_projector
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        image_sizes: Tensor | None = None,
+        scale_factors: Tensor | None = None,
+        **others,
+    ) -> BaseModelOutputWithPooling:
+        """What stands in the place of the images' tokens.
+
+        Args:
+            pixel_values, image_sizes, scale_factors: as VisualPrismImageProcessor makes them.
+        Returns:
+            pooler_output: of each image float[L, D], the separators of its tiles included.
+        """
+        factors = [None] * len(pixel_values) if scale_factors is None else scale_factors.tolist()
+        images, first, found = grouped(self.tiling, len(pixel_values), image_sizes), 0, []
+        encoded = self._encoded(pixel_values, factors)
+        for size, count in images:
+            views = torch.stack(encoded[first : first + count])  # [count, M, D]
+            found.append(self._laid_out(views, size))
+            first += count
+        return BaseModelOutputWithPooling(pooler_output=found)
+
+    def _encoded(self, pixel_values: Tensor, factors: list[int | None]) -> list[Tensor]:
+        """Of each view float[M, D], those of one s in one call."""
+        encoded: dict[int, Tensor] = {}
+        for factor in dict.fromkeys(factors):
+            places = [place for place, own in enumerate(factors) if own == factor]
+            views = pixel_values if len(places) == len(factors) else pixel_values[places]
+            encoded |= dict(zip(places, self.encode_images(views, factor), strict=True))
+        return [encoded[place] for place in range(len(factors))]
+
+    def _laid_out(self, views: Tensor, size: tuple[int, int]) -> Tensor:
+        """One image's views float[T, M, D] to float[L, D]."""
+        layout = self.tiling.layout(size, views.shape[1], len(views)).to(views.device)
+        tokens = views.flatten(0, 1)
+        # COLUMN_END is -1 and ROW_END -2: behind the tokens, in this order
+        index = torch.where(layout < 0, len(tokens) - 1 - layout, layout)
+        return torch.cat([tokens, self._ends().to(tokens)])[index]
+
+    def _ends(self) -> Tensor:
+        """float[2, D], what stands at a COLUMN_END and at a ROW_END; float[0, D] where there are none."""
+        if self.config.image_aspect_ratio == "slice":
+            embed = self.get_input_embeddings()
+            return embed(torch.tensor(self.config.slice_separator_ids, device=embed.weight.device))
+        if self.tiling.learns_row_end:
+            return self.image_newline.expand(2, -1)
+        return torch.empty(0, self.config.text_config.hidden_size)
+
+    def get_placeholder_mask(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor, image_features: Tensor
+    ) -> Tensor:
+        """bool[B, T, D], True where image_features float[N, D] go.
+
+        Raises:
+            UserError: if there are not N places.
+        """
+        if input_ids is None:
+            mark = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            mask = (inputs_embeds == self.get_input_embeddings()(mark)).all(-1)
+        else:
+            mask = input_ids == self.config.image_token_id
+        if not torch.compiler.is_compiling() and (found := int(mask.sum())) != len(image_features):
+            raise UserError(
+                f"the prompts have {found} image tokens, but the images take {len(image_features)}; pass "
+                "what the processor made, and scale_factor to it or to generate."
+            )
+        return mask.unsqueeze(-1).expand_as(inputs_embeds).to(inputs_embeds.device)
+
+    def num_image_tokens(self, size: tuple[int, int], scale_factor: int | None = None) -> int:
+        """L of an image of (width, height) pixels."""
+        return num_positions(self.tiling, size, self.tokens_per_view(scale_factor))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        scale_factors: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values=None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs,
+    ) -> LlavaModelOutputWithPast:
+        """As transformers' LlavaModel; the images as get_image_features takes them."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise UserError("give input_ids or inputs_embeds, and not both.")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        features = None
+        if pixel_values is not None:
+            images = self.get_image_features(pixel_values, image_sizes, scale_factors, return_dict=True)
+            features = torch.cat(images.pooler_output).to(inputs_embeds.device, inputs_embeds.dtype)
+            mask = self.get_placeholder_mask(input_ids, inputs_embeds, features)
+            inputs_embeds = inputs_embeds.masked_scatter(mask, features)
+        outputs = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        return LlavaModelOutputWithPast(**outputs, image_hidden_states=features)
+
+
+class VisualPrismForConditionalGeneration(VisualPrismPreTrainedModel, GenerationMixin):
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: VisualPrismConfig):
+        super().__init__(config)
+        self.model = VisualPrismModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_image_features(self, pixel_values: Tensor, **options):
+        """As VisualPrismModel's."""
+        return self.model.get_image_features(pixel_values, **options)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        scale_factors: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values=None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs,
+    ) -> LlavaCausalLMOutputWithPast:
+        """As transformers' LlavaForConditionalGeneration; the images as get_image_features takes them."""
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            image_sizes=image_sizes,
+            scale_factors=scale_factors,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **{**kwargs, "return_dict": True},
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits, loss = self.lm_head(outputs.last_hidden_state[:, kept]), None
+        if labels is not None:
+            vocab_size = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+        return LlavaCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
+
+    def generate(self, inputs: Tensor | None = None, scale_factor: int | None = None, **kwargs):
+        """transformers' generate.
+
+        Args:
+            scale_factor: s of all images, in place of the one that the processor made the prompts for.
+        """
+        if scale_factor is not None and kwargs.get("pixel_values") is not None:
+            inputs = kwargs.pop("input_ids", inputs)
+            inputs, kwargs = self._at_scale(inputs, kwargs, scale_factor)
+        return super().generate(inputs, **kwargs)
+
+    def _at_scale(self, input_ids: Tensor | None, kwargs: dict, scale_factor: int) -> tuple[Tensor, dict]:
+        """The prompts with as many tokens an image as s asks for, padded on the left, and their options."""
+        if input_ids is None:
+            raise UserError("scale_factor changes prompts, so generate needs input_ids beside it.")
+        model, pixels, sizes = self.model, kwargs["pixel_values"], kwargs.get("image_sizes")
+        factors = kwargs.get("scale_factors")
+        counts, first = [], 0
+        for size, count in grouped(model.tiling, len(pixels), sizes):
+            old = None if factors is None else int(factors[first])
+            counts.append(tuple(model.num_image_tokens(size, s) for s in (old, scale_factor)))
+            first += count
+        mask, mark = kwargs.pop("attention_mask", None), self.config.image_token_id
+        mask = torch.ones_like(input_ids) if mask is None else mask
+        rows, left = [], iter(counts)
+        for ids, kept in zip(input_ids.tolist(), mask.bool().tolist(), strict=True):
+            words, row = [token for token, attended in zip(ids, kept, strict=True) if attended], []
+            while words:
+                old, new = next(left) if words[0] == mark else (1, 1)
+                row += words[:1] * new
+                del words[:old]
+            rows.append(row)
+        length = max(map(len, rows))
+        pad = self.generation_config.pad_token_id or 0
+        padded = [[pad] * (length - len(row)) + row for row in rows]
+        attended = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
+        changed = {
+            "attention_mask": mask.new_tensor(attended),
+            "scale_factors": torch.full((len(pixels),), scale_factor),
+        }
+        return input_ids.new_tensor(padded), kwargs | changed

@@ -1,0 +1,43 @@
+"""Linear maps that serving engines leave alone.
+
+An engine puts its own class in the place of each nn.Linear and may pack the weights away, while the
+evaluation forms of our projectors read weights to fold them. A projector is small, so nothing is lost.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llava.model.multimodal_encoder.tower import VisionFeatures
+from llava.model.multimodal_projector.base import Projector
+from llava.model.multimodal_projector.mlp import LinearProjector
+
+
+class PlainLinear(nn.Module):
+    """What an nn.Linear computes, from its own parameters."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight = linear.weight
+        self.register_parameter("bias", linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class PlainLinearProjector(PlainLinear, Projector):
+    """LinearProjector without being an nn.Linear."""
+
+    def forward(self, features: VisionFeatures) -> Tensor:
+        return super().forward(features.selected)
+
+
+def left_alone(projector: Projector) -> Projector:
+    """The projector with a PlainLinear for each nn.Linear, by the same names and with the same parameters."""
+    if isinstance(projector, LinearProjector):
+        return PlainLinearProjector(projector)
+    for module in list(projector.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Linear):
+                setattr(module, name, PlainLinear(child))
+    return projector

@@ -1,0 +1,80 @@
+"""An exported folder's chat template gives the ids that conv_templates and encode_prompt give."""
+
+import copy
+import json
+import shutil
+
+import exports
+import pytest
+from jinja2.exceptions import TemplateError
+from transformers import AutoProcessor, LlavaProcessor
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+from llava.chat_template import Marks, chat_template
+from llava.conversation import SeparatorStyle, chat_prompt, conv_templates
+from llava.mm_utils import encode_prompt
+from llava.model.tokenizer import load_tokenizer
+
+CHATS = [
+    [("What is it?", 1, None)],
+    [("<image>", 1, None)],
+    [(" Compare <image> <image><image>with one another.\n", 3, "They differ."), ("Why?", 0, None)],
+    [("Good day!", 0, "Good day."), ("What is it?", 1, "A bus."), ("And this?", 1, None)],
+]
+NUM_PATCHES = 4
+
+
+@pytest.fixture(scope="module")
+def non_legacy_tokenizer(sentencepiece_model, tmp_path_factory):
+    """Puts a space ahead of a text, and none behind a token such as <image>."""
+    folder = tmp_path_factory.mktemp("non-legacy")
+    shutil.copy(sentencepiece_model, folder / "tokenizer.model")
+    marks = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config = {"tokenizer_class": "LlamaTokenizer", "legacy": False, **marks}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return load_tokenizer(folder, padding_side="right")
+
+
+def processor_of(tokenizer, folder):
+    """As it comes back from a folder, with <image> as a token."""
+    own = copy.deepcopy(tokenizer)
+    own.add_tokens(["<image>"], special_tokens=True)
+    side = {"height": 28, "width": 28}
+    images = LlavaImageProcessorPil(size=side, crop_size=side)
+    LlavaProcessor(images, own, 14, "full").save_pretrained(folder)
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "llava"})
+    )  # names a class of tokenizer, too
+    return AutoProcessor.from_pretrained(folder)
+
+
+def expanded(ids, image_token_id):
+    """NUM_PATCHES tokens for each image."""
+    return [i for token in ids for i in ([image_token_id] * NUM_PATCHES if token == -200 else [token])]
+
+
+@pytest.mark.transformers
+@pytest.mark.parametrize("kind", ["legacy", "non_legacy", "bpe", "llama_3"])
+def test_the_processor_gives_our_ids_of_every_template(kind, tmp_path, request):
+    tokenizer = request.getfixturevalue(f"{kind}_tokenizer")
+    processor = processor_of(tokenizer, tmp_path)
+    mark, tokenizers = processor.image_token_id, processor.tokenizer
+    for template in conv_templates.values():
+        processor.chat_template = chat_template(template, marks=Marks.of(tokenizers))
+        chats = CHATS[:2] if template.sep_style is SeparatorStyle.PLAIN else CHATS
+        for chat in chats:
+            expected = expanded(encode_prompt(chat_prompt(chat, template), tokenizer)[0], mark)
+            conversation = exports.messages(chat, iter(exports.pictures(3)))
+            options = {"add_generation_prompt": True, "return_dict": True}
+            inputs = processor.apply_chat_template(conversation, tokenize=True, **options)
+            assert list(inputs["input_ids"][0]) == expected
+            text = processor.apply_chat_template(conversation, add_generation_prompt=True)
+            ids = tokenizers.encode(text, add_special_tokens=False)  # as a server does that adds none
+            assert expanded([-200 if token == mark else token for token in ids], mark) == expected
+
+
+def test_parts_of_another_kind_are_refused(bpe_tokenizer, tmp_path):
+    processor = processor_of(bpe_tokenizer, tmp_path)
+    processor.chat_template = chat_template(conv_templates["qwen_2"], marks=Marks.of(processor.tokenizer))
+    with pytest.raises(TemplateError, match="got video"):
+        processor.apply_chat_template([{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}])
