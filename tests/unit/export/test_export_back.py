@@ -12,6 +12,8 @@ from llava.errors import UserError
 from llava.export.back import restore
 from llava.export.folder import export
 
+pytestmark = pytest.mark.slow
+
 CHATS = [[("What is it?", 1, None)], [("Which of the two?", 2, "The second."), ("Why?", 0, None)]]
 MODELS = {
     "Llava": {"mm_projector_type": "mlp2x_gelu", "image_aspect_ratio": "pad"},
@@ -59,6 +61,6 @@ def test_a_folder_that_was_not_exported_is_refused(tmp_path, bpe_tokenizer):
     with pytest.raises(UserError, match="was not exported"):
         restore(str(ours), tmp_path / "restored")
     export(str(ours), tmp_path / "theirs")
-    with pytest.raises(UserError, match="--target llava for the way back"):
+    with pytest.raises(UserError, match="--target llava"):
         export(str(tmp_path / "theirs"), tmp_path / "again")
     assert json.loads((tmp_path / "theirs" / "config.json").read_text())["llava_config"]

@@ -11,6 +11,8 @@ from llava.errors import UserError
 from llava.export.folder import export
 from llava.model.multimodal_projector.builder import PROJECTORS
 
+pytestmark = pytest.mark.slow
+
 CHATS = [[("What is it?", 1, None)], [("Which of the two?", 2, "The second."), ("Why?", 0, None)]]
 OPTIONS = {"visionzip": {"num_visual_tokens": 5}, "prumerge": {"num_visual_tokens": 5}}
 ANYRES = {"image_aspect_ratio": "anyres"}
@@ -120,7 +122,7 @@ def test_a_scale_factor_that_is_not_served_is_refused(prism, value):
     with pytest.raises(Exception, match="scale_factor"):
         theirs.inputs(CHATS, exports.pictures(3), scale_factor=value)
     images = theirs.processor.image_processor
-    with pytest.raises(UserError, match="must be one of 1, 2, 4"):
+    with pytest.raises(UserError, match="scale_factor.*1, 2, 4"):
         images.num_image_tokens((56, 56), value)
 
 
@@ -133,7 +135,7 @@ def test_a_scale_factor_for_a_projector_that_does_not_compress_is_refused(tmp_pa
 def test_prompts_and_images_that_do_not_fit_are_refused(prism):
     _, _, theirs = prism
     inputs = theirs.inputs(CHATS, exports.pictures(3))
-    with pytest.raises(UserError, match="image tokens, but the images take"):
+    with pytest.raises(UserError, match="image tokens.*images"):
         theirs.model(**{**inputs, "scale_factors": 2 * inputs.scale_factors})
     del inputs["image_sizes"]
     with pytest.raises(UserError, match="tiles came with 0 image_sizes"):
@@ -174,7 +176,6 @@ def test_it_learns_with_gradient_checkpointing_and_a_frozen_tower(prism):
     assert model.get_input_embeddings().weight.grad is not None
 
 
-@pytest.mark.slow
 @pytest.mark.transformers
 def test_peft_adapts_it_and_a_compiled_model_gives_its_logits(prism):
     from peft import LoraConfig, get_peft_model

@@ -15,6 +15,8 @@ from llava.conversation import SeparatorStyle, chat_prompt, conv_templates
 from llava.mm_utils import encode_prompt
 from llava.model.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 CHATS = [
     [("What is it?", 1, None)],
     [("<image>", 1, None)],
