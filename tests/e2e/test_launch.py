@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import ranks
 import tiny
 from PIL import Image
+from stages import ENTRY, logged_rows, weights
 
 from llava.train import saving
 from llava.train.folder_lock import LOCK_FILE, FolderLock
@@ -48,12 +51,13 @@ def hear() -> None:
 def start(folder: Path, **variables) -> subprocess.Popen:
     """Stage 1 in a session of its own, as of a terminal."""
     settings = {
-        **{"MODEL": "language_model", "VISION_TOWER": "tower", "DATA_PATH": "captions.json"},
-        **{"IMAGE_FOLDER": ".", "RUN_NAME": "tiny", "NUM_WORKERS": "0", "CUDA_VISIBLE_DEVICES": ""},
+        **{"MODEL": str(folder / "language_model"), "VISION_TOWER": str(folder / "tower")},
+        **{"DATA_PATH": str(folder / "captions.json"), "IMAGE_FOLDER": str(folder)},
+        **{"RUN_NAME": "tiny", "NUM_WORKERS": "0", "CUDA_VISIBLE_DEVICES": ""},
         **{"GLOBAL_BATCH_SIZE": "8", "BATCH_SIZE": "2", "OMP_NUM_THREADS": "1"},
     }
     return subprocess.Popen(
-        ["bash", SCRIPTS / "v1_5" / "pretrain.sh"],
+        ["bash", SCRIPTS / "v1_5" / "pretrain.sh", "--lr_scheduler_type", "constant"],
         cwd=folder,
         env={**os.environ, **settings, **variables},
         stdout=subprocess.PIPE,
@@ -64,15 +68,39 @@ def start(folder: Path, **variables) -> subprocess.Popen:
     )
 
 
-def test_stage_1_on_two_nodes_counts_both_in_the_batch_and_leaves_one_result(folder):
-    nodes = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    nodes = [start(folder, **nodes, NODE_RANK=rank) for rank in ("0", "1")]
+def start_nodes(folder: Path, **variables) -> list[subprocess.Popen]:
+    """Stage 1 by two launchers, each with a cache of its own, as nodes have them."""
+    variables |= {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [
+        start(folder, **variables, NODE_RANK=rank, LLAVA_INDEX_FOLDER=str(folder / f"index{rank}"))
+        for rank in ("0", "1")
+    ]
+
+
+def test_two_nodes_killed_and_started_again_are_two_ranks_that_were_not(folder):
+    nodes = start_nodes(folder, MAX_STEPS="1000000", SAVE_STEPS="2")
+    while not saving.checkpoints(folder / RESULT) and all(node.poll() is None for node in nodes):
+        time.sleep(0.05)
+    for node in nodes:
+        for process in (psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)):
+            process.kill()
+    printed = [node.communicate(timeout=300)[0] for node in nodes]
+    assert all("8 = 2 a device x 2 devices x 2 accumulated" in text for text in printed), printed
+    # the rate is constant, so that the steps do not depend on how many there are to be
+    max_steps = int(saving.checkpoints(folder / RESULT)[-1].name.split("-")[1]) + 2
+    length = {"MAX_STEPS": str(max_steps), "SAVE_STEPS": "2"}
+
+    nodes = start_nodes(folder, **length)
     printed = [node.communicate(timeout=300)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], printed
-    assert all("8 = 2 a device x 2 devices x 2 accumulated" in text for text in printed)
-    assert (folder / RESULT / "mm_projector.bin").is_file()
-    state = json.loads((folder / RESULT / "trainer_state.json").read_text())
-    assert (state["global_step"], state["max_steps"]) == (2, 2)  # 16 records, 8 a step
+    assert all(list((folder / f"index{rank}").glob("*.npy")) for rank in (0, 1))
+
+    shown = start(folder, DRY_RUN="1", NUM_PROCESSES="2", OUTPUT_DIR=str(folder / "one"), **length)
+    words = shlex.split(shown.communicate(timeout=300)[0].splitlines()[-1])
+    flags = words[words.index(str(ENTRY)) + 1 :]
+    assert ranks.run(flags, folder / "log", world_size=2) == [0, 0], (folder / "log").read_text()
+    assert logged_rows(folder / RESULT) == logged_rows(folder / "one")
+    assert weights(folder / RESULT) == weights(folder / "one")
 
 
 # ---- What ends two ranks
