@@ -57,6 +57,7 @@ def load_image(
     source: Source,
     formats: tuple[str, ...] | None = None,
     check_size: Callable[[int, int], None] | None = None,
+    shortest_side: int | None = None,
 ) -> Image.Image:
     """Read an image file completely, upright and as RGB.
 
@@ -64,6 +65,8 @@ def load_image(
         source: a path, or a file opened for bytes, whose `name`, if it has one, is that of messages.
         formats: Pillow's names of the formats that may come; None: all of them.
         check_size: is called with width and height before a pixel is decoded, and may raise.
+        shortest_side: a JPEG picture may come at a half, a quarter or an eighth of its size as long as no
+            side is shorter than this; decoding it so takes a fraction of the time.
     Raises:
         ImageError: if it is missing, truncated, no image, or of pixels without a known range.
     """
@@ -71,6 +74,8 @@ def load_image(
         if check_size is not None:
             check_size(*_upright_size(image))
         turn = _turn(image)  # before the pixels are read, as for image_size
+        if shortest_side is not None:
+            image.draft(None, (shortest_side, shortest_side))  # of other formats a call without effect
         rgb = to_rgb(image)
         if turn is None:
             return rgb

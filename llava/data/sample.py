@@ -22,9 +22,11 @@ from llava.data.reader import ImageSource
 from llava.data.record import BadRecord, image_files, validate_record
 from llava.data.targets import build_targets, check_template, conversation_from_record
 from llava.errors import UserError
-from llava.mm_utils import get_aspect_ratio, image_size, load_image, process_images
+from llava.mm_utils import get_aspect_ratio, image_size, input_side, load_image, process_images
 from llava.textfile import absence, shown_name
 from llava.tiling import TILED
+
+DRAFT_MARGIN = 2  # at once the input's size, pixels would differ three times as much
 
 
 def check_record(record: Any, where: str, template: str) -> None:
@@ -50,9 +52,15 @@ def check_image_files(record: dict, where: str, image_folder: str | Path | None)
             )
 
 
-def load_images(files: list[str], where: str, source_of: ImageSource) -> list[Image.Image]:
-    """A record's images, read completely. Raises BadRecord."""
-    return _named(where, lambda: [load_image(source_of(file)) for file in files])
+def load_images(
+    files: list[str], where: str, source_of: ImageSource, shortest_side: int | None = None
+) -> list[Image.Image]:
+    """A record's images, read completely. Raises BadRecord.
+
+    Args:
+        shortest_side: as load_image takes it.
+    """
+    return _named(where, lambda: [load_image(source_of(file), shortest_side=shortest_side) for file in files])
 
 
 def _named(where: str, read: Callable[[], list]) -> list:
@@ -94,8 +102,10 @@ class SampleBuilder:
             square and pad it is a constant, and (1, 1) comes.
         model_max_length: tokens, image tokens included; what is longer is cut at its end.
         mm_use_im_start_end: put each image between <im_start> and <im_end>.
+        jpeg_draft: decode JPEG pictures at a half, a quarter or an eighth of their size where each side stays
+            at least DRAFT_MARGIN times that of the tower's input.
     Raises:
-        UserError: for an unknown template or image_aspect_ratio.
+        UserError: for an unknown template or image_aspect_ratio, or jpeg_draft with tiles.
     """
 
     tokenizer: object
@@ -105,10 +115,16 @@ class SampleBuilder:
     visual_positions: Callable[[tuple[int, int]], int]
     model_max_length: int = 2048
     mm_use_im_start_end: bool = False
+    jpeg_draft: bool = False
 
     def __post_init__(self):
         template_named(self.template, "--version")
         self.is_tiled = get_aspect_ratio(self.image_config) in TILED
+        if self.jpeg_draft and self.is_tiled:
+            raise UserError(
+                f"--jpeg_draft True: {' and '.join(TILED)} cut tiles of the whole picture; leave it out."
+            )
+        self.shortest_side = DRAFT_MARGIN * input_side(self.image_processor) if self.jpeg_draft else None
 
     def check(self, record: Any, where: str) -> None:
         check_record(record, where, self.template)
@@ -153,7 +169,7 @@ class SampleBuilder:
         Raises:
             BadRecord: for an image that cannot be read.
         """
-        images = load_images(encoded.files, encoded.name, source_of)
+        images = load_images(encoded.files, encoded.name, source_of, self.shortest_side)
         pixels = process_images(images, self.image_processor, self.image_config) if images else []
         return {
             "name": encoded.name,

@@ -216,7 +216,7 @@ def build_trainer(
     end_with_turns(model, tokenizer, template)
     tokenizer.chat_template = chat_template(template, model.config.mm_use_im_start_end)  # is saved with it
     image_processor = image_processor_of(model, plan)
-    builder = sample_builder(model, tokenizer, image_processor)
+    builder = sample_builder(model, tokenizer, image_processor, data_args.jpeg_draft)
     if not training_args.should_log:
         logging.getLogger().setLevel(logging.WARNING)  # each process has records of its own to warn of
     dataset = load_data(data_args, training_args, builder)
@@ -233,7 +233,9 @@ def build_trainer(
     )
 
 
-def sample_builder(model: PreTrainedModel, tokenizer, image_processor) -> SampleBuilder:
+def sample_builder(
+    model: PreTrainedModel, tokenizer, image_processor, jpeg_draft: bool = False
+) -> SampleBuilder:
     """What makes a model's sequences of records."""
     config = model.config
     budgets = config.elastic_scale_factors or [None]
@@ -248,6 +250,7 @@ def sample_builder(model: PreTrainedModel, tokenizer, image_processor) -> Sample
         visual_positions=partial(num_positions, model.tiling, num_tokens=max(tokens)),
         model_max_length=config.tokenizer_model_max_length,
         mm_use_im_start_end=config.mm_use_im_start_end,
+        jpeg_draft=jpeg_draft,
     )
 
 

@@ -201,7 +201,8 @@ def data(request: Request) -> dict:
     config.slice_separator_ids = separator_ids(tokenizer)
     with torch.device("meta"):
         model = type_of(config)(config)
-    dataset = load_data(data_args, args, sample_builder(model, tokenizer, image_processor_of(model, plan)))
+    builder = sample_builder(model, tokenizer, image_processor_of(model, plan), data_args.jpeg_draft)
+    dataset = load_data(data_args, args, builder)
     collator = Collator(tokenizer.pad_token_id, padding_side="right")
     workers = min(num_cores(), args.dataloader_num_workers * local_ranks(request))
     if not isinstance(dataset, ShardDataset):  # which splits itself over as many as it was made for

@@ -55,6 +55,7 @@ def make(tmp_path, bpe_tokenizer):
         image_config=SQUARE,
         visual_positions=lambda size: 0,
         model_max_length=2048,
+        jpeg_draft=False,
         **kwargs,
     ):
         paths = [tmp_path / f"data{index or ''}.json" for index in range(len(files))]
@@ -67,6 +68,7 @@ def make(tmp_path, bpe_tokenizer):
             image_config,
             visual_positions,
             model_max_length=model_max_length,
+            jpeg_draft=jpeg_draft,
         )
         return SupervisedDataset(paths, builder, tmp_path, **kwargs)
 
@@ -261,11 +263,27 @@ def test_plain_counts_a_conversation_as_bad(make):
         ({"template": "v9"}, "--version.*'v9'"),
         ({"image_config": Namespace(image_aspect_ratio="wide")}, "--image_aspect_ratio.*'wide'"),
         ({"on_bad_record": "hide"}, "--on_bad_record.*'fail'.*'skip'"),
+        ({"jpeg_draft": True, "image_config": Namespace(image_aspect_ratio="slice")}, "--jpeg_draft.*slice"),
     ],
 )
 def test_unknown_arguments_are_refused_at_once(make, argument, message):
     with pytest.raises(ValueError, match=message):
         make([with_image("bus")], **argument)
+
+
+def test_a_large_jpeg_is_decoded_smaller_where_that_is_asked_for(make, tmp_path):
+    """At twice the input's 14 pixels or more: a side of 224 px comes at an eighth, one of 50 px whole."""
+    gradient = np.linspace(0, 255, 320 * 224 * 3).reshape(224, 320, 3).astype(np.uint8)
+    for name, picture in {"large.jpg": gradient, "small.jpg": gradient[:50]}.items():
+        Image.fromarray(picture).save(tmp_path / name)
+    records = [with_image("large", image="large.jpg"), with_image("small", image="small.jpg")]
+    plain = [sample["images"][0] for sample in make(records)]
+    draft = list(make(records, jpeg_draft=True))
+    assert draft[0]["image_sizes"] == [(40, 28)]
+    large, small = (sample["images"][0] for sample in draft)
+    assert not torch.equal(large, plain[0])
+    torch.testing.assert_close(large, plain[0], atol=0.05, rtol=0)
+    assert torch.equal(small, plain[1])
 
 
 def test_access_holds_no_memory(make):
