@@ -5,7 +5,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoImageProcessor, CLIPImageProcessorPil, PreTrainedTokenizerFast
+from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 import llava.hf  # registers its classes
 from llava.chat_template import chat_template

@@ -1,6 +1,9 @@
 """Our models as transformers' own kind: `import llava.hf`, and its Auto classes load exported folders."""
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+# transformers 5.17 has it at its top level only where torchvision is installed
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from llava.hf.configuration import VisualPrismConfig
 from llava.hf.image_processing import VisualPrismImageProcessor
