@@ -14,16 +14,17 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # ---- Sizes: what the 15 minutes are spent on -------------------------------------------------------------------
 if [[ ${QUICKSTART_SMOKE:-0} == 1 ]]; then
   : "${RUN_DIR:=playground/quickstart_smoke}"
-  : "${STAGE1_STEPS:=4}" "${STAGE2_STEPS:=4}" "${NUM_QUESTIONS:=40}"
+  : "${WARM_START:=40}" "${STAGE1_STEPS:=4}" "${STAGE2_STEPS:=4}" "${NUM_QUESTIONS:=40}"
 fi
 : "${RUN_DIR:=playground/quickstart}"
 : "${IMAGE_SIZE:=168}"          # pixels: a 12x12 grid of 14-pixel patches
 : "${PROJECTOR_TYPE:=visualprism_v2}"  # or another of docs/projectors.md, with rates of its own
 : "${SCALE_FACTOR:=2}"          # side of the regions that become one token: 144 -> 36 tokens
-: "${STAGE1_STEPS:=60}"         # optimiser steps, projector alone, captions
+: "${WARM_START:=800}"          # pictures whose words the projector is fitted to before its first step
+: "${STAGE1_STEPS:=10}"         # optimiser steps, projector alone, captions
 : "${STAGE1_BATCH_SIZE:=8}"     # samples a step
 : "${STAGE1_LR:=1e-4}"          # peak learning rate
-: "${STAGE2_STEPS:=240}"        # optimiser steps, projector and language model, conversations
+: "${STAGE2_STEPS:=120}"        # optimiser steps, projector and language model, conversations
 : "${STAGE2_BATCH_SIZE:=4}"
 : "${STAGE2_LR:=3e-4}"          # the language model's
 : "${STAGE2_PROJECTOR_LR:=1e-4}"
@@ -94,7 +95,7 @@ export TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}  # threads that spin crawl where other programs run too
 echo "      $(python -c 'import sys; print(sys.prefix)'), training in $PRECISION"
 
-settings=$(for name in IMAGE_SIZE PROJECTOR_TYPE SCALE_FACTOR MAX_LENGTH PRECISION NUM_QUESTIONS \
+settings=$(for name in IMAGE_SIZE PROJECTOR_TYPE SCALE_FACTOR MAX_LENGTH PRECISION NUM_QUESTIONS WARM_START \
   STAGE1_{STEPS,BATCH_SIZE,LR} STAGE2_{STEPS,BATCH_SIZE,LR,PROJECTOR_LR}; do echo "$name=${!name}"; done)
 if [[ -f $RUN_DIR/settings.txt && $(<"$RUN_DIR/settings.txt") != "$settings" ]]; then
   echo "error: $RUN_DIR was made with other settings; remove it, or set RUN_DIR to another folder:" >&2
@@ -121,10 +122,10 @@ shared=(VISION_TOWER="$VISION_TOWER" MODEL="$LANGUAGE_MODEL" IMAGE_FOLDER="$IMAG
   PRECISION="$PRECISION" SAVE_STEPS="$SAVE_STEPS" GRAD_ACCUM=1 NUM_WORKERS=0
   GRADIENT_CHECKPOINTING=False)
 
-begin 4 "Stage 1: the projector learns to caption, tower and language model frozen ($STAGE1_STEPS steps)"
+begin 4 "Stage 1: the projector is fitted to words ($WARM_START pictures) and learns to caption ($STAGE1_STEPS steps)"
 once stage1 "$RUN_DIR/stage1/mm_projector.bin" env "${shared[@]}" DATA_PATH="$DATA/pretrain.json" VERSION=plain \
   MAX_STEPS="$STAGE1_STEPS" BATCH_SIZE="$STAGE1_BATCH_SIZE" LEARNING_RATE="$STAGE1_LR" \
-  OUTPUT_DIR="$RUN_DIR/stage1" bash scripts/v1_5/pretrain.sh
+  OUTPUT_DIR="$RUN_DIR/stage1" bash scripts/v1_5/pretrain.sh --mm_projector_warm_start "$WARM_START"
 
 begin 5 "Stage 2: projector and language model learn to answer ($STAGE2_STEPS steps)"
 once stage2 "$RUN_DIR/stage2/config.json" env "${shared[@]}" DATA_PATH="$DATA/finetune.json" VERSION=qwen_2 \

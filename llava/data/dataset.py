@@ -142,8 +142,13 @@ class SupervisedDataset(Dataset):
 
     def length(self, index: int) -> int:
         """Exact positions of a record in the model's input; 0 if it is bad and to be skipped."""
+        encoded = self.encoded(index)
+        return 0 if encoded is None else encoded.length
+
+    def encoded(self, index: int) -> EncodedRecord | None:
+        """A record as text alone; None if it is bad and to be skipped."""
         encoded = self._unless_bad(index, self.encode)
-        return 0 if encoded is None else encoded[0].length
+        return None if encoded is None else encoded[0]
 
     def _unless_bad(self, index: int, make: Callable[[int], T]) -> T | None:
         if self._flags[index] & BAD:

@@ -284,6 +284,12 @@ def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments,
         raise UserError(
             "--mm_vision_tower_lr is the rate of a tower that learns; add --unfreeze_mm_vision_tower True."
         )
+    trained = model.pretrain_mm_mlp_adapter or training.lora_weight_path
+    if training.mm_projector_warm_start and (trained or training.freeze_mm_mlp_adapter):
+        reason = f"{trained} has one that was trained" if trained else "--freeze_mm_mlp_adapter keeps it"
+        raise UserError(
+            f"--mm_projector_warm_start is for a new projector that learns, and {reason}; leave it out."
+        )
     check_adapters(model, training)
     check_order(data, training)
     check_validation(data, training)

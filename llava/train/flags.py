@@ -193,6 +193,11 @@ class TrainingFlags:
         "auto",
         "Processes a rank that prepare batches: a number, or auto, by the cores and ranks of the node.",
     )
+    mm_projector_warm_start: int = flag(
+        0,
+        "Fit a new projector's last linear map to the words of so many pictures' answers before the first "
+        "step; 0 leaves its initial weights.",
+    )
     attn_implementation: str = flag("auto", "auto, sdpa, flash_attention_2, flash_attention_3 or eager.")
     cache_dir: str = flag(None, "Where the hub's files are kept.")
     remove_unused_columns: bool = flag(False, "The collator already gives what the model takes.")

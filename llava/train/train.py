@@ -49,6 +49,7 @@ from llava.train.llava_trainer import LlavaTrainer
 from llava.train.lora import add_adapters, prepare_quantized
 from llava.train.run_record import RunRecord
 from llava.train.training_data import load_data, load_eval_data
+from llava.train.warm_start import warm_start
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,11 @@ def load_model(
     fields = vision_fields(model_args, data_args, training_args, own, template)
     if own is not None:
         check_changes(fields, own, model_args.model_name_or_path)
+        if training_args.mm_projector_warm_start:
+            raise UserError(
+                f"--mm_projector_warm_start is for a new projector, and {model_args.model_name_or_path} has "
+                "one that was trained; leave it out."
+            )
     training_args.mm_projector_lr = projector_rate(training_args, projector_class(fields.mm_projector_type))  # type: ignore[assignment]
     model = read_weights(plan, fields, options, torch.float32 if autocast else None)
     model.config.use_cache = False
@@ -280,6 +286,8 @@ def train(argv: list[str] | None = None) -> None:
 def run(trainer: LlavaTrainer) -> None:
     """Train to the end and save the result."""
     whole = saving.checkpoints(trainer.args.output_dir)
+    if trainer.args.mm_projector_warm_start and not whole:
+        warm_start(trainer, trainer.args.mm_projector_warm_start)
     with trainer.guard.sigterm:
         trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
     trainer.guard.raise_if_stopped()

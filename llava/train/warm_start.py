@@ -1,0 +1,275 @@
+"""A projector that starts among the words: its last linear map, fitted in closed form before the first step.
+
+The features below that map are fixed by the projector's initial weights. Ridge regression maps those of each
+picture's most unusual tokens to the mean embedding of the words that its answer holds, each word weighted by
+how rare it is. The sums that the fit needs are added up batch by batch, so that memory does not grow with the
+pictures.
+"""
+
+# N pictures, M tokens a picture, k of them chosen, F features below the last map, D language model width
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from llava.constants import IGNORE_INDEX
+from llava.data.dataset import SupervisedDataset
+from llava.data.packing import PackedDataset
+from llava.errors import UserError
+from llava.model.multimodal_encoder.tower import VisionFeatures
+from llava.model.multimodal_projector.base import Projector
+from llava.model.multimodal_projector.norms import kept_statistics
+from llava.model.zero3 import gathered
+
+logger = logging.getLogger(__name__)
+
+GAIN = 2.0  # targets are that many times the words' mean, as the fit makes predictions smaller than targets
+SHARE = 12  # of M tokens one in so many is fitted: what a caption names fills a part of the picture
+HELD_OUT = 5  # of the pictures one in so many chooses the penalty
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the features' mean variance
+BATCH_SIZE = 8  # pictures encoded at once
+
+
+@dataclass
+class Sums:
+    """What a least-squares fit with an intercept needs of its examples, float64.
+
+    Attributes:
+        count: of the examples.
+        x, y: sums of the inputs [F] and of the targets [D].
+        xx, xy: sums of their products [F, F] and [F, D].
+        yy: sum of the squared targets.
+    """
+
+    count: Tensor
+    x: Tensor
+    y: Tensor
+    xx: Tensor
+    xy: Tensor
+    yy: Tensor
+
+    @classmethod
+    def empty(cls, num_features: int, width: int, device) -> "Sums":
+        shapes = ((), (num_features,), (width,), (num_features, num_features), (num_features, width), ())
+        return cls(*(torch.zeros(shape, dtype=torch.double, device=device) for shape in shapes))
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Examples: x float[n, F], y float[n, D]."""
+        x, y = x.double(), y.double()
+        self.count += len(x)
+        self.x += x.sum(dim=0)
+        self.y += y.sum(dim=0)
+        self.xx += x.T @ x
+        self.xy += x.T @ y
+        self.yy += y.square().sum()
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(*(mine + theirs for mine, theirs in zip(self.parts(), other.parts(), strict=True)))
+
+    def parts(self) -> tuple[Tensor, ...]:
+        return self.count, self.x, self.y, self.xx, self.xy, self.yy
+
+    def ridge(self, penalty: float, has_bias: bool = True) -> tuple[Tensor, Tensor]:
+        """Weight [D, F] and bias [D] of the least squared error plus a penalty on the weight.
+
+        Args:
+            penalty: by the features' mean variance.
+            has_bias: False leaves the bias zero.
+        """
+        mean_x, mean_y = self.x / self.count * has_bias, self.y / self.count * has_bias
+        xx = self.xx - self.count * torch.outer(mean_x, mean_x)
+        xy = self.xy - self.count * torch.outer(mean_x, mean_y)
+        xx.diagonal().add_(penalty * xx.diagonal().mean() + torch.finfo(torch.double).tiny)
+        weight = torch.linalg.solve(xx, xy).T
+        return weight, mean_y - weight @ mean_x
+
+    def explained(self, weight: Tensor, bias: Tensor) -> float:
+        """R2: the share of these targets' variance that a linear map explains."""
+        error = (
+            self.yy
+            - 2 * (weight * self.xy.T).sum()
+            - 2 * (bias @ self.y)
+            + ((weight @ self.xx) * weight).sum()
+            + 2 * (bias @ (weight @ self.x))
+            + self.count * bias.square().sum()
+        )
+        variance = self.yy - self.y.square().sum() / self.count
+        return float(1 - error / variance)
+
+
+def warm_start(trainer, num_pictures: int) -> None:
+    """Fit the last linear map of the trainer's projector to pictures of its data; every rank takes its share.
+
+    Raises:
+        UserError: if the projector's tokens are not what a linear map of its own gives, or the data is a
+            stream or has no record with one picture.
+    """
+    model, args = trainer.model, trainer.args
+    records = records_of(trainer.train_dataset)
+    pictures = choose_pictures(
+        records, num_pictures, args.seed, set(trainer.processing_class.all_special_ids)
+    )
+    tower, projector = model.vision_parts()
+    words = model.get_input_embeddings()
+    for part in (tower, projector, words):
+        part.to(args.device)
+    whole = gathered([*tower.parameters(), *projector.parameters(), words.weight])
+    with whole, torch.no_grad(), trainer.accelerator.autocast(), in_training_form(projector):
+        last, fitted, held_out = add_up(model, records, pictures, words.weight, args)
+    if args.world_size > 1:
+        for part in (*fitted.parts(), *held_out.parts()):
+            dist.all_reduce(part)
+    has_bias = last.bias is not None
+    explained = {one: held_out.explained(*fitted.ridge(one, has_bias)) for one in PENALTIES}
+    penalty = max(PENALTIES, key=explained.__getitem__)
+    weight, bias = (fitted + held_out).ridge(penalty, has_bias)
+    with gathered(last.parameters(), write=True), torch.no_grad():
+        last.weight.copy_(weight)
+        if has_bias:
+            last.bias.copy_(bias)
+    logger.info(
+        "warm start: %d tokens of %d pictures are fitted to the words of their answers; R2 on the pictures "
+        "that were held out is %.2f (penalty %g)",
+        *(int(fitted.count + held_out.count), len(pictures), explained[penalty], penalty),
+    )
+
+
+def records_of(dataset: Dataset) -> SupervisedDataset:
+    """The records of what a run trains on."""
+    records = dataset.dataset if isinstance(dataset, PackedDataset) else dataset
+    if not isinstance(records, SupervisedDataset):
+        raise UserError(
+            "--mm_projector_warm_start draws pictures at random, which a stream of tar shards does not give; "
+            "leave it out, or warm-start stage 1 from records in files."
+        )
+    return records
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A record with one picture: its number in the data set, and its answer's words with their weights."""
+
+    record: int
+    words: list[int]
+    weights: list[float]
+
+
+def choose_pictures(
+    records: SupervisedDataset, num_pictures: int, seed: int, special_ids: set[int]
+) -> list[Picture]:
+    """Records with one picture, at random; a word weighs the more the fewer of them have it.
+
+    Raises:
+        UserError: if there is none.
+    """
+    order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
+    found: list[tuple[int, set[int]]] = []
+    for index in order:
+        encoded = records.encoded(index)
+        if encoded is not None and len(encoded.files) == 1:
+            said = (one for one in encoded.labels if one != IGNORE_INDEX)
+            found.append((index, set(said) - special_ids))
+        if len(found) == num_pictures:
+            break
+    counts = Counter(word for _, said in found for word in said)
+    rarity = {word: math.log(len(found) / count) for word, count in counts.items()}
+    pictures = [
+        Picture(index, words, [rarity[word] for word in words])
+        for index, said in found
+        if (words := sorted(word for word in said if rarity[word] > 0))
+    ]
+    if not pictures:
+        raise UserError(
+            "--mm_projector_warm_start needs records with one picture each and answers that differ; leave it "
+            "out for this --data_path."
+        )
+    return pictures
+
+
+@contextmanager
+def in_training_form(projector: Projector) -> Iterator[None]:
+    """The projector as the first step sees it, whose batch norms learn nothing meanwhile."""
+    mode = projector.training
+    projector.train()
+    try:
+        with kept_statistics(projector):
+            yield
+    finally:
+        projector.train(mode)
+
+
+def add_up(
+    model: PreTrainedModel, records: SupervisedDataset, pictures: list[Picture], embeddings: Tensor, args
+) -> tuple[nn.Linear, Sums, Sums]:
+    """The last map, and the sums of this rank's pictures: those that are fitted, and those held out.
+
+    All ranks encode the same number of batches, for norms may gather over ranks.
+    """
+    share = math.ceil(len(pictures) / args.world_size)
+    own = pictures[args.process_index :: args.world_size]
+    numbers = [range(args.process_index, len(pictures), args.world_size)[i] for i in range(len(own))]
+    last: nn.Linear | None = None
+    side = model.get_vision_tower().image_size
+    for start in tqdm(range(0, share, BATCH_SIZE), desc="warm start", disable=args.process_index > 0):
+        batch = []
+        for picture, number in zip(own[start : start + BATCH_SIZE], numbers[start:], strict=False):
+            sample = records.read(picture.record)
+            if sample is not None and sample["images"]:
+                batch.append((picture, number, sample["images"][0]))
+        views = [pixels if pixels.ndim == 4 else pixels[None] for _, _, pixels in batch]
+        stacked = torch.cat(views or [torch.zeros(1, 3, side, side)])
+        last, features = features_of(model, stacked.to(args.device))
+        if start == 0:
+            fitted, held_out = (Sums.empty(last.in_features, last.out_features, args.device) for _ in "12")
+        parts = features.split([len(one) for one in views]) if views else ()
+        for (picture, number, _), part in zip(batch, parts, strict=True):
+            tokens = part.flatten(0, 1).float()
+            chosen = tokens[unusual(tokens).topk(max(1, len(tokens) // SHARE)).indices]
+            weights = torch.tensor(picture.weights, device=chosen.device)
+            rows = embeddings[torch.tensor(picture.words, device=chosen.device)].float()
+            target = GAIN * (weights @ rows) / weights.sum()
+            (fitted if number % HELD_OUT else held_out).add(chosen, target.expand(len(chosen), -1))
+    return last, fitted, held_out
+
+
+def unusual(tokens: Tensor) -> Tensor:
+    """float[n], how far each of float[n, F] is from their mean, each feature by its own spread."""
+    apart = tokens - tokens.mean(dim=0)
+    return (apart / apart.square().mean(dim=0).sqrt().clamp(min=torch.finfo(tokens.dtype).eps)).norm(dim=1)
+
+
+def features_of(model: PreTrainedModel, views: Tensor) -> tuple[nn.Linear, Tensor]:
+    """The map that gives the projector's tokens, and what goes into it for float[V, 3, H, W]: float[V, M, F].
+
+    Raises:
+        UserError: if no linear map gives them.
+    """
+    projector, calls = model.get_projector(), []
+    hooks = [
+        module.register_forward_hook(lambda module, given, output: calls.append((module, given[0], output)))
+        for module in projector.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        tokens = model.encode_images(views)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for module, given, output in reversed(calls):
+        if output.numel() == tokens.numel() and torch.equal(output.reshape(tokens.shape), tokens):
+            features = given.selected if isinstance(given, VisionFeatures) else given
+            return module, features.reshape(*tokens.shape[:2], -1)
+    raise UserError(
+        f"--mm_projector_warm_start sets a projector's last linear map, which {type(projector).__name__} "
+        "does not end with; leave it out."
+    )
