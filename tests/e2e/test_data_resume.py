@@ -138,7 +138,9 @@ def test_grouping_by_length_reads_no_image_ahead(parts, shards, tmp_path, monkey
 
     opened = []
     load = sample.load_image
-    monkeypatch.setattr(sample, "load_image", lambda source: opened.append(source) or load(source))
+    monkeypatch.setattr(
+        sample, "load_image", lambda source, **options: opened.append(source) or load(source, **options)
+    )
     strategy = {"train_sampling_strategy": "group_by_length", "max_steps": 1}
     train(command(parts, tmp_path / "out", shards, **strategy))
     assert len(opened) <= 4  # accelerate looks one batch of two ahead

@@ -14,7 +14,7 @@ from llava.wholefile import whole_file, write_text
 ROOT = Path(__file__).parents[2]
 RENAMES = re.compile(r"\bos\.(replace|rename)\(|\.rename\(|shutil\.move\(")
 OF_FOLDERS = {
-    *("llava/train/saving.py", "llava/benchmark/prismvqa/dataset.py"),
+    *("llava/train/saving.py", "llava/benchmark/prismvqa/dataset.py", "llava/export/folder.py"),
     *("scripts/output_folder.py", "scripts/bundle_wheels.py"),
 }
 
