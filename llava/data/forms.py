@@ -81,18 +81,17 @@ def as_list(value: Any) -> list:
 
 def _is_llavas(row: dict) -> bool:
     turns, image = row.get("conversations"), row.get("image")
-    return (
-        type(turns) is list
-        and all(
-            type(turn) is dict
-            and len(turn) == 2
-            and turn.get("from") in LLAVA_SPEAKERS
-            and type(turn.get("value")) is str
-            for turn in turns
-        )
-        and (image is None or type(image) is str or (type(image) is list and set(map(type, image)) <= {str}))
-        and not (row.get("images") or row.get("messages") or _is_texts(row.get("texts")))
-    )
+    if type(turns) is not list or row.get("images") or row.get("messages") or _is_texts(row.get("texts")):
+        return False
+    for turn in turns:  # a loop takes half the time of all()
+        if (
+            type(turn) is not dict
+            or len(turn) != 2
+            or turn.get("from") not in LLAVA_SPEAKERS
+            or type(turn.get("value")) is not str
+        ):
+            return False
+    return image is None or type(image) is str or (type(image) is list and set(map(type, image)) <= {str})
 
 
 def _converted(row: dict) -> dict:

@@ -138,21 +138,20 @@ class _Texts:
     """Rows without the bytes of their pictures, which are empty here.
 
     Args:
-        left_out: the columns whose pictures' bytes were not read; all of them are there.
+        known: columns whose values were made when the table was read, in the place of the table's.
     """
 
-    def __init__(self, table: pyarrow.Table, left_out: frozenset[str] = frozenset()):
-        self.table, self.left_out = table, left_out
+    def __init__(self, table: pyarrow.Table, known: dict[str, list] | None = None):
+        self.table, self.known = table, known or {}
         self.num_rows = table.num_rows
 
     def rows(self, start: int, length: int) -> list[dict]:
         part = self.table.slice(start, length)
-        columns = [self._values(name, part.column(name)) for name in part.column_names]
-        return [dict(zip(part.column_names, values, strict=True)) for values in zip(*columns, strict=True)]
+        columns = {name: self._values(name, part.column(name)) for name in part.column_names}
+        columns |= {name: values[start : start + length] for name, values in self.known.items()}
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def _values(self, name: str, column: pyarrow.ChunkedArray) -> list:
-        if name in self.left_out:
-            return list(map(_marked, column.to_pylist()))
         return list(map(_light, column)) if name in IMAGES else column.to_pylist()
 
 
@@ -199,9 +198,15 @@ class _Parquet:
         kept = [path for path in leaves if path not in content]
         table = self.file.read_row_group(group, columns=kept, use_threads=False)
         left_out = {path.split(".")[0]: leaf for path, leaf in content.items()}
-        if all(_num_pictures(table.column(name)) == _num_values(leaf) for name, leaf in left_out.items()):
-            return _Texts(table, frozenset(left_out))
-        return _Texts(self.whole(group))
+        known = {}
+        for name, leaf in left_out.items():
+            column = table.column(name)
+            if _num_pictures(column) == _num_values(leaf):
+                known[name] = list(map(_marked, column.to_pylist()))
+            else:  # some pictures are files, and only the bytes tell which
+                whole = self.file.read_row_group(group, columns=[name], use_threads=False)
+                known[name] = list(map(_light, whole.column(name)))
+        return _Texts(table.drop_columns(list(known)), known)
 
 
 def _num_values(leaf: Any) -> int | None:

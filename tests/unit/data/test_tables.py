@@ -170,6 +170,7 @@ def test_the_bytes_of_pictures_are_read_for_pixels_alone(images, tmp_path, monke
     rows = tables_of(map(texts, WITHOUT_SYSTEM), images)
     reader = reader_of(write_parquet(tmp_path / "a.parquet", rows, 3))
     monkeypatch.setattr(llava.data.table_reader._Parquet, "whole", None)
+    monkeypatch.setattr(llava.data.table_reader, "_light", None)
     (record, place), *_ = reader.scan()
     assert reader.read(place) == record
     assert isinstance(record["image"][0], Picture)
