@@ -40,8 +40,6 @@ SUFFIXES = {
     ".zst": KINDS[b"\x28\xb5\x2f\xfd"],
     ".zip": KINDS[b"PK\x03\x04"],
     ".7z": KINDS[b"7z\xbc\xaf\x27\x1c"],
-    ".parquet": KINDS[b"PAR1"],
-    ".arrow": KINDS[b"ARROW1"],
 }
 TAR = ("a tar archive", "unpack it with tar -xf, or let its name end in .tar if it is a shard")
 TAR_MARK = slice(257, 262)  # where a tar archive says "ustar"

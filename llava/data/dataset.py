@@ -36,7 +36,7 @@ class SupervisedDataset(Dataset):
     """LLaVA records as samples, in the order of the files.
 
     Args:
-        data_paths: JSON or JSONL files of records (see `llava.data.record`).
+        data_paths: what `llava.data.files` finds a reader for.
         builder: makes the samples.
         image_folder: what image files are relative to; None if no record has an image.
         weights, seed: of `mixture`, from which samplers draw an epoch; here each record is there once.

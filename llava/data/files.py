@@ -1,7 +1,8 @@
-"""Which reader takes a file of records, and what to say of a file that none takes."""
+"""Which reader takes a --data_path of records, and what to say of one that none takes."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Iterator
@@ -11,10 +12,14 @@ from typing import Any
 from llava.data.json_reader import JsonReader
 from llava.data.reader import Reader
 from llava.data.record import shown
+from llava.data.tables import INSTALL, folder_files, hub_files, is_hub_name, table_kind
 from llava.errors import UserError
 from llava.textfile import HEAD, SUFFIXES, kind_of
 
-KINDS_EXPECTED = "records come in JSON or JSONL files, or in tar shards ('a/{00..63}.tar')"
+KINDS_EXPECTED = (
+    "records come in JSON or JSONL files, in parquet or Arrow files or folders of them, or in tar shards "
+    "('a/{00..63}.tar')"
+)
 YAML = (
     "a YAML file",
     "name the JSON files that it lists after --data_path, and their shares after --data_weights",
@@ -25,8 +30,12 @@ YAML_LINE = re.compile(r"(#|---|- \S|[\w.-]+:(\s|$))")
 
 def reader_of(path: str | Path, image_folder: str | Path | None = None) -> Reader:
     """What reads a --data_path. Raises UserError as check_data_file."""
-    check_data_file(path)
-    return JsonReader(path, image_folder)
+    tables = check_data_file(path)
+    if tables is None:
+        return JsonReader(path, image_folder)
+    from llava.data.table_reader import TableReader
+
+    return TableReader(path, image_folder, tables)
 
 
 def iter_records(path: str | Path) -> Iterator[Any]:
@@ -34,24 +43,40 @@ def iter_records(path: str | Path) -> Iterator[Any]:
     return (record for record, _ in reader_of(path).scan())
 
 
-def check_data_file(path: str | Path) -> None:
-    """Whether a --data_path is a JSON or JSONL file, by its first bytes and its name.
+def check_data_file(path: str | Path) -> list[Path] | None:
+    """Whether a --data_path holds records, by its first bytes and its name, by its folder, or on the hub.
 
+    Returns:
+        Its parquet or Arrow files; None for JSON and JSONL.
     Raises:
         UserError: if it is not there, or of another kind: says what it is, what is expected and what to do.
     """
-    found = ("a folder", "name the files in it") if os.path.isdir(path) else None
+    tables = _tables(path)
+    if tables is not None and importlib.util.find_spec("pyarrow") is None:
+        raise UserError(f"{path} is read with pyarrow, which is not installed; {INSTALL}.")
+    return tables
+
+
+def _tables(path: str | Path) -> list[Path] | None:
+    if is_hub_name(path):
+        return hub_files(str(path))
+    if os.path.isdir(path):
+        return folder_files(path)
     suffix = Path(path).suffix.lower()
     try:
-        if found is None:
-            with open(path, "rb") as file:
-                found = _other_kind(file.read(HEAD), suffix)
+        with open(path, "rb") as file:
+            head = file.read(HEAD)
     except (OSError, ValueError) as error:
         found = SUFFIXES.get(suffix)
         if found is None:
             raise UserError(f"Cannot read the records in {path} ({error}); check --data_path.") from error
+    else:
+        if table_kind(head):
+            return [Path(path)]
+        found = _other_kind(head, suffix)
     if found is not None:
         raise UserError(f"{path} is {found[0]}, but {KINDS_EXPECTED}: {found[1]}, or check --data_path.")
+    return None
 
 
 def _other_kind(head: bytes, suffix: str) -> tuple[str, str] | None:

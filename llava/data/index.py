@@ -15,11 +15,11 @@ import numpy as np
 from llava.data.files import reader_of
 from llava.data.kept import ArrayCache, KeptArray
 from llava.data.reader import Place, Reader
-from llava.data.record import BadRecord, describe_record, image_files
+from llava.data.record import BadRecord, describe_record, image_files, outside_files
 from llava.data.sample import check_image_files, check_record
 from llava.progress import progress_bar
 
-FORMAT = 1  # goes up when the same file would get another index
+FORMAT = 2  # goes up when the same file would get another index
 CHECKS = ("start", "lazy")  # when it is looked for image files
 SOURCE, FIRST, SECOND, WORDS, IMAGES = range(5)  # columns; the second and third are the record's place
 NUM_THREADS = 16  # that look for files, which takes long on a network's file system
@@ -80,22 +80,20 @@ def open_index(
         UserError: for the file itself.
     """
     reader = reader_of(path, image_folder)
-    stat = os.stat(path)
     folder = None if image_folder is None else [str(image_folder), os.path.abspath(image_folder)]
     key = [
         FORMAT,
         str(path),
-        os.path.abspath(path),
-        stat.st_size,
-        stat.st_mtime_ns,
+        reader.state,
         template,
         folder,
         check_images,
     ]
-    seeks = check_images == "start" and image_folder is not None and not reader.keeps_pictures
+    seeks = check_images == "start" and image_folder is not None
+    last_change = max(nanoseconds for _, _, nanoseconds in reader.state) / 1e9
 
     def make() -> tuple[np.ndarray, dict]:
-        time.sleep(max(0.0, min(TICK, TICK - (time.time() - stat.st_mtime))))
+        time.sleep(max(0.0, min(TICK, TICK - (time.time() - last_change))))
         scan = _Scan(reader, template)
         return scan.without_missing_files() if seeks else scan.result()
 
@@ -111,9 +109,7 @@ class _Scan:
         self.columns = array("q")
         self.files: set[str] = set()  # of the images of good records
         self.problems: list[tuple[int, str]] = []
-        with progress_bar(
-            f"reading {reader.path}", reader.size, reader.unit, disable=False, unit_scale=True
-        ) as bar:
+        with progress_bar(f"reading {reader.path}", reader.size, "B", disable=False, unit_scale=True) as bar:
             for source, (record, place) in enumerate(reader.scan()):
                 self._add(source, record, place)
                 if source % 1000 == 0:
@@ -122,14 +118,14 @@ class _Scan:
     def _add(self, source: int, record: Any, place: Place) -> None:
         try:
             check_record(record, "", self.template)
-            files = image_files(record)
-            if files and self.reader.image_folder is None and not self.reader.keeps_pictures:
+            files = outside_files(record)
+            if files and self.reader.image_folder is None:
                 check_image_files(record, "", None)
         except BadRecord:
             self._refuse(source, record)
             return
         said = "\n".join([turn["value"] for turn in record["conversations"]])
-        self.columns.extend((source, *place, len(said.split()), len(files)))
+        self.columns.extend((source, *place, len(said.split()), len(image_files(record))))
         self.files.update(files)
 
     def _refuse(self, source: int, record: Any) -> bool:
@@ -146,7 +142,7 @@ class _Scan:
     def result(self) -> tuple[np.ndarray, dict]:
         """The index's rows and notes."""
         rows = np.frombuffer(self.columns, dtype=np.int64).reshape(-1, IMAGES + 1)
-        return rows, {"problems": self.problems, "missing": []}
+        return rows, {"problems": self.problems, "missing": [], "has_files": bool(self.files)}
 
     def without_missing_files(self) -> tuple[np.ndarray, dict]:
         """The same after a look for the image files, each once."""
@@ -158,9 +154,9 @@ class _Scan:
         for row in np.flatnonzero(rows[:, IMAGES]).tolist():
             source, *place = rows[row, : SECOND + 1].tolist()
             record = self.reader.read(tuple(place))
-            if not missing.isdisjoint(image_files(record)):
+            if not missing.isdisjoint(outside_files(record)):
                 is_good[row] = not self._refuse(source, record)
-        return rows[is_good], {"problems": sorted(self.problems), "missing": sorted(missing)}
+        return rows[is_good], {**notes, "problems": sorted(self.problems), "missing": sorted(missing)}
 
 
 def _missing(folder: str | Path | None, files: Iterable[str], **options) -> list[str]:
@@ -187,9 +183,11 @@ def _missing(folder: str | Path | None, files: Iterable[str], **options) -> list
 
 def _is_true(kept: KeptArray, reader: Reader) -> bool:
     """Whether what was missing still is, and image files of some records are there still."""
+    if not kept.notes["has_files"]:  # pictures are within the records' own files
+        return True
     with_images = np.flatnonzero(kept.array[:, IMAGES])
     chosen = kept.array[with_images[:: max(1, len(with_images) // SPOT_CHECKS)]]
     places = map(tuple, chosen[:, FIRST : SECOND + 1].tolist())
-    files = {file for place in places for file in image_files(reader.read(place))}
+    files = {file for place in places for file in outside_files(reader.read(place))}
     missing = kept.notes["missing"]
     return set(_missing(reader.image_folder, files.union(missing))) == set(missing)

@@ -26,20 +26,17 @@ class JsonReader(Reader):
     For a line of JSONL that is no JSON comes a BadRecord that says so, for the lines after it are still good.
     """
 
-    def __init__(self, path: str | Path, image_folder: str | Path | None = None):
-        super().__init__(path, image_folder)
-        self._state = _state(os.stat(path))
-        self._file: int | None = None  # opened by each process for itself
+    _file: int | None = None  # opened by each process for itself
 
     def __getstate__(self) -> dict:
         return {**vars(self), "_file": None}
 
     def __del__(self) -> None:
-        if getattr(self, "_file", None) is not None:
-            os.close(self._file)  # type: ignore[arg-type]
+        if self._file is not None:
+            os.close(self._file)
 
-    def scan(self) -> Iterator[tuple[Any, Place]]:
-        """As Reader.scan. Raises UserError if the file is empty or, for a list, no JSON."""
+    def rows(self) -> Iterator[tuple[Any, Place]]:
+        """As Reader.rows. Raises UserError if the file is empty or, for a list, no JSON."""
         with open_text(self.path, newline="") as file:
             first = len(MARK) if file.buffer.peek(len(MARK)).startswith(MARK) else 0  # type: ignore[attr-defined]
             start = file.read(1)
@@ -55,23 +52,15 @@ class JsonReader(Reader):
     def done(self, place: Place) -> int:
         return sum(place)
 
-    def read(self, place: Place) -> Any:
+    def row(self, place: Place) -> Any:
         if self._file is None:
             self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            if _state(os.fstat(self._file)) != self._state:
-                raise self._changed()
+            self._check_unchanged(0, os.fstat(self._file))
         start, length = place
         try:
             return json.loads(os.pread(self._file, length, start))
         except ValueError as error:
-            raise self._changed() from error
-
-    def _changed(self) -> UserError:
-        return UserError(f"{self.path} was changed while it was in use; start again.")
-
-
-def _state(stat: os.stat_result) -> tuple[int, int]:
-    return stat.st_size, stat.st_mtime_ns
+            raise self._changed(0) from error
 
 
 def _position(path: str | Path, line: int, column: int, problem: str) -> str:

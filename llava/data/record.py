@@ -3,6 +3,7 @@
 A record is {"id": ..., "image": file or [files], "system": words, "conversations": [{"from": "human" | "gpt",
 "value": words}, ...]}; the human speaks first, the gpt last, and each image has its <image> in a human turn.
 Text only: no "image". "system", or a first turn from "system", stands in the place of the template's own.
+`llava.data.forms` makes such records of other forms.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ SYSTEM = "system"
 MAX_SHOWN = 100  # characters of a value that a message shows
 
 _FILES = r"s?(_?(file|path|url|list)s?)?"
-# What a key may be called elsewhere (in lower case, "-" as "_"), by its name here
+# What else a key may be called, which forms.py does not know (in lower case, "-" as "_"), by its name here
 SPELLINGS = {
     "image": re.compile(rf"(image|img|picture|photo){_FILES}"),
     "conversations": re.compile(r"conversations?|messages?|dialog(ue)?s?|turns|chat"),
@@ -30,23 +31,51 @@ SPELLINGS = {
 }
 UNSEEN = re.compile(rf"(video|audio|sound|speech){_FILES}")  # what no model of this package takes
 UNSEEN_KIND = "unseen"
-TURN_SPELLINGS = {"role": "from", "content": "value"}
 
 
 class BadRecord(UserError):
     """A record that cannot be trained on; the message names it, the problem and the remedy."""
 
 
+class Unclear(BadRecord):
+    """Stands for a row that does not say for certain what record it is; its message names no place."""
+
+    def __init__(self, problem: str, id: object = None):
+        super().__init__(problem)
+        self.id = id
+
+
+class Picture(str):
+    """The name, for messages, of a picture that is within the file of records, not in one of its own.
+
+    Attributes:
+        number: among the record's pictures, from 0.
+    """
+
+    number: int
+
+    @classmethod
+    def numbered(cls, number: int, path: object = None) -> Picture:
+        picture = cls(f"picture {number} ({path})" if path else f"picture {number}")
+        picture.number = number
+        return picture
+
+
 def describe_record(path: str | Path, index: int, record: object) -> str:
     """Where a record is, for messages: file, position in the file from 0, and id."""
-    name = record.get("id", "none") if isinstance(record, dict) else "none"
+    name = record.get("id", "none") if isinstance(record, dict) else getattr(record, "id", None) or "none"
     return f"{path}, record {index} (id {replace_surrogates(str(name))})"
 
 
 def image_files(record: dict) -> list[str]:
-    """The record's image files, in order; empty for text only."""
+    """The record's image files, in order; empty for text only. A Picture is among the rest."""
     images = record.get("image") or []
     return [images] if isinstance(images, str) else list(images)
+
+
+def outside_files(record: dict) -> list[str]:
+    """Those of the image files that are files of their own."""
+    return [file for file in image_files(record) if not isinstance(file, Picture)]
 
 
 def turns_of(record: dict) -> list[dict]:
@@ -66,7 +95,7 @@ def validate_record(record: object, where: str) -> None:
     """Check a record's form, opening no file.
 
     Args:
-        record: as a reader gives it.
+        record: as a reader gives it, by llava.data.forms.as_record.
         where: names the record, as `describe_record` does.
     Raises:
         BadRecord: naming the record, the problem and the remedy.
@@ -75,6 +104,8 @@ def validate_record(record: object, where: str) -> None:
     def refuse(problem: str) -> NoReturn:
         raise BadRecord(f"{where}: {problem}")
 
+    if isinstance(record, Unclear):
+        refuse(str(record))
     if isinstance(record, BadRecord):
         raise record
     if not isinstance(record, dict):
@@ -163,10 +194,6 @@ def _is_good_turn(turn: object, expected: str) -> bool:
 
 
 def _refuse_turn(turn: object, index: int, expected: str, refuse: Refuse) -> NoReturn:
-    if isinstance(turn, dict):
-        for key, name in TURN_SPELLINGS.items():
-            if key in turn and name not in turn:
-                refuse(f"turn {index}: '{key}' is not read; name it '{name}'.")
     if not isinstance(turn, dict) or turn.get("from") != expected:
         speaker = turn.get("from") if isinstance(turn, dict) else turn
         refuse(f"turn {index} is from {shown(speaker)}, expected {expected!r}; turns alternate human, gpt.")

@@ -19,7 +19,7 @@ from PIL import Image
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import template_named
 from llava.data.reader import ImageSource
-from llava.data.record import BadRecord, image_files, validate_record
+from llava.data.record import BadRecord, image_files, outside_files, validate_record
 from llava.data.targets import build_targets, check_template, conversation_from_record
 from llava.errors import UserError
 from llava.mm_utils import get_aspect_ratio, image_size, input_side, load_image, process_images
@@ -39,8 +39,8 @@ def check_record(record: Any, where: str, template: str) -> None:
 
 
 def check_image_files(record: dict, where: str, image_folder: str | Path | None) -> None:
-    """Whether a valid record's images are in the folder. Raises BadRecord."""
-    files = image_files(record)
+    """Whether those images of a valid record that are files are in the folder. Raises BadRecord."""
+    files = outside_files(record)
     if files and image_folder is None:
         raise BadRecord(f"{where}: it has an image but no folder was given; set --image_folder.")
     for file in files:

@@ -1,8 +1,8 @@
 """WebDataset shards: tar files whose members KEY.json, KEY.jpg, ... together are one record.
 
-A record is KEY.json, as in a JSON file, with its images KEY.jpg (jpeg, png, webp), or KEY.0.jpg, KEY.1.jpg
-for several, which stand in the place of its "image"; or an image with a caption, KEY.txt, as img2dataset
-writes them. The webdataset library opens, reads and groups them, local or by URL.
+A record is KEY.json, of any form that a JSON file may have, with its images KEY.jpg (jpeg, png, webp), or
+KEY.0.jpg, KEY.1.jpg for several, which stand in the place of its own "image"; or an image with a caption,
+KEY.txt, as img2dataset writes them. The webdataset library opens, reads and groups them, local or by URL.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.data.files import check_data_file
+from llava.data.forms import IMAGES, TURNS, as_record
 from llava.data.record import BadRecord
 from llava.errors import UserError
 from llava.textfile import HEAD, TAR, kind_of
@@ -68,9 +69,9 @@ class ShardSample:
     members: dict[str, bytes]
 
     def record(self) -> dict:
-        """The LLaVA record, unchecked, its images being members. Raises BadRecord."""
+        """The record, unchecked, its images being members. Raises BadRecord."""
         record = self._json()
-        if not (isinstance(record, dict) and "conversations" in record) and "txt" in self.members:
+        if not (isinstance(record, dict) and not record.keys().isdisjoint(TURNS)) and "txt" in self.members:
             record = {"conversations": self._caption()}
         if record is None:
             raise BadRecord(
@@ -85,7 +86,8 @@ class ShardSample:
                 f"{self.name}: {self.key}.{unseen[0]} is not read, for models here take pictures and text "
                 "alone; leave the sample out."
             )
-        return {"id": self.key, **record, "image": self._images()}
+        record = {key: value for key, value in record.items() if key not in IMAGES}
+        return as_record({"id": self.key, **record, "image": self._images()})
 
     def open(self, member: str) -> BytesIO:
         """A member's bytes, with a name that messages can give."""

@@ -21,8 +21,8 @@ def validate(
     """Check files one record at a time.
 
     Args:
-        paths: JSON or JSONL files, or tar shards ('shards/{000..127}.tar').
-        image_folder: of the records in JSON files; None leaves their images unchecked.
+        paths: as --data_path takes them.
+        image_folder: of records whose images are files of their own; None leaves those unchecked.
         version: the conversation template.
         check_images: read each image completely.
         report: takes a message for each problem.
@@ -43,7 +43,7 @@ def validate(
     def check(read: Callable[[], Any], where: str, source_of: Callable) -> None:
         record = read()
         check_record(record, where, version)
-        if image_folder is not None and not is_shards(file):
+        if (image_folder is not None or check_images) and not is_shards(file):
             check_image_files(record, where, image_folder)
         if check_images:
             load_images(image_files(record), where, source_of)
@@ -82,12 +82,12 @@ def _records(file: str, image_folder: str | None) -> Iterator[tuple[Callable[[],
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m llava.data.validate", description=__doc__)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="JSON, JSONL, or shards 'a/{00..63}.tar'")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="what --data_path takes")
     parser.add_argument("--image_folder", help="folder that the records' image paths start from")
     parser.add_argument("--version", default="v1", help="conversation template")
     parser.add_argument("--check_images", action="store_true", help="read each image completely")
     args = parser.parse_args(argv)
-    if args.check_images and not args.image_folder and any(not file.endswith(".tar") for file in args.files):
+    if args.check_images and not args.image_folder and any(".json" in file for file in args.files):
         parser.error("--check_images needs --image_folder for the records of JSON files")
     try:
         counts = validate(args.files, args.image_folder, args.version, args.check_images)

@@ -89,7 +89,9 @@ else:
 @dataclass
 class DataArguments:
     data_path: list[str] = flag(
-        None, "LLaVA records: JSON or JSONL files, or WebDataset shards, 'shards/{000..127}.tar'."
+        None,
+        "Records, in any mixture: JSON, JSONL, parquet or Arrow files, folders of those, data sets of the "
+        "hub, OWNER/NAME:CONFIG; or WebDataset shards, 'shards/{000..127}.tar' (docs/data.md).",
     )
     data_weights: list[float] = flag(
         None, "Passes over each --data_path in an epoch: 0.5 is a random half; default 1 each."
@@ -99,7 +101,8 @@ class DataArguments:
     )
     eval_data_path: list[str] = flag(
         None,
-        "Records to evaluate on while training, when --eval_strategy says: JSON or JSONL files, each a set.",
+        "Records to evaluate on while training, when --eval_strategy says: as --data_path takes them, each a "
+        "set; no shards.",
     )
     image_folder: str = flag(None, "Folder that the records' image paths start from.")
     image_aspect_ratio: str = flag(
@@ -137,7 +140,7 @@ class DataArguments:
         from llava.tiling import ASPECT_RATIOS, PATCH_NUMS, check_choice  # brings torch
 
         if not self.data_path:
-            raise UserError("--data_path is missing: give a JSON or JSONL file of LLaVA records.")
+            raise UserError("--data_path is missing: give a file or a folder of records.")
         if not self.is_multimodal:
             raise UserError(
                 "--is_multimodal False is refused: each record says whether it has images; leave it out."

@@ -4,8 +4,11 @@ import importlib.util
 import json
 from pathlib import Path
 
-from llava.data.files import iter_records
+from llava.data.files import check_data_file, iter_records
+from llava.data.forms import as_list
+from llava.data.record import Picture
 from llava.data.shards import check_data_paths, is_shards
+from llava.data.tables import is_hub_name
 from llava.errors import UserError
 from llava.model.adapters import ADAPTER_WEIGHTS
 from llava.model.files import WEIGHT_FILES
@@ -29,7 +32,9 @@ def check_inputs(model: ModelArguments, data: DataArguments, training: TrainingF
     files = [("--data_path", path) for path in data.data_path if not is_shards(path)]
     files += [("--eval_data_path", path) for path in data.eval_data_path or ()]
     for flag, path in files:
-        check_file(flag, path, "a JSON or JSONL file of LLaVA records")
+        if not Path(path).is_dir() and not is_hub_name(path):
+            check_file(flag, path, "a file or a folder of records (docs/data.md)")
+        check_data_file(path)
     check_data_paths(data.data_path)
     if data.image_folder is not None and not Path(data.image_folder).is_dir():
         for _, path in files:
@@ -72,8 +77,12 @@ def check_json(flag: str, path: str, expected: str) -> None:
 
 
 def needs_images(path: str) -> bool:
-    """Whether some record of a file has an image; reads up to the first one."""
-    return any(isinstance(record, dict) and record.get("image") for record in iter_records(path))
+    """Whether some record has an image in a file of its own; reads up to the first one."""
+    return any(
+        isinstance(record, dict)
+        and any(not isinstance(file, Picture) for file in as_list(record.get("image")))
+        for record in iter_records(path)
+    )
 
 
 def check_vision_tower(name_or_path: str, model: str) -> None:

@@ -22,7 +22,7 @@ METRICS = ("loss", "accuracy")
 def set_names(paths: list[str]) -> list[str]:
     """A name for each set: its file's stem, with a running number where that is taken."""
     names: list[str] = []
-    for stem in (Path(path).stem for path in paths):
+    for stem in (Path(path).stem.replace(":", "_") for path in paths):  # ":" is of a data set's configuration
         numbered = (f"{stem}_{number}" for number in range(2, len(paths) + 2))
         names.append(stem if stem not in names else next(name for name in numbered if name not in names))
     return names
@@ -47,7 +47,7 @@ def check_validation(data: DataArguments, training) -> None:
         if is_shards(path):
             raise UserError(
                 f"--eval_data_path {path}: tar shards are an endless stream, and an evaluation has an end; "
-                "give a JSON or JSONL file."
+                "give records of another kind."
             )
     if training.metric_for_best_model is None:
         return

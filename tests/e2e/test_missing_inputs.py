@@ -65,7 +65,7 @@ def test_each_of_several_files_is_looked_for(parts, tmp_path, no_model):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("data_path", "is a folder.*JSON"),
+        ("data_path", "is a folder.*JSON.*--data_path"),
         ("pretrain_mm_mlp_adapter", "is a folder.*mm_projector.bin"),
         ("lora_weight_path", "no adapters"),
         ("vision_tower", "--vision_tower .*no readable config.json"),

@@ -31,7 +31,10 @@ def images(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("language", "number", "version", "num_records"),
-    [("json", 0, "v1", 3), ("json", 1, "plain", 1), ("json", 2, "v1", 1), ("jsonl", 0, "v1", 2)],
+    [
+        *(("json", 0, "v1", 3), ("json", 1, "plain", 1), ("json", 2, "v1", 1), ("jsonl", 0, "v1", 2)),
+        *(("json", 3, "v1", 1), ("json", 4, "v1", 2), ("jsonl", 1, "v1", 2)),
+    ],
 )
 def test_each_shown_format_is_what_training_takes(images, language, number, version, num_records):
     Path("data").write_text(blocks("data.md", language)[number])
@@ -41,10 +44,24 @@ def test_each_shown_format_is_what_training_takes(images, language, number, vers
     assert counts["records"] == num_records
 
 
+@pytest.mark.parametrize(
+    ("number", "path", "turns"), [(0, "pairs.parquet", 4), (1, "saved", 2)], ids=["parquet", "datasets"]
+)
+def test_each_shown_table_is_what_training_takes(images, number, path, turns):
+    exec(blocks("data.md", "python")[number], {})
+    problems = []
+    counts = validate([path], check_images=True, report=problems.append)
+    assert problems == []
+    assert counts == {"records": 1, "images": 1, "turns": turns}
+
+
+def test_each_shown_example_is_read():
+    assert [len(blocks("data.md", language)) for language in ("json", "jsonl", "python")] == [5, 2, 3]
+
+
 def test_the_shown_program_writes_shards_of_the_same_records(images):
     Path("train.json").write_text(blocks("data.md", "json")[0])
-    (program,) = blocks("data.md", "python")
-    exec(program, {})
+    exec(blocks("data.md", "python")[2], {})
     counts = validate(["shards/{000000..000000}.tar"], check_images=True)
     assert counts == {"records": 3, "images": 3, "turns": 8}
 

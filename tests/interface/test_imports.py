@@ -37,6 +37,7 @@ MAY_NEED_THEM = (
     "llava/serve/protocol",
     "llava/serve/ray_app",
     "llava/serve/page_session",
+    "llava/data/table_reader",
 )
 
 # A room to what it may import of the package, by prefix

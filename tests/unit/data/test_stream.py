@@ -206,7 +206,7 @@ BAD = {
     "lone": ({"png": png(1)}, "lone.json nor lone.txt.* png"),
     "images": ({"json": with_image(1)["json"]}, "1 <image> .*0 image file"),
     "video": ({**with_image(1), "mp4": b"film"}, "video.mp4 is not read"),
-    "images_key": ({"json": {"images": ["a"], **with_image(1)["json"]}}, "'images' is not read"),
+    "images_key": ({"json": {"images": ["a"], **with_image(1)["json"]}}, "1 <image> .*0 image file"),
     "half": ({"json": {"conversations": turns("a \ud800", "b")}}, r"turn 0 holds U\+D800"),
     "a_list": ({"json": [1]}, "it is a list"),
 }
