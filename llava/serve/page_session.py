@@ -147,7 +147,8 @@ class Page:
         try:
             return _looked(session, layer, word)
         except Exception as error:
-            _say(error)
+            _log_if_bug(error)
+            _show(error)
             return gr.skip(), gr.skip(), gr.skip()
 
 
@@ -254,19 +255,22 @@ def _unless_it_fails(session: PageSession, message, answer: Generator[tuple, Non
     except Exception as error:
         chat.turns, chat.waiting, chat.timing = talk
         session.shown, session.turn, session.attention = looked
+        _log_if_bug(error)  # also where the visitor has left the conversation, and no toast is shown
         if not session.is_over:
-            _say(error)
+            _show(error)
             restored = message, *_talk(session), gr.update(visible=session.turn is not None)
             yield restored if has_begun else (gr.skip(),) * len(restored)
     if session.is_over:  # what the old conversation showed last may arrive after the page was emptied
         yield gr.skip(), *_emptied()
 
 
-def _say(error: Exception) -> None:
-    """Say in a toast, which takes HTML, what went wrong. If it is a bug, the log has its traceback."""
-    if isinstance(error, UserError):
-        text = str(error)
-        gr.Warning(html.escape(text[:1].upper() + text[1:]))
-    else:
+def _log_if_bug(error: Exception) -> None:
+    """Print the traceback of what no visitor can mend."""
+    if not isinstance(error, UserError):
         traceback.print_exception(error)
-        gr.Warning(BUG)
+
+
+def _show(error: Exception) -> None:
+    """Say in a toast, which takes HTML, what went wrong."""
+    text = str(error)
+    gr.Warning(html.escape(text[:1].upper() + text[1:]) if isinstance(error, UserError) else BUG)

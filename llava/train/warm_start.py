@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 GAIN = 2.0  # targets are that many times the words' mean, as the fit makes predictions smaller than targets
 SHARE = 12  # of M tokens one in so many is fitted: what a caption names fills a part of the picture
 HELD_OUT = 5  # of the pictures one in so many chooses the penalty
+FEWEST = 2 * HELD_OUT  # pictures, so that those held out differ
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the features' mean variance
 BATCH_SIZE = 8  # pictures encoded at once
 
@@ -112,7 +113,7 @@ def warm_start(trainer, num_pictures: int) -> None:
 
     Raises:
         UserError: if the projector's tokens are not what a linear map of its own gives, or the data is a
-            stream or has no record with one picture.
+            stream or has too few records with one picture.
     """
     model, args = trainer.model, trainer.args
     records = records_of(trainer.train_dataset)
@@ -170,7 +171,7 @@ def choose_pictures(
     """Records with one picture, at random; a word weighs the more the fewer of them have it.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there are fewer than FEWEST.
     """
     order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
     found: list[tuple[int, set[int]]] = []
@@ -188,10 +189,11 @@ def choose_pictures(
         for index, said in found
         if (words := sorted(word for word in said if rarity[word] > 0))
     ]
-    if not pictures:
+    if len(pictures) < FEWEST:
         raise UserError(
-            "--mm_projector_warm_start needs records with one picture each and answers that differ; leave it "
-            "out for this --data_path."
+            f"--mm_projector_warm_start {num_pictures} found {len(pictures)} records with one picture and an "
+            f"answer that not all have, and needs {FEWEST}; ask for more, or leave it out with this "
+            "--data_path."
         )
     return pictures
 
@@ -216,29 +218,33 @@ def add_up(
     All ranks encode the same number of batches, for norms may gather over ranks.
     """
     share = math.ceil(len(pictures) / args.world_size)
-    own = pictures[args.process_index :: args.world_size]
-    numbers = [range(args.process_index, len(pictures), args.world_size)[i] for i in range(len(own))]
-    last: nn.Linear | None = None
+    own = list(enumerate(pictures))[args.process_index :: args.world_size]
     side = model.get_vision_tower().image_size
     for start in tqdm(range(0, share, BATCH_SIZE), desc="warm start", disable=args.process_index > 0):
         batch = []
-        for picture, number in zip(own[start : start + BATCH_SIZE], numbers[start:], strict=False):
+        for number, picture in own[start : start + BATCH_SIZE]:
             sample = records.read(picture.record)
             if sample is not None and sample["images"]:
-                batch.append((picture, number, sample["images"][0]))
-        views = [pixels if pixels.ndim == 4 else pixels[None] for _, _, pixels in batch]
+                pixels = sample["images"][0]
+                batch.append((number, picture, pixels if pixels.ndim == 4 else pixels[None]))
+        views = [pixels for *_, pixels in batch]
         stacked = torch.cat(views or [torch.zeros(1, 3, side, side)])
         last, features = features_of(model, stacked.to(args.device))
         if start == 0:
-            fitted, held_out = (Sums.empty(last.in_features, last.out_features, args.device) for _ in "12")
+            shape = last.in_features, last.out_features, args.device
+            fitted, held_out = Sums.empty(*shape), Sums.empty(*shape)
         parts = features.split([len(one) for one in views]) if views else ()
-        for (picture, number, _), part in zip(batch, parts, strict=True):
+        examples: dict[bool, list[tuple[Tensor, Tensor]]] = {True: [], False: []}
+        for (number, picture, _), part in zip(batch, parts, strict=True):
             tokens = part.flatten(0, 1).float()
             chosen = tokens[unusual(tokens).topk(max(1, len(tokens) // SHARE)).indices]
             weights = torch.tensor(picture.weights, device=chosen.device)
             rows = embeddings[torch.tensor(picture.words, device=chosen.device)].float()
             target = GAIN * (weights @ rows) / weights.sum()
-            (fitted if number % HELD_OUT else held_out).add(chosen, target.expand(len(chosen), -1))
+            examples[number % HELD_OUT == 0].append((chosen, target.expand(len(chosen), -1)))
+        for is_held_out, sums in ((False, fitted), (True, held_out)):
+            if examples[is_held_out]:  # one product a batch, for it passes over F x F numbers
+                sums.add(*map(torch.cat, zip(*examples[is_held_out], strict=True)))
     return last, fitted, held_out
 
 

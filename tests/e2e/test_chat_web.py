@@ -256,6 +256,23 @@ def test_a_failure_of_a_look_leaves_the_heat_alone(visitor, toasts, monkeypatch,
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
+def test_a_bug_after_the_visitor_has_left_is_in_the_log_and_not_on_the_page(toasts, capfd):
+    from types import SimpleNamespace
+
+    from llava.serve.page_session import _unless_it_fails
+
+    chat = SimpleNamespace(turns=[], waiting=[], timing=None)
+    session = SimpleNamespace(chat=chat, shown=[], turn=None, attention=None, is_over=True)
+
+    def answer():
+        yield ()
+        raise RuntimeError("a bug of ours")
+
+    list(_unless_it_fails(session, "and now?", answer()))
+    assert toasts == []
+    assert "RuntimeError: a bug of ours" in capfd.readouterr().err
+
+
 def test_a_mistake_is_no_error_of_the_event(world, client):
     shown, _ = ask(client, "what is it?", world[0] / "a.png")
     ask(client, "", world[0] / "a.png")

@@ -12,7 +12,7 @@ from llava.model.multimodal_projector.builder import PROJECTORS
 from llava.train.arguments import parse
 from llava.train.train import train
 
-WARM = {"mm_projector_warm_start": 9}
+WARM = {"mm_projector_warm_start": 12}
 ENDS_OTHERWISE = {"identity", "ldpv2"}
 
 
@@ -36,7 +36,7 @@ def test_the_last_map_alone_is_set_and_held_out_pictures_are_explained(parts, tm
     assert len({name.rpartition(".")[0] for name in changed - batches}) == 1
     with caplog.at_level("INFO"):
         warmed(parts, tmp_path / "warm")
-    assert "9 pictures" in caplog.text
+    assert "12 pictures" in caplog.text
 
 
 def test_two_ranks_are_one(parts, tmp_path, one_rank):

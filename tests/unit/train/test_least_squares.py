@@ -8,6 +8,7 @@ from torch import nn
 
 from llava.constants import IGNORE_INDEX
 from llava.errors import UserError
+from llava.train import warm_start
 from llava.train.warm_start import Sums, choose_pictures, features_of, unusual
 
 LAST, NUM_FEATURES, WIDTH = 40, 7, 5
@@ -89,7 +90,8 @@ RECORDS = Records(
 )
 
 
-def test_words_weigh_by_how_few_pictures_have_them():
+def test_words_weigh_by_how_few_pictures_have_them(monkeypatch):
+    monkeypatch.setattr(warm_start, "FEWEST", 1)
     pictures = choose_pictures(RECORDS, 10, seed=0, special_ids={9})
     assert sorted(picture.record for picture in pictures) == [0, 1, 5]  # one picture each
     found = {picture.record: dict(zip(picture.words, picture.weights, strict=True)) for picture in pictures}
@@ -97,17 +99,21 @@ def test_words_weigh_by_how_few_pictures_have_them():
     assert found[1][6] > found[0][5] == found[5][5] > 0
 
 
-def test_as_many_pictures_are_drawn_as_asked_and_the_same_again():
+def test_as_many_pictures_are_drawn_as_asked_and_the_same_again(monkeypatch):
+    monkeypatch.setattr(warm_start, "FEWEST", 0)
     drawn = [choose_pictures(RECORDS, 2, seed, set()) for seed in (0, 0, 1, 2, 3)]
     assert drawn[0] == drawn[1]
     assert all(len(pictures) <= 2 for pictures in drawn)
     assert len({tuple(picture.record for picture in pictures) for pictures in drawn}) > 1
 
 
-@pytest.mark.parametrize("records", [Records([([], [7])]), Records([(["a"], [1]), (["b"], [1])]), Records()])
-def test_records_that_tell_no_pictures_apart_are_refused(records):
-    with pytest.raises(UserError, match="--mm_projector_warm_start.*one picture.*--data_path"):
-        choose_pictures(records, 5, 0, set())
+@pytest.mark.parametrize(
+    ("records", "num_found"),
+    [(Records([([], [7])]), 0), (Records([(["a"], [1]), (["b"], [1])]), 0), (Records(), 0), (RECORDS, 3)],
+)
+def test_too_few_records_that_tell_pictures_apart_are_refused(records, num_found):
+    with pytest.raises(UserError, match=f"--mm_projector_warm_start 5 .* {num_found} .*--data_path"):
+        choose_pictures(records, 5, 0, {9})
 
 
 # ---- The last map
