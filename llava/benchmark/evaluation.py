@@ -154,24 +154,24 @@ def loading(name: str) -> Callable[[Path], Iterator[None]]:
     return step
 
 
-def scoring(name: str) -> Callable[[Path], Iterator[None]]:
+def settling(use: Callable[[list[dict], dict, Path], object], name: str) -> Callable[[Path], Iterator[None]]:
+    """What `use` makes of all questions of a benchmark, their answers and a folder."""
+
     def step(folder: Path) -> Iterator[None]:
         rows = load(name, folder)
         answers = dict(zip((row["question_id"] for row in rows), said(len(rows)), strict=True))
         yield
-        TASKS[name].score(rows, answers)  # type: ignore[misc]
+        use(rows, answers, folder)
 
     return step
+
+
+def scoring(name: str) -> Callable[[Path], Iterator[None]]:
+    return settling(lambda rows, answers, folder: TASKS[name].score(rows, answers), name)  # type: ignore[misc]
 
 
 def exporting(name: str) -> Callable[[Path], Iterator[None]]:
-    def step(folder: Path) -> Iterator[None]:
-        rows = load(name, folder)
-        answers = dict(zip((row["question_id"] for row in rows), said(len(rows)), strict=True))
-        yield
-        TASKS[name].export(rows, answers, folder)  # type: ignore[misc]
-
-    return step
+    return settling(TASKS[name].export, name)  # type: ignore[arg-type]
 
 
 def reading_answers(folder: Path) -> Iterator[None]:

@@ -115,7 +115,7 @@ class DataArguments:
     jpeg_draft: bool = flag(
         False,
         "Decode JPEG pictures at a half, a quarter or an eighth of their size where that is still twice the "
-        "tower's input: a sixth of the time for large photographs, and pixels that differ a little.",
+        "tower's input: faster for large photographs, and pixels that differ a little.",
     )
     image_grid_pinpoints: str = flag(
         None,

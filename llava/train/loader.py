@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 
 MOST_WORKERS = 8  # prepare more than one GPU takes; each holds its own batches in memory
 MOST_AHEAD = 8
@@ -20,6 +21,17 @@ def loader_settings(cores: int, ranks: int, accumulation: int = 1) -> tuple[int,
     """
     workers = max(1, min(MOST_WORKERS, cores // ranks - 1))
     return workers, max(2, min(MOST_AHEAD, math.ceil(2 * accumulation / workers)))
+
+
+def worker_options(args, collator: Callable) -> dict:
+    """What every loader of a run is given of the flags, whether it trains or evaluates."""
+    return {
+        "collate_fn": collator,
+        "num_workers": args.dataloader_num_workers,
+        "pin_memory": args.dataloader_pin_memory,
+        "multiprocessing_context": args.dataloader_multiprocessing_context,
+        "prefetch_factor": args.dataloader_prefetch_factor,
+    }
 
 
 def num_cores() -> int:

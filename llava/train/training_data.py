@@ -20,6 +20,7 @@ from llava.data.stream import ShardDataset
 from llava.errors import UserError
 from llava.model.multimodal_merge import OnHost
 from llava.train.arguments import DataArguments, TrainingArguments
+from llava.train.loader import worker_options
 from llava.train.run_record import earlier_workers
 from llava.train.validation import set_names
 
@@ -182,12 +183,8 @@ def train_loader(dataset: Dataset, args: TrainingArguments, collator: Callable) 
     return DataLoader(
         dataset,
         batch_size=args.train_batch_size,
-        collate_fn=collator,
-        num_workers=args.dataloader_num_workers,
-        pin_memory=args.dataloader_pin_memory,
         persistent_workers=args.dataloader_persistent_workers,
-        multiprocessing_context=args.dataloader_multiprocessing_context,
-        prefetch_factor=args.dataloader_prefetch_factor,
+        **worker_options(args, collator),
         **order,
     )
 

@@ -15,6 +15,7 @@ from llava.data.dataset import SupervisedDataset
 from llava.data.shards import is_shards
 from llava.errors import UserError
 from llava.train.flags import DataArguments
+from llava.train.loader import worker_options
 
 METRICS = ("loss", "accuracy")
 
@@ -95,11 +96,7 @@ def eval_loader(records: SupervisedDataset, args, collator: Callable) -> DataLoa
     return DataLoader(
         Share(records, args.process_index, args.world_size),
         batch_size=args.eval_batch_size,
-        collate_fn=collator,
-        num_workers=args.dataloader_num_workers,
-        pin_memory=args.dataloader_pin_memory,
-        multiprocessing_context=args.dataloader_multiprocessing_context,
-        prefetch_factor=args.dataloader_prefetch_factor,
+        **worker_options(args, collator),
         generator=torch.Generator(),  # a loader draws a seed; training's own draws stay as they are
     )
 
@@ -116,15 +113,12 @@ def is_due(args, state) -> bool:
     """Whether the model is evaluated after the step that the state is at; the last step is one of those."""
     is_last = state.global_step >= state.max_steps
     if args.eval_strategy == IntervalStrategy.STEPS:
-        reached, delay_is_over = (
-            state.global_step % state.eval_steps == 0,
-            args.eval_delay <= state.global_step,
-        )
+        reached, done = state.global_step % state.eval_steps == 0, state.global_step
     elif args.eval_strategy == IntervalStrategy.EPOCH:
-        reached, delay_is_over = state.epoch == int(state.epoch), args.eval_delay <= state.epoch
+        reached, done = state.epoch == int(state.epoch), state.epoch
     else:
         return False
-    return (reached or is_last) and delay_is_over
+    return (reached or is_last) and args.eval_delay <= done
 
 
 class Validation(TrainerCallback):
