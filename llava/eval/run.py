@@ -148,6 +148,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if session.processes.is_main_process:
         print(report.write_report(folder))
         print(f"report: {folder / 'report.html'}")
+    session.processes.destroy_process_group()  # gloo's threads may abort a process that ends with them
 
 
 def ask(task: Task, session: Session, args: argparse.Namespace, folder: Path) -> tuple[list[dict], Answered]:

@@ -1,9 +1,11 @@
-"""Ranks end when the launcher that started them is gone: nobody could stop them any more."""
+"""How a rank ends: with the launcher that started it, or at the end of its own work."""
 
+import atexit
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 
 MARKS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")  # set for each rank by torchrun and by DeepSpeed's launcher
@@ -17,10 +19,39 @@ def end_with_launcher() -> None:
     It ends as by SIGKILL, which leaves no half of a checkpoint under a checkpoint's name. A process that was
     started by hand goes on after its shell.
     """
-    if any(mark in os.environ for mark in MARKS):
+    if _is_launched():
         launcher = os.getppid()
         sys.excepthook = partial(_report, launcher)
         threading.Thread(target=_watch, args=(launcher,), daemon=True).start()
+
+
+def run_rank(work: Callable[[], None]) -> None:
+    """Do a rank's work and end its process, ahead of the interpreter's finalization if a launcher started it.
+
+    Collectives on CPUs run in threads of gloo. One that releases a tensor during finalization aborts the
+    process (https://github.com/pytorch/pytorch/pull/179291), and a finished run would count as failed.
+    destroy_process_group() ends the threads only where nothing refers to the groups; DeepSpeed always does.
+    """
+    if not _is_launched():
+        return work()
+    status = 0
+    try:
+        work()
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _is_launched() -> bool:
+    return any(mark in os.environ for mark in MARKS)
 
 
 def _watch(launcher: int) -> None:

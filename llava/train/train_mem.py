@@ -11,7 +11,7 @@ def main() -> None:
 
             print(help_page(), end="")
             return
-        from llava.train.launcher import end_with_launcher
+        from llava.train.launcher import end_with_launcher, run_rank
 
         end_with_launcher()  # ahead of imports that take seconds
         from llava.train.train import train
@@ -22,7 +22,7 @@ def main() -> None:
             f"train_mem.py: {error} in {sys.executable}. Run 'bash scripts/quickstart.sh', activate the "
             "environment that has it, or run 'pip install -e .' in this one."
         )
-    train()
+    run_rank(train)
 
 
 if __name__ == "__main__":

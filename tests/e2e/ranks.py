@@ -4,6 +4,7 @@ The processes are forked from a server that has imported everything once: a run 
 one started from nothing takes ten.
 """
 
+import contextlib
 import functools
 import importlib
 import multiprocessing
@@ -14,6 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -99,3 +101,11 @@ def run(argv: list[str], log: Path, world_size: int = 1, prepare=None, timeout: 
             process.kill()
             process.join()
     return [process.exitcode for process in ranks]
+
+
+def kill_tree(root: int) -> None:
+    """SIGKILL to a process and all below it. One that ends first, as a child of a killed one may, is fine."""
+    process = psutil.Process(root)
+    for each in (*process.children(recursive=True), process):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import benchmarks
-import psutil
 import pytest
+import ranks
 import tiny
 from messages import assert_names
 from PIL import Image
@@ -129,8 +129,7 @@ def test_two_processes_killed_and_one_resumed_lose_and_repeat_nothing(world, ref
         and not all(p.exists() and p.stat().st_size > 1000 for p in parts)
     ):
         time.sleep(0.01)
-    for child in [*psutil.Process(process.pid).children(recursive=True), process]:
-        child.kill()
+    ranks.kill_tree(process.pid)
     process.communicate(timeout=PATIENCE)
     kept = [row["question_id"] for part in parts for row in read_jsonl(part)]
     assert 0 < len(kept) == len(set(kept)) < NUM_QUESTIONS

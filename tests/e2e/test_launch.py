@@ -1,5 +1,6 @@
 """The launchers of a training script: two of them on one machine as two nodes, and what ends them."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -82,8 +83,7 @@ def test_two_nodes_killed_and_started_again_are_two_ranks_that_were_not(folder):
     while not saving.checkpoints(folder / RESULT) and all(node.poll() is None for node in nodes):
         time.sleep(0.05)
     for node in nodes:
-        for process in (psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)):
-            process.kill()
+        ranks.kill_tree(node.pid)
     printed = [node.communicate(timeout=300)[0] for node in nodes]
     assert all("8 = 2 a device x 2 devices x 2 accumulated" in text for text in printed), printed
     # the rate is constant, so that the steps do not depend on how many there are to be
@@ -116,8 +116,8 @@ def training(folder):
     assert script.poll() is None, script.stdout.read()
     processes = psutil.Process(script.pid).children(recursive=True)
     yield script, processes
-    for process in processes:
-        if process.is_running():
+    for process in processes:  # orphans too, of a script that a test killed
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     script.kill()
     script.communicate()

@@ -58,12 +58,14 @@ def parser_of(command: str) -> argparse.ArgumentParser:
         patch.setattr(argparse.ArgumentParser, "parse_args", stop)
         patch.setattr(sys, "argv", [command])
         patch.syspath_prepend(ROOT / "scripts")  # as python scripts/NAME.py does
-        patch.delitem(sys.modules, command, raising=False)
-        run, name = (
-            (runpy.run_path, ROOT / command) if command.endswith(".py") else (runpy.run_module, command)
-        )
+        if command.endswith(".py"):
+            run, name = runpy.run_path, str(ROOT / command)
+        else:  # a package itself stays: imported anew, it would not have the modules that others imported
+            package = (ROOT / command.replace(".", "/")).is_dir()
+            run, name = runpy.run_module, f"{command}.__main__" if package else command
+            patch.delitem(sys.modules, name, raising=False)
         with pytest.raises(Parsing) as stopped:
-            run(str(name), run_name="__main__")
+            run(name, run_name="__main__")
     return stopped.value.args[0]
 
 

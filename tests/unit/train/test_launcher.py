@@ -1,4 +1,4 @@
-"""A training process ends with its launcher, and one that was started by hand outlives its shell."""
+"""A training process ends with its launcher or with its work; one started by hand outlives its shell."""
 
 import subprocess
 import sys
@@ -93,3 +93,41 @@ def test_what_fails_for_want_of_ranks_that_ended_is_no_traceback(environment, is
 def test_a_process_started_by_hand_outlives_its_shell(environment):
     by_hand = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
     assert outlived(environment | by_hand, rest=0.5).splitlines() == ["went on"]
+
+
+RANK = """
+import atexit, os, sys
+from llava.train.launcher import run_rank
+
+class Finalized:
+    def __del__(self, write=os.write):
+        write(2, b"finalized")
+
+sys.kept = Finalized()
+sys.kept.itself = sys.kept  # released by the interpreter's finalization alone
+atexit.register(print, "at exit")
+
+def work():
+    print("worked")
+    {end}
+
+run_rank(work)
+"""
+
+
+@pytest.mark.parametrize("is_launched", [True, False])
+@pytest.mark.parametrize(
+    ("end", "status", "said"),
+    [
+        *[("pass", 0, ""), ("sys.exit()", 0, ""), ("sys.exit(143)", 143, ""), ("sys.exit('bad')", 1, "bad")],
+        ("raise OSError('bad')", 1, "OSError: bad"),
+    ],
+)
+def test_a_launched_rank_ends_ahead_of_finalization(environment, is_launched, end, status, said):
+    """With the status, the output and the exit handlers of any program."""
+    environment |= {launcher.MARKS[0]: "1"} if is_launched else {}
+    command = [sys.executable, "-c", RANK.format(end=end)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout.split("\n")[:2]) == (status, ["worked", "at exit"])
+    assert said in done.stderr
+    assert ("finalized" in done.stderr) is not is_launched
