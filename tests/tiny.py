@@ -145,10 +145,22 @@ def save_language_model(folder, family: str = "llama", **changes):
     return str(folder)
 
 
-def build(folder, family: str = "llama", tower: str = "clip", vocab_size: int = VOCABULARY, **fields):
-    """A multimodal model in eval mode over freshly saved parts below `folder`; visualprism, s = 2."""
+def build(
+    folder,
+    family: str = "llama",
+    tower: str = "clip",
+    vocab_size: int = VOCABULARY,
+    decoder: dict | None = None,
+    **fields,
+):
+    """A multimodal model in eval mode over freshly saved parts below `folder`; visualprism, s = 2.
+
+    Args:
+        decoder: changes of the language model's configuration.
+    """
     torch.manual_seed(0)
-    language_model = save_language_model(folder / "language_model", family, vocab_size=vocab_size)
+    changes = {"vocab_size": vocab_size, **(decoder or {})}
+    language_model = save_language_model(folder / "language_model", family, **changes)
     config = read_config(language_model)
     model = type_of(config).from_pretrained(language_model, config=config)
     vision_tower = save_tower(folder / "tower", tower)

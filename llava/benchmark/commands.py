@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from llava.benchmark import capture, data, evaluation, loss, machine, packing, projectors
+from llava.benchmark import capture, data, evaluation, loss, machine, packing, projectors, servers
 from llava.benchmark.ablation import command as ablation
 from llava.benchmark.speed import command as speed
 from llava.benchmark.speed import training as step
@@ -19,6 +19,7 @@ MEASURES = {
     "step": step,
     "ablation": ablation,
     "eval": evaluation,
+    "servers": servers,
 }
 
 

@@ -63,7 +63,7 @@ def read_results(folder: Path) -> list[dict]:
 def _read_result(path: Path) -> dict:
     result = _read(path, RESULT)
     scores = result["scores"]
-    is_whole = all(len(reason) == 2 for reason in result["skipped"])
+    is_whole = all(len(pair) == 2 and isinstance(pair[1], str) for pair in result["skipped"])
     if scores:
         part, measure = (scores["headline"] * 2)[:2]
         is_whole &= measure in scores["table"].get(part, {}) and all(scores["table"].values())

@@ -1,6 +1,7 @@
 """How a command ends: one line for what a user can mend, the whole traceback for a bug."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -50,10 +51,12 @@ def test_training_tells_mistakes_from_bugs(monkeypatch, error, expected):
         training.train([])
 
 
-def test_no_message_has_an_extra_installed_from_the_index():
-    """The index's package llava is another: an extra comes with the folder, by pip install -e '.[serve]'."""
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    assert [path.name for path in (*CODE, *pages) if "llava[" in path.read_text(encoding="utf-8")] == []
+def test_no_message_has_us_installed_as_the_package_llava_of_the_index():
+    """That one is another's; ours is visualprism, and an extra comes by pip install -e '.[serve]'."""
+    texts = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "scripts").rglob("*.sh"), *CODE]
+    wrong = re.compile(r"llava\[|pip3? install (-U |--upgrade )?llava")
+    assert [path.name for path in texts if wrong.search(path.read_text(encoding="utf-8"))] == []
+    assert 'name = "visualprism"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())

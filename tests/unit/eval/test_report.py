@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+from llava.errors import UserError
 from llava.eval.metrics import Score
 from llava.eval.report import (
     NUM_SHOWN,
@@ -171,3 +172,10 @@ def test_results_of_a_version_that_recorded_no_dtype_are_joined_and_of_another_d
     check_folder(tmp_path, "m", now)
     with pytest.raises(ValueError, match=r"pope .*dtype.*'bf16'.*'fp16'"):
         check_folder(tmp_path, "m", {**now, "dtype": "fp16"})
+
+
+@pytest.mark.parametrize("pair", [[3], [3, None], [3, 4], [3, ["no image"]], [3, "no image", 5]])
+def test_a_question_that_was_left_out_has_its_reason_in_words(tmp_path, pair):
+    save(tmp_path, result("gqa", skipped=[[1, "no image"], pair]))
+    with pytest.raises(UserError, match=r"gqa.result\.json"):
+        read_results(tmp_path)

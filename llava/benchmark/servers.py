@@ -1,0 +1,209 @@
+"""Servers of one model side by side: answers a second, the wait for a first token, and what they say.
+
+The servers run already; any that speaks OpenAI's chat completions will do. They take turns, and a first round
+warms up and is not counted. A server whose models are owned by vllm is told s by `mm_processor_kwargs`, our
+own by `scale_factor`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava.benchmark.timing import add_measure_flags, headline, median, provenance, publish, table, take_turns
+from llava.errors import UserError
+from llava.eval.json_files import read_jsonl
+from llava.eval.records import check_questions
+
+TIMEOUT = 600.0  # seconds for an answer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--servers", nargs="+", required=True, metavar="NAME=URL", help="such as vllm=http://127.0.0.1:8000")
+    add("--question_file", type=Path, required=True, help="JSON lines with question_id, image and text")
+    add("--image_folder", type=Path, required=True)
+    add(
+        "--answers_file",
+        type=Path,
+        help="answers that the servers' are compared with",
+    )
+    add(
+        "--scale_factor",
+        type=int,
+        nargs="+",
+        help="values of s, each in turn; default: the model's own",
+    )
+    add("--clients", type=int, default=8, help="questions on their way at a time")
+    add("--limit", type=int, help="questions; default: all")
+    add("--max_new_tokens", type=int, default=8)
+    add_measure_flags(parser, "--repeats", "--output_dir", "--docs", repeats=3)
+    parser.set_defaults(run=run, name="servers")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server, by its name in the table."""
+
+    name: str
+    url: str
+    model: str
+    takes_mm_kwargs: bool
+
+    def options(self, scale_factor: int | None) -> dict:
+        """Of a request, beyond OpenAI's."""
+        if scale_factor is None:
+            return {}
+        own = {"scale_factor": scale_factor}
+        return {"mm_processor_kwargs": own} if self.takes_mm_kwargs else own
+
+
+def server_at(text: str) -> Server:
+    """The server that NAME=URL names.
+
+    Raises:
+        UserError: if it is not of this form, or no server answers there.
+    """
+    from openai import OpenAI, OpenAIError
+
+    name, _, url = text.partition("=")
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"--servers takes NAME=URL, such as vllm=http://127.0.0.1:8000, got {text!r}.")
+    url = url.rstrip("/").removesuffix("/v1") + "/v1"
+    try:
+        (model, *_) = OpenAI(base_url=url, api_key="none", timeout=TIMEOUT).models.list().data
+    except OpenAIError as error:
+        raise UserError(f"--servers {text}: {error} Start the server first.") from error
+    return Server(name, url, model.id, model.owned_by == "vllm")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Text, tokens, and seconds from the request to the first of them."""
+
+    text: str
+    tokens: int
+    first: float
+
+
+async def ask(client, server: Server, row: dict, image: str, options: dict, max_new_tokens: int) -> Answer:
+    """One question, greedily."""
+    content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": row["text"]}]
+    start, first, pieces, tokens = time.perf_counter(), None, [], 0
+    stream = await client.chat.completions.create(
+        model=server.model,
+        messages=[{"role": "user", "content": content}],
+        max_tokens=max_new_tokens,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body=options,
+    )
+    async for event in stream:
+        if event.usage:
+            tokens = event.usage.completion_tokens
+        for choice in event.choices:
+            if choice.delta.content:
+                first = first or time.perf_counter() - start
+                pieces.append(choice.delta.content)
+    return Answer("".join(pieces).strip(), tokens, first or time.perf_counter() - start)
+
+
+async def ask_all(
+    server: Server, rows: list[dict], images: Sequence[str], options: dict, clients: int, max_new_tokens: int
+) -> list[Answer]:
+    """All questions, so many at a time, in their order."""
+    from openai import AsyncOpenAI
+
+    places = asyncio.Semaphore(clients)
+    async with AsyncOpenAI(base_url=server.url, api_key="none", timeout=TIMEOUT, max_retries=0) as client:
+
+        async def one(row: dict, image: str) -> Answer:
+            async with places:
+                return await ask(client, server, row, image, options, max_new_tokens)
+
+        return await asyncio.gather(*map(one, rows, images))
+
+
+def data_url(path: Path) -> str:
+    kind = "png" if path.suffix.lower() == ".png" else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def figures_of(server: Server, scale_factor: int | None, rows: list[dict], images, args) -> dict:
+    """One round of a server at one s."""
+    start = time.perf_counter()
+    options = server.options(scale_factor)
+    answers = asyncio.run(ask_all(server, rows, images, options, args.clients, args.max_new_tokens))
+    seconds = time.perf_counter() - start
+    waits = sorted(answer.first for answer in answers)
+    return {
+        "answers_a_second": len(answers) / seconds,
+        "tokens_a_second": sum(answer.tokens for answer in answers) / seconds,
+        "first_token_ms": 1e3 * statistics.median(waits),
+        "first_token_p95_ms": 1e3 * waits[int(0.95 * (len(waits) - 1))],
+        "texts": [answer.text for answer in answers],
+    }
+
+
+def expected_texts(path: Path, rows: list[dict]) -> list[str]:
+    """A file's answers in the order of the questions.
+
+    Raises:
+        UserError: naming a question that has none.
+    """
+    kept = {row["question_id"]: row["text"] for row in read_jsonl(path)}
+    if missing := [row["question_id"] for row in rows if row["question_id"] not in kept]:
+        raise UserError(f"--answers_file {path} has no answer to question {missing[0]}.")
+    return [kept[row["question_id"]].strip() for row in rows]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print a table with a row for each server and s, and each answer that differs from --answers_file's."""
+    try:
+        import openai
+    except ModuleNotFoundError as error:
+        raise UserError(f"servers are asked by {error.name}; pip install -e '.[benchmark]'.") from None
+    rows = check_questions(read_jsonl(args.question_file), args.question_file)[: args.limit]
+    images = [data_url(args.image_folder / row["image"]) for row in rows]
+    expected = expected_texts(args.answers_file, rows) if args.answers_file else None
+    servers = [server_at(text) for text in args.servers]
+    keys = [(server, factor) for factor in args.scale_factor or [None] for server in servers]
+    calls = {key: lambda key=key: figures_of(*key, rows, images, args) for key in keys}
+    try:
+        turns = take_turns(calls, args.repeats)
+    except openai.OpenAIError as error:
+        raise UserError(f"a server failed: {error}") from error
+    cells, content = [], []
+    for (server, factor), rounds in turns.items():
+        equal = "-" if expected is None else compared(server, rows, rounds[0]["texts"], expected)
+        cells.append(
+            [
+                *(server.name, factor or "the model's", f"{median(rounds, 'answers_a_second'):.2f}"),
+                *(f"{median(rounds, 'tokens_a_second'):.1f}", f"{median(rounds, 'first_token_ms'):.0f}"),
+                *(f"{median(rounds, 'first_token_p95_ms'):.0f}", equal),
+            ]
+        )
+        content.append({"server": server.name, "scale_factor": factor, "rounds": rounds, "equal": equal})
+    columns = ["server", "s", "answers/s", "tokens/s", "first token, ms", "95% of them within, ms", "equal"]
+    about = provenance("cpu", "servers with dtypes of their own")
+    text = f"{headline(about)}\n\n{table(columns, cells)}"
+    publish(args, args.name, {"about": about, "results": content}, text)
+
+
+def compared(server: Server, rows: list[dict], texts: list[str], expected: list[str]) -> str:
+    """How many answers are equal; prints the others."""
+    differing = [
+        (row["question_id"], text, other)
+        for row, text, other in zip(rows, texts, expected, strict=True)
+        if text != other
+    ]
+    for question_id, text, other in differing:
+        print(f"{server.name}, question {question_id}: {text!r}; in the file {other!r}")
+    return f"{len(rows) - len(differing)} of {len(rows)}"
