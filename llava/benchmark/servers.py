@@ -12,8 +12,9 @@ import asyncio
 import base64
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from llava.benchmark.timing import add_measure_flags, headline, median, provenance, publish, table, take_turns
@@ -174,8 +175,11 @@ def run(args: argparse.Namespace) -> None:
     images = [data_url(args.image_folder / row["image"]) for row in rows]
     expected = expected_texts(args.answers_file, rows) if args.answers_file else None
     servers = [server_at(text) for text in args.servers]
-    keys = [(server, factor) for factor in args.scale_factor or [None] for server in servers]
-    calls = {key: lambda key=key: figures_of(*key, rows, images, args) for key in keys}
+    calls: dict[tuple[Server, int | None], Callable[..., dict]] = {
+        (server, factor): partial(figures_of, server, factor, rows, images, args)
+        for factor in args.scale_factor or [None]
+        for server in servers
+    }
     try:
         turns = take_turns(calls, args.repeats)
     except openai.OpenAIError as error:
