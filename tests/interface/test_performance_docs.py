@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llava.benchmark import __main__ as benchmark
-from llava.benchmark import machine, projectors
+from llava.benchmark import machine, projectors, servers
 from llava.benchmark.speed import command, training
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +17,7 @@ COMMANDS = sorted(set(re.findall(r"python -m llava\.benchmark ([^`#\n]+)", PAGE)
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_of_the_page_parses(line, monkeypatch):
     given = []
-    for module in (command, machine, projectors, training):
+    for module in (command, machine, projectors, servers, training):
         monkeypatch.setattr(module, "run", given.append)
     benchmark.main(line.split())
     assert len(given) == 1

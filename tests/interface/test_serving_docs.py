@@ -8,7 +8,8 @@ import pytest
 from llava.serve import api, cli, web
 
 DOCS = Path(__file__).parents[2] / "docs"
-ELSEWHERE = {"--scale_factor", "--elastic_scale_factors"}  # of training, named beside its own
+# Named beside the servers' own: of training, and of vLLM
+ELSEWHERE = {"--scale_factor", "--elastic_scale_factors", "--trust-request-mm-kwargs", "--model-impl"}
 
 
 @pytest.mark.parametrize(
