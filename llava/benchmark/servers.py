@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from llava.benchmark.timing import add_measure_flags, headline, median, provenance, publish, table, take_turns
 from llava.errors import UserError
 from llava.eval.json_files import read_jsonl
+from llava.eval.page import embed_bytes
 from llava.eval.records import check_questions
 
 TIMEOUT = 600.0  # seconds for an answer
@@ -133,11 +133,12 @@ async def ask_all(
 
 
 def data_url(path: Path) -> str:
-    kind = "png" if path.suffix.lower() == ".png" else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return embed_bytes(path.read_bytes(), "png" if path.suffix.lower() == ".png" else "jpeg")
 
 
-def figures_of(server: Server, scale_factor: int | None, rows: list[dict], images, args) -> dict:
+def figures_of(
+    server: Server, scale_factor: int | None, rows: list[dict], images: list[str], args: argparse.Namespace
+) -> dict:
     """One round of a server at one s."""
     start = time.perf_counter()
     options = server.options(scale_factor)

@@ -37,10 +37,10 @@ def run_rank(work: Callable[[], None]) -> None:
     status = 0
     try:
         work()
-    except SystemExit as end:
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
+    except SystemExit as end:  # a code that is no number is a message, as Python has it
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if end.code != status and end.code is not None:
+            print(end.code, file=sys.stderr)
     except Exception:
         sys.excepthook(*sys.exc_info())
         status = 1

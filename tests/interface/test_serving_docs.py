@@ -9,7 +9,13 @@ from llava.serve import api, cli, web
 
 DOCS = Path(__file__).parents[2] / "docs"
 # Named beside the servers' own: of training, and of vLLM
-ELSEWHERE = {"--scale_factor", "--elastic_scale_factors", "--trust-request-mm-kwargs", "--model-impl"}
+ELSEWHERE = {
+    "--scale_factor",
+    "--elastic_scale_factors",
+    "--trust-request-mm-kwargs",
+    "--model-impl",
+    "--model",
+}
 
 
 @pytest.mark.parametrize(

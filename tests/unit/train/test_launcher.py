@@ -120,6 +120,7 @@ run_rank(work)
     ("end", "status", "said"),
     [
         *[("pass", 0, ""), ("sys.exit()", 0, ""), ("sys.exit(143)", 143, ""), ("sys.exit('bad')", 1, "bad")],
+        ("sys.exit(OSError('bad'))", 1, "bad"),
         ("raise OSError('bad')", 1, "OSError: bad"),
     ],
 )
