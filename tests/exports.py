@@ -68,6 +68,23 @@ class Ours:
         ).logits
         return [row[kept] for row, kept in zip(logits, merged.attention_mask, strict=True)]
 
+    @torch.no_grad()
+    def answers(self, question: str, images: list[Image.Image], budgets: list[int | None], length: int):
+        """Greedy token ids list[int] of `length` of the question about each image, asked alone."""
+        found = []
+        for image, budget in zip(images, budgets, strict=True):
+            answer = self.model.generate(
+                torch.tensor([self.ids([(question, 1, None)])]),
+                images=process_images([image], self.image_processor, self.model.config),
+                image_sizes=[image.size],
+                scale_factor=budget,
+                max_new_tokens=length,
+                min_new_tokens=length,
+                do_sample=False,
+            )
+            found.append(answer[0].tolist())
+        return found
+
 
 class Theirs:
     """An exported folder, loaded as anybody loads it."""

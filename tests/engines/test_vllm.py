@@ -1,15 +1,8 @@
 """vLLM takes exported folders: it gives our answers, and each request has a budget of its own."""
 
-import base64
 import copy
-import io
 import json
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -17,11 +10,10 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: bash scripts/test_vllm.sh")
 
 import exports
-import torch
+from openai_server import LENGTH, QUESTION, Server, free_port
 from vllm import LLM, SamplingParams
 
 from llava.export.folder import export
-from llava.mm_utils import process_images
 
 MODELS = {  # by name: what tiny.build takes
     "visualprism": {"mm_projector_type": "visualprism"},
@@ -31,11 +23,6 @@ MODELS = {  # by name: what tiny.build takes
     "slice": {"mm_projector_type": "visualprism", "image_aspect_ratio": "slice"},
 }
 DECODER = {"head_dim": 32, "max_position_embeddings": 512}  # the narrowest head of vLLM's attention on CPUs
-# vLLM's own class for mlp2x_gelu needs torchvision, which has no build beside torch 2.13 for the CPU
-BACKEND = "transformers"
-LENGTH = 8  # tokens of an answer
-QUESTION = "What is shown in the image?"
-PATIENCE = 600  # seconds, for a server that hangs
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -53,23 +40,10 @@ def budgets_of(name: str) -> list[int | None]:
     return [None] if name == "mlp2x_gelu" else [None, 1, 4]
 
 
-@torch.no_grad()
-def our_answers(folder, images, budgets) -> list[list[int]]:
-    """Token ids of each image's answer."""
-    ours, found = exports.Ours(folder), []
-    for image, budget in zip(images, budgets, strict=True):
-        pixels = process_images([image], ours.image_processor, ours.model.config)
-        answer = ours.model.generate(
-            torch.tensor([ours.ids([(QUESTION, 1, None)])]),
-            images=pixels,
-            image_sizes=[image.size],
-            scale_factor=budget,
-            max_new_tokens=LENGTH,
-            min_new_tokens=LENGTH,
-            do_sample=False,
-        )
-        found.append(answer[0].tolist())
-    return found
+def implementation_of(name: str) -> str:
+    """What --model-impl says of the model."""
+    # vLLM's own class for mlp2x_gelu needs torchvision, which has no build beside torch 2.13 for the CPU
+    return "transformers" if name == "mlp2x_gelu" else "auto"
 
 
 def test_one_batch_of_several_budgets_has_our_answers(model):
@@ -77,7 +51,12 @@ def test_one_batch_of_several_budgets_has_our_answers(model):
     images = exports.pictures(6)
     budgets = (budgets_of(name) * len(images))[: len(images)]
     engine = LLM(
-        str(theirs), dtype="float32", enforce_eager=True, max_model_len=512, seed=0, model_impl=BACKEND
+        str(theirs),
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=512,
+        seed=0,
+        model_impl=implementation_of(name),
     )
     prompt = exports.Theirs(theirs).processor.apply_chat_template(
         exports.messages([(QUESTION, 1, None)], iter(images)), add_generation_prompt=True
@@ -93,77 +72,18 @@ def test_one_batch_of_several_budgets_has_our_answers(model):
     greedy = SamplingParams(temperature=0, max_tokens=LENGTH, min_tokens=LENGTH)
     answers = [list(output.outputs[0].token_ids) for output in engine.generate(requests, greedy)]
     del engine
-    assert answers == our_answers(ours, images, budgets)
-
-
-def content_of(image) -> list[dict]:
-    """A message with a question about an image, as the OpenAI API has it."""
-    written = io.BytesIO()
-    image.save(written, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(written.getvalue()).decode()
-    return [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
-
-
-class Server:
-    """`vllm serve` of a folder."""
-
-    def __init__(self, folder, log):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32", "--enforce-eager"]
-        command += ["--max-model-len", "512", "--served-model-name", "tiny", "--trust-request-mm-kwargs"]
-        command += ["--model-impl", BACKEND]
-        self.log = log
-        with log.open("w") as output:
-            self.process = subprocess.Popen(command, stdout=output, stderr=output)
-        deadline = time.monotonic() + PATIENCE
-        while not self.is_up():
-            assert self.process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.5)
-
-    def is_up(self) -> bool:
-        try:
-            return self.get("/health") == 200
-        except OSError:
-            return False
-
-    def get(self, path: str) -> int:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=PATIENCE) as answer:
-            return answer.status
-
-    def ask(self, image, budget) -> tuple[int, dict]:
-        """Status and body of an answer."""
-        body = {
-            "model": "tiny",
-            "messages": [{"role": "user", "content": content_of(image)}],
-            "max_tokens": LENGTH,
-            "min_tokens": LENGTH,
-            "temperature": 0,
-            "return_token_ids": True,
-        }
-        if budget is not None:
-            body["mm_processor_kwargs"] = {"scale_factor": budget}
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/v1/chat/completions",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
+    assert answers == exports.Ours(ours).answers(QUESTION, images, budgets, LENGTH)
 
 
 def test_the_server_answers_32_clients_at_once_and_refuses_other_scales(model, tmp_path):
     name, ours, theirs = model
     images = exports.pictures(32)
     budgets = (budgets_of(name) * len(images))[: len(images)]
-    server = Server(theirs, tmp_path / "log")
-    try:
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(theirs)]
+    command += ["--host", "127.0.0.1", "--port", str(port := free_port()), "--dtype", "float32"]
+    command += ["--enforce-eager", "--max-model-len", "512", "--served-model-name", "tiny"]
+    command += ["--trust-request-mm-kwargs", "--model-impl", implementation_of(name)]
+    with Server(command, port, tmp_path / "log") as server:
         for wrong in (7, "two", True) if len(set(budgets)) > 1 else ():  # where there is a choice
             status, body = server.ask(images[0], wrong)
             assert status == 400, (wrong, body)
@@ -171,9 +91,6 @@ def test_the_server_answers_32_clients_at_once_and_refuses_other_scales(model, t
         with ThreadPoolExecutor(len(images)) as clients:
             found = list(clients.map(server.ask, images, budgets))
         assert [status for status, _ in found] == [200] * len(images), server.log.read_text()
-        answers = [body["choices"][0]["token_ids"] for _, body in found]
-        assert server.get("/health") == 200
-    finally:
-        server.process.terminate()
-        server.process.wait(PATIENCE)
-    assert answers == our_answers(ours, images, budgets)
+        assert server.is_up()
+    answers = [body["choices"][0]["token_ids"] for _, body in found]
+    assert answers == exports.Ours(ours).answers(QUESTION, images, budgets, LENGTH)

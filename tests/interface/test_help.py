@@ -12,7 +12,7 @@ from llava.published import gone
 ROOT = Path(__file__).parents[2]
 HEAVY = {
     *("accelerate", "cv2", "datasets", "deepspeed", "fastapi", "gradio", "jinja2", "matplotlib", "onnx"),
-    *("openpyxl", "peft", "PIL", "pyarrow", "ray", "torch", "transformers", "uvicorn", "webdataset"),
+    *("openpyxl", "peft", "PIL", "pyarrow", "torch", "transformers", "uvicorn", "webdataset"),
 }
 GONE = {command.module.replace(".", "/") + ".py" for command in gone.COMMANDS}
 COMMANDS = sorted(

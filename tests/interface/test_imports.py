@@ -21,7 +21,6 @@ HEAVY_OR_OPTIONAL = {
     "peft",
     "prometheus_client",
     "pyarrow",
-    "ray",
     "tensorboard",
     "torchvision",
     "uvicorn",
@@ -35,7 +34,6 @@ MAY_NEED_THEM = (
     "llava/serve/app",
     "llava/serve/metrics",
     "llava/serve/protocol",
-    "llava/serve/ray_app",
     "llava/serve/page_session",
     "llava/data/table_reader",
 )
