@@ -41,7 +41,7 @@ SLICE_GRIDS = (
 # fmt: on
 ANYRES_GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))  # (columns, rows) of LLaVA-1.6
 
-Size = tuple[int, int]
+Size = tuple[int, int]  # width and height
 
 
 def check_choice(flag: str, value: object, choices: Sequence) -> None:

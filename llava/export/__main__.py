@@ -26,6 +26,12 @@ def main(arguments: list[str] | None = None) -> int:
         default="transformers",
         help="llava: from an exported folder back to the layout that training writes",
     )
+    parser.add_argument(
+        "--with_code",
+        action="store_true",
+        help="put the classes' code into OUT: it then loads by trust_remote_code where this package is not "
+        "installed",
+    )
     parser.add_argument("--push", metavar="OWNER/NAME", help="repository of the hub to upload OUT to")
     args = parser.parse_args(arguments)
     return exit_code(lambda: run(args))
@@ -38,11 +44,13 @@ def run(args: Namespace) -> None:
     from llava.export.hub import push
 
     if args.target == "llava":
-        if args.model_base or args.push:
-            raise UserError("--target llava takes neither --model-base nor --push.")
+        if args.model_base or args.push or args.with_code:
+            raise UserError("--target llava takes no --model-base, --push or --with_code.")
         restore(args.model, args.output)
     else:
-        export(args.model, args.output, args.model_base, args.push)
+        source = export(args.model, args.output, args.model_base, args.push, args.with_code)
+        if args.with_code and source.stock:
+            print(f"{args.output}: its class is transformers' own, so it needs no code and holds none")
     print(f"{args.output}: written from {args.model}")
     if args.push:
         print(push(args.output, args.push))

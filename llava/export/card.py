@@ -61,13 +61,25 @@ NATIVE = (
     .replace('; backend="pil" resizes images as they were in training', "")
     .replace(', backend="pil"', "")
 )
+WITH_CODE = (
+    STOCK.replace(
+        "Nothing of the training package is needed.",
+        "The folder holds the code of its classes, so `trust_remote_code=True` is all that is needed: read "
+        "modeling_visualprism.py first.",
+    )
+    .replace('; backend="pil" resizes images as they were in training', "")
+    .replace(', backend="pil"', ", trust_remote_code=True")
+    .replace('model="{name}")', 'model="{name}", trust_remote_code=True)')
+    .replace('device_map="auto")', 'device_map="auto", trust_remote_code=True)')
+    .replace("vllm serve {name}", "vllm serve {name} --trust-remote-code")
+)
 BUDGETS = """
 The projector serves several budgets: `processor_kwargs={{"scale_factor": s}}` of `apply_chat_template`, or
 `model.generate(..., scale_factor=s)`, with s one of {factors}.
 """
 
 
-def model_card(config, plan_path: Path, processor, num_tokens: int, name: str, is_stock: bool) -> str:
+def model_card(config, plan_path: Path, processor, num_tokens: int, name: str, loading: str) -> str:
     """README.md.
 
     Args:
@@ -76,6 +88,7 @@ def model_card(config, plan_path: Path, processor, num_tokens: int, name: str, i
         processor: the exported one.
         num_tokens: M.
         name: of the repository or folder, for the examples.
+        loading: STOCK, NATIVE or WITH_CODE.
     """
     run = read_json(plan_path / RUN_FILE) if (plan_path / RUN_FILE).is_file() else {}
     bases = [base_of(config, run), config.mm_vision_tower]
@@ -89,9 +102,10 @@ def model_card(config, plan_path: Path, processor, num_tokens: int, name: str, i
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items() if value), "---", ""]
     lines += [f"# {name.rsplit('/', 1)[-1]}", "", "| | |", "| --- | --- |"]
     lines += [f"| {key} | {value} |" for key, value in facts(config, run, num_tokens) if value is not None]
-    lines += ["", "## How to load it", "", (STOCK if is_stock else NATIVE).format(name=name)]
-    if not is_stock and processor.image_processor.scale_factor is not None:
-        lines.append(BUDGETS.format(factors=", ".join(processor.image_processor.tokens_per_view)))
+    lines += ["", "## How to load it", "", loading.format(name=name)]
+    images = processor.image_processor
+    if getattr(images, "scale_factor", None) is not None:
+        lines.append(BUDGETS.format(factors=", ".join(images.tokens_per_view)))
     lines += [
         "## License",
         "",

@@ -22,7 +22,8 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, template_of
 from llava.decoding import end_with_turns
 from llava.errors import UserError
-from llava.export.card import model_card
+from llava.export.card import NATIVE, STOCK, WITH_CODE, model_card
+from llava.export.code import add_code
 from llava.export.native import native_config, native_processor
 from llava.export.stock import is_stock, stock_config, stock_processor
 from llava.export.weights import (
@@ -209,22 +210,29 @@ def published_tower(config: PretrainedConfig) -> dict[str, Tensor]:
     return {TOWER + name: value.to(dtype) for name, value in tower.vision_tower.state_dict().items()}
 
 
-def export(model: str, folder: Path, model_base: str | None = None, name: str | None = None) -> Source:
+def export(
+    model: str,
+    folder: Path,
+    model_base: str | None = None,
+    name: str | None = None,
+    with_code: bool = False,
+) -> Source:
     """Write a folder that transformers loads.
 
     Args:
         model, model_base: as load_pretrained_model takes them.
         name: what the model card calls it, such as its repository; by default the folder.
+        with_code: put our classes' code into the folder, unless transformers has a class for the model.
     Raises:
         UserError: as open_source and whole_folder.
     """
     with whole_folder(folder) as scratch:
         source = open_source(model, model_base)
-        write_source(source, scratch, name or folder.name)
+        write_source(source, scratch, name or folder.name, with_code and not source.stock)
     return source
 
 
-def write_source(source: Source, folder: Path, name: str) -> None:
+def write_source(source: Source, folder: Path, name: str, with_code: bool) -> None:
     """Fill an empty folder."""
     own, tokenizer, mark = source.config, source.tokenizer, source.image_token_id
     images, template = source.image_processor(), source.chat_template()
@@ -247,5 +255,8 @@ def write_source(source: Source, folder: Path, name: str) -> None:
     config.save_pretrained(folder)
     source.generation_config().save_pretrained(folder)
     processor.save_pretrained(folder)
-    card = model_card(own, source.plan.path, processor, num_tokens, name, source.stock)
+    if with_code:
+        add_code(folder)
+    loading = STOCK if source.stock else WITH_CODE if with_code else NATIVE
+    card = model_card(own, source.plan.path, processor, num_tokens, name, loading)
     (folder / "README.md").write_text(card, encoding="utf-8")

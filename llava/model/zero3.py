@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 
 from torch import Tensor
 
@@ -14,6 +15,6 @@ def gathered(parameters: Iterable[Tensor], write: bool = False) -> AbstractConte
     pieces = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not pieces:
         return nullcontext()
-    import deepspeed
-
+    # By its name: transformers refuses a folder whose code has an import statement of what is not installed
+    deepspeed = import_module("deepspeed")
     return deepspeed.zero.GatheredParameters(pieces, modifier_rank=0 if write else None)

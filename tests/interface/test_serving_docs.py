@@ -12,6 +12,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 ELSEWHERE = {
     "--scale_factor",
     "--elastic_scale_factors",
+    "--trust-remote-code",
     "--trust-request-mm-kwargs",
     "--model-impl",
     "--model",

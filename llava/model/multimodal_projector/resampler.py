@@ -16,10 +16,10 @@ from llava.model.multimodal_projector.base import (
     compressed_side,
     reset_linear_maps,
 )
+from llava.model.multimodal_projector.region_attention import HEAD_WIDTH
 from llava.model.vision_config import CommonFields, vision_grid
 
 LONGEST_WAVE = 10_000.0
-HEAD_WIDTH = 128
 
 
 def sincos_positions(places: Tensor, width: int) -> Tensor:

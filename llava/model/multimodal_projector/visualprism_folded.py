@@ -38,7 +38,7 @@ def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Kernel:
     return conv.weight * gain.view(-1, 1, 1, 1), norm.bias - norm.running_mean * gain
 
 
-def depthwise(maps: Tensor, kernel: Kernel, stride: int = 1, padding: int | None = None) -> Tensor:
+def depthwise_conv(maps: Tensor, kernel: Kernel, stride: int = 1, padding: int | None = None) -> Tensor:
     """By default a sample for each position."""
     weight, bias = kernel
     place = (stride, weight.shape[-1] // 2 if padding is None else padding)
@@ -50,12 +50,12 @@ def depthwise(maps: Tensor, kernel: Kernel, stride: int = 1, padding: int | None
 def sampled_depthwise_gelu(maps: Tensor, kernel: Kernel, scale_factor: int) -> Tensor:
     """Depthwise convolution, GELU, sampling; an odd s samples block middles, and is convolved there alone."""
     if scale_factor % 2 == 0:
-        return downsample(F.gelu(depthwise(maps, kernel)), scale_factor)
+        return downsample(F.gelu(depthwise_conv(maps, kernel)), scale_factor)
     weight, _ = kernel
     margin = weight.shape[-1] // 2 - scale_factor // 2  # how far the first middle's window is beyond the edge
     if margin < 0:
         maps, margin = maps[..., -margin:, -margin:], 0
-    return F.gelu(depthwise(maps, kernel, scale_factor, margin))
+    return F.gelu(depthwise_conv(maps, kernel, scale_factor, margin))
 
 
 class FoldedVisualPrism:
@@ -129,10 +129,10 @@ class FoldedVisualPrism:
         if "local" in prism.paths:
             sampled += [sampled_depthwise_gelu(maps, kernel, scale_factor) for kernel in self.q_branches]
         if low_band:
-            sampled.append(F.gelu(depthwise(means, self.low_subband)))
+            sampled.append(F.gelu(depthwise_conv(means, self.low_subband)))
         elif "wavelet" in prism.paths:
             restored = prism.wavelet_path().transform(
-                maps, lambda band: F.gelu(depthwise(band, self.subband))
+                maps, lambda band: F.gelu(depthwise_conv(band, self.subband))
             )
             sampled.append(downsample(restored, scale_factor))
         tokens = torch.cat([to_tokens(part) for part in sampled], dim=-1)
@@ -148,7 +148,7 @@ class FoldedVisualPrism:
 
     def keys(self, maps: Tensor, gain: Tensor, scale_factor: int) -> Tensor:
         """float[B, E, G, G] and the gain of the global branch to float[B*M, s*s, E], by regions."""
-        local = (depthwise(maps, kernel) for kernel in self.k_branches)
+        local = (depthwise_conv(maps, kernel) for kernel in self.k_branches)
         local = region_rows(gelu_by_region(local, len(self.k_branches), scale_factor))
         cells = by_region(maps.permute(0, 2, 3, 1), scale_factor)
         room = room_for(cells, *cells.shape)
@@ -160,7 +160,7 @@ class FoldedVisualPrism:
 
     def values(self, maps: Tensor, gain: Tensor, scale_factor: int) -> Tensor:
         """As keys()."""
-        value = gelu_by_region([depthwise(maps, self.v_branch)], 1, scale_factor)
+        value = gelu_by_region([depthwise_conv(maps, self.v_branch)], 1, scale_factor)
         cells = by_region(maps.permute(0, 2, 3, 1), scale_factor)
         out = value if writes_in_place(value) else None
         value = torch.addcmul(value, cells, gain, value=VALUE_GLOBAL_GAIN, out=out)

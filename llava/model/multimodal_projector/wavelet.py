@@ -3,8 +3,8 @@
 # B images, C channels, G grid side, F filter taps; sub-bands LL, LH, HL, HH (of rows first, then columns)
 
 from collections.abc import Callable
+from typing import NamedTuple
 
-import pywt
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
@@ -14,6 +14,40 @@ from llava.model.multimodal_projector.region_order import by_region, region_rows
 
 SUBBAND_SCALE = (1.0, 1.2, 1.2, 1.5)
 SYNTHESIS_GAIN = 0.5  # published checkpoints hold it in their synthesis filters
+
+
+class Taps(NamedTuple):
+    """A wavelet's four one-dimensional filters, as PyWavelets names and orders them."""
+
+    dec_lo: list[float]
+    dec_hi: list[float]
+    rec_lo: list[float]
+    rec_hi: list[float]
+
+
+HALF = 0.5**0.5
+HAAR = Taps([HALF, HALF], [-HALF, HALF], [HALF, HALF], [HALF, -HALF])
+
+
+def taps_of(name: str) -> Taps:
+    """The filters of a discrete wavelet; Haar's without PyWavelets, which exported models may lack.
+
+    Raises:
+        UserError: if PyWavelets is needed and missing, or has none of that name; lists the families.
+    """
+    if name == "haar":
+        return HAAR
+    try:
+        import pywt
+    except ImportError as error:
+        raise UserError(f"the wavelet {name!r} needs PyWavelets: pip install PyWavelets.") from error
+    if name not in pywt.wavelist(kind="discrete"):
+        families = ", ".join(family for family in pywt.families() if pywt.wavelist(family, kind="discrete"))
+        raise UserError(
+            f"--visualprism_wavelet {name!r} is no discrete wavelet of PyWavelets; "
+            f"its families are {families}, e.g. db2 or bior2.2."
+        )
+    return Taps(*pywt.Wavelet(name).filter_bank)
 
 
 def filter_bank(low: list[float], high: list[float], gain: float = 1.0) -> Tensor:
@@ -34,29 +68,21 @@ class Wavelet(nn.Module):
     Args:
         name: a discrete orthogonal or biorthogonal wavelet of PyWavelets.
     Raises:
-        UserError: if PyWavelets has none of that name; lists the families.
+        UserError: as taps_of.
     """
 
     def __init__(self, name: str = "haar"):
         super().__init__()
-        if name not in pywt.wavelist(kind="discrete"):
-            families = ", ".join(
-                family for family in pywt.families() if pywt.wavelist(family, kind="discrete")
-            )
-            raise UserError(
-                f"--visualprism_wavelet {name!r} is no discrete wavelet of PyWavelets; "
-                f"its families are {families}, e.g. db2 or bior2.2."
-            )
         self.name = name
         dec_filter, rec_filter = self._filters()
         self.register_buffer("dec_filter", dec_filter)
         self.register_buffer("rec_filter", rec_filter)
 
     def _filters(self) -> tuple[Tensor, Tensor]:
-        wavelet = pywt.Wavelet(self.name)
+        taps = taps_of(self.name)
         # A convolution of torch correlates, so the analysis filters run backwards.
-        analysis = filter_bank(wavelet.dec_lo[::-1], wavelet.dec_hi[::-1])
-        return analysis, filter_bank(wavelet.rec_lo, wavelet.rec_hi, SYNTHESIS_GAIN)
+        analysis = filter_bank(taps.dec_lo[::-1], taps.dec_hi[::-1])
+        return analysis, filter_bank(taps.rec_lo, taps.rec_hi, SYNTHESIS_GAIN)
 
     def reset_parameters(self) -> None:
         dec_filter, rec_filter = self._filters()

@@ -54,6 +54,14 @@ def test_the_way_back_is_a_target(ours, tmp_path, capsys):
     assert main([exported, str(tmp_path / "more"), "--target", "llava", "--push", "a/b"]) == 1
 
 
+def test_the_card_of_a_folder_with_code_says_how_it_is_loaded(ours, tmp_path):
+    assert main([str(ours), str(tmp_path / "coded"), "--with_code"]) == 0
+    card = (tmp_path / "coded" / "README.md").read_text()
+    assert card.count("trust_remote_code=True") == 4
+    assert "--trust-remote-code" in card
+    assert "import llava" not in card
+
+
 def test_push_uploads_the_folder_and_a_refusal_is_one_line(ours, tmp_path, monkeypatch, capsys):
     uploaded = []
     monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **options: f"https://hub/{name}")

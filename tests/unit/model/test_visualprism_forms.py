@@ -16,7 +16,7 @@ from llava.model.multimodal_projector.folding import product
 from llava.model.multimodal_projector.norms import NORMS
 from llava.model.multimodal_projector.triple_path import PATHS, parse_paths
 from llava.model.multimodal_projector.visualprism import VisualPrism, VisualPrismOptions
-from llava.model.multimodal_projector.wavelet import Wavelet
+from llava.model.multimodal_projector.wavelet import Wavelet, taps_of
 
 MAX_DIFFERENCE = 1e-5
 
@@ -222,6 +222,7 @@ def test_path_names_are_parsed_and_refused_by_name():
     "name", ["haar", "db2", "db7", "sym5", "coif2", "bior2.2", "bior6.8", "rbio3.1", "dmey"]
 )
 def test_analysis_and_synthesis_are_pywavelets_periodised(name, side):
+    assert taps_of(name) == tuple(pywt.Wavelet(name).filter_bank)
     maps = torch.randn(2, 3, side, side)
     wavelet = Wavelet(name)
     bands = wavelet.analyse(maps)
