@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytest.importorskip("vllm", reason="needs vLLM: bash scripts/test_vllm.sh")
 pytest.importorskip("ray.serve.llm", reason="needs Ray Serve LLM: bash scripts/test_vllm.sh")
 
 import exports
