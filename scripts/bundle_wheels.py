@@ -215,7 +215,7 @@ def _pip(*words: str) -> None:
         print(*lines[first:], sep="\n", file=sys.stderr)
         raise UserError(
             "pip found no set of wheels; its message is above. If a line of --installed is in the way, leave "
-            "it out, and another version is packed. If pip is older than 22, upgrade it."
+            "it out, and another version is packed. If pip is older than 22.2, upgrade it."
         )
 
 
