@@ -1,4 +1,4 @@
-"""What the pages point at exists: links, sections of the specification, golden files, the README's tree."""
+"""What the pages point at exists: links, sections of the specification, golden files, the tree of files."""
 
 import re
 from fnmatch import fnmatch
@@ -63,8 +63,8 @@ def test_the_specification_names_every_golden_file_and_no_other(golden):
 
 
 def tree() -> dict[str, set[str]]:
-    """A folder of the README's tree to the names, or patterns of names, that the tree has in it."""
-    block = read("README.md").split("## The tree\n\n```\n", 1)[1].split("\n```", 1)[0]
+    """A folder of the architecture page's tree to the names, or patterns of names, that the tree has in it."""
+    block = read("docs/architecture.md").split("## The tree\n\n```\n", 1)[1].split("\n```", 1)[0]
     names: dict[str, set[str]] = {}
     folders: list[str] = []  # those around the line, one for each two spaces of its indent
     for line in block.splitlines():
@@ -79,7 +79,7 @@ def tree() -> dict[str, set[str]]:
     return names
 
 
-def test_the_readmes_tree_lists_each_module_and_script():
+def test_the_tree_lists_each_module_and_script():
     """A folder without lines of its own stands for all its files."""
     names, missing = tree(), []
     for file in FILES:
@@ -92,7 +92,7 @@ def test_the_readmes_tree_lists_each_module_and_script():
     assert not missing
 
 
-def test_the_readmes_tree_lists_nothing_that_is_gone():
+def test_the_tree_lists_nothing_that_is_gone():
     for folder, listed in tree().items():
         for name in listed:
             assert list((ROOT / folder).glob(name)), f"the tree has {folder}/{name}"
