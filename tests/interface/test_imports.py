@@ -42,6 +42,7 @@ MAY_NEED_THEM = (
 ALLOWED = {
     "llava/constants.py": (),
     "llava/__init__.py": (),
+    "llava/__main__.py": ("llava.command",),
     "llava/conversation.py": ("llava.constants",),
     "llava/chat_template.py": ("llava.constants", "llava.conversation"),
     "llava/errors.py": (),
