@@ -63,7 +63,7 @@ def test_the_specification_names_every_golden_file_and_no_other(golden):
 
 
 def tree() -> dict[str, set[str]]:
-    """A folder of the architecture page's tree to the names, or patterns of names, that the tree has in it."""
+    """A folder of the tree in docs/architecture.md to the names, or patterns, that it has there."""
     block = read("docs/architecture.md").split("## The tree\n\n```\n", 1)[1].split("\n```", 1)[0]
     names: dict[str, set[str]] = {}
     folders: list[str] = []  # those around the line, one for each two spaces of its indent
