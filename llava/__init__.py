@@ -1,3 +1,3 @@
 """LLaVA with compressed visual tokens: a vision tower, VisualPrism, a language model."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
