@@ -1,1 +1,1 @@
-"""Look inside a model: which pixels an answer's words attend to."""
+"""Pictures of what a model computes, such as which pixels an answer's words attend to."""

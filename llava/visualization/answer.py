@@ -1,6 +1,6 @@
-"""Answer a question about an image and find where each word of the answer looked.
+"""Answer a question about an image and find which visual tokens each word of the answer attended to.
 
-A answer tokens, M' visual tokens in the prompt, T prompt ids.
+A: answer tokens; M': visual tokens in the prompt; T: prompt ids.
 """
 
 import re
@@ -24,13 +24,13 @@ from llava.visualization.token_map import TokenMap, token_map
 
 @dataclass(frozen=True)
 class Question:
-    """A question about an image as a model takes it.
+    """A question about an image, prepared as input for a model.
 
     Attributes:
         input_ids: long[1, T], the prompt with its IMAGE_TOKEN_INDEX.
-        images, image_sizes: as merge_inputs takes them.
-        merged: its result for them.
-        stop_str: the template's closing text, "" or None without one.
+        images, image_sizes: in the form that merge_inputs takes.
+        merged: the result of merge_inputs for input_ids and images.
+        stop_str: the template's closing text; "" or None if it has none.
     """
 
     input_ids: torch.Tensor
@@ -46,9 +46,9 @@ class Answer:
 
     Attributes:
         text: the whole answer.
-        tokens: its tokens as text; a piece of a character is "".
-        words: split at white space; `word_tokens` holds each word's indices into `tokens`.
-        ids: long[A].
+        tokens: the text that each token adds; "" if the token only adds a part of a character.
+        words: the answer split at white space; `word_tokens` holds each word's indices into `tokens`.
+        ids: long[A], the tokens' ids.
     """
 
     text: str
@@ -60,13 +60,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class AnswerAttention:
-    """What a model answered, and where it looked meanwhile.
+    """What a model answered, and the visual tokens that it attended to.
 
     Attributes:
-        answer, tokens, words, word_tokens: as in Answer, whose text is `answer`.
+        answer, tokens, words, word_tokens: as in Answer; `answer` is its text.
         layers: indices of decoder layers.
-        weights: float32[layers, A, M'], what each visual token got, as attention_to_image gives it.
-        mapping: visual tokens to image pixels.
+        weights: float32[layers, A, M'], the weight of each visual token, as attention_to_image returns it.
+        mapping: maps visual tokens to image pixels.
         method: one of attention.METHODS.
     """
 
@@ -80,12 +80,12 @@ class AnswerAttention:
     method: str = "attention"
 
     def word_weights(self, layer: int) -> np.ndarray:
-        """float32[words, M'] of one of `layers`: the mean over each word's tokens."""
+        """Return float32[words, M'] for one of `layers`: the mean over each word's tokens."""
         weights = self.weights[self.layers.index(layer)]
         return np.stack([weights[tokens].mean(axis=0) for tokens in self.word_tokens])
 
     def mean_weights(self, layer: int) -> np.ndarray:
-        """float32[M'] of one of `layers`: the mean over the answer's tokens."""
+        """Return float32[M'] for one of `layers`: the mean over the answer's tokens."""
         return self.weights[self.layers.index(layer)].mean(axis=0)
 
 
@@ -103,18 +103,20 @@ def image_attention(
     conv_mode: str | None = None,
     compiled: bool = False,
 ) -> AnswerAttention:
-    """Answer greedily and read where each token looked: attention meanwhile, other methods afterwards.
+    """Answer greedily and compute the weight of each visual token for each token of the answer.
+
+    Method attention reads the weights while the model answers; the other methods run afterwards.
 
     Args:
         model, tokenizer, image_processor, image, text, conv_mode: as in ask.
-        layers: decoder layers, negative ones counted from the end.
+        layers: decoder layers; negative ones count from the end.
         head: one head, from 0, for method attention; None: the mean over heads.
         method: one of attention.METHODS.
         max_new_tokens: longest answer, tokens.
-        compiled: as in answer; method attention reads each step of the decoding and does without.
+        compiled: as in answer; method attention reads each step of the decoding and ignores it.
     Raises:
-        UserError: for a layer, head, method, template or image_aspect_ratio that is not there, a text-only
-            model, visual tokens that are no grid of the image, or an empty answer.
+        UserError: for a layer, head, method, template or image_aspect_ratio that does not exist, a text-only
+            model, visual tokens that do not form a grid over the image, or an empty answer.
     """
     layers = resolve_layers(layers, model.config.num_hidden_layers)
     check_method(method, head)
@@ -138,7 +140,7 @@ def image_attention(
 
 
 def check_sees(model) -> None:
-    """Refuse, with a UserError, a model without a vision tower."""
+    """Raise a UserError if the model has no vision tower."""
     if model.get_vision_tower() is None:
         raise UserError("the model is text-only and looks at no image; pass a multimodal --model_path.")
 
@@ -150,12 +152,12 @@ def ask(
     """Prepare a question.
 
     Args:
-        model, tokenizer, image_processor: as load_pretrained_model gives them.
+        model, tokenizer, image_processor: as load_pretrained_model returns them.
         image: RGB.
         text: the question, without `<image>`.
-        conv_mode: template name; None: as template_of.
+        conv_mode: template name; None: the one that template_of chooses.
     Raises:
-        UserError: for a template that is not there.
+        UserError: for a template that does not exist.
     """
     template = template_of(model.config, conv_mode)
     prompt = question_prompt(text, 1, template, model.config.mm_use_im_start_end)
@@ -171,7 +173,7 @@ def answer(model, tokenizer, question: Question, max_new_tokens: int = 32, compi
 
     Args:
         max_new_tokens: longest answer, tokens.
-        compiled: decode by compiled graphs, as Decoding says.
+        compiled: decode with compiled graphs, as described in Decoding.
     Raises:
         UserError: for an empty answer.
     """
@@ -194,7 +196,11 @@ def answer(model, tokenizer, question: Question, max_new_tokens: int = 32, compi
 def answer_watched(
     model, tokenizer, question: Question, max_new_tokens: int, layers: Sequence[int], reduce: Reduce[Kept]
 ) -> tuple[Answer, list[list[Kept]]]:
-    """As answer, and of each layer what `reduce` gave for each token of the answer when it was chosen."""
+    """Answer greedily, and capture the attention of each layer.
+
+    Returns:
+        (answer, for each layer a list of what `reduce` returned when each token of the answer was chosen).
+    """
     with capture_attention(model, layers, reduce) as captured:
         said = answer(model, tokenizer, question, max_new_tokens)
     return said, [captured[layer][: len(said.tokens)] for layer in layers]
@@ -202,16 +208,16 @@ def answer_watched(
 
 @torch.no_grad()
 def merged_with(model, question: Question, said: Answer):
-    """merge_inputs' result for a question and its answer."""
+    """Return merge_inputs' result for a question followed by its answer."""
     sequence = torch.cat([question.input_ids, said.ids[None]], dim=1)
     return model.merge_inputs(sequence, images=question.images, image_sizes=question.image_sizes)
 
 
 def token_spans(ids: Sequence[int], tokenizer, stop_str: str | None) -> tuple[str, list[tuple[int, int]]]:
-    """The answer that generated ids spell, and the characters of it that each id adds.
+    """Return the answer that generated ids spell, and the characters that each id adds to it.
 
-    Special tokens and the template's closing text end the answer. An id that holds only a part of a character
-    adds nothing: its span is empty, at the place of that character.
+    Special tokens and the template's closing text end the answer. An id adds nothing if it only adds a part
+    of a character that is still incomplete: its span is empty and lies where that character begins.
 
     Returns:
         (text, [(start, end)] for each id of the answer).
@@ -231,12 +237,12 @@ def token_spans(ids: Sequence[int], tokenizer, stop_str: str | None) -> tuple[st
 
 
 def group_words(text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[str], list[list[int]]]:
-    """Words of a text, split at white space, and the indices of the spans that touch each of them."""
+    """Return a text's words, split at white space, and the indices of the spans that overlap each word."""
     words, indices = [], []
     for match in re.finditer(r"\S+", text):
         start, end = match.span()
         words.append(match.group())
-        # an empty span counts as the character it stands before
+        # An empty span counts as the character that follows it
         indices.append(
             [i for i, (left, right) in enumerate(spans) if left < end and max(right, left + 1) > start]
         )

@@ -1,6 +1,6 @@
-"""How much an answer's words owe to each visual token, read from a whole conversation.
+"""Attention, rollout or relevance of each visual token for an answer's tokens, from a whole conversation.
 
-A answer tokens, C columns (positions looked at), M' visual tokens, T prompt ids.
+A: answer tokens; C: columns (positions attended to); M': visual tokens; T: prompt ids.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,9 +15,9 @@ from llava.visualization.influence import before_last, relevance, rollout
 
 
 def resolve_layers(layers: Sequence[int], num_layers: int) -> list[int]:
-    """Layer indices in 0..num_layers-1; negative ones count from the end, repeated ones are kept once.
+    """Return layer indices in 0..num_layers-1; negative ones count from the end, repeated ones are kept once.
 
-    Raises UserError for an index outside the model; names the range.
+    Raises UserError, which names the allowed range, for an index outside the model.
     """
     for layer in layers:
         if not -num_layers <= layer < num_layers:
@@ -29,7 +29,7 @@ def resolve_layers(layers: Sequence[int], num_layers: int) -> list[int]:
 
 
 def over_heads(model: PreTrainedModel, head: int | None) -> Reduce[Tensor]:
-    """float[heads, ...] to float[...]: one head, from 0, or with None the mean.
+    """Return a function from float[heads, ...] to float[...]: one head, from 0, or the mean if it is None.
 
     Raises UserError for a head that the model does not have.
     """
@@ -42,7 +42,7 @@ def over_heads(model: PreTrainedModel, head: int | None) -> Reduce[Tensor]:
 
 
 def visual_columns(merged) -> Tensor:
-    """long[M']: where a merged sequence has its visual tokens, separators of tiles left out."""
+    """Return long[M'], the positions of a merged sequence's visual tokens, without separators of tiles."""
     assert len(merged.inputs_embeds) == 1, "columns are places in a batch of one sequence"
     return merged.visual_places
 
@@ -51,14 +51,14 @@ def visual_columns(merged) -> Tensor:
 def read_answer(
     model: PreTrainedModel, merged, num_new: int, layers: Sequence[int], reduce: Reduce[Kept]
 ) -> list[Kept]:
-    """Attention of an answer's tokens when each was chosen, of each layer as `reduce` gives it.
+    """Return for each layer what `reduce` gives for the attention by which an answer's tokens were chosen.
 
-    The row of an answer token is the position just before it: the one whose output predicted it. Rows of no
-    other position are computed.
+    The row of an answer token is that of the position just before it, whose output predicted the token. Only
+    these rows are computed.
 
     Args:
         model: a LLaVA model.
-        merged: its merge_inputs' result for a prompt and `num_new` answer tokens.
+        merged: the model's merge_inputs result for a prompt and `num_new` answer tokens.
         num_new: answer tokens, at least 1.
         layers, reduce: as in capture_attention.
     """
@@ -67,14 +67,14 @@ def read_answer(
     return [captured[layer][0] for layer in layers]
 
 
-# (model, merge_inputs' result, long[A] at its end, layers, long[C]) to float32[layers, A, C]
+# Maps (model, merge_inputs' result, the ids long[A] at its end, layers, long[C]) to float32[layers, A, C]
 Influence = Callable[[PreTrainedModel, object, Tensor, Sequence[int], Tensor], Tensor]
 INFLUENCES: dict[str, Influence] = {"rollout": rollout, "relevance": relevance}
 METHODS = ("attention", *INFLUENCES)
 
 
 def check_method(method: str, head: int | None) -> None:
-    """Raises UserError for a method that is not there, or that cannot take one head."""
+    """Raise a UserError for an unknown method, or for a head with a method that is not `attention`."""
     if method not in METHODS:
         raise UserError(f"--method must be one of {', '.join(METHODS)}, got {method!r}.")
     if head is not None and method != "attention":
@@ -97,27 +97,27 @@ def attention_to_image(
     method: str = "attention",
     scale_factor: int | None = None,
 ) -> Tensor:
-    """How much each token of an answer owed to each visual token when it was chosen.
+    """Return the weight of each visual token for each token of an answer when it was chosen.
 
-    For an answer in the middle of a conversation pass the conversation up to that answer's end.
+    For an answer in the middle of a conversation, pass the conversation up to that answer's end.
 
     Args:
         model: a LLaVA model.
         input_ids: long[1, T], the prompt with an IMAGE_TOKEN_INDEX for each image, then the answer.
         num_new: answer tokens, at least 1.
-        images: as merge_inputs takes them, in the order of their placeholders.
+        images: in the form that merge_inputs takes, in the order of their placeholders.
         image_sizes: (width, height) of each.
         layers: as in capture_attention.
         head: as in over_heads, for method attention.
-        method: one of METHODS: attention, a layer's own; rollout and relevance, all layers' up to each of
-            `layers`, as llava.visualization.influence says.
-        scale_factor: s the answer was given at, by default model.config.scale_factor.
+        method: one of METHODS. `attention` reads each layer's own attention; `rollout` and `relevance`
+            combine all layers up to each of `layers` (see llava.visualization.influence).
+        scale_factor: the s that the answer was given at; by default model.config.scale_factor.
     Returns:
-        float32[layers, num_new, M'] on the CPU, visual tokens in the prompt's order, image after image, each
-        with `len(token_map(...).order)` of them. Shares where the method is attention or rollout: a row of
-        all positions sums to 1.
+        float32[layers, num_new, M'] on the CPU. Visual tokens are in the prompt's order, image after image;
+        an image has `len(token_map(...).order)` of them. With attention and rollout the values are shares: a
+        row over all positions sums to 1.
     Raises:
-        UserError: for a head or method that is not there, or as merge_inputs.
+        UserError: for a head or method that does not exist, and as merge_inputs.
     """
     check_method(method, head)
     choose = over_heads(model, head)

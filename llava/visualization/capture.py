@@ -1,6 +1,6 @@
-"""Capture the attention of a sequence's last rows while a model runs, and leave the model as it was.
+"""Capture the attention of a sequence's last rows while a model runs, and restore the model afterwards.
 
-R rows (positions that look), K columns (positions seen so far), d width of a head.
+R: rows (positions whose attention is read); K: columns (positions up to now); d: width of a head.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,26 +18,27 @@ from transformers.masking_utils import sdpa_mask
 from llava.errors import UserError
 
 Kept = TypeVar("Kept")
-Reduce = Callable[[Tensor], Kept]  # float32[heads, R, K] of one layer to what is kept of it
-# How a decoder names its list of layers, and a layer its attention, whose second output is the weights
+Reduce = Callable[[Tensor], Kept]  # maps one layer's float32[heads, R, K] to what is kept
+# Maps a decoder's name for its list of layers to a layer's name for its attention module. The second output
+# of that module is the weights.
 NAMES = {"layers": "self_attn", "blocks": "attn"}
 SDPA_WITH_ROWS = "sdpa_with_rows"
 
 
 def row_weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """Attention of the last R positions alone.
+    """Return the attention weights of only the last R positions.
 
     Args:
         query: float[B, heads, R, d].
-        key: float[B, key heads, K, d]; each serves heads // key heads of the query's.
-        mask: bool[B, 1, Q, K] of the last Q >= R positions, True where one is seen; None: all up to itself.
-        scaling: of the scores; None: d ** -0.5.
+        key: float[B, key heads, K, d]; each key head serves heads // key heads of the query's heads.
+        mask: bool[B, 1, Q, K] for the last Q >= R positions, True where a position is visible; None: causal.
+        scaling: factor of the scores; None: d ** -0.5.
     Returns:
         float32[B, heads, R, K]; a row sums to 1.
     """
     num_rows, length = query.shape[2], key.shape[2]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    # Heads that share a key as further rows of it: the keys are read once, not repeated
+    # Query heads that share a key head become further rows of one product, so that no key is repeated
     rows = query.reshape(query.shape[0], key.shape[1], -1, query.shape[-1]) * scaling
     scores = (rows @ key.transpose(2, 3)).view(query.shape[0], -1, num_rows, length)
     if mask is not None:
@@ -59,7 +60,7 @@ def sdpa_with_rows(
     last_rows: int = 0,
     **kwargs,
 ) -> tuple[Tensor, Tensor | None]:
-    """transformers' scaled dot product attention, which gives no weights, and those of the last rows.
+    """Run transformers' scaled dot product attention and compute the last rows' weights, which it omits.
 
     Args:
         last_rows: R; 0 for none.
@@ -72,13 +73,14 @@ def sdpa_with_rows(
     return output, row_weights(query[:, :, -last_rows:], key, attention_mask, kwargs.get("scaling"))
 
 
-# Once, by name; a model uses it only while its configuration says so. Without a mask function, no mask comes.
+# Registered once, by name; a model uses it only while its configuration has this name. If no mask function
+# were registered, the attention would get no mask.
 AttentionInterface.register(SDPA_WITH_ROWS, sdpa_with_rows)
 AttentionMaskInterface.register(SDPA_WITH_ROWS, sdpa_mask)
 
 
 def attention_modules(decoder: nn.Module) -> list[nn.Module]:
-    """Of every layer, in order. Raises UserError for a decoder that names them in no way known here."""
+    """Return every layer's attention module, in order. Raises UserError if NAMES does not fit the decoder."""
     for layers, attention in NAMES.items():
         if hasattr(decoder, layers):
             return [getattr(layer, attention) for layer in getattr(decoder, layers)]
@@ -89,13 +91,13 @@ def attention_modules(decoder: nn.Module) -> list[nn.Module]:
 
 
 def chooses_attention(decoder: PreTrainedModel) -> bool:
-    """Whether its attention is found by name; MPT computes its own, and always gives all weights."""
+    """Whether a decoder chooses its attention by name. MPT has its own, which always returns all weights."""
     return decoder._supports_attention_backend
 
 
 @contextmanager
 def attention_implementation(decoder: PreTrainedModel, name: str) -> Iterator[None]:
-    """Inside, a decoder's attention is the one of this name, where it can choose; no vision tower's is."""
+    """Within the context, a decoder that can choose uses this attention; vision towers keep theirs."""
     before = decoder.config._attn_implementation
     try:
         if chooses_attention(decoder):
@@ -109,22 +111,22 @@ def attention_implementation(decoder: PreTrainedModel, name: str) -> Iterator[No
 def capture_attention(
     model: PreTrainedModel, layers: Sequence[int], reduce: Reduce[Kept], num_rows: int = 1
 ) -> Iterator[dict[int, list[Kept]]]:
-    """Inside, each pass of the decoder adds what `reduce` leaves of its attention to the lists given.
+    """Within the context, append what `reduce` returns for each pass of the decoder to the layers' lists.
 
-    Of the passes of `generate`, each leaves the row that predicted a token. The output is that of scaled dot
-    product attention, and no tensor of [heads, Q, K] is made, not for the prompt either, save by MPT, which
-    always makes it. Afterwards, exceptions included, every part runs as before.
+    In `generate`, each pass adds the row that predicted a token. The output is that of scaled dot product
+    attention. No tensor [heads, Q, K] is made, even for the prompt, except by MPT, which always makes it. On
+    leaving the context, also by an exception, every part runs as before.
 
     Args:
         model: a causal language model of transformers.
         layers: indices, resolve_layers' result.
-        reduce: called on each layer's float32[heads, R, K] as it comes, on its device; columns are positions
-            of the sequence, 0 where a sliding window has left one behind.
-        num_rows: R, last positions of each pass that are read.
+        reduce: called on each layer's float32[heads, R, K] during the pass, on its device. Columns are
+            positions of the sequence; those that a sliding window has dropped are 0.
+        num_rows: R, the number of last positions of each pass that are read.
     Yields:
-        {layer: [what `reduce` gave of each pass]}.
+        {layer: [what `reduce` returned for each pass]}.
     Raises:
-        UserError: as attention_modules; inside, if several sequences come at once.
+        UserError: as attention_modules; within the context, if a pass has more than one sequence.
     """
     decoder = model.get_decoder()
     modules = attention_modules(decoder)
@@ -141,7 +143,7 @@ def capture_attention(
                 f"attention is captured of one sequence at a time, {num_sequences} came; "
                 "generate one answer, with num_beams=1."
             )
-        weights = output[1][0, :, -num_rows:].float()  # all rows of MPT's
+        weights = output[1][0, :, -num_rows:].float()  # MPT returns all rows
         begins = weights.shape[-1] == length  # nothing comes from a cache
         num_seen[layer] = length if begins else num_seen[layer] + length
         gone = num_seen[layer] - weights.shape[-1]

@@ -1,4 +1,4 @@
-"""What the commands that draw pictures share: flags, loading, and how they end."""
+"""Shared by the commands that draw pictures: flags, loading and exit codes."""
 
 import argparse
 from collections.abc import Callable
@@ -17,13 +17,13 @@ def parse_integers(text: str) -> list[int]:
 
 
 def picture_parser(name: str, purpose: str, files: str, asks: bool) -> Parser:
-    """A parser with the flags of all pictures.
+    """Return a parser with the flags that all pictures share.
 
     Args:
-        name: of the module in llava.visualization.
+        name: the module's name in llava.visualization.
         purpose: what the picture shows.
-        files: what --output_dir gets.
-        asks: whether the model answers a question for it.
+        files: the files that are written to --output_dir.
+        asks: whether the picture needs the model's answer to a question.
     """
     parser = Parser(prog=f"python -m llava.visualization.{name}", description=purpose)
     add = parser.add_argument
@@ -32,13 +32,13 @@ def picture_parser(name: str, purpose: str, files: str, asks: bool) -> Parser:
     add("--output_dir", required=True, help=f"gets {files}")
     if asks:
         add("--text", required=True, help="question")
-        # without a question the tower runs once, and by parts
+        # No --compile without a question: the vision part runs only once, and not as one forward pass
         add_flags(parser, "--compile", "--conv_mode", *OVERRIDES, "--max_new_tokens", max_new_tokens=32)
     return parser
 
 
 def load(args: argparse.Namespace) -> tuple:
-    """(model, tokenizer, image_processor, image) as the flags ask."""
+    """Load (model, tokenizer, image_processor, image) as the flags say."""
     from llava.mm_utils import load_image
 
     image = load_image(args.image_path)
@@ -47,10 +47,10 @@ def load(args: argparse.Namespace) -> tuple:
 
 
 def question_options(args: argparse.Namespace) -> dict:
-    """The flags of how a question is answered and where attention is read, as the calls take them."""
+    """Return the flags for answering a question and reading attention, as keyword arguments."""
     return {name: getattr(args, name) for name in ("layers", "head", "max_new_tokens", "conv_mode")}
 
 
 def run(make: Callable[[argparse.Namespace], list[Path]], args: argparse.Namespace) -> int:
-    """Make the files and print their paths, or the user's mistake; the exit code."""
+    """Make the files and print their paths, or a UserError's message; return the exit code."""
     return exit_code(lambda: print(*make(args), sep="\n"))

@@ -19,7 +19,7 @@ def write_distribution(result, text: str, output_dir: str | Path) -> list[Path]:
     Args:
         result: SequenceAttention.
         text: the question, for the title.
-        output_dir: made if it does not exist. distribution.npz gets `weights` float32[layers, tokens, T'],
+        output_dir: created if it does not exist. distribution.npz gets `weights` float32[layers, tokens, T'],
             `entropy` float32[layers, tokens] in bits, `shares` float32[layers, tokens, 4], `spans` and their
             `bounds` int[4, 2], `layers`, `tokens` and `answer`.
     Returns:
@@ -48,7 +48,7 @@ def write_distribution(result, text: str, output_dir: str | Path) -> list[Path]:
 
 
 def make_distribution(args: argparse.Namespace) -> list[Path]:
-    """Load, answer, draw."""
+    """Load the model, answer the question and draw the figure."""
     from llava.visualization.sequence import SPANS, sequence_attention
 
     model, tokenizer, image_processor, image = load(args)

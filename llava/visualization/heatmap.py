@@ -1,4 +1,4 @@
-"""Where in an image did each word of the answer look? A sheet for each layer, and the numbers behind it."""
+"""Which parts of an image did each word of the answer attend to? A sheet for each layer, and its numbers."""
 
 import argparse
 from pathlib import Path
@@ -29,15 +29,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def write_heatmaps(result, image, text: str, output_dir: str | Path, smooth: bool = False) -> list[Path]:
-    """Draw sheets for each layer: the image, the mean over several words, each word; and keep the raw arrays.
+    """Draw sheets for each layer (the image, the mean over several words, each word) and keep the raw arrays.
 
-    Relevance is drawn as shares within each panel, for its size depends on the logit's.
+    Relevance is drawn as shares within each panel, because its magnitude depends on that of the logit.
 
     Args:
         result: AnswerAttention of `image`.
         image: PIL, RGB.
         text: the question, for the title.
-        output_dir: made if it does not exist. A long answer's further pages are heatmap_layer{L}_page{N}.
+        output_dir: created if it does not exist. A long answer's further pages are heatmap_layer{L}_page{N}.
             heatmap.npz gets `weights` float32[layers, tokens, M'] of `method`, `layers`, `tokens`, `words`,
             `word_of_token` (-1: white space), `boxes` float[M', 4] (left, top, right, bottom of each visual
             token in image pixels) and `answer`.
@@ -86,7 +86,7 @@ def write_heatmaps(result, image, text: str, output_dir: str | Path, smooth: boo
 
 
 def make_heatmaps(args: argparse.Namespace) -> list[Path]:
-    """Load, answer, draw."""
+    """Load the model, answer the question and draw the sheets."""
     from llava.visualization.answer import image_attention
     from llava.visualization.attention import check_method
 

@@ -1,9 +1,9 @@
 """Attention followed through the layers: rollout, and relevance by gradients.
 
-Both read a finished conversation and need whole attention, [heads, T, T]: rollout of one layer at a time,
-relevance of all layers, for its backward pass.
+Both read a finished conversation and need the whole attention [heads, T, T]. Rollout needs one layer's at a
+time; relevance needs that of all layers, for its backward pass.
 
-A answer tokens, T positions of prompt and answer without the last, C columns looked at.
+A: answer tokens; T: positions of prompt and answer without the last; C: columns (positions attended to).
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from llava.visualization.capture import attention_implementation, attention_modu
 
 
 def before_last(merged) -> dict[str, Tensor]:
-    """What a decoder takes of merge_inputs' result but the last position, at which nothing is looked for: it
-    predicts what comes after the answer, and no answer token sees it."""
+    """Return merge_inputs' result as a decoder's inputs, without the last position. That position is not
+    needed: it predicts what comes after the answer, and no answer token was predicted from it."""
     return {
         name: getattr(merged, name)[:, :-1] for name in ("inputs_embeds", "attention_mask", "position_ids")
     }
@@ -29,21 +29,21 @@ def before_last(merged) -> dict[str, Tensor]:
 def rollout(
     model: PreTrainedModel, merged, answer_ids: Tensor, layers: Sequence[int], columns: Tensor
 ) -> Tensor:
-    """Attention rollout: how much of a position's state came from each other one, up to a layer.
+    """Attention rollout: how much of a position's state came from each other position, up to a layer.
 
-    The product over the layers, from the first up to the chosen one, of half the heads' mean attention and
-    half the identity, which stands for the residual connection. Of all layers one product, [T, T], is kept.
+    It is a product over the layers, from the first up to the chosen one. Each factor is half the heads' mean
+    attention plus half the identity, for the residual connection. Only one product, [T, T], is kept.
 
     Source: Abnar and Zuidema 2020, "Quantifying Attention Flow in Transformers", section 3.
 
     Args:
         model: a LLaVA model.
-        merged: its merge_inputs' result for a prompt and the answer's tokens.
-        answer_ids: long[A], those tokens.
+        merged: the model's merge_inputs result for a prompt and the answer's tokens.
+        answer_ids: long[A], the answer's tokens.
         layers: indices, resolve_layers' result.
-        columns: long[C].
+        columns: long[C], the positions whose values are returned.
     Returns:
-        float32[layers, A, C]; over all columns a row sums to 1.
+        float32[layers, A, C]; a row over all positions sums to 1.
     """
     length = merged.inputs_embeds.shape[1] - 1
     flow = torch.eye(length, device=merged.inputs_embeds.device)
@@ -61,26 +61,26 @@ def rollout(
 def relevance(
     model: PreTrainedModel, merged, answer_ids: Tensor, layers: Sequence[int], columns: Tensor
 ) -> Tensor:
-    """Relevance of each position for a chosen token: gradient times attention, gathered over the layers.
+    """Relevance of each position for a chosen token: gradient times attention, accumulated over the layers.
 
-    With A a layer's attention and ∇A the gradient of the token's logit by it, R starts as the identity and
-    becomes R + mean over heads of relu(∇A ⊙ A) · R from layer to layer. One backward pass for each token; as
-    it runs from the last layer to the first, a row of R is carried down as a vector, and of the gradients one
-    layer's is held at a time.
+    Let A be a layer's attention and ∇A the gradient of the token's logit with respect to it. R starts as the
+    identity, and each layer makes it R + (mean over heads of relu(∇A ⊙ A)) · R. There is one backward pass
+    for each token. It runs from the last layer to the first, so a row of R is carried down as a vector, and
+    only one layer's gradient is held at a time.
 
     Source: Chefer, Gur and Wolf 2021, "Generic Attention-Model Explainability for Interpreting Bi-Modal and
     Encoder-Decoder Transformers", section 3.1, equations 5 and 6.
 
     Args:
-        model, merged, answer_ids, layers, columns: as in rollout; layers above the chosen one are left out of
+        model, merged, answer_ids, layers, columns: as in rollout. Layers above a chosen layer are left out of
             its R, but not out of the gradient.
     Returns:
-        float32[layers, A, C], at least 0; only proportions within a row have a meaning.
+        float32[layers, A, C], at least 0; only the ratios within a row are meaningful.
     """
     decoder, num_new = model.get_decoder(), len(answer_ids)
     inputs = before_last(merged)
     embeds = inputs["inputs_embeds"] = inputs["inputs_embeds"].detach().requires_grad_()
-    rows: dict[int, Tensor] = {}  # of R up to each chosen layer, float32[T], for the token at hand
+    rows: dict[int, Tensor] = {}  # chosen layer to its row of R, float32[T], for the current token
 
     def carry_down(layer: int, weights: Tensor, gradient: Tensor) -> None:
         step = (gradient[0].float() * weights[0].float()).clamp(min=0).mean(dim=0)

@@ -1,6 +1,6 @@
-"""Heat over photographs: token weights to pixels, colours, and sheets of panels.
+"""Heatmaps over photographs: token weights for pixels, colours, and sheets of panels.
 
-H, W pixels of the shown image, M' visual tokens of it in the prompt.
+H, W: pixels of the shown image; M': its visual tokens in the prompt.
 """
 
 import textwrap
@@ -17,34 +17,34 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORMAP = cv2.COLORMAP_TURBO
-OPACITY = 0.55  # of the heat over the photograph, which is made grey: colour means heat alone
-UNSEEN_BRIGHTNESS = 0.3  # of pixels that no token sees
-# In light_up: brightness of pixels without heat, and of those that no token sees; the light's RGB and opacity
+OPACITY = 0.55  # of the heat over the photograph, which is made grey so that colour shows only heat
+UNSEEN_BRIGHTNESS = 0.3  # of pixels that no token covers
+# light_up: brightness of pixels without heat, and of those that no token covers; the light's RGB and opacity
 DIM, DARK = 0.4, 0.12
 LIGHT, LIGHT_OPACITY = (255, 225, 140), 0.2
 PANEL_INCHES, NARROWEST_INCHES = 2.1, 1.3  # longer side of a panel; width that a caption needs
-COLUMNS, ROWS = 6, 5  # panels of a page, at most
-BAR_INCHES = 2.0  # a colour bar's height, at least: its label's length
+COLUMNS, ROWS = 6, 5  # most panels across and down a page
+BAR_INCHES = 2.0  # minimum height of a colour bar, so that its label fits
 DOTS_PER_INCH = 150
 
 
 def paint_tokens(weights: np.ndarray, mapping: TokenMap, smooth: bool = False) -> np.ndarray:
-    """Give every pixel the weight of its token; where tiles and a whole view both show it, the sum of both.
+    """Give every pixel the weight of its token. If a tile and the whole view both show it, it gets the sum.
 
     Args:
         weights: float[M'].
-        mapping: of the image as it is to be shown.
+        mapping: the token map of the image at the size at which it is shown.
         smooth: interpolate linearly between the centres of tokens instead of filling blocks.
     Returns:
-        float32[H, W], NaN where no token sees the pixel.
+        float32[H, W], NaN where no token covers the pixel.
     Raises:
-        UserError: if there is not one weight for each token.
+        UserError: if there is not exactly one weight for each token.
     """
     heat, seen = np.float32(0), np.False_
     for part, table in zip(mapping.mappings, mapping.tables(weights), strict=True):
         covered = part.covered(mapping.grid)
         if smooth:
-            # centres at integers
+            # cv2.remap expects the centres of tokens at integers
             x, y = (axis.astype(np.float32) - 0.5 for axis in part.token_coordinates(mapping.grid))
             values = cv2.remap(table, *np.meshgrid(x, y), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         else:
@@ -54,12 +54,12 @@ def paint_tokens(weights: np.ndarray, mapping: TokenMap, smooth: bool = False) -
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, limit: float) -> np.ndarray:
-    """Colour a grey copy of an image by heat; where no token saw it, it is left dark.
+    """Colour a grey copy of an image by heat. Pixels that no token covers stay dark.
 
     Args:
         image: uint8[H, W, 3], RGB.
-        heat: float[H, W], NaN where nothing is known.
-        limit: heat of the brightest colour; 0 is the darkest.
+        heat: float[H, W], NaN where no token covers the pixel.
+        limit: the heat that gets the brightest colour; heat 0 gets the darkest.
     Returns:
         uint8[H, W, 3], RGB.
     """
@@ -71,11 +71,12 @@ def overlay(image: np.ndarray, heat: np.ndarray, limit: float) -> np.ndarray:
 
 
 def light_up(image: np.ndarray, heat: np.ndarray, limit: float) -> np.ndarray:
-    """Dim an image, and light it by heat. Its colours stay recognisable, and black pixels show heat too.
+    """Dim an image and brighten it by heat. Its colours stay recognisable, and black pixels show heat too.
 
     Args:
         image, heat: as in overlay.
-        limit: heat of full brightness. Pixels of heat 0 are dimmed; those that no token saw are nearly black.
+        limit: the heat that gets full brightness. Pixels of heat 0 are dimmed; those that no token covers are
+            nearly black.
     Returns:
         uint8[H, W, 3], RGB.
     """
@@ -87,22 +88,22 @@ def light_up(image: np.ndarray, heat: np.ndarray, limit: float) -> np.ndarray:
 
 
 def _level(heat: np.ndarray, limit: float) -> np.ndarray:
-    """Heat in shares of `limit`, from 0 to 1, and 0 where nothing is known."""
+    """Return heat as a fraction of `limit`, clipped to 0..1; NaN becomes 0."""
     return np.clip(np.nan_to_num(heat) / max(limit, np.finfo(np.float32).tiny), 0, 1)
 
 
 def contact_sheets(
     image: np.ndarray, panels: Sequence[tuple[str, np.ndarray]], title: str, scale: str
 ) -> list["Figure"]:
-    """The image, then a panel for each heat, on as many pages as they fill.
+    """Draw the image and a panel for each heatmap, on as many pages as needed.
 
-    All pages have one colour scale, from 0 to the 99.5th percentile.
+    All pages share one colour scale, from 0 to the 99.5th percentile of the heat.
 
     Args:
         image: uint8[H, W, 3], RGB.
-        panels: (caption, float[H, W]) as paint_tokens gives them, in shares of 1.
-        title: of the sheet.
-        scale: what the colour bar measures, in percent.
+        panels: (caption, float[H, W] as paint_tokens returns it, as a fraction of 1).
+        title: the title of every page.
+        scale: the label of the colour bar, which is in percent.
     """
     values = np.concatenate([heat[~np.isnan(heat)] for _, heat in panels])
     limit = float(np.percentile(values, 99.5))
@@ -115,7 +116,7 @@ def contact_sheets(
 
 
 def _sheet(shown: Sequence[tuple[str, np.ndarray]], title: str, scale: str, limit: float) -> "Figure":
-    """Captioned pictures, uint8[H, W, 3] of one size, in rows, with the colour bar of 0 to `limit`."""
+    """Draw captioned pictures, uint8[H, W, 3] of one size, in rows, with a colour bar from 0 to `limit`."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
     from matplotlib.figure import Figure
@@ -144,7 +145,7 @@ def _sheet(shown: Sequence[tuple[str, np.ndarray]], title: str, scale: str, limi
 
 
 def _shortened(caption: str, length: int) -> str:
-    """A caption of at most so many letters, its end, a figure in brackets, kept."""
+    """Shorten a caption to at most `length` letters, but keep a figure in brackets at its end."""
     if len(caption) <= length:
         return caption
     word, bracket, figure = caption.rpartition(" (")
@@ -153,7 +154,7 @@ def _shortened(caption: str, length: int) -> str:
 
 
 def save_figure(figure: "Figure", path: Path) -> list[Path]:
-    """Write a figure as PNG and SVG beside one another; `path` is without suffix, its folder is made."""
+    """Write a figure as PNG and SVG. `path` has no suffix; its folder is created if it does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for suffix in (".png", ".svg"):
@@ -163,5 +164,5 @@ def save_figure(figure: "Figure", path: Path) -> list[Path]:
 
 
 def plain(text: str) -> str:
-    """Text that matplotlib does not read as mathematics, with a dot for what cannot be printed."""
+    """Escape text that matplotlib would read as mathematics, and replace unprintable characters by dots."""
     return "".join(letter if letter.isprintable() else "·" for letter in text).replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""One figure of a PrismView: sub-bands, query paths, region attention."""
+"""The figure of a PrismView: sub-bands, query paths and region attention."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,7 +21,7 @@ SCALES = "numbers: from the darkest to the brightest colour, 1 is the panel's me
 
 
 class Panel(NamedTuple):
-    """A picture uint8[S, S, 3], ruled into regions x regions squares where that is more than 1."""
+    """A picture uint8[S, S, 3]; lines divide it into regions x regions squares if `regions` exceeds 1."""
 
     caption: str
     picture: np.ndarray
@@ -29,10 +29,10 @@ class Panel(NamedTuple):
 
 
 def prism_figure(result: PrismView) -> Figure:
-    """Three rows: the view and its sub-bands, the query paths, the patches that tokens took at each s,
-    each token's region within white lines.
+    """Draw three rows: the view and its sub-bands, the query paths, and the attention to patches at each s.
 
-    Colours run from the 1st to the 99th percentile of a panel; its caption says what these are.
+    White lines separate the tokens' regions. In each panel, colours run from the 1st to the 99th percentile
+    of its values; the caption gives both.
     """
     grid = result.path_norms.shape[-1]
     figure = Figure(figsize=(PANELS * PANEL_INCHES, 3 * (PANEL_INCHES + 0.55)), layout="constrained")
@@ -61,16 +61,19 @@ def prism_figure(result: PrismView) -> Figure:
 
 
 def _patches_used(weights: np.ndarray) -> float:
-    """e to the entropy (nats) of float[g, g, h, s, s] over a region: the mean over tokens and heads."""
+    """Return the effective number of patches of a region that a token uses.
+
+    It is exp(entropy in nats) of the weights float[g, g, h, s, s] over a region, mean over tokens and heads.
+    """
     flat = weights.reshape(-1, weights.shape[-1] ** 2)
     entropy = -(flat * np.log(np.maximum(flat, np.finfo(np.float32).tiny))).sum(axis=1)
     return float(np.exp(entropy).mean())
 
 
 def _heat(view: np.ndarray, values: np.ndarray, name: str, grid: int) -> Panel:
-    """Values on a grid, or on half of one, laid over the view."""
+    """Draw values over the view. They lie on the grid, or on a grid with half as many cells on a side."""
     if len(values) < grid:
-        values = np.kron(values, np.ones((2, 2)))[:grid, :grid]  # a pair's second half may lie outside
+        values = np.kron(values, np.ones((2, 2)))[:grid, :grid]  # an odd grid cuts the last pair
     low, high = np.percentile(values, (1, 99))
     heat = cv2.resize(values.astype(np.float32), view.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     picture = overlay(view, np.maximum(heat - low, 0), high - low)
@@ -89,7 +92,7 @@ def _show(figure: Figure, cell: "SubplotSpec", panels: list[Panel]) -> None:
 
 
 def _bars(axis: "Axes", result: PrismView) -> None:
-    """The learnt weights of the paths beside their share of the fused query on this image."""
+    """Draw the learnt weights of the paths beside their share of the fused query on this image."""
     places = np.arange(len(result.paths))
     kinds = (("learnt weight", result.fusion), ("share of the length", result.path_shares()))
     for offset, (name, values) in zip((-0.2, 0.2), kinds, strict=True):

@@ -1,4 +1,4 @@
-"""One figure of a SequenceAttention: over positions, over layers, and how spread out it is."""
+"""The figure of a SequenceAttention: attention over positions and over layers, and its entropy."""
 
 from typing import TYPE_CHECKING
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
     from llava.visualization.sequence import SequenceAttention
 
-# Told apart with any colour vision (Okabe and Ito 2008); keys are sequence.SPANS
+# Distinguishable with any colour vision (Okabe and Ito 2008); the keys are sequence.SPANS
 COLOURS = {"system": "#999999", "image": "#E69F00", "question": "#0072B2", "answer": "#009E73"}
 SMALLEST = 1e-5  # share of attention at the lower end of the scales
 TEXT_SIZE = 8
 
 
 def sequence_figure(result: "SequenceAttention", title: str) -> Figure:
-    """Attention over positions (mean of the layers, then layer by layer), to each span, and its entropy."""
+    """Draw attention over positions (mean of the layers, then by layer) and to each span, and its entropy."""
     spans = dict(zip(COLOURS, result.bounds.tolist(), strict=True))
     mean = result.weights.mean(axis=1)  # [layers, T']
     figure = Figure(figsize=(9, 6.6), layout="constrained")
@@ -105,7 +105,7 @@ def _entropy(axis: "Axes", entropy: np.ndarray, layers: list[int]) -> None:
 
 
 def _name_layers(axis, layers: list[int], offset: float = 0) -> None:
-    """Some of the layers' numbers at their places."""
+    """Label an axis with at most 12 of the layers' numbers, evenly spaced."""
     step = -(-len(layers) // 12)
     places = range(0, len(layers), step)
     axis.set_ticks([place + offset for place in places], [layers[place] for place in places])

@@ -1,4 +1,4 @@
-"""What VisualPrism sees in an image: wavelet sub-bands, query paths, and which patches each token took."""
+"""What VisualPrism computes for an image: sub-bands, query paths, and each token's attention to patches."""
 
 import argparse
 from pathlib import Path
@@ -23,8 +23,8 @@ def write_prism(result: PrismView, output_dir: str | Path) -> list[Path]:
     """Draw the figure and keep the raw arrays.
 
     Args:
-        output_dir: made if it does not exist. prism.npz gets `view`, `paths`, `fusion`, `path_norms`,
-            `path_shares`, `subband_energy`, and `region_attention_s{s}` of each s, as in PrismView.
+        output_dir: created if it does not exist. prism.npz gets `view`, `paths`, `fusion`, `path_norms`,
+            `path_shares`, `subband_energy`, and `region_attention_s{s}` for each s, as in PrismView.
     Returns:
         the files written.
     """
@@ -47,7 +47,7 @@ def write_prism(result: PrismView, output_dir: str | Path) -> list[Path]:
 
 
 def make_prism(args: argparse.Namespace) -> list[Path]:
-    """Load, look, draw."""
+    """Load the model and the image, run VisualPrism and draw the figure."""
     model, _, image_processor, image = load(args)
     return write_prism(prism_view(model, image_processor, image, args.scale_factors), args.output_dir)
 

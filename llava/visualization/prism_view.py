@@ -1,4 +1,4 @@
-"""A PrismView: the arrays that show what a model's VisualPrism made of one image."""
+"""PrismView: the arrays that show what a model's VisualPrism computes for one image."""
 
 from dataclasses import dataclass
 
@@ -6,20 +6,20 @@ import numpy as np
 
 from llava.errors import UserError
 
-SCALE_FACTORS = (2, 3, 4)  # shown by default, as far as the grid allows
+SCALE_FACTORS = (2, 3, 4)  # shown by default if they divide the grid
 BANDS = ("LL", "LH", "HL", "HH")
 
 
 @dataclass(frozen=True)
 class PrismView:
-    """One view of an image, and what VisualPrism made of it; shapes as in its PrismParts, of one image.
+    """One view of an image, and what VisualPrism computes for it; shapes as in PrismParts, for one image.
 
     Attributes:
-        view: uint8[S, S, 3], RGB, as the tower saw it.
+        view: uint8[S, S, 3], RGB, the tower's input.
         paths: names of the P query paths.
         fusion: float32[P], their learnt weights.
         path_norms: float32[P, G, G].
-        subband_energy: float32[4, H, H], of BANDS; [0, H, H] without the wavelet path.
+        subband_energy: float32[4, H, H], in the order of BANDS; [0, H, H] without the wavelet path.
         region_attention: {s: float32[g, g, h, s, s]}.
     """
 
@@ -31,26 +31,26 @@ class PrismView:
     region_attention: dict[int, np.ndarray]
 
     def path_shares(self) -> np.ndarray:
-        """float32[P]: each path's part of the fused query, weight times mean length; sums to 1."""
+        """Return float32[P]: each path's weight times its mean length, normalised to sum to 1."""
         lengths = self.fusion * self.path_norms.mean(axis=(1, 2))
         return lengths / lengths.sum()
 
     def taken(self, scale_factor: int) -> np.ndarray:
-        """float32[G, G]: what each patch gave its token, times s*s: 1 is an equal part; mean of heads."""
+        """Return float32[G, G]: each patch's attention weight times s*s (1: equal part), mean of heads."""
         weights = self.region_attention[scale_factor].mean(axis=2)  # [g, g, s, s]
         side = weights.shape[0] * scale_factor
         return weights.swapaxes(1, 2).reshape(side, side) * scale_factor**2
 
 
 def prism_view(model, image_processor, image, scale_factors: list[int] | None = None) -> PrismView:
-    """Look at an image through a model's VisualPrism.
+    """Run a model's VisualPrism on an image.
 
-    Of an image in tiles it is the view of the whole that is shown.
+    If the image is cut into tiles, the view of the whole image is used.
 
     Args:
-        model, image_processor: as load_pretrained_model gives them.
+        model, image_processor: as load_pretrained_model returns them.
         image: PIL, RGB.
-        scale_factors: each s whose region attention is wanted; None: see --scale_factors.
+        scale_factors: each s whose region attention is computed; None: the default of --scale_factors.
     Raises:
         UserError: for a model with another projector or none, or an s that does not divide the grid.
     """
@@ -88,7 +88,7 @@ def prism_view(model, image_processor, image, scale_factors: list[int] | None = 
 
 
 def whole_view(model, image_processor, image):
-    """float[1, 3, S, S]: what the tower gets of the whole image, as model.config has it prepared."""
+    """Return float[1, 3, S, S]: the whole image as input of the tower, prepared as model.config says."""
     from llava.mm_utils import process_images
 
     (views,) = process_images([image], image_processor, model.config)

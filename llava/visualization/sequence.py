@@ -1,6 +1,6 @@
 """How an answer's attention is spread over the whole sequence: system prompt, image, question, answer.
 
-A answer tokens, T' positions of prompt and answer without the last, which nothing looks at.
+A: answer tokens; T': positions of prompt and answer without the last, to which no answer token attends.
 """
 
 import math
@@ -21,17 +21,17 @@ SPANS = ("system", "image", "question", "answer")
 
 @dataclass(frozen=True)
 class SequenceAttention:
-    """What a model answered, and where in the sequence it looked meanwhile.
+    """What a model answered, and its attention over the sequence while it answered.
 
     Attributes:
         answer: the whole text.
         tokens: its tokens as text.
         layers: indices of decoder layers.
         weights: float32[layers, A, T'], shares of attention; a row sums to 1.
-        entropy: float32[layers, A], bits; the mean over heads of each head's own.
-        bounds: int[4, 2], where each of SPANS begins and ends. `system` is all ahead of the image, `image`
-            its tokens with the separators of tiles, `question` what follows up to the answer, the template's
-            words included.
+        entropy: float32[layers, A], bits; computed for each head, then the mean over heads or the chosen one.
+        bounds: int[4, 2], where each of SPANS begins and ends. `system` is everything before the image.
+            `image` is its tokens with the separators of tiles. `question` is what follows up to the answer,
+            including the template's words.
     """
 
     answer: str
@@ -42,7 +42,7 @@ class SequenceAttention:
     bounds: np.ndarray
 
     def shares(self) -> np.ndarray:
-        """float32[layers, A, 4]: attention to each of SPANS; sums to 1."""
+        """Return float32[layers, A, 4]: attention to each of SPANS; the four sum to 1."""
         return np.stack([self.weights[..., start:end].sum(axis=-1) for start, end in self.bounds], axis=-1)
 
 
@@ -58,15 +58,15 @@ def sequence_attention(
     max_new_tokens: int = 32,
     conv_mode: str | None = None,
 ) -> SequenceAttention:
-    """Answer greedily and keep each token's row of attention meanwhile.
+    """Answer greedily and keep the row of attention by which each token was chosen.
 
     Args:
         model, tokenizer, image_processor, image, text, conv_mode: as in answer.ask.
-        layers: decoder layers, negative ones counted from the end; None: all.
+        layers: decoder layers; negative ones count from the end; None: all.
         head: one head, from 0; None: the mean over heads.
         max_new_tokens: longest answer, tokens.
     Raises:
-        UserError: for a layer, head or template that is not there, a text-only model, or an empty answer.
+        UserError: for a layer, head or template that does not exist, a text-only model, or an empty answer.
     """
     num_layers = model.config.num_hidden_layers
     layers = resolve_layers(range(num_layers) if layers is None else layers, num_layers)
@@ -79,7 +79,7 @@ def sequence_attention(
         return choose(weights)[0].cpu(), choose(bits)
 
     said, kept = answer_watched(model, tokenizer, question, max_new_tokens, layers, spread)
-    # A row ends where its token was chosen; those after it were not there to look at
+    # A row ends before its token, because later positions did not exist yet; the rest is padded with 0
     weights = [pad_sequence([row for row, _ in of_layer], batch_first=True) for of_layer in kept]
     entropy = [torch.cat([bits for _, bits in of_layer]) for of_layer in kept]
     num_new = len(said.tokens)
@@ -96,11 +96,11 @@ def sequence_attention(
 
 
 def span_bounds(ids: Sequence[int], length: int, num_new: int) -> np.ndarray:
-    """Where each of SPANS lies among all positions but the last.
+    """Return where each of SPANS begins and ends; the last position is left out.
 
     Args:
         ids: the prompt with one IMAGE_TOKEN_INDEX, and `num_new` answer tokens.
-        length: positions, once the image's stand in its place.
+        length: the number of positions once the image's positions replace IMAGE_TOKEN_INDEX.
     Returns:
         int[4, 2].
     """

@@ -1,11 +1,11 @@
-"""Which pixels of the original image a visual token stands for.
+"""Which pixels of the original image a visual token covers.
 
-All preprocessings stretch and shift each axis by itself, so a position x of the original image lies at
-x * scale + offset in the tower's input, a square or the tiles of a canvas. Positions are continuous: pixel i
-covers [i, i + 1).
+All preprocessings scale and shift each axis separately. So position x of the original image lies at
+x * scale + offset in the tower's input, which is a square or the tiles of a canvas. Positions are continuous:
+pixel i covers [i, i + 1).
 """
 
-# g tokens along a tile's side, M' visual tokens of a prompt
+# g: tokens along a tile's side; M': visual tokens of a prompt
 
 from dataclasses import dataclass, replace
 
@@ -18,13 +18,13 @@ from llava.tiling import TILED
 
 @dataclass(frozen=True)
 class ImageMapping:
-    """From an image of `width` x `height` pixels to rows x cols squares of `side` pixels; pairs are (x, y).
+    """Maps an image of `width` x `height` pixels to rows x cols squares of `side` pixels; pairs are (x, y).
 
-    `grid` is g; tokens are numbered row-major over the whole canvas, rows*g by cols*g.
+    In its methods, `grid` is g. Tokens are numbered row-major over the whole canvas, rows*g by cols*g.
 
     Args:
         scale: input pixels per image pixel.
-        offset: input position of the image's upper left corner; negative where it was cropped away.
+        offset: input position of the image's upper left corner; negative if it was cropped away.
     """
 
     width: int
@@ -36,13 +36,13 @@ class ImageMapping:
     cols: int = 1
 
     def resized(self, width: int, height: int) -> "ImageMapping":
-        """The mapping of the same image shown at another size."""
+        """Return the mapping of the same image shown at another size."""
         scale = (self.scale[0] * self.width / width, self.scale[1] * self.height / height)
         return replace(self, width=width, height=height, scale=scale)
 
     def token_coordinates(self, grid: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where pixel centres lie on a grid of tokens: (x float[width], y float[height]), in tokens from the
-        left and from the top; below 0 or beyond the last, no token sees the pixel."""
+        """Return where pixel centres lie on a grid of tokens: (x float[width], y float[height]), in tokens
+        from the left and from the top. No token covers a pixel below 0 or beyond the last token."""
         unit = self.side / grid
         x, y = (
             ((np.arange(length) + 0.5) * scale + offset) / unit
@@ -51,19 +51,19 @@ class ImageMapping:
         return x, y
 
     def covered(self, grid: int) -> np.ndarray:
-        """bool[height, width]: the pixels that some token sees."""
+        """Return bool[height, width]: the pixels that a token covers."""
         x, y = self.token_coordinates(grid)
         in_rows, in_columns = (y >= 0) & (y < self.rows * grid), (x >= 0) & (x < self.cols * grid)
         return in_rows[:, None] & in_columns[None]
 
     def token_of_pixels(self, grid: int) -> np.ndarray:
-        """int[height, width]: the token that each pixel belongs to, -1 where none sees it."""
+        """Return int[height, width]: the token that covers each pixel, or -1 if none does."""
         x, y = (np.floor(axis).astype(int) for axis in self.token_coordinates(grid))
         return np.where(self.covered(grid), y[:, None] * self.cols * grid + x[None], -1)
 
     def token_boxes(self, grid: int) -> np.ndarray:
-        """float[rows*g * cols*g, 4]: each token's (left, top, right, bottom) in image pixels, cut at the
-        image's border; a token of padding alone has no area."""
+        """Return float[rows*g * cols*g, 4]: each token's (left, top, right, bottom) in image pixels, cut at
+        the image's border. A token that covers only padding has no area."""
         lengths, counts = (self.width, self.height), (self.cols * grid, self.rows * grid)
         xs, ys = (
             np.clip((np.arange(count + 1) * self.side / grid - offset) / scale, 0, length)
@@ -79,10 +79,10 @@ class TokenMap:
     """All visual tokens of an image, in the prompt's order.
 
     Args:
-        mappings: one for each canvas: the image, or its tiles and the whole image beside them.
+        mappings: one for each canvas: either the image, or both its tiles and the whole image.
         grid: g.
-        order: int[M'], each token's number in the tower's order: canvas, tile, row, column. Some may be
-            missing, as padding that is not put into the prompt.
+        order: int[M'], each token's number in the tower's order: canvas, tile, row, column. Some numbers may
+            be missing, such as those of padding that is not put into the prompt.
     """
 
     mappings: tuple[ImageMapping, ...]
@@ -90,11 +90,11 @@ class TokenMap:
     order: np.ndarray
 
     def resized(self, width: int, height: int) -> "TokenMap":
-        """The map of the same image shown at another size."""
+        """Return the map of the same image shown at another size."""
         return replace(self, mappings=tuple(mapping.resized(width, height) for mapping in self.mappings))
 
     def boxes(self) -> np.ndarray:
-        """float[M', 4]: each token's (left, top, right, bottom), as ImageMapping.token_boxes."""
+        """Return float[M', 4]: each token's (left, top, right, bottom), as ImageMapping.token_boxes."""
         boxes = []
         for mapping in self.mappings:
             table = mapping.token_boxes(self.grid).reshape(
@@ -104,9 +104,9 @@ class TokenMap:
         return np.concatenate(boxes)[self.order]
 
     def tables(self, weights: np.ndarray) -> list[np.ndarray]:
-        """float32[rows*g, cols*g] for each canvas: its tokens' weights, 0 where there is no token.
+        """Return float32[rows*g, cols*g] for each canvas: its tokens' weights, 0 where there is no token.
 
-        Raises UserError if there is not one weight for each token.
+        Raises UserError if there is not exactly one weight for each token.
         """
         if len(weights) != len(self.order):
             raise UserError(f"{len(weights)} weights came for {len(self.order)} visual tokens.")
@@ -121,12 +121,12 @@ class TokenMap:
 
 
 def token_map(model, size: tuple[int, int], image_processor, scale_factor: int | None = None) -> TokenMap:
-    """Where the tokens of an image of (width, height) come to lie as `model.config` has it prepared.
+    """Return the TokenMap of an image of (width, height) that is prepared as `model.config` says.
 
     Args:
         scale_factor: s, by default model.config.scale_factor.
     Raises:
-        UserError: as image_mapping; or if a view's tokens are no grid of it.
+        UserError: as image_mapping; or if a view's tokens do not form a grid over it.
     """
     grid, tiling, aspect_ratio = model.view_grid(scale_factor), model.tiling, model.config.image_aspect_ratio
     if aspect_ratio in TILED:
@@ -141,14 +141,14 @@ def token_map(model, size: tuple[int, int], image_processor, scale_factor: int |
 
 
 def image_mapping(width: int, height: int, image_processor, aspect_ratio: str | None) -> ImageMapping:
-    """How `process_images` brings an image of this size into the tower as one square.
+    """Return how `process_images` maps an image of this size to one square for the tower.
 
     Args:
-        width, height: of the original image, pixels.
-        image_processor: one of transformers', with `size`, and `crop_size` where it crops.
-        aspect_ratio: "square" (None is that too) or "pad".
+        width, height: size of the original image, pixels.
+        image_processor: one of transformers' image processors, with `size`, and `crop_size` if it crops.
+        aspect_ratio: "square" or "pad"; None means "square".
     Raises:
-        UserError: for any other aspect ratio, or a processor whose output is no square.
+        UserError: for any other aspect ratio, or a processor whose output is not square.
     """
     if aspect_ratio not in (None, "square", "pad"):
         raise UserError(f"an image is one square for image_aspect_ratio square or pad, got {aspect_ratio!r}.")
@@ -175,5 +175,5 @@ def image_mapping(width: int, height: int, image_processor, aspect_ratio: str | 
 
 
 def _crop_start(length: int, crop: int) -> int:
-    """Where transformers' centre crop begins; below 0 where it pads."""
+    """Return where transformers' centre crop begins; below 0 if it pads."""
     return (length - crop) // 2

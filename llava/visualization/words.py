@@ -1,6 +1,6 @@
-"""Where the words of an answer looked, in all pictures of its prompt, as the web page shows it.
+"""The attention of an answer's words to all pictures of its prompt, for the web page.
 
-L decoder layers, W words of the answer, M' visual tokens of the prompt.
+L: decoder layers; W: words of the answer; M': visual tokens of the prompt.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ PICTURE_SIDE = 672  # longest side of a picture that is drawn, pixels
 
 @dataclass(frozen=True)
 class WordAttention:
-    """Shares of attention of an answer's words; a whole row of the model's own sums to 1.
+    """The attention of an answer's words to the visual tokens, as shares: a row over all positions sums to 1.
 
     Attributes:
-        words: split at white space.
+        words: the answer split at white space.
         weights: float32[L, W, M'], means over each word's tokens.
-        mean: float32[L, M'], over the answer's tokens.
-        mappings: of each picture, in the prompt's order.
+        mean: float32[L, M'], means over the answer's tokens.
+        mappings: one for each picture, in the prompt's order.
     """
 
     words: list[str]
@@ -35,18 +35,18 @@ class WordAttention:
     mappings: list[TokenMap]
 
     def row(self, layer: int, word: int | None) -> np.ndarray:
-        """float32[M'] of a word, or with None the mean over the answer."""
+        """Return float32[M'] of a word, or the mean over the answer if `word` is None."""
         return self.mean[layer] if word is None else self.weights[layer, word]
 
     def brightest(self, layer: int) -> float:
-        """Share of one visual token that is shown at full brightness, the same for all words of a layer."""
+        """Return the share of a visual token shown at full brightness; the same for all words of a layer."""
         return float(np.percentile(self.weights[layer], 99.5))
 
 
 def answer_words(
     tokenizer, new_ids: Sequence[int], stop_str: str | None
 ) -> tuple[list[str], list[list[int]]]:
-    """Words of an answer, and the indices of each one's tokens in `new_ids`.
+    """Return an answer's words, and the indices of each word's tokens in `new_ids`.
 
     Args:
         stop_str: the template's closing text, which ends the answer.
@@ -69,14 +69,14 @@ def word_attention(
     """Run a prompt and its answer once more and read the attention of every layer, the mean over its heads.
 
     Args:
-        model, tokenizer, image_processor: as load_pretrained_model gives them.
+        model, tokenizer, image_processor: as load_pretrained_model returns them.
         input_ids: long[1, T], the prompt with its IMAGE_TOKEN_INDEX.
-        new_ids: of the answer, its end mark left out.
-        images, image_sizes: of the prompt, as the model takes them.
+        new_ids: the answer's ids without its end mark.
+        images, image_sizes: those of the prompt, in the form that the model takes.
         stop_str: as in answer_words.
         scale_factor: s, by default model.config.scale_factor.
     Raises:
-        UserError: if there is no picture or no word, or a picture's tokens are no grid of it.
+        UserError: if there is no picture or no word, or a picture's tokens do not form a grid over it.
     """
     if not images:
         raise UserError("no picture was shown until this answer, so its words looked at none.")
@@ -97,12 +97,12 @@ def word_attention(
 def draw_word(
     attention: WordAttention, images: Sequence[Image.Image], layer: int, word: int | None
 ) -> list[np.ndarray]:
-    """The pictures of a prompt, each lit where one word looked; their own colours stay recognisable.
+    """Draw the pictures of a prompt, brighter where one word attends. Their own colours stay recognisable.
 
     Args:
         images: RGB, those of `attention.mappings`.
         layer: from 0; negative ones count from the end.
-        word: index into its words; None: the mean over the answer.
+        word: index into `attention.words`; None: the mean over the answer.
     Returns:
         uint8[H, W, 3] for each picture, its longest side at most PICTURE_SIDE.
     """
