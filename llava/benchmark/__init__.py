@@ -1,1 +1,1 @@
-"""Measures the other rooms and reports on them; nothing imports it."""
+"""Measures the other packages of llava and reports on them; none of them imports this one."""

@@ -1,4 +1,4 @@
-"""python -m llava.benchmark COMMAND: the measures, and the reports that run several of them."""
+"""python -m llava.benchmark COMMAND: run one measurement, or a report that runs several of them."""
 
 from llava.benchmark import gpu_report
 from llava.benchmark.commands import MEASURES, call

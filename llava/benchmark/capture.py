@@ -1,9 +1,10 @@
-"""What capturing attention costs: generation without and with it, in turns.
+"""The cost of capturing attention: generation without and with it, in turns.
 
-A question about an image is answered greedily with exactly --new_tokens tokens: plainly; keeping for each the
-mean head's attention to the visual tokens, as the heatmap does; keeping all positions and the entropy, as
-the distribution does; and by transformers' own output_attentions, which needs eager attention.
-Times are of `generate` after the vision tower, whose work would only hide a difference.
+A question about an image is answered greedily with exactly --new_tokens tokens, in four ways. One captures
+nothing. One keeps each token's attention to the visual tokens, the mean over heads, as the heatmap does. One
+keeps that to all positions and its entropy, as the distribution does. One uses transformers' own
+output_attentions, which needs eager attention. Times are only those of `generate`: the vision tower has run
+before, because its time would only hide a difference.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def ways(model, tokenizer, question, num_new: int) -> dict[str, Callable[[], object]]:
-    """Each way to generate an answer of `num_new` tokens, as a call that returns long[1, num_new].
+    """Return each way to generate an answer of `num_new` tokens, as a function that returns long[1, num_new].
 
     Args:
-        model, tokenizer: as load_pretrained_model gives them.
-        question: llava.visualization.answer.ask's.
+        model, tokenizer: as load_pretrained_model returns them.
+        question: the result of llava.visualization.answer.ask.
     """
     import torch
 

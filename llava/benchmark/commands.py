@@ -1,4 +1,4 @@
-"""The commands that measure one thing each, and how a command line calls one of them."""
+"""The commands that each measure one thing, and the function that runs the one a command line names."""
 
 from types import ModuleType
 
@@ -24,7 +24,7 @@ MEASURES = {
 
 
 def call(commands: dict[str, ModuleType], argv: list[str] | None = None) -> int:
-    """Run the command that a command line names (None: the process's own); the exit code."""
+    """Run the command that `argv` names (None: the process's own arguments); return the exit code."""
     parser = Parser(
         prog="python -m llava.benchmark",
         description="What each choice costs and gives, side by side, in one run.",

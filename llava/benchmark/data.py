@@ -1,7 +1,7 @@
-"""What training data costs: opening files of so many records, memory, and each stage of a sample.
+"""The cost of training data: opening files of --records records, memory, and each stage of a sample.
 
-Records are rendered, all of one picture. Each number of records is opened twice, in processes of their own.
-The stages of a sample are medians over samples that --workers processes make at the same time.
+The records are generated and all have the same picture. Each number of records is opened twice, each time in
+a new process. The time of a stage is the median over samples that --workers processes make at the same time.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pathlib import Path
 
 from llava.benchmark.timing import headline, provenance, table, write
 
-NUM_TURNS, NUM_WORDS = 10, 14  # of a record, as in LLaVA's instructions: 0.9 KB
+NUM_TURNS, NUM_WORDS = 10, 14  # of a record of 0.9 KB, as in LLaVA's instruction data
 WORDS = (
     *("the", "a", "man", "sits", "on", "bench", "near", "tree", "with", "red", "bus", "and", "two", "dogs"),
     *("what", "is", "shown", "in", "this", "picture", "how", "many", "people", "are", "there", "left"),
 )
-OWN = ("find", "parse", "template and labels", "tensors")  # what is neither tokeniser nor picture
+OWN = ("find", "parse", "template and labels", "tensors")  # stages that use no tokeniser and no picture
 SIDE = 336
 
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def render(folder: Path, num_records: int) -> None:
-    """data.json of so many records, and their picture of 640 x 480 pixels in images/."""
+    """Write data.json with `num_records` records, and their picture of 640 x 480 pixels in images/."""
     import numpy as np
     from PIL import Image
 
@@ -74,7 +74,7 @@ def render(folder: Path, num_records: int) -> None:
 
 
 def measure(folder: Path, num_records: int, args: argparse.Namespace) -> dict:
-    """The figures of one number of records, in processes of their own."""
+    """Return the figures of one number of records, each opening measured in a new process."""
     render(folder, num_records)
     for kept in (folder / "index").glob("*"):
         kept.unlink()
@@ -83,7 +83,7 @@ def measure(folder: Path, num_records: int, args: argparse.Namespace) -> dict:
 
 
 def _in_new_process(folder: Path, args: argparse.Namespace) -> dict:
-    """What `opened` gives in a process that has opened nothing before."""
+    """Return what `opened` prints in a process that has opened nothing before."""
     code = "import sys; from llava.benchmark.data import opened; opened(*sys.argv[1:])"
     options = [str(folder), args.tokenizer or "", str(args.samples), *map(str, args.workers)]
     done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, check=False)
@@ -93,7 +93,7 @@ def _in_new_process(folder: Path, args: argparse.Namespace) -> dict:
 
 
 def opened(folder: str, tokenizer: str, samples: str, *workers: str) -> None:
-    """Open the records of a folder and print, as JSON, seconds, MB and records a second by stage."""
+    """Open a folder's records and print, as JSON, seconds, MB and the median seconds of each stage."""
     import torch
 
     torch.set_num_threads(1)  # as in a worker
@@ -104,7 +104,7 @@ def opened(folder: str, tokenizer: str, samples: str, *workers: str) -> None:
 
 
 def open_dataset(folder: Path, tokenizer: str) -> tuple:
-    """A folder's data set, and what it took: seconds to open it and to estimate lengths, and memory in MB."""
+    """Open a folder's data set; return it, the seconds of each step and the memory in MB."""
     from types import SimpleNamespace
 
     from transformers import AutoTokenizer, CLIPImageProcessor
@@ -139,7 +139,7 @@ def open_dataset(folder: Path, tokenizer: str) -> tuple:
 
 
 def byte_tokenizer():
-    """A tokenizer of a kind that needs no files: byte-level BPE of WORDS."""
+    """Return a tokenizer that needs no files: byte-level BPE, trained on WORDS."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -154,7 +154,7 @@ def byte_tokenizer():
 
 
 def memory_mb(name: str = "VmRSS") -> float:
-    """What of this process is in memory, the pages of mapped files included."""
+    """Return the MB of this process that are in memory, including pages of mapped files (Linux)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) / 1000
@@ -162,7 +162,7 @@ def memory_mb(name: str = "VmRSS") -> float:
 
 
 class KnownTexts:
-    """Stands in for a tokenizer: what it has tokenised once costs nothing the second time."""
+    """Wraps a tokenizer and caches its results, so that tokenising a text again costs nothing."""
 
     is_fast = True
 
@@ -175,7 +175,7 @@ class KnownTexts:
 
 
 def stages_of(dataset) -> Callable[[int], dict[str, float]]:
-    """What makes a sample and returns the seconds of each stage, and of the whole as training asks for it."""
+    """Return a function that makes a sample and returns the seconds of each stage and of the whole."""
     from PIL import Image
 
     from llava.data.index import FIRST, SECOND
@@ -198,7 +198,7 @@ def stages_of(dataset) -> Callable[[int], dict[str, float]]:
             seconds[stage] = time.perf_counter() - start
             return result
 
-        timed("whole sample", lambda: dataset[number])  # which warms up what follows
+        timed("whole sample", lambda: dataset[number])  # also warms up the stages below
         place = timed("find", lambda: tuple(index.rows[number, FIRST : SECOND + 1].tolist()))
         record = timed("parse", lambda: index.reader.read(place))
         source_of = index.reader.source_of(place)
@@ -219,7 +219,7 @@ def stages_of(dataset) -> Callable[[int], dict[str, float]]:
 
 
 def medians(sample: Callable, num_records: int, num_samples: int, num_workers: int) -> dict[str, float]:
-    """Median seconds of each stage, over samples that so many processes make at the same time."""
+    """Return each stage's median seconds over samples that `num_workers` processes make at the same time."""
     context = multiprocessing.get_context("fork")
     results = context.SimpleQueue()
 
@@ -237,7 +237,7 @@ def medians(sample: Callable, num_records: int, num_samples: int, num_workers: i
 
 
 def as_markdown(about: dict) -> str:
-    """Two tables: of opening the records, and of a sample's stages."""
+    """Return two tables: one on opening the records, one on a sample's stages."""
     rows = about["rows"]
     opening = table(
         [

@@ -1,7 +1,7 @@
-"""What evaluation costs beside the model at the size of whole benchmarks: loading, resuming, scoring.
+"""The cost of evaluation without the model, at the size of whole benchmarks: loading, resuming, scoring.
 
-Question and answer files are rendered at --questions and at twice as many, so that a cost that grows faster
-than the questions shows: it more than doubles. The model is not run.
+Question and answer files are generated with --questions questions and with twice as many. A cost that more
+than doubles grows faster than the number of questions. The model is not run.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ SETTINGS = {"conv_mode": TEMPLATE, "temperature": 0.0, "weights": "0" * 12, "max
 ANSWERS = ["yes", "no", "2", "red", "man", "blue", "frisbee", "tennis", "left", "1", "black", "dog"]
 WORDS = ["is", "there", "a", "man", "dog", "what", "color", "how", "many", "people", "on", "the", "table"]
 QUESTIONS_AN_IMAGE = 3
-TEST_SPLIT = 4  # VQAv2's file of all test questions has as many for each of test-dev
+TEST_SPLIT = 4  # questions in VQAv2's file of all test questions for each one of test-dev
 TOKEN_BUDGET = 16384
-POSITIONS = 144  # of an image
+POSITIONS = 144  # that an image takes in a prompt
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +50,7 @@ def question(draw: random.Random) -> str:
 
 
 def questions(num: int, name: str = "{}.jpg", **more) -> list[dict]:
-    """Rows as LLaVA-1.5's question files have them."""
+    """Return rows in the format of LLaVA-1.5's question files."""
     draw = random.Random(0)
     return [
         {
@@ -69,7 +69,7 @@ def ten_answers(draw: random.Random) -> list[str]:
 
 
 def render(folder: Path, num: int) -> None:
-    """The files of all benchmarks, a folder each, with `num` questions."""
+    """Write the files of all benchmarks, each in its own folder, with `num` questions."""
     draw, rows = random.Random(1), questions(num)
     write_jsonl(folder / "vqav2" / vqav2.TEST_DEV, rows)
     write_jsonl(folder / "vqav2" / vqav2.TEST, questions(TEST_SPLIT * num))
@@ -123,18 +123,18 @@ def write_json(path: Path, content: object) -> None:
 
 
 def answer(folder: Path, left: int) -> None:
-    """Answers of all VQAv2 questions but the last `left`, as a run that was killed leaves them."""
+    """Answer all VQAv2 questions except the last `left`, as in the file that a killed run leaves."""
     rows = load("vqav2", folder)
     file = open_answers(folder, rows)
     for row, text in zip(rows[: max(0, len(rows) - left)], said(len(rows)), strict=False):
         file.append(row, text)
 
 
-# ---- Steps: each prepares itself up to its `yield`, and is measured from there
+# ---- Steps: each prepares its inputs before its `yield`; only what follows is measured
 
 
 def load(name: str, folder: Path) -> list[dict]:
-    """A benchmark's questions, as evaluation loads and checks them."""
+    """Load and check a benchmark's questions as evaluation does."""
     return check_questions(TASKS[name].load(folder / TASKS[name].folder), name)
 
 
@@ -155,7 +155,7 @@ def loading(name: str) -> Callable[[Path], Iterator[None]]:
 
 
 def settling(use: Callable[[list[dict], dict, Path], object], name: str) -> Callable[[Path], Iterator[None]]:
-    """What `use` makes of all questions of a benchmark, their answers and a folder."""
+    """Return a step that calls `use` with all questions of a benchmark, their answers and a folder."""
 
     def step(folder: Path) -> Iterator[None]:
         rows = load(name, folder)
@@ -181,14 +181,14 @@ def reading_answers(folder: Path) -> Iterator[None]:
 
 
 def planning(folder: Path) -> Iterator[None]:
-    """Of a new run, which leaves the lengths to the resumed one."""
+    """Plan a new run. It writes the file of lengths that `resuming` reads."""
     rows, plan = load("vqav2", folder), planner(folder)
     yield
     plan(rows, set())
 
 
 def resuming(folder: Path) -> Iterator[None]:
-    """All that a resumed run does ahead of its first batch, but for loading the model."""
+    """Do all that a resumed run does before its first batch, except loading the model."""
     plan = planner(folder)
     yield
     rows = load("vqav2", folder)
@@ -202,7 +202,7 @@ def finishing(folder: Path) -> Iterator[None]:
 
 
 def planner(folder: Path) -> Callable[[list[dict], set], None]:
-    """Makes the batches of questions with some of them answered, and the prompts of those that are left."""
+    """Return a function that makes all batches, and the prompts of those with an unanswered question."""
     from llava.conversation import template_named
     from llava.eval.generation import PromptMaker, split_batches
     from llava.eval.lengths import LengthFile, measure
@@ -229,7 +229,7 @@ def refuse(row: dict, reason: Exception) -> None:
 
 
 def new_tokenizer():
-    """Byte-level BPE of some rendered questions."""
+    """Return a tokenizer: byte-level BPE, trained on some generated questions."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -242,7 +242,7 @@ def new_tokenizer():
 
 
 SCORED = ("vqav2_val", "gqa", "pope", "textvqa", "vizwiz_val")
-# In this order, for the new run leaves lengths to the resumed one
+# In this order, because the resumed run reads the lengths that the new run writes
 STEPS: dict[str, Callable[[Path], Iterator[None]]] = {
     **{f"load {name}": loading(name) for name in ("vqav2", *SCORED)},
     "plan vqav2, new": planning,
@@ -255,7 +255,7 @@ STEPS: dict[str, Callable[[Path], Iterator[None]]] = {
 
 
 def measured(name: str, folder: Path) -> tuple[float, float]:
-    """Processor seconds of a step, and MiB at most beyond what is held when it starts."""
+    """Return a step's processor seconds, and its peak memory in MiB beyond what is held when it starts."""
     step = STEPS[name](folder)
     next(step)
     start = time.process_time()
@@ -273,7 +273,7 @@ def run(args: argparse.Namespace) -> None:
             render(folder, num)
             answer(folder, args.left)
             for name, found in figures.items():
-                # a process of its own, for memory that is freed stays with the process
+                # A new process for each step, because a process keeps memory that it has freed
                 spawn = multiprocessing.get_context("spawn")
                 with ProcessPoolExecutor(1, mp_context=spawn) as pool:
                     found.append(pool.submit(measured, name, folder).result())

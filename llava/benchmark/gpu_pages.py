@@ -1,4 +1,4 @@
-"""What a GPU report left, as tables on pages: the bars with their figures, then each part's own table."""
+"""Puts a GPU report's results on pages: the figures with their bars (targets), then each part's table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def fill_pages(folder: Path, titles: dict[str, str]) -> None:
     """Put the summary into README.md, and the summary and all tables into docs/performance.md.
 
     Args:
-        titles: of the parts, by name, in the order of the page.
+        titles: maps each part's name to its title, in the order of the page.
     Raises:
         UserError: if the folder has no results.
     """
@@ -40,7 +40,7 @@ def fill_pages(folder: Path, titles: dict[str, str]) -> None:
 
 
 def summary(folder: Path) -> str:
-    """The card, and a row for each figure that has a bar and was measured."""
+    """Return a line on the GPU, if known, and a table with a row for each measured figure that has a bar."""
     rows = [[what, bar, figure] for what, bar, figure in figures(lambda name: read(folder, name))]
     machine = read(folder, "machine")
     head = ""
@@ -54,13 +54,13 @@ def summary(folder: Path) -> str:
 
 
 def read(folder: Path, name: str) -> dict | None:
-    """A part's JSON, if it got so far."""
+    """Return a part's JSON, or None if it has not written any."""
     path = folder / f"{name}.json"
     return json.loads(path.read_text()) if path.is_file() else None
 
 
 def figures(part: Callable[[str], dict | None]) -> Iterator[tuple[str, str, str]]:
-    """What is measured, its bar and its figure."""
+    """Yield (what is measured, its bar, its figure) for each figure that was measured."""
     if projectors := part("projectors_b32"):
         yield from projector_figures(projectors)
     for name, size in (("speed_7b", "one sequence"), ("speed_7b_batch16", "sixteen sequences")):
@@ -111,12 +111,12 @@ def step_figures(step: dict, title: str) -> Iterator[tuple[str, str, str]]:
 
 
 def compressed(content: dict) -> dict:
-    """The row of 144 tokens."""
+    """Return the row for 144 visual tokens."""
     return next(row for row in content["rows"] if row["tokens"] == 144)
 
 
 def count_tests(junit: str) -> dict:
-    """passed: their number; failed, skipped: names, and the reason of what was skipped."""
+    """Return `passed`, a number, and `failed` and `skipped`, names of tests (with the reason if skipped)."""
     cases = list(ElementTree.fromstring(junit).iter("testcase"))
 
     def named(*kinds: str) -> list[str]:

@@ -1,8 +1,8 @@
-"""All figures that a GPU is asked for, part by part, the most important first; and the pages that show them.
+"""All figures that need a GPU, part by part, the most important first; and the pages that show them.
 
-Each part runs in a process of its own with a limit of time, and writes its JSON as it ends: a part that
-fails, or a report that is cut short, takes nothing from the others. Processes are forked from a server that
-has imported torch and transformers, for importing them anew would take a part's first seconds.
+Each part runs in a process of its own with a time limit, and writes its JSON when it ends. So if a part fails
+or the report is cut short, the results of the other parts remain. Processes are forked from a server that has
+imported torch and transformers, because importing them again would take a part's first seconds.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ FORMS = "--forms compile graph --dtype bfloat16 --scale_factors 2 --repeats 20"
 
 @dataclass(frozen=True)
 class Part:
-    """One process.
+    """One part of the report, which runs in a process of its own.
 
     Attributes:
-        name: of its files in the results' folder.
-        command: arguments of python -m llava.benchmark; None: the tests of tests/gpu.
-        limit: seconds after which it is ended.
-        title: above its table.
-        needs: packages without which it is left out.
+        name: the name of its files in the results folder.
+        command: arguments of python -m llava.benchmark; None: run the tests in tests/gpu.
+        limit: seconds after which the process is killed.
+        title: the heading above its table.
+        needs: packages without which the part is left out.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Part:
     needs: tuple[str, ...] = ()
 
 
-# Of a training step, by the mark in the part's name: flags, what the title says, a package that it needs
+# Maps a mark in a training step's part name to (flags, what the title says, a package that it needs)
 STEP_OPTIONS = {
     "lora": ("--lora", " by LoRA", "peft"),
     "stage1": ("--stage 1", "", ""),
@@ -64,7 +64,7 @@ STEP_OPTIONS = {
 
 
 def step(shape: str, batch_size: int, *marks: str) -> Part:
-    """Training steps of a model; `marks` of STEP_OPTIONS, in their order."""
+    """Return the part for training steps of a model; `marks` are keys of STEP_OPTIONS, in that order."""
     flags, said, needs = zip(("", "", ""), *(STEP_OPTIONS[mark] for mark in marks), strict=True)
     method, others = ("".join(s for s in said if s.startswith(start)) for start in (" ", ","))
     return Part(
@@ -86,7 +86,7 @@ def speed(name: str, flags: str, title: str, limit: int = 60) -> Part:
 
 
 COMPILED = "--scale_factors 2 --decode compile --no_theirs"
-# Batches of training steps are what one H100 holds: of the compressed rows it would hold far more
+# Batch sizes of training steps are what one H100 holds uncompressed; compressed, it would hold far more
 PARTS = (
     Part("machine", "machine", 40, "The machine"),
     Part("tests", None, 240, "Tests of tests/gpu"),
@@ -124,7 +124,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the parts, or fill the pages from what they left."""
+    """Run the parts, or fill the pages from the results of an earlier run."""
     folder = args.output_dir or RESULTS / f"gpu_{card_name()}"
     if args.docs:
         fill_pages(folder, {part.name: part.title for part in PARTS})
@@ -136,9 +136,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def card_name() -> str:
-    """The first GPU's name as part of a folder's: nvidia_h100_80gb_hbm3.
+    """Return the first GPU's name in the form used in a folder's name, such as nvidia_h100_80gb_hbm3.
 
-    Raises UserError if nvidia-smi names none.
+    Raises UserError if nvidia-smi names no GPU.
     """
     names = nvidia_smi("name")
     if not names:
@@ -149,11 +149,11 @@ def card_name() -> str:
 
 
 def run_parts(parts: list[Part], folder: Path, seconds: float) -> dict[str, dict]:
-    """Run them one after another until the time is over; parts.json has each outcome as soon as it ends."""
+    """Run the parts in turn until the time is over; parts.json gets each outcome as soon as its part ends."""
     folder.mkdir(parents=True, exist_ok=True)
     end, record = time.monotonic() + seconds, folder / "parts.json"
     outcomes = json.loads(record.read_text()) if record.is_file() else {}
-    # so that what asks for a GPU while it is imported starts no CUDA, which forked processes could not use
+    # So that modules that look for a GPU at import do not start CUDA, which forked processes could not use
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["llava.benchmark.speed.measure"])
@@ -173,23 +173,23 @@ def run_parts(parts: list[Part], folder: Path, seconds: float) -> dict[str, dict
 
 
 def outcome_of(process: multiprocessing.process.BaseProcess, limit: float) -> str:
-    """Run it; how it ended: done, failed or ended after so many seconds."""
+    """Run a process and return how it ended: done, failed, or killed after `limit` seconds."""
     process.start()
     process.join(limit)
     if process.is_alive():
-        os.killpg(process.pid, signal.SIGKILL)  # type: ignore[arg-type]  # what it started, too
+        os.killpg(process.pid, signal.SIGKILL)  # type: ignore[arg-type]  # also kills what it started
         process.join()
         return f"ended after {limit:.0f} s"
     return "done" if process.exitcode == 0 else f"failed with exit code {process.exitcode}"
 
 
 def work(part: Part, folder: Path) -> None:
-    """The part, in its process and process group."""
+    """Run a part in the current process, which gets a process group of its own."""
     os.setsid()
     if part.command is None:
         sys.exit(run_tests(folder))
     words = part.command.split()
-    sys.argv[1:] = words  # what figures name as their command
+    sys.argv[1:] = words  # provenance takes the command from here
     if words[0] != "ablation":
         sys.exit(call(MEASURES, [*words, "--output_dir", str(folder), "--name", part.name]))
     study = Path("playground/ablation/gpu")
@@ -200,7 +200,7 @@ def work(part: Part, folder: Path) -> None:
 
 
 def run_tests(folder: Path) -> int:
-    """tests/gpu with eight processes, which share the GPU; tests.json and tests.md have the counts."""
+    """Run tests/gpu in eight processes, which share the GPU; write the counts to tests.json and tests.md."""
     report = folder / "tests.xml"
     command = [sys.executable, "-m", "pytest", "tests/gpu", "-m", "gpu", "-p", "no:cacheprovider"]
     command += ["-n", "8", "--dist", "loadgroup", f"--junitxml={report}"]

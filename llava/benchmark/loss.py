@@ -1,10 +1,9 @@
-"""What the training loss takes: memory of its logits, and the Sinkhorn regulariser's share of a step.
+"""The cost of the training loss: the memory of its logits, and the Sinkhorn regulariser's share of a step.
 
-The first is the loss alone, forward and backward, at --tokens labels of --vocabulary words. The second is
-a step of a random Llama at the settings of both stages' scripts, with and without the regulariser in turns.
+The memory is that of only the loss, forward and backward, with --tokens labels and --vocabulary words. The
+share is measured on steps of a Llama with random weights and the settings of both stages' scripts, with and
+without the regulariser in turns.
 """
-
-# N labels, V vocabulary, D width
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from functools import partial
 from llava.benchmark.packing import llama_config
 from llava.benchmark.timing import add_measure_flags, headline, medians, peak_mib, provenance, table
 
-# Labels a step, and the scripts' settings
+# Maps a script to its labels a step and its settings of the regulariser
 STAGES = {
     "pretrain.sh": (480, {"sinkhorn_beta": 0.5}),
     "finetune.sh": (
@@ -35,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def loss_memory(tokens: int, vocabulary: int, width: int) -> float:
-    """GiB of language_loss and its backward pass, the gradient of the head's weight not counted."""
+    """Return the peak GiB of language_loss, forward and backward; the head's weight gets no gradient."""
     import torch
     from torch import nn
 
@@ -54,7 +53,7 @@ def loss_memory(tokens: int, vocabulary: int, width: int) -> float:
 
 
 def step_seconds(labels: int, settings: dict, args: argparse.Namespace) -> tuple[float, float]:
-    """Medians of processor time of a step without and with the regulariser."""
+    """Return the median processor seconds of a step without and with the regulariser."""
     import torch
     from transformers import LlamaModel
 
@@ -79,7 +78,7 @@ def step_seconds(labels: int, settings: dict, args: argparse.Namespace) -> tuple
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print both."""
+    """Print the memory of the loss and a table of the regulariser's share."""
     memory = loss_memory(args.tokens, args.vocabulary, args.width)
     logits = args.tokens * args.vocabulary * 4 / 2**30
     print(

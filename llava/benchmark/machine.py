@@ -1,6 +1,7 @@
-"""What this machine can do at most: a matrix product's FLOP/s and a copy's bytes a second.
+"""The highest speeds of this machine: a matrix product's FLOP/s and a copy's bytes a second.
 
-Both are the best of several timings, after a warm-up, on random numbers: products of zeros run faster.
+Both are the best of several timings after a warm-up. The product is of random numbers, because products of
+zeros run faster.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from llava.benchmark.timing import (
 )
 
 PRODUCT_SIZE = {"cuda": 8192, "cpu": 1024}  # rows and columns of both matrices
-COPY_BYTES = {"cuda": 4 * 2**30, "cpu": 2**28}  # read, and as many written
+COPY_BYTES = {"cuda": 4 * 2**30, "cpu": 2**28}  # read; as many are written
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def describe(device: str) -> dict:
-    """Memory, driver and CUDA; of a machine without a GPU nothing."""
+    """Return the GPU's memory, driver, CUDA version and the like; an empty dict without a GPU."""
     import torch
 
     if not device.startswith("cuda"):
@@ -53,7 +54,7 @@ def describe(device: str) -> dict:
 
 
 def nvidia_smi(query: str) -> list[str]:
-    """What it answers, a line for each GPU; none where it does not."""
+    """Return the lines that nvidia-smi prints, one for each GPU; an empty list if it cannot be run."""
     import subprocess
 
     command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
@@ -64,7 +65,7 @@ def nvidia_smi(query: str) -> list[str]:
 
 
 def ceilings(device: str, repeats: int) -> dict[str, float]:
-    """tflops of a bfloat16 product, and tb_s of a copy within the device, bytes read and written."""
+    """Return tflops of a bfloat16 product, and tb_s of a device's own copy (bytes read plus written)."""
     import torch
 
     num_bytes = COPY_BYTES[device.split(":")[0]]
@@ -78,7 +79,7 @@ def ceilings(device: str, repeats: int) -> dict[str, float]:
 
 
 def product_flops(device: str, dtype, clock: Clock, repeats: int = 10) -> float:
-    """FLOP/s of a product of matrices with PRODUCT_SIZE rows and columns."""
+    """Return the FLOP/s of a product of matrices with PRODUCT_SIZE rows and columns."""
     import torch
 
     size = PRODUCT_SIZE[device.split(":")[0]]
@@ -87,7 +88,7 @@ def product_flops(device: str, dtype, clock: Clock, repeats: int = 10) -> float:
 
 
 def best(call: Callable[[], object], clock: Clock, repeats: int) -> float:
-    """Seconds of the fastest of several calls after one of warm-up."""
+    """Return the seconds of the fastest of several calls, after one warm-up call."""
     call()
     return min(clock.timed(call) for _ in range(repeats))
 

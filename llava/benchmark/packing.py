@@ -1,7 +1,7 @@
-"""Training's tokens a second with padded, length-grouped and packed rows, at equal memory.
+"""Tokens a second in training with padded, length-grouped and packed rows, at equal memory.
 
-A random Llama passes over records of long-tailed lengths. Every batch has the same number of rows of at most
---max_length positions, so that no way may need more memory than another.
+A Llama with random weights passes forward and backward over records of long-tailed lengths. Every batch has
+the same number of rows of at most --max_length positions, so that no way may need more memory than another.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def record_lengths(num_records: int, median: int, spread: float, max_length: int) -> list[int]:
-    """Log-normal, as the lengths of instruction data roughly are, cut at max_length."""
+    """Draw lengths that are log-normal, roughly as those of instruction data, and cut at max_length."""
     draw = random.Random(0)
     drawn = [round(median * draw.lognormvariate(0, spread)) for _ in range(num_records)]
     return [min(max(length, 8), max_length) for length in drawn]
 
 
 def batches(lengths: list[int], batch_size: int, max_length: int) -> dict[str, list[list]]:
-    """Each way's batches of rows: a record, or a list of records."""
+    """Return each way's batches. A batch is a list of rows; a row is a record or a list of records."""
     from llava.data.mixture import Mixture
     from llava.data.packing import pack
     from llava.data.sampler import ModalityLengthGroupedSampler
@@ -56,7 +56,7 @@ def batches(lengths: list[int], batch_size: int, max_length: int) -> dict[str, l
 
 
 def model_inputs(batch: list, lengths: list[int]) -> dict:
-    """A batch of random tokens as a decoder takes it: positions that restart tell packed records apart."""
+    """Return a decoder's inputs for a batch of random tokens; positions restart at each packed record."""
     import torch
 
     from llava.data.collator import Collator
@@ -75,7 +75,7 @@ def model_inputs(batch: list, lengths: list[int]) -> dict:
 
 
 def llama_config(hidden_size: int, layers: int, **options):
-    """Of a random Llama."""
+    """Return the configuration of a Llama of this width and number of layers."""
     from transformers import LlamaConfig
 
     return LlamaConfig(

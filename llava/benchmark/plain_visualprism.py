@@ -1,4 +1,4 @@
-"""VisualPrism's published form as it is written down, which benchmarks and tests compare ours with."""
+"""VisualPrism computed as published; benchmarks and tests compare our implementation with it."""
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +9,9 @@ from llava.model.multimodal_projector.visualprism import VisualPrism
 
 
 class PlainVisualPrism(VisualPrism):
-    """The same weights and function, every map at every position and attention by torch; nothing is folded.
+    """A VisualPrism with the same weights and function, which computes every map at every position.
 
-    It is the form in evaluation and in training.
+    Attention is torch's, and nothing is folded. The form is the same in evaluation and in training.
     """
 
     def forward(self, features, scale_factor=None):
@@ -50,7 +50,7 @@ class PlainVisualPrism(VisualPrism):
 
 
 def wavelet_path(path: nn.Module, maps: Tensor) -> Tensor:
-    """The wavelet path with Haar's transform as strided convolutions; other wavelets as they are."""
+    """Run the wavelet path. Haar's transform is done by strided convolutions; others are left as they are."""
     wavelet = path.wavelet
     if wavelet.name != "haar":
         return path(maps)

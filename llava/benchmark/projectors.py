@@ -1,8 +1,9 @@
-"""What every projector costs at every compression, measured in one interleaved run.
+"""The cost of every projector at every compression, measured in one interleaved run.
 
-Sizes are those of CLIP ViT-L/14 at 336 px (24x24 patches of 1024 channels, 4 levels) before a 4096-wide
-language model. Figures are for one batch: forward in evaluation without gradients, step a forward and
-backward in training. On a GPU the forward is measured compiled and in a CUDA graph, too, where asked for.
+Sizes are those of CLIP ViT-L/14 at 336 px (24x24 patches of 1024 channels, 4 levels) with a language model
+of width 4096. Figures are for one batch: "forward" is a forward pass in evaluation without gradients, "step"
+a forward and backward pass in training. With --forms the forward pass is also measured compiled, and, on a
+GPU, in a CUDA graph.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from llava.errors import UserError
 
 GRID, VISION_WIDTH, NUM_LEVELS, LLM_WIDTH = 24, 1024, 4, 4096
 UNCOMPRESSED = ("linear", "mlp2x_gelu")
-PLAIN = "visualprism_plain"  # the published form, which is no type of --mm_projector_type
+PLAIN = "visualprism_plain"  # the published form, which --mm_projector_type does not have
 FORM_NAMES = {"compile": "compiled", "graph": "in a CUDA graph"}
 FORMS = tuple(FORM_NAMES)
 
@@ -40,9 +41,9 @@ class Row:
     gflop: float
     forward_ms: float
     step_ms: float
-    forward_mib: float  # most memory at a time beside weights and inputs
+    forward_mib: float  # peak memory, not counting weights and inputs
     step_mib: float
-    forms_ms: dict[str, float] = field(default_factory=dict)  # the forward's, of those of FORMS asked for
+    forms_ms: dict[str, float] = field(default_factory=dict)  # the forward's, for each of --forms
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +83,7 @@ def measure(
     dtype,
     forms: Sequence[str] = (),
 ) -> list[Row]:
-    """One row a projector and s."""
+    """Return one row for each projector and s."""
     import torch
     from tqdm import tqdm
 
@@ -98,7 +99,7 @@ def measure(
     steps = {key: step(module, features) for key, module in candidates.items()}
     forward_seconds = medians(forwards, repeats, device)
     step_seconds = medians(steps, repeats, device)
-    # the forward again with its other forms, in turns
+    # the forward again, in its other forms, in turns
     of_forms = {
         (form, key): FORM[form](module, features) for form in forms for key, module in candidates.items()
     }
@@ -126,7 +127,7 @@ def measure(
 
 
 def build_candidates(types: list[str] | None, scale_factors: list[int], device: str, dtype) -> dict:
-    """(type, s) to a projector; s is None for those that do not compress."""
+    """Return a dict from (type, s) to a projector; s is None for projectors that do not compress."""
     from llava.benchmark.plain_visualprism import PlainVisualPrism
     from llava.model.multimodal_projector.builder import (
         PROJECTORS,
@@ -155,7 +156,7 @@ def build_candidates(types: list[str] | None, scale_factors: list[int], device: 
 
 
 def forward(module, features) -> Callable[[], None]:
-    """An evaluation forward, as a call."""
+    """Return a function that runs a forward pass in evaluation."""
     import torch
 
     def call() -> None:
@@ -168,7 +169,7 @@ def forward(module, features) -> Callable[[], None]:
 
 
 def compiled(module, features) -> Callable[[], None]:
-    """The evaluation forward compiled for this batch, as a call; the first one compiles."""
+    """Return a function that runs the evaluation forward compiled for this batch; its first call compiles."""
     import torch
 
     module.eval().prepare_to_compile()
@@ -182,14 +183,14 @@ def compiled(module, features) -> Callable[[], None]:
 
 
 def graphed(module, features) -> Callable[[], None]:
-    """The evaluation forward as one CUDA graph, replayed."""
+    """Return a function that replays the evaluation forward as one CUDA graph."""
     import torch
 
     module.eval()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side), torch.no_grad():
-        for _ in range(2):  # libraries make their handles and workspaces ahead of the capture
+        for _ in range(2):  # libraries create their handles and workspaces before the capture
             module(features)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
@@ -202,7 +203,7 @@ FORM = {"compile": compiled, "graph": graphed}
 
 
 def step(module, features) -> Callable[[], None]:
-    """A training forward and backward, as a call."""
+    """Return a function that runs a forward and backward pass in training."""
 
     def call() -> None:
         module.train()

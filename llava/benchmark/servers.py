@@ -1,8 +1,8 @@
-"""Servers of one model side by side: answers a second, the wait for a first token, and what they say.
+"""Servers of one model side by side: answers a second, the wait for a first token, and their answers.
 
-The servers run already; any that speaks OpenAI's chat completions will do. They take turns, and a first round
-warms up and is not counted. A server whose models are owned by vllm is told s by `mm_processor_kwargs`, our
-own by `scale_factor`.
+The servers must be running already; any server with OpenAI's chat completions works. They take turns; a first
+round warms up and is not counted. A server whose models are owned by vllm gets s in `mm_processor_kwargs`;
+any other, such as our own, gets it in `scale_factor`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Server:
-    """A server, by its name in the table."""
+    """A server; `name` is its name in the table."""
 
     name: str
     url: str
@@ -58,7 +58,7 @@ class Server:
     takes_mm_kwargs: bool
 
     def options(self, scale_factor: int | None) -> dict:
-        """Of a request, beyond OpenAI's."""
+        """Return the fields of a request that are not OpenAI's."""
         if scale_factor is None:
             return {}
         own = {"scale_factor": scale_factor}
@@ -66,10 +66,10 @@ class Server:
 
 
 def server_at(text: str) -> Server:
-    """The server that NAME=URL names.
+    """Return the server that NAME=URL names.
 
     Raises:
-        UserError: if it is not of this form, or no server answers there.
+        UserError: if the text does not have this form, or no server answers there.
     """
     from openai import OpenAI, OpenAIError
 
@@ -86,7 +86,7 @@ def server_at(text: str) -> Server:
 
 @dataclass(frozen=True)
 class Answer:
-    """Text, tokens, and seconds from the request to the first of them."""
+    """An answer's text, its number of tokens, and the seconds from the request to the first token."""
 
     text: str
     tokens: int
@@ -94,7 +94,7 @@ class Answer:
 
 
 async def ask(client, server: Server, row: dict, image: str, options: dict, max_new_tokens: int) -> Answer:
-    """One question, greedily."""
+    """Ask one question, with greedy decoding."""
     content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": row["text"]}]
     start, first, pieces, tokens = time.perf_counter(), None, [], 0
     stream = await client.chat.completions.create(
@@ -119,7 +119,7 @@ async def ask(client, server: Server, row: dict, image: str, options: dict, max_
 async def ask_all(
     server: Server, rows: list[dict], images: Sequence[str], options: dict, clients: int, max_new_tokens: int
 ) -> list[Answer]:
-    """All questions, so many at a time, in their order."""
+    """Ask all questions, `clients` at a time; return the answers in the order of the questions."""
     from openai import AsyncOpenAI
 
     places = asyncio.Semaphore(clients)
@@ -139,7 +139,7 @@ def data_url(path: Path) -> str:
 def figures_of(
     server: Server, scale_factor: int | None, rows: list[dict], images: list[str], args: argparse.Namespace
 ) -> dict:
-    """One round of a server at one s."""
+    """Run one round of a server at one s and return its figures."""
     start = time.perf_counter()
     options = server.options(scale_factor)
     answers = asyncio.run(ask_all(server, rows, images, options, args.clients, args.max_new_tokens))
@@ -155,10 +155,10 @@ def figures_of(
 
 
 def expected_texts(path: Path, rows: list[dict]) -> list[str]:
-    """A file's answers in the order of the questions.
+    """Return a file's answers in the order of the questions.
 
     Raises:
-        UserError: naming a question that has none.
+        UserError: if a question has no answer; the message names it.
     """
     kept = {row["question_id"]: row["text"] for row in read_jsonl(path)}
     if missing := [row["question_id"] for row in rows if row["question_id"] not in kept]:
@@ -203,7 +203,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def compared(server: Server, rows: list[dict], texts: list[str], expected: list[str]) -> str:
-    """How many answers are equal; prints the others."""
+    """Return how many answers are equal to the expected ones; print the others."""
     differing = [
         (row["question_id"], text, other)
         for row, text, other in zip(rows, texts, expected, strict=True)

@@ -1,4 +1,4 @@
-"""What benchmarks share: a device's own clock, turns, work and memory, figures' origin, flags and files."""
+"""Shared by benchmarks: a device's own clock, turns, work and memory, provenance, flags and files."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from llava.wholefile import write_text
 
 
 class Clock:
-    """Moments on a device's own time line: CUDA events on a GPU, the host's clock elsewhere.
+    """A device's own clock: CUDA events on a GPU, the host's clock elsewhere.
 
-    An event is a mark in the device's queue, so that reading time costs no wait within what is timed; the
-    waits lie before the start, when nothing may be running, and after the end.
+    An event is a mark in the device's queue, so that reading the time does not wait within what is timed. The
+    clock waits only before the start, when nothing may be running, and after the end.
 
     Args:
-        processor: off a GPU, count what processors worked for this process, all threads added up: the time to
-            compare by where others use the machine, too.
+        processor: off a GPU, count this process's processor time, summed over its threads. Use it to compare
+            times on a machine that others use too.
     """
 
     def __init__(self, device: str, processor: bool = False):
@@ -36,7 +36,7 @@ class Clock:
         self._host_time = time.process_time if processor else time.perf_counter
 
     def wait(self) -> None:
-        """Until the device has done all that was asked of it."""
+        """Wait until the device has done all its work."""
         if self.on_gpu:
             import torch
 
@@ -52,14 +52,14 @@ class Clock:
         return event
 
     def seconds(self, start, end) -> float:
-        """Between two moments; waits for the later one."""
+        """Return the seconds between two moments; waits for the later one."""
         if not self.on_gpu:
             return end - start
         end.synchronize()
         return start.elapsed_time(end) / 1e3
 
     def timed(self, call: Callable[[], object]) -> float:
-        """Seconds of one call."""
+        """Return the seconds of one call."""
         self.wait()
         start = self.now()
         call()
@@ -70,10 +70,10 @@ Key = TypeVar("Key")
 
 
 def take_turns(calls: dict[Key, Callable[..., dict]], repeats: int) -> dict[Key, list[dict]]:
-    """What each call returns, round by round; a first round warms up and is not kept.
+    """Return what each call returns, round by round; a first round warms up and is not kept.
 
-    Calls take turns within a round, so that what else the machine does meets all of them alike, and a
-    figure of one can be divided by that of another of the same round.
+    Calls take turns within a round, so that other work on the machine affects all of them alike. One call's
+    figure can thus be divided by another's of the same round.
     """
     from tqdm import tqdm
 
@@ -85,7 +85,7 @@ def take_turns(calls: dict[Key, Callable[..., dict]], repeats: int) -> dict[Key,
 
 
 def medians(calls: dict, repeats: int, device: str, processor: bool = False) -> dict:
-    """Median seconds of each call over rounds in which they take turns; `processor` as in Clock."""
+    """Return each call's median seconds over rounds in which they take turns; `processor` as in Clock."""
     clock = Clock(device, processor)
     turns = take_turns(
         {key: lambda call=call: {"seconds": clock.timed(call)} for key, call in calls.items()}, repeats
@@ -98,20 +98,20 @@ def median(rounds: list[dict], name: str) -> float:
 
 
 def median_ratio(rounds: list[dict], others: list[dict], name: str) -> float:
-    """Median over the rounds of one call's figure by another's in the same round."""
+    """Return the median over the rounds of one call's figure divided by another's in the same round."""
     pairs = zip(rounds, others, strict=True)
     return statistics.median(figures[name] / other[name] for figures, other in pairs)
 
 
 def gflop(call: Callable[[], object]) -> float:
-    """Multiplications and additions of matrix products and convolutions, in billions.
+    """Count a call's multiplications and additions in matrix products and convolutions, in billions.
 
     Attention is counted as its two products over all positions, masked or not. Works on the meta device.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    with sdpa_kernel(SDPBackend.MATH):  # the CPU's own attention kernel is one the counter does not know
+    with sdpa_kernel(SDPBackend.MATH):  # the counter does not know the CPU's own attention kernel
         call()
         with FlopCounterMode(display=False) as count:
             call()
@@ -119,7 +119,7 @@ def gflop(call: Callable[[], object]) -> float:
 
 
 def peak_mib(call: Callable[[], object], device: str) -> float:
-    """Most memory that a call holds at a time beyond what is held before it, in MiB."""
+    """Return the peak memory of a call beyond what is held before it, in MiB."""
     import torch
 
     call()
@@ -141,16 +141,16 @@ def peak_mib(call: Callable[[], object], device: str) -> float:
 
 
 def resident() -> int:
-    """Bytes of main memory that this process holds now (Linux)."""
+    """Return the bytes of main memory that this process holds now (Linux)."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_process_mib(work: Callable[[], object], poll: float = 0.005) -> float:
-    """Most main memory that this process takes during `work` beyond what it holds before, in MiB (Linux).
+    """Return this process's peak main memory during `work` beyond what it holds before, in MiB (Linux).
 
     Args:
-        poll: seconds between two looks.
+        poll: seconds between two readings.
     """
     before = peak = resident()
     done = threading.Event()
@@ -170,7 +170,7 @@ def peak_process_mib(work: Callable[[], object], poll: float = 0.005) -> float:
     return (peak - before) / 2**20
 
 
-# ---- Where figures come from
+# ---- Provenance: where figures come from
 
 
 def default_device() -> str:
@@ -180,7 +180,7 @@ def default_device() -> str:
 
 
 def provenance(device: str, dtype: str) -> dict:
-    """Command, date, machine, threads, versions and dtype: what every output carries."""
+    """Return what every output carries: command, date, machine, threads, versions and dtype."""
     import torch
     import transformers
 
@@ -202,7 +202,7 @@ def provenance(device: str, dtype: str) -> dict:
 
 
 def processor_name() -> str:
-    """The CPU as Linux names it; elsewhere its architecture."""
+    """Return the CPU's name on Linux; elsewhere its architecture."""
     info = Path("/proc/cpuinfo")
     for line in info.read_text().splitlines() if info.exists() else []:
         if line.startswith("model name"):
@@ -211,7 +211,7 @@ def processor_name() -> str:
 
 
 def headline(about: dict) -> str:
-    """Provenance as the line above a table."""
+    """Return the line above a table, which states the provenance of its figures."""
     versions = about["versions"]
     where = about["machine"]
     if not about["device"].startswith("cuda"):
@@ -225,7 +225,7 @@ def headline(about: dict) -> str:
 # ---- Flags and files
 
 
-# As add_declared takes them
+# In the form that add_declared takes
 FLAGS: dict[str, dict] = {
     "repeats": {"type": int, "default": 5, "help": "timed rounds, after one of warm-up"},
     "device": {"help": "cuda or cpu; default: cuda where there is one"},
@@ -244,7 +244,7 @@ FLAGS: dict[str, dict] = {
 
 
 def add_measure_flags(parser, *flags: str, **defaults) -> None:
-    """Let a command take some of FLAGS, as add_declared does."""
+    """Add some of FLAGS to a parser, with add_declared."""
     add_declared(parser, FLAGS, flags, defaults)
 
 
@@ -257,13 +257,13 @@ def publish(args: argparse.Namespace, name: str, content: dict, text: str) -> No
 
 
 def table(columns: list[str], rows: list[list]) -> str:
-    """Markdown."""
+    """Return a Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines) + "\n"
 
 
 def write(folder: Path, name: str, content: dict, text: str) -> None:
-    """name.json and name.md."""
+    """Write name.json and name.md."""
     write_text(folder / f"{name}.json", json.dumps(content, indent=1))
     write_text(folder / f"{name}.md", text)
 
@@ -278,7 +278,7 @@ def paste(page: Path, name: str, text: str) -> None:
 
 
 def check_place(page: Path | None, name: str) -> None:
-    """Ahead of a measurement: whether `paste` will find its place; None is no page."""
+    """Check before a measurement that `paste` will find its place, if there is a page."""
     if page is not None:
         _place(page, name)
 
