@@ -1,1 +1,1 @@
-"""Projectors ranked: trained and scored on PrismVQA by one recipe, same data order, same start."""
+"""Rank projectors: train and score each on PrismVQA with the same recipe, data order and initial reader."""

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do the study; print the tables, and write results.md and results.json."""
+    """Run the study, print the tables, and write results.md and results.json."""
     from llava.benchmark.ablation.settings import read_study
     from llava.benchmark.ablation.study import conduct, results_so_far
     from llava.benchmark.ablation.tables import as_markdown
@@ -42,9 +42,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def visible_devices(study) -> list[str]:
-    """All GPUs; without one, a process for each of torch's threads, as small readers share cores badly.
+    """The devices, with a process for each: all GPUs, or else "cpu" once for each of torch's threads.
 
-    Each process would copy a language model, so that one process then has all threads.
+    On a CPU, small readers use several threads badly. A language model would be copied in each process, so
+    that it gets one process with all threads.
     """
     import torch
 

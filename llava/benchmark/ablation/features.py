@@ -23,12 +23,12 @@ from llava.model.multimodal_projector.builder import VisionFields
 from llava.model.vision_config import resolve_levels, resolve_select_layer
 from llava.wholefile import write_text
 
-BATCH = 16  # pictures the tower sees at once
+BATCH = 16  # pictures that the tower encodes at once
 
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """bfloat16[n, N, K*C] of the hidden states `indices`, of a tower of `depth` layers."""
+    """The hidden states `indices` of a tower with `depth` layers, as bfloat16[n, N, K*C]."""
 
     values: Tensor
     indices: tuple[int, ...]
@@ -43,7 +43,7 @@ class HiddenStates:
         return HiddenStates(self.values.to(device), self.indices, self.depth)
 
     def features(self, pictures: Tensor, fields: VisionFields) -> VisionFeatures:
-        """What a tower of these fields gives of pictures long[B]."""
+        """The features that a tower with these fields gives for the pictures with indices long[B]."""
         values = self.values[pictures]
         levels = resolve_levels(fields.mm_vision_levels, self.depth, fields.mm_vision_select_layer)
         selected = self._state(values, resolve_select_layer(fields.mm_vision_select_layer, self.depth))
@@ -64,13 +64,13 @@ def hidden_states(
     folder: Path,
     device: str,
 ) -> HiddenStates:
-    """Read the states that `rows` need from `folder`, or compute them and leave them there.
+    """Read the states that `rows` need from `folder`, or compute them and write them there.
 
     Args:
         pictures: paths, in the order of the states.
         tower_path: folder of the tower.
-        size: side of its input in pixels.
-        device: where they are computed; they stay in a mapped file.
+        size: side of the tower's input in pixels.
+        device: where the states are computed; the result is a memory-mapped file.
     Raises:
         UserError: if the tower or a picture cannot be read.
     """
@@ -93,7 +93,7 @@ def hidden_states(
         tower = build_vision_tower(fields, needs_levels=True)
         load_vision_weights(tower, str(tower_path))
         _compute(tower.to(device).eval(), pictures, tower_path, size, _mapped(path, shape, write=True))
-        write_text(described, json.dumps(about))  # last: it says that the file beside it is whole
+        write_text(described, json.dumps(about))  # last, since it marks the file beside it as complete
     return HiddenStates(_mapped(path, shape), indices, depth)
 
 
@@ -103,7 +103,7 @@ def _needed(fields: VisionFields, depth: int) -> list[int]:
 
 
 def _mapped(path: Path, shape: tuple[int, ...], write: bool = False) -> Tensor:
-    """A file as bfloat16[shape]."""
+    """A file as a memory-mapped tensor bfloat16[shape]."""
     size = shape[0] * shape[1] * shape[2]
     return torch.from_file(str(path), shared=write, size=size, dtype=torch.bfloat16).view(shape)
 

@@ -1,6 +1,6 @@
-"""What reads visual tokens and answers: a language model, or a small transformer that starts at random."""
+"""Models that read visual tokens and answer: a language model, or a small, untrained transformer."""
 
-# B scenes, Q questions, n ids of the longest, M visual tokens, D reader width, k ids of answers, V answers
+# B scenes, Q questions, n ids of the longest one, M visual tokens, D reader width, k ids of answers
 
 import math
 
@@ -11,12 +11,12 @@ from llava.benchmark.ablation.settings import Reader
 from llava.benchmark.ablation.text import UNKNOWN, TextBatch, Tokens, Words
 from llava.model.multimodal_projector.resampler import sincos_positions
 
-LONGEST = 64  # words of a question
-START = 0.3  # standard deviation of embeddings, beside visual tokens of 1
+LONGEST = 64  # words of a question at most
+START = 0.3  # scale of position embeddings; visual tokens have a standard deviation of 1
 
 
 class LanguageReader(nn.Module):
-    """A causal language model of transformers: image, question, answer in one row, as in LLaVA."""
+    """A causal language model of transformers; it reads image, question and answer in order, as in LLaVA."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -24,13 +24,14 @@ class LanguageReader(nn.Module):
 
     @property
     def width(self) -> int:
-        """D."""
+        """D, the hidden size."""
         return self.model.config.hidden_size
 
     def forward(self, text: TextBatch, tokens: Tensor | None) -> Tensor:
-        """The logits ahead of every id of the answers, given the right ids before it.
+        """The logits that predict each id of the answers, given the right ids before it.
 
-        The image is read once a scene; all of its questions go on from there, and none sees another.
+        Each scene's image is processed once. All questions about the scene continue from its cache, and do
+        not attend to one another.
 
         Args:
             tokens: float[B, M, D]; None: no image.
@@ -47,7 +48,7 @@ class LanguageReader(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention written out: faster on a CPU than the fused one for rows this short."""
+    """Multi-head attention written out; on a CPU it is faster than the fused one for sequences this short."""
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()
@@ -56,7 +57,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, query: Tensor, memory: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """float[B, Q, D] and float[B, M, D] to float[B, Q, D]; bool[B, M] says what is not looked at."""
+        """Map float[B, Q, D] and float[B, M, D] to float[B, Q, D]; `hidden`, bool[B, M], masks keys."""
         key, value = self.key_value(memory).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         query = self.query(query).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
@@ -66,7 +67,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then a two-layer map, each after a norm and added to what comes in."""
+    """Attention, then a two-layer MLP, each after a norm and with a residual connection."""
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()
@@ -76,22 +77,22 @@ class Layer(nn.Module):
         )
 
     def forward(self, query: Tensor, memory: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
-        """As Attention's; without a memory the query looks at itself."""
+        """Takes the arguments of Attention.forward; without `memory` the query attends to itself."""
         normed = self.norm(query)
         query = query + self.attention(normed, normed if memory is None else memory, hidden)
         return query + self.map(query)
 
 
 class SmallReader(nn.Module):
-    """A question as one vector, which looks at the visual tokens a few times and then names an answer.
+    """Encodes a question as one vector, which attends to the visual tokens a few times and gives an answer.
 
-    Stacked attention (Yang et al. 2016, "Stacked Attention Networks for Image Question Answering") with the
-    layers of a transformer. Small enough that a CPU trains it from scratch in minutes.
+    It is stacked attention (Yang et al. 2016, "Stacked Attention Networks for Image Question Answering") with
+    the layers of a transformer. It is so small that a CPU trains it from scratch in minutes.
 
     Args:
-        num_words, num_answers: beside the unknown one.
-        width: D, a multiple of 4 and of the heads.
-        num_hops: how often it looks.
+        num_words, num_answers: numbers without the unknown word and answer.
+        width: D, a multiple of 4 and of num_heads.
+        num_hops: how often the vector attends to the visual tokens.
     """
 
     def __init__(self, num_words: int, num_answers: int, width: int, num_heads: int, num_hops: int):
@@ -110,14 +111,14 @@ class SmallReader(nn.Module):
         Args:
             tokens: float[B, M, D] of a square grid, row-major; None: no image.
         Returns:
-            float[Q, 1 + num_answers]; the unknown answer, which is none, has the lowest.
+            float[Q, 1 + num_answers]; the unknown answer has the lowest logit, so that it is never given.
         """
         asked = self.read(text.ids, text.columns)
         if tokens is None:
             return self.name(asked)
         places = torch.arange(math.isqrt(tokens.shape[1]), device=tokens.device)
         memory = self.visual_norm(tokens) + START * sincos_positions(places, self.width)
-        # questions of one scene side by side: they share its keys and values
+        # the questions about a scene are in one row, so that they share the scene's keys and values
         state = asked.new_zeros(len(tokens), text.most, self.width)
         state[text.scene, text.slot] = asked
         for hop in self.hops:
@@ -125,7 +126,7 @@ class SmallReader(nn.Module):
         return self.name(state[text.scene, text.slot])
 
     def read(self, ids: Tensor, num_words: Tensor) -> Tensor:
-        """long[Q, n], of which the first num_words long[Q] are the question's, to float[Q, D]."""
+        """Encode questions as float[Q, D]: the first num_words (long[Q]) ids of each row of long[Q, n]."""
         hidden = torch.arange(ids.shape[1], device=ids.device) >= num_words[:, None]
         states = self.question(self.words(ids * ~hidden) + self.places[: ids.shape[1]], hidden=hidden)
         shown = ~hidden[..., None]
@@ -138,7 +139,7 @@ class SmallReader(nn.Module):
 
 
 def make_reader(settings: Reader, codec: Tokens | Words, seed: int) -> LanguageReader | SmallReader:
-    """The same for every run of a seed, in float32."""
+    """Make the reader in float32; it is the same for all runs with one seed."""
     torch.manual_seed(seed)
     if settings.path is not None:
         from transformers import AutoModelForCausalLM

@@ -1,6 +1,6 @@
-"""What a study trains: one YAML, checked before anything is run.
+"""What a study trains: the settings in one YAML file, checked before anything is run.
 
-G grid side of the tower, s scale_factor.
+G is the grid side of the tower, s is scale_factor.
 """
 
 import dataclasses
@@ -16,21 +16,21 @@ from llava.model.multimodal_projector.builder import projector_class
 from llava.model.vision_config import CommonFields
 from llava.textfile import read_text
 
-QUESTION_ONLY = "none"  # a row's projector: the reader gets no image
+QUESTION_ONLY = "none"  # a row with this projector gives the reader no image
 
 
 @dataclass(frozen=True)
 class Data:
-    """Of PrismVQA, and which of it is scored.
+    """The PrismVQA data set, and which part of it is scored.
 
     Args:
-        folder: where it is made.
-        num_train, num_test: scenes.
-        image_size: side in pixels, of the drawing and of the tower's input.
-        seed: of the scenes.
-        rounds: questions of each family that a training scene is asked.
-        num_validation: so many of the last training scenes are left out of training.
-        score_on: "test", or "validation" for what is still being chosen.
+        folder: where the data set is made.
+        num_train, num_test: number of scenes in each split.
+        image_size: side in pixels of the pictures and of the tower's input.
+        seed: seed of the scenes.
+        rounds: how often a question of each family is asked about a training scene.
+        num_validation: how many of the last training scenes are left out of training.
+        score_on: "test", or "validation" while settings are still being chosen.
     """
 
     folder: Path
@@ -45,12 +45,12 @@ class Data:
 
 @dataclass(frozen=True)
 class Reader:
-    """What answers: a language model's folder, or the shape of a small reader that starts at random.
+    """The model that answers: a language model from a folder, or a small reader with random initial weights.
 
     Args:
-        path: folder of a causal language model and its tokenizer; the rest is then unused.
-        width: of the small reader, a multiple of 4 and of its heads.
-        num_hops: how often it looks at the visual tokens.
+        path: folder of a causal language model and its tokenizer; the other settings are then unused.
+        width: width of the small reader, a multiple of 4 and of num_heads.
+        num_hops: how often the small reader attends to the visual tokens.
     """
 
     path: Path | None = None
@@ -65,11 +65,11 @@ class Training:
 
     Args:
         epochs: passes over the training scenes.
-        batch_size: scenes a step, each with all of its questions.
-        learning_rate: peak, of the reader; AdamW with cosine decay to 0.
-        projector_learning_rate: peak; None: the reader's.
-        warmup: share of the steps.
-        weight_decay: of matrices.
+        batch_size: scenes in a step, each with all of its questions.
+        learning_rate: the reader's peak rate; AdamW with cosine decay to 0.
+        projector_learning_rate: the projector's peak rate; None: the reader's.
+        warmup: share of the steps in which the rates rise to their peaks.
+        weight_decay: AdamW's weight decay, which applies to matrices only.
     """
 
     epochs: int
@@ -82,15 +82,15 @@ class Training:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the tables.
+    """A projector with its settings, which the tables show in one line for each s.
 
     Args:
-        name: of the line; names are unique.
-        projector: a --mm_projector_type, or "none" for the question alone.
-        elastic: train one module on all scale factors, drawn step by step, and score it at each.
-        scale_factors, seeds: of this row; None: the study's.
+        name: unique name of the row.
+        projector: a --mm_projector_type, or "none" to give the reader only the question.
+        elastic: train one module on all scale factors, which take turns by step, and score it at each.
+        scale_factors, seeds: those of this row; None: the study's.
         switches: keys of CommonFields and options of the projector, such as visualprism_hkve.
-        marks: what tables print in columns of their own, such as {TPQP: "yes"}.
+        marks: what the tables print in separate columns, such as {TPQP: "yes"}.
     """
 
     name: str
@@ -107,9 +107,9 @@ class Table:
     """One of the tables.
 
     Args:
-        rows: names, in order.
-        marks: those of the rows' marks that are columns, in place of the names.
-        scale_factors: s that are shown; None: all, and the rows that do not compress.
+        rows: names of the rows, in order.
+        marks: the marks that are shown as columns, in place of the rows' names.
+        scale_factors: the s that are shown; None: all, and also rows that do not compress.
     """
 
     rows: tuple[str, ...]
@@ -119,13 +119,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Study:
-    """All of it.
+    """All settings of a study.
 
     Args:
         tower: folder of the vision tower.
-        seeds: of initial weights and data order; each row is trained once with each.
-        scale_factors: s of compressing projectors.
-        tables: by title, in order.
+        seeds: seeds of initial weights and data order; each row is trained once with each seed.
+        scale_factors: the s at which compressing projectors are trained.
+        tables: maps a title to its table, in order.
         reference: the row that others are compared with, seed by seed; None: no comparison.
     """
 
@@ -142,7 +142,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Run:
-    """One training; scored at each of its scale factors (none: the projector does not compress)."""
+    """One training, scored at each of its scale factors (empty if the projector does not compress)."""
 
     row: Row
     scale_factors: tuple[int, ...]
@@ -150,17 +150,17 @@ class Run:
 
     @property
     def key(self) -> str:
-        """A file's name for it."""
+        """The run's name in file names."""
         name = re.sub(r"[^a-z0-9]+", "-", self.row.name.lower()).strip("-")
         factors = "".join(f"-s{s}" for s in self.scale_factors)
         return f"{name}{factors}-seed{self.seed}"
 
 
 def read_study(path: Path) -> Study:
-    """The study that a YAML file describes.
+    """Read the study that a YAML file describes.
 
-    Raises UserError for a file that is not there, an unknown key, a missing one, a value of the wrong kind, a
-    projector or switch that does not exist, a table of unknown rows.
+    Raises UserError if the file does not exist, a key is unknown or missing, a value has the wrong type, a
+    projector or switch does not exist, or a table names an unknown row.
     """
     try:
         content = yaml.safe_load(read_text(path))
@@ -183,7 +183,7 @@ def read_study(path: Path) -> Study:
 
 
 def runs_of(study: Study) -> list[Run]:
-    """Every training of a study: seed by seed, so that a study cut short compares all rows."""
+    """All runs of a study, seed by seed, so that a study that is cut short still compares all rows."""
     runs = []
     for row in study.rows:
         factors = row.scale_factors or study.scale_factors
@@ -202,7 +202,7 @@ Kind = TypeVar("Kind")
 
 
 def _fill(kind: type[Kind], given: dict | None, place: str) -> Kind:
-    """A dataclass from keys and values. Raises UserError, naming the place."""
+    """Make a dataclass from keys and values. Raises UserError, which names `place`."""
     if not isinstance(given, dict):
         raise UserError(f"{place}: expected keys and values, got {given!r}.")
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
@@ -225,7 +225,7 @@ def _fill(kind: type[Kind], given: dict | None, place: str) -> Kind:
 
 
 def _cast(kind: Any, value: Any) -> Any:
-    """A YAML value as a field's type: paths, numbers (1e-3 is text to YAML 1.1) and tuples."""
+    """Convert a YAML value to a field's type: paths, numbers (YAML 1.1 reads 1e-3 as text) and tuples."""
     if value is None:
         return None
     kind = {Path | None: Path, float | None: float, tuple[int, ...] | None: tuple[int, ...]}.get(kind, kind)
@@ -240,7 +240,7 @@ def _cast(kind: Any, value: Any) -> Any:
 
 
 def _row(path: Path, number: int, given: Any) -> Row:
-    """Keys of Row as they are, all others as its switches."""
+    """Make a Row: keys that are its fields stay as they are, all others become its switches."""
     place = f"{path}: row {number + 1}"
     if not isinstance(given, dict):
         raise UserError(f"{place}: expected keys and values, got {given!r}.")
@@ -263,7 +263,7 @@ def _row(path: Path, number: int, given: Any) -> Row:
 
 
 def _check(study: Study, path: Path) -> None:
-    """What the parts must agree on."""
+    """Check that the parts of a study agree. Raises UserError if they do not."""
     for row in study.rows:
         if row.projector != QUESTION_ONLY and projector_class(row.projector).needs_attention:
             raise UserError(f"{path}: {row.name}: {row.projector} ranks by attention, which is not cached.")

@@ -1,4 +1,4 @@
-"""Every run of a study, over the devices there are; what is done is not done again."""
+"""Do every run of a study, spread over the available devices; runs that are done are not repeated."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Workplace:
-    """What all runs of a study share on one device: pictures' states, text, the reader's start."""
+    """What all runs of a study share on one device: the pictures' hidden states and the encoded questions."""
 
     def __init__(self, study: Study, output_dir: Path, device: str):
         self.study, self.device = study, device
@@ -53,7 +53,7 @@ class Workplace:
 
 
 def shared_states(study: Study, output_dir: Path, device: str) -> HiddenStates:
-    """The tower's states of all pictures, training's first; made on `device` where they are not there yet."""
+    """The tower's states of all pictures, training pictures first; computed on `device` if not on disk."""
     pictures = [
         example.image for split in ("train", "test") for example in load_split(study.data.folder, split)
     ]
@@ -63,7 +63,7 @@ def shared_states(study: Study, output_dir: Path, device: str) -> HiddenStates:
 
 
 def prepare(study: Study, output_dir: Path, device: str) -> None:
-    """Draw the scenes and look at them, unless that was done."""
+    """Make the data set and the pictures' hidden states, unless they exist already."""
     data = study.data
     numbers = {name: getattr(data, name) for name in ("num_train", "num_test", "seed", "rounds")}
     write_dataset(data.folder, size=data.image_size, **numbers)
@@ -71,11 +71,12 @@ def prepare(study: Study, output_dir: Path, device: str) -> None:
 
 
 def conduct(study: Study, output_dir: Path, devices: Sequence[str]) -> list[dict]:
-    """Do all runs that are not done, one at a time on each device; gives all results, in the study's order.
+    """Do all runs that are not done, one at a time on each device; return all results in the study's order.
 
-    Each result is a file of `output_dir`/runs, which a later call with the same settings reads instead.
+    Each result is a file in `output_dir`/runs. A later call with the same settings reads it and does not
+    repeat the run.
 
-    Raises UserError if runs failed, once all others are done; names them.
+    Raises UserError if runs failed, after all others are done; the message names the failed runs.
     """
     prepare(study, output_dir, devices[0])
     paths = {run.key: result_path(output_dir, run) for run in runs_of(study)}
@@ -95,7 +96,7 @@ def conduct(study: Study, output_dir: Path, devices: Sequence[str]) -> list[dict
 
 
 def results_so_far(study: Study, output_dir: Path) -> list[dict]:
-    """The results that are there."""
+    """The results of the runs that are done, in the study's order."""
     found = (read_result(result_path(output_dir, run), study, run) for run in runs_of(study))
     return [result for result in found if result is not None]
 
@@ -105,7 +106,7 @@ def result_path(output_dir: Path, run: Run) -> Path:
 
 
 def settings_of(study: Study, run: Run) -> dict:
-    """All that a result depends on, as JSON has it."""
+    """All settings that a result depends on, as JSON values."""
     parts = {"data": asdict(study.data), "reader": asdict(study.reader), "training": asdict(study.training)}
     row = {key: value for key, value in asdict(run.row).items() if key not in ("marks", "seeds")}
     content = {**parts, "tower": study.tower, "row": row, "factors": run.scale_factors, "seed": run.seed}
@@ -113,7 +114,7 @@ def settings_of(study: Study, run: Run) -> dict:
 
 
 def read_result(path: Path, study: Study, run: Run) -> dict | None:
-    """A run's result, if it was made with these settings."""
+    """A run's result, or None if there is none that was made with these settings."""
     if not path.exists():
         return None
     content = json.loads(path.read_text())
@@ -121,10 +122,10 @@ def read_result(path: Path, study: Study, run: Run) -> dict | None:
 
 
 def _attempt(workplace: Workplace, run: Run, path: Path) -> dict[str, str]:
-    """Do one run and leave its result; {key: reason} if it failed."""
+    """Do one run and write its result; return {key: reason} if it failed, else {}."""
     try:
         result = workplace.do(run)
-    except (ValueError, RuntimeError) as error:  # memory, shapes: the other runs can still be done
+    except (ValueError, RuntimeError) as error:  # out of memory, wrong shapes: other runs can still be done
         logger.exception("%s failed", run.key)
         return {run.key: str(error).splitlines()[0]}
     content = {"settings": settings_of(workplace.study, run), "result": result}
@@ -132,7 +133,7 @@ def _attempt(workplace: Workplace, run: Run, path: Path) -> dict[str, str]:
     return {}
 
 
-_workplace: Workplace  # of a worker process, made once in it
+_workplace: Workplace  # set once in each worker process
 
 
 def _open_workplace(study: Study, output_dir: Path, free) -> None:
@@ -150,7 +151,7 @@ def _attempt_here(run: Run, path: Path) -> dict[str, str]:
 
 
 def _share_out(study: Study, output_dir: Path, devices: Sequence[str], waiting: list[Run]) -> dict[str, str]:
-    """A process for each device takes the next run whenever it is free; those of one CPU share its cores."""
+    """Give each device a process that takes the next run when it is free; CPU processes share the threads."""
     devices = devices[: len(waiting)]
     num_threads = max(1, torch.get_num_threads() // devices.count("cpu")) if "cpu" in devices else 1
     context = multiprocessing.get_context("spawn")

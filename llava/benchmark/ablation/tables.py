@@ -1,4 +1,4 @@
-"""A study's tables: accuracy by family with intervals over seeds, tokens, work and time."""
+"""A study's tables: accuracy by family with intervals over seeds, tokens, GFLOP and training time."""
 
 import math
 import statistics
@@ -11,17 +11,17 @@ from llava.benchmark.timing import table
 
 @dataclass(frozen=True)
 class Line:
-    """All seeds of a row at one s.
+    """The results of a row at one s, over all seeds.
 
     Attributes:
-        row: the study's.
+        row: the row of the study.
         scale_factor: s; None: the projector does not compress.
         tokens: visual tokens of a picture.
-        gflop: the projector's, for one picture.
-        seconds: of training, mean of the seeds.
-        families: family to its accuracies, one a seed, 0..1.
-        means: mean over the families, one a seed.
-        seeds: in the same order.
+        gflop: the projector's GFLOP for one picture.
+        seconds: training time, mean over the seeds.
+        families: maps a family to its accuracies 0..1, one for each seed.
+        means: the means over the families, one for each seed.
+        seeds: the seeds, in the same order.
     """
 
     row: Row
@@ -35,7 +35,7 @@ class Line:
 
 
 def lines_of(study: Study, results: Iterable[dict]) -> list[Line]:
-    """One for each row and s that has results, in the study's order, most tokens first."""
+    """One line for each row and s with results: rows in the study's order, within a row most tokens first."""
     gathered: dict[tuple, list[tuple[dict, dict]]] = {}
     for result in sorted(results, key=lambda result: result["seed"]):
         for scored in result["scores"]:
@@ -66,7 +66,7 @@ def _line(row: Row, scale_factor: int | None, results: list[tuple[dict, dict]]) 
 
 
 def half_width(values: Sequence[float]) -> float | None:
-    """Half of the 95% interval of a mean over seeds, by Student's t; None for one value alone."""
+    """Half the width of the 95% interval of a mean over seeds, by Student's t; None for a single value."""
     if len(values) < 2:
         return None
     from scipy.stats import t
@@ -75,14 +75,14 @@ def half_width(values: Sequence[float]) -> float | None:
 
 
 def mean_text(values: Sequence[float], signed: bool = False) -> str:
-    """Such as "61.3 ± 0.8", in per cent."""
+    """The mean with its interval in per cent, such as "61.3 ± 0.8"."""
     half = half_width(values)
     mean = f"{100 * statistics.mean(values):{'+' if signed else ''}.1f}"
     return mean if half is None else f"{mean} ± {100 * half:.1f}"
 
 
 def as_markdown(study: Study, results: Iterable[dict]) -> str:
-    """Every table of the study; lines without results are left out and counted below."""
+    """All tables of the study as Markdown; rows without results are left out and named below them."""
     lines = lines_of(study, results)
     parts = [f"**{title}**\n\n{_table(study, wanted, lines)}" for title, wanted in study.tables.items()]
     missing = [row.name for row in study.rows if row.name not in {line.row.name for line in lines}]
@@ -113,7 +113,7 @@ def _table(study: Study, wanted: Table, lines: list[Line]) -> str:
 
 
 def _difference(reference: str, line: Line, lines: list[Line]) -> str:
-    """Mean difference to the reference at the same s, seed by seed, in points, with its interval."""
+    """Mean of the differences to the reference at the same s, seed by seed, in points, with its interval."""
     if line.row.name == reference:
         return "–"
     at = (reference, line.scale_factor)

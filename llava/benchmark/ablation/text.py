@@ -1,6 +1,6 @@
-"""Questions and answers as ids: pieces of a language model's tokenizer, or whole words."""
+"""Encode questions and answers as ids, by a language model's tokenizer or by whole words."""
 
-# B scenes, Q questions of all of them, n ids of the longest, k ids of the answers
+# B scenes, Q questions of all scenes, n ids of the longest question with its answer, k ids of all answers
 
 import re
 from collections.abc import Iterable, Sequence
@@ -12,12 +12,12 @@ from torch import Tensor
 
 SEPARATOR = "\n"  # between a question and a language model's answer
 WORD = re.compile(r"\w+|[^\w\s]")
-UNKNOWN = 0  # id of a word or answer that training never showed
+UNKNOWN = 0  # id of a word or answer that does not occur in training
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question and its answer: ids, of which the first `num_prompt` are the question's."""
+    """A question and its answer as ids; the first `num_prompt` ids are the question's."""
 
     ids: tuple[int, ...]
     num_prompt: int
@@ -29,12 +29,12 @@ class TextBatch:
     """All questions of B scenes.
 
     Attributes:
-        ids: long[Q, n], padded on the right, where nothing that counts looks.
-        scene: long[Q], which of the B each is about.
-        slot: long[Q], which of its scene's questions each is.
-        rows, columns: long[k], where the k ids of the answers stand.
-        most: questions of the scene that is asked most.
-        families: Q names.
+        ids: long[Q, n], padded on the right, where the padding does not affect any answer.
+        scene: long[Q], index of the scene that each question is about.
+        slot: long[Q], index of each question among those of its scene.
+        rows, columns: long[k], positions in `ids` of the k ids of the answers.
+        most: the largest number of questions about one scene.
+        families: the families of the Q questions.
     """
 
     ids: Tensor
@@ -51,7 +51,7 @@ class TextBatch:
 
 
 def collate(scenes: Sequence[Sequence[Asked]]) -> TextBatch:
-    """A batch of each scene's questions; all on the host, since a device would have to be waited for."""
+    """Batch the questions of several scenes; on the host, since building them on a device causes waits."""
     asked = [question for scene in scenes for question in scene]
     ids = torch.nn.utils.rnn.pad_sequence(
         [torch.tensor(question.ids) for question in asked], batch_first=True
@@ -69,7 +69,7 @@ def collate(scenes: Sequence[Sequence[Asked]]) -> TextBatch:
 
 
 class Tokens:
-    """Ids of a language model's tokenizer; an answer ends with its end mark."""
+    """Encodes text by a language model's tokenizer; an answer ends with the end-of-sequence token."""
 
     def __init__(self, folder: Path):
         from llava.model.tokenizer import load_tokenizer
@@ -83,10 +83,10 @@ class Tokens:
 
 
 class Words:
-    """A number for each word of the training questions, and one for each of their answers, however long."""
+    """Encodes text by ids of the training data: one for each word of a question, one for a whole answer."""
 
     def __init__(self, pairs: Iterable[tuple[str, str]]):
-        """Of (question, answer) pairs; numbers do not depend on their order."""
+        """Number the words and answers of (question, answer) pairs; the pairs' order does not matter."""
         pairs = list(pairs)
         words = sorted({word for text, _ in pairs for word in WORD.findall(text.lower())})
         self.words = {word: number for number, word in enumerate(words, start=1)}

@@ -1,4 +1,4 @@
-"""One run: a projector and a reader learn to answer, and are scored."""
+"""One run: train a projector and a reader to answer, and score them."""
 
 # B pictures, M visual tokens, D reader width, k ids of answers
 
@@ -23,7 +23,7 @@ from llava.model.vision_config import resolve_levels
 
 @dataclass(frozen=True)
 class Split:
-    """Scenes' questions, and which of the hidden states is each one's picture."""
+    """The questions about some scenes, and the index of each scene's picture in the hidden states."""
 
     scenes: Sequence[Sequence[Asked]]
     pictures: Sequence[int]
@@ -37,14 +37,14 @@ class Split:
 
 
 class VisualReader(nn.Module):
-    """A reader that sees through a projector, or does not see."""
+    """A reader with a projector that gives it visual tokens, or without one (it gets no image)."""
 
     def __init__(self, reader: nn.Module, projector: nn.Module | None, fields: VisionFields | None):
         super().__init__()
         self.reader, self.projector, self.fields = reader, projector, fields
 
     def visual_tokens(self, states: HiddenStates, pictures: Tensor, scale_factor: int | None) -> Tensor:
-        """float[B, M, D]."""
+        """The visual tokens of the pictures, float[B, M, D]."""
         features = states.features(pictures.to(states.values.device), self.fields)  # type: ignore[arg-type]
         options = {"scale_factor": scale_factor} if self.projector.compresses else {}  # type: ignore[union-attr]
         return self.projector(features, **options)  # type: ignore[misc]
@@ -52,7 +52,7 @@ class VisualReader(nn.Module):
     def forward(
         self, text: TextBatch, pictures: Tensor, states: HiddenStates, scale_factor: int | None
     ) -> Tensor:
-        """float32[k, answers or vocabulary]: the reader's logits."""
+        """The reader's logits, float32[k, answers or vocabulary]."""
         blind = self.projector is None
         return self.reader(
             text, None if blind else self.visual_tokens(states, pictures, scale_factor)
@@ -60,12 +60,12 @@ class VisualReader(nn.Module):
 
 
 def labels_of(text: TextBatch) -> Tensor:
-    """long[k]: the ids that a reader's logits are of."""
+    """The labels of a reader's logits, long[k]: the ids of the answers."""
     return text.ids[text.rows, text.columns]
 
 
 def fields_of(row: Row, states: HiddenStates | None = None, scale_factor: int | None = None) -> VisionFields:
-    """The keys of a row's projector."""
+    """The settings of a row's projector; with `states` also those that depend on the vision tower."""
     fields = VisionFields(mm_projector_type=row.projector, scale_factor=scale_factor or 1, **row.switches)
     if states is not None:
         side = math.isqrt(states.values.shape[1])
@@ -92,11 +92,11 @@ def train(
     device: str,
     progress=lambda batches: batches,
 ) -> VisualReader:
-    """Train a fresh projector and a reader.
+    """Train a new projector and a reader.
 
-    The order of scenes depends on the seed alone, so all rows see the same batches.
+    The order of scenes depends only on the seed, so that all rows are trained on the same batches.
 
-    Raises UserError if the loss is no longer finite.
+    Raises UserError if the loss of any step is not finite.
     """
     projector = fields = None
     if run.row.projector != QUESTION_ONLY:
@@ -113,7 +113,7 @@ def train(
     losses = []
     for step, chosen in enumerate(progress(batches)):
         text, pictures = split.batch(chosen.tolist(), device)
-        # each s as often as any other, in an order that every row shares
+        # every s is used equally often, in an order that is the same for all rows
         factor = run.scale_factors[step % len(run.scale_factors)] if run.scale_factors else None
         with torch.autocast(torch.device(device).type, torch.bfloat16):
             logits = model(text, pictures, states, factor)
@@ -130,7 +130,10 @@ def train(
 
 
 def make_optimizer(model: VisualReader, settings: Training, steps: int):
-    """AdamW: matrices decay, the projector may have a rate of its own; linear warm-up, then a cosine to 0."""
+    """AdamW and its schedule: linear warm-up, then a cosine to 0.
+
+    Only matrices have weight decay. The projector may have its own learning rate.
+    """
     groups = []
     for part, rate in (
         (model.reader, settings.learning_rate),
@@ -162,10 +165,10 @@ def score(
     batch_size: int,
     device: str,
 ) -> dict[str, list[int]]:
-    """Family to [right, asked]: an answer is right where greedy decoding would give it to the letter.
+    """Count the right answers of each family: {family: [right, asked]}.
 
-    Greedy decoding gives it just where each of its ids, the end included, is the likeliest after those
-    before it, so that one pass tells.
+    An answer is right if greedy decoding would give exactly this text. It does so if each id of the answer,
+    the end included, is the likeliest after the ids before it; so one forward pass is enough to tell.
     """
     model.eval()
     right, asked = Counter(), Counter()
@@ -192,10 +195,10 @@ def run_once(
     """Train and score.
 
     Args:
-        splits: to learn from, and to be scored on.
+        splits: the split to train on, and the split to score.
     Returns:
-        name, seed, seconds of training, parameters of the projector, and for each scale factor its tokens,
-        the projector's GFLOP for one picture, and [right, asked] of each family.
+        name, seed, seconds of training, parameters of the projector, and scores. The scores have for each
+        scale factor its tokens, the projector's GFLOP for one picture, and [right, asked] of each family.
     """
     began = time.perf_counter()
     model = train(run, settings, reader, splits[0], states, device, progress)
@@ -210,11 +213,11 @@ def run_once(
     return about | {"scores": scores}
 
 
-@torch.no_grad()  # the count does not see through autocast in inference mode
+@torch.no_grad()  # in inference mode the FLOP counter does not work with autocast
 def cost(
     model: VisualReader, states: HiddenStates, scale_factor: int | None, device: str
 ) -> tuple[int, float]:
-    """Visual tokens of a picture, and GFLOP of the projector that makes them, in evaluation."""
+    """The number of visual tokens of a picture, and the projector's GFLOP for it, in evaluation mode."""
     if model.projector is None:
         return 0, 0.0
     model.eval()
