@@ -1,1 +1,1 @@
-"""PrismVQA: rendered scenes with questions whose answers are known, balanced and blind to guessing."""
+"""PrismVQA: rendered scenes with questions whose answers are known and cannot be guessed from the text."""

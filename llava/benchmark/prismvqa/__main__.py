@@ -29,7 +29,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the flags say. Raises UserError for what the user can mend."""
+    """Do what the flags say. Raises UserError for mistakes that the user can correct."""
     if args.preview:
         from llava.benchmark.prismvqa.preview import write_preview
 

@@ -1,6 +1,7 @@
-"""PrismVQA as files: pictures, LLaVA's training records, test questions, scenes; written whole or not at all.
+"""PrismVQA as files: pictures, training records in LLaVA's format, test questions and scenes.
 
-Below the folder: meta.json, train.json, test.jsonl, {train,test}/images/*.webp and {train,test}/scenes.jsonl.
+The folder appears only when it is complete. It contains meta.json, train.json, test.jsonl,
+{train,test}/images/*.webp and {train,test}/scenes.jsonl.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ from llava.eval.tasks.shared import SINGLE_WORD
 from llava.wholefile import whole_file, write_text
 
 VERSION = 1  # goes up when a picture or a question changes
-MIN_SIZE = 112  # pixels, below which nothing printed could be read
+MIN_SIZE = 112  # pixels; in a smaller picture printed text could not be read
 META, TRAIN, TEST, SCENES = "meta.json", "train.json", "test.jsonl", "scenes.jsonl"
-# Lossless, for a pattern's pixels are what is asked about; smaller than PNG at the like speed
+# Lossless, since questions are about the pixels of a pattern; smaller than PNG at a similar speed
 SAVE: dict[str, Any] = {"format": "WEBP", "lossless": True, "quality": 0, "method": 0}
 SUFFIX = ".webp"
-CHUNK = 32  # scenes given to a process at once
+CHUNK = 32  # scenes that a process gets at once
 
 
 @dataclass(frozen=True)
 class Example:
-    """A picture's file and what is asked of it."""
+    """A picture's file and the questions about it."""
 
     image: Path
     questions: list[Question]
@@ -54,20 +55,20 @@ def write_dataset(
     rounds: int = 1,
     workers: int | None = None,
 ) -> bool:
-    """Make the data set, in a folder beside `output_dir` that is renamed when it is whole.
+    """Make the data set in a folder beside `output_dir`, which is renamed when it is complete.
 
-    Pictures of an interrupted run of the same settings are kept. The files do not depend on `workers`.
+    Pictures of an interrupted run with the same settings are kept. The files do not depend on `workers`.
 
     Args:
-        num_train, num_test: scenes of each split.
-        size: side of the pictures, pixels.
-        seed: of everything, 0 or more.
-        rounds: how often a training scene is asked of each family; test scenes once.
-        workers: processes; None is one for each core.
+        num_train, num_test: number of scenes in each split.
+        size: side of the pictures in pixels.
+        seed: seed of everything, 0 or more.
+        rounds: how often a question of each family is asked about a training scene; once about a test scene.
+        workers: number of processes; None: one for each core.
     Returns:
-        Whether anything was written: False where the same data set is already there.
+        Whether anything was written: False if the same data set already exists.
     Raises:
-        UserError: for numbers out of range, or a folder that holds something else.
+        UserError: if a number is out of range, or the folder contains something else.
     """
     output_dir = Path(output_dir)
     workers = _checked_workers(workers)
@@ -89,9 +90,9 @@ def write_dataset(
 
 
 def load_split(output_dir: str | Path, split: str) -> list[Example]:
-    """A split's pictures and questions, in the order of its scenes.
+    """The pictures and questions of a split, in the order of its scenes.
 
-    Raises UserError for a split that is neither "train" nor "test", or a folder without a data set.
+    Raises UserError if the split is neither "train" nor "test", or the folder has no data set.
     """
     if split not in SPLITS:
         raise UserError(f"split must be one of {', '.join(SPLITS)}, got {split!r}.")
@@ -118,11 +119,11 @@ def make_rows(
     size: int = 0,
     rounds: int = 1,
 ) -> Iterator[dict]:
-    """Rows of a split's scene file: {"index", "image", "scene", "questions"}, in order.
+    """Yield the rows of a split's scene file in order: {"index", "image", "scene", "questions"}.
 
     Args:
-        folder: where to draw the pictures that are not there yet, of `size` pixels; None draws none.
-        rounds: how often a scene is asked of each family; what was asked before is left out.
+        folder: where to draw the missing pictures, with a side of `size` pixels; None: draw none.
+        rounds: how often a question of each family is asked about a scene; repeated questions are left out.
     """
     workers = min(_checked_workers(workers), -(-number // CHUNK))
     make = partial(_make_row, split=split, seed=seed, folder=folder, size=size, rounds=rounds)
@@ -136,7 +137,7 @@ def make_rows(
 
 
 def ask_split(split: str, number: int, seed: int, workers: int | None = None) -> list[Question]:
-    """The questions of a split's first scenes, nothing drawn."""
+    """The questions about a split's first scenes; no picture is drawn."""
     return [
         Question(**question)
         for row in make_rows(split, number, seed, workers)
@@ -175,7 +176,7 @@ def _checked_workers(workers: int | None) -> int:
 
 
 def _recipe(num_train: int, num_test: int, size: int, seed: int, rounds: int) -> dict:
-    """What decides the files' content."""
+    """The settings that determine the content of the files. Raises UserError if one is too small."""
     recipe: dict = {"name": "PrismVQA", "version": VERSION}
     for name, value, least in (
         ("seed", seed, 0),
@@ -199,7 +200,7 @@ def _read_recipe(path: Path) -> dict | None:
 
 
 def _is_there(folder: Path, recipe: dict) -> bool:
-    """Whether the folder is this data set. Raises UserError if it is anything else, and not empty."""
+    """Whether the folder is this data set (False: it is missing or empty). Raises UserError for any other."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     meta = _read_recipe(folder / META) or {}
@@ -213,7 +214,7 @@ def _is_there(folder: Path, recipe: dict) -> bool:
 
 
 def _keep_only(folder: Path, recipe: dict) -> None:
-    """Make the unfinished folder, or leave what a run of the same recipe has put there."""
+    """Make the unfinished folder anew, unless a run with the same recipe has left it."""
     if _read_recipe(folder / "recipe.json") != recipe:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -221,7 +222,7 @@ def _keep_only(folder: Path, recipe: dict) -> None:
 
 
 def _write_split(folder: Path, split: str, rows: Iterable[dict]) -> Counter:
-    """The scene file and the questions' file of a split; counts (form, questions)."""
+    """Write the scene file and the question file of a split; return how many questions each form has."""
     counts, records = Counter(), []
     with (folder / split / SCENES).open("w", encoding="utf-8") as scenes:
         for row in rows:
@@ -236,7 +237,7 @@ def _write_split(folder: Path, split: str, rows: Iterable[dict]) -> Counter:
 
 
 def record_of(row: dict) -> dict:
-    """A scene's questions as one conversation in LLaVA's form; the instruction is in the first turn alone."""
+    """A scene's questions as one conversation in LLaVA's format; only the first turn has the instruction."""
     turns = []
     for number, question in enumerate(row["questions"]):
         text = question["text"]
@@ -258,7 +259,7 @@ def test_rows(row: dict) -> Iterator[dict]:
 
 
 def _families(counts: dict[str, Counter]) -> dict:
-    """For meta.json: each family's chance (the mean over its questions) and numbers, and its forms'."""
+    """For meta.json: the chance (mean over the questions) and number of questions of each family and form."""
     total = counts["train"] + counts["test"]
     families = {}
     for family in FAMILIES:

@@ -1,4 +1,4 @@
-"""Draw scenes with Pillow: each item 4 by 4 times as large, patterns and letters too, then averaged down."""
+"""Draw scenes with Pillow: items, patterns and letters at 4 times the width and height, then averaged."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from llava.benchmark.prismvqa.scene import Ground, Item, Scene
 from llava.errors import UserError
 
 OVERSAMPLING = 4
-RIM = 0.004  # width of the dark line around an item, of the picture's side
+RIM = 0.004  # width of the dark line around an item, as a share of the picture's side
 RIM_RGB = (25, 25, 25)
-CAP_HEIGHT = 0.045  # of letters, at most
-TEXT_WIDTH = 2.1  # of a text, radii at most
-HALO = 0.004  # around letters
-# Circumscribed radius of each shape, in the item's radii: areas are then alike, and corners within reach
+CAP_HEIGHT = 0.045  # largest height of letters, as a share of the picture's side
+TEXT_WIDTH = 2.1  # largest width of a text, in radii of its item
+HALO = 0.004  # width of the halo around letters, as a share of the picture's side
+# Circumscribed radius of each shape in the item's radii; it makes areas similar and keeps corners in REACH
 CORNERS = {
     "circle": 1.0,
     "square": 1.2,
@@ -37,7 +37,7 @@ def draw_scene(scene: Scene, size: int) -> Image.Image:
     """The scene as an RGB picture, uint8[size, size, 3].
 
     Args:
-        size: side, pixels.
+        size: side in pixels.
     """
     picture = draw_ground(scene.ground, size)
     for item in scene.items:
@@ -46,7 +46,7 @@ def draw_scene(scene: Scene, size: int) -> Image.Image:
 
 
 def draw_ground(ground: Ground, size: int) -> Image.Image:
-    """What is behind the items, RGB."""
+    """The background as an RGB picture."""
     if not ground.photo:
         angle = math.radians(ground.angle)
         rows, columns = np.mgrid[0:size, 0:size] / size - 0.5
@@ -64,7 +64,7 @@ def draw_ground(ground: Ground, size: int) -> Image.Image:
 
 
 def _optional(module: str):
-    """A module of the extra `benchmark`. Raises UserError where it is not installed."""
+    """Import a module of the extra `benchmark`. Raises UserError if it is not installed."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -78,7 +78,7 @@ def _photo(name: str) -> Image.Image:
 
 
 def _paste(picture: Image.Image, item: Item, size: int) -> None:
-    """Draw one item enlarged, with its part of the picture's pixel grid, and lay it over the picture."""
+    """Draw one item enlarged, aligned with the picture's pixel grid, and paste it into the picture."""
     reach = CORNERS[item.shape] * item.radius + RIM
     if item.text:
         reach = max(reach, TEXT_WIDTH / 2 * item.radius + 2 * HALO)
@@ -100,13 +100,13 @@ def _paste(picture: Image.Image, item: Item, size: int) -> None:
     if item.text:
         _print(colored, rim, item, centre, scale)
     colored.putalpha(rim)
-    # averaged with colors times alpha: what is outside the rim must not bleed in
+    # averaged with premultiplied alpha, so that colors outside the rim do not bleed in
     small = colored.convert("RGBa").reduce(OVERSAMPLING).convert("RGBA")
     picture.paste(small, (left, top), small)
 
 
 def outline_of(item: Item) -> np.ndarray:
-    """The corners around the item's centre, float64[K, 2] as (x, y), of the picture's side."""
+    """The corners relative to the item's centre, float64[K, 2] as (x, y), as shares of the picture's side."""
     angle = math.radians(item.angle)
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     return _unit_outline(item.shape) @ turn * (CORNERS[item.shape] * item.radius)
@@ -144,12 +144,12 @@ def _unit_outline(shape: str) -> np.ndarray:
 
 
 def _surface(item: Item, patch: tuple[int, int], centre: tuple[float, float], scale: int) -> Image.Image:
-    """The item's color, or its pattern of a lighter and a darker shade, over a whole patch."""
+    """The item's color, or its pattern in a lighter and a darker shade, over a whole patch."""
     rgb = np.array(item.rgb, dtype=np.float64)
     if item.pattern == "plain":
         return Image.new("RGB", patch, item.rgb)
     shades = np.stack((rgb * 0.6, rgb + (255 - rgb) * 0.45)).round().astype(np.uint8)
-    # in periods from the centre, image axes: a pattern does not turn with its shape
+    # in periods from the centre along the image's axes, since a pattern does not rotate with its shape
     x = (np.arange(patch[0]) + 0.5 - centre[0])[None] / (item.period * scale) + item.phase[0]
     y = (np.arange(patch[1]) + 0.5 - centre[1])[:, None] / (item.period * scale) + item.phase[1]
     return Image.fromarray(shades[_is_light(item, x, y).astype(np.intp)])
@@ -167,7 +167,7 @@ def _is_light(item: Item, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return across % 1 < 0.5
     if item.pattern == "dots":
         return (x % 1 - 0.5) ** 2 + (y % 1 - 0.5) ** 2 > 0.4**2
-    if item.pattern == "checks":  # along the diagonals they, too, repeat with period 1
+    if item.pattern == "checks":  # along the diagonals checks have period 1, too
         return (np.floor(math.sqrt(2) * x) + np.floor(math.sqrt(2) * y)) % 2 < 0.5
     assert item.pattern == "rings"
     return (np.hypot(x - item.phase[0], y - item.phase[1]) + item.phase[0]) % 1 < 0.5
@@ -176,7 +176,7 @@ def _is_light(item: Item, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _print(
     colored: Image.Image, covered: Image.Image, item: Item, centre: tuple[float, float], scale: int
 ) -> None:
-    """Print the item's text at its middle, in black with a white halo or the reverse."""
+    """Print the item's text at its centre, in black with a white halo or the reverse."""
     dark = np.dot(item.rgb, (0.299, 0.587, 0.114)) < 120
     ink, halo = ((255, 255, 255), (20, 20, 20)) if dark else ((10, 10, 10), (250, 250, 250))
     font = _font(item.font, _font_size(item, scale))
@@ -189,7 +189,7 @@ def _print(
 
 
 def _font_size(item: Item, scale: int) -> int:
-    """Points, such that capitals are CAP_HEIGHT high or the text as wide as it may be."""
+    """The size in points at which the text is CAP_HEIGHT high, or smaller if it would exceed TEXT_WIDTH."""
     probe = _font(item.font, 100)
     left, top, right, bottom = probe.getbbox(item.text)
     fits = min(CAP_HEIGHT / (bottom - top), TEXT_WIDTH * item.radius / (right - left))
@@ -202,5 +202,5 @@ def _font(name: str, points: int) -> ImageFont.FreeTypeFont:
 
 
 def font_file(name: str) -> str:
-    """Where matplotlib keeps a font."""
+    """The path of a font file that matplotlib ships."""
     return str(Path(_optional("matplotlib").get_data_path()) / "fonts" / "ttf" / f"{name}.ttf")

@@ -1,4 +1,4 @@
-"""A contact sheet: scenes of a split with their questions and answers beneath."""
+"""A contact sheet: training scenes with their questions and answers below them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from llava.benchmark.prismvqa.scene import generator, sample_scene
 COLUMNS, ROWS = 4, 3
 MARGIN, LINE, POINTS = 14, 14, 10.5
 TEXT_LINES = 12
-STEP = 6  # of each channel: a page of documentation need not be lossless
+STEP = 6  # colour channels are rounded to multiples of it: a page of documentation need not be lossless
 
 
 def write_preview(path: str | Path, *, seed: int = 0, size: int = 336) -> None:
-    """Draw the first training scenes of two items and more, with all their questions, into a PNG file.
+    """Draw the first training scenes with two or more items, and all their questions, into a PNG file.
 
     Args:
-        size: side of each picture, pixels.
+        size: side of each picture in pixels.
     """
     cell = (size + MARGIN, size + TEXT_LINES * LINE + MARGIN)
     sheet = Image.new("RGB", (COLUMNS * cell[0] + MARGIN, ROWS * cell[1] + MARGIN), "white")
@@ -42,7 +42,7 @@ def write_preview(path: str | Path, *, seed: int = 0, size: int = 336) -> None:
 
 
 def _write(sheet: Image.Image, questions: list[Question], left: int, top: int, width: int) -> None:
-    """Each question, its answer in bold behind it, or on a line of its own where the question fills one."""
+    """Write each question with its answer in bold after it, or on the next line if there is no room."""
     pen = ImageDraw.Draw(sheet)
     plain, bold = (ImageFont.truetype(font_file(name), POINTS) for name in ("DejaVuSans", "DejaVuSans-Bold"))
     wrap = int(width / plain.getlength("n"))

@@ -1,4 +1,4 @@
-"""What can be guessed without a picture: two readers of questions alone, and how near to chance they stay."""
+"""What can be guessed without a picture: two classifiers that read only the question, beside chance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llava.benchmark.prismvqa.questions import FAMILIES, FORMS, Question
 
 @dataclass(frozen=True)
 class Blind:
-    """Accuracies on one family's test questions, fractions; `chance` is the mean over them."""
+    """Accuracies on one family's test questions, as fractions; `chance` is the mean over the questions."""
 
     total: int
     chance: float
@@ -22,11 +22,11 @@ class Blind:
 
 
 def score_blind(train: Sequence[Question], test: Sequence[Question]) -> dict[str, Blind]:
-    """Each family's chance beside what two guessers reach that learnt from the training questions.
+    """Each family's chance, beside the accuracies of two guessers that learn from the training questions.
 
-    `frequent` gives a question's most frequent answer in training (for a text not seen there, its form's);
-    `bayes` is a naive Bayes classifier over the words of the family's questions, which also judges texts
-    that it has never seen.
+    `frequent` gives a question's most frequent answer in training, or for an unseen text that of its form.
+    `bayes` is a naive Bayes classifier over the words of the family's questions, which also classifies
+    unseen texts.
     """
     scores = {}
     for family in FAMILIES:
@@ -64,7 +64,7 @@ def _words(text: str) -> list[str]:
 
 
 def _naive_bayes(known: Sequence[Question], asked: Sequence[Question]) -> list[str]:
-    """Multinomial, smoothed by 1; a word that training never showed counts for nothing."""
+    """Multinomial naive Bayes, smoothed by 1; words that do not occur in training are ignored."""
     answers = sorted({question.answer for question in known})
     vocabulary = {word: i for i, word in enumerate(sorted({w for q in known for w in _words(q.text)}))}
     row_of = {answer: i for i, answer in enumerate(answers)}
@@ -83,7 +83,7 @@ def _naive_bayes(known: Sequence[Question], asked: Sequence[Question]) -> list[s
 
 
 def table(scores: dict[str, Blind]) -> str:
-    """Markdown, in percent, with the mean over families at the end."""
+    """The scores as a Markdown table in percent, with the mean over families at the end."""
     lines = [
         "| family | questions | chance | most frequent answer | naive Bayes |",
         "| --- | ---: | ---: | ---: | ---: |",

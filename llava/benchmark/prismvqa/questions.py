@@ -1,7 +1,8 @@
-"""Questions about a scene, in eight families; each answer follows from the scene alone.
+"""Questions about a scene, in eight families; each answer follows from the scene only.
 
-What keeps words from telling answers: an item is named by attributes other than the one asked for, whether a
-question can be asked does not depend on its answer's value, and of what may be asked the choice is even.
+Three rules keep the text from telling the answer. An item is named by other attributes than the one asked
+for. Whether a question can be asked does not depend on the value of its answer. The choice among the
+possible questions is uniform.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from llava.benchmark.prismvqa.scene import (
 SIDES = ("left", "right", "above", "below")
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 EXTREMES = {"leftmost": ("x", 1), "rightmost": ("x", -1), "topmost": ("y", 1), "bottommost": ("y", -1)}
-CLEAR = 0.05  # difference in place, of the picture's side, below which none is asked about
-CLEARLY_NEARER = 1.25  # ratio of distances
+CLEAR = 0.05  # smallest difference in position that is asked about, as a share of the picture's side
+CLEARLY_NEARER = 1.25  # the second nearest item is at least this many times as far away as the nearest
 PHRASES = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 
 
 @dataclass(frozen=True)
 class Question:
-    """Asked of one picture; `form` says which of the family's questions it is."""
+    """A question about one picture; `form` names the kind of question within the family."""
 
     family: str
     text: str
@@ -52,8 +53,8 @@ class Form:
     """A kind of question.
 
     Args:
-        answers: all that occur, evenly; for one that names its two answers, none.
-        ask: (scene, random numbers) to (text, answer), None where the scene allows no such question.
+        answers: all possible answers, equally frequent; empty if the question itself names two answers.
+        ask: maps (scene, random generator) to (text, answer), or None if the scene allows no such question.
     """
 
     family: str
@@ -62,18 +63,18 @@ class Form:
 
     @property
     def chance(self) -> float:
-        """Accuracy of the best answer that looks at no picture."""
+        """The best accuracy that can be reached without looking at the picture."""
         return 1 / (len(self.answers) or 2)
 
 
 def name_of(item: Item, attributes: Sequence[str]) -> str:
-    """ "small red object", "circle": the attributes' values, in English order."""
+    """The attributes' values in English order, such as "small red object" or "circle"."""
     words = [getattr(item, attribute) for attribute in ("size", "color", "shape") if attribute in attributes]
     return " ".join(words if "shape" in attributes else [*words, "object"])
 
 
 def _names(scene: Scene, item: Item, attributes: Sequence[str]) -> list[str]:
-    """The shortest of the names by these attributes that no other item answers to."""
+    """The shortest names by these attributes that fit no other item; [] if there are none."""
     subsets = [
         [attribute for attribute, kept in zip(attributes, mask, strict=True) if kept]
         for mask in product((False, True), repeat=len(attributes))
@@ -99,7 +100,7 @@ NAMING = ("size", "color", "shape")
 def _named(
     scene: Scene, rng: np.random.Generator, candidates: Sequence[Item], attributes: Sequence[str]
 ) -> tuple[Item, str] | None:
-    """One of the candidates that has a name, and one of its names."""
+    """A random one of the candidates that have a name, and one of its names; None if none has a name."""
     named = [(item, names) for item in candidates if (names := _names(scene, item, attributes))]
     if not named:
         return None
@@ -112,7 +113,7 @@ def _others(attribute: str) -> list[str]:
 
 
 def _of_named(text: str, ask_for: str | Callable[[Item], str], attributes: Sequence[str] = NAMING):
-    """A form that names an item, and asks what it has of something; {} in the text is the name's place."""
+    """Make a form's `ask`, which names an item and asks for its value; the name replaces {} in the text."""
     value = attrgetter(ask_for) if isinstance(ask_for, str) else ask_for
 
     def ask(scene, rng):
@@ -136,7 +137,7 @@ def _count(scene, rng):
 
 
 def _exist(scene, rng):
-    """Yes or no by a coin; where no, half of the time both color and shape are there, on different items."""
+    """Yes and no are equally likely; in half of the noes, color and shape both occur, on different items."""
     present = {(item.color, item.shape) for item in scene.items}
     if rng.random() < 0.5:
         pair, answer = pick(rng, sorted(present)), "yes"
@@ -150,7 +151,7 @@ def _exist(scene, rng):
 
 
 def side_of(item: Item, other: Item) -> str:
-    """Where an item is, seen from another: one of SIDES; "" where it is on none clearly."""
+    """Where an item is, seen from another: one of SIDES, or "" if it is clearly on none."""
     dx, dy = item.x - other.x, item.y - other.y
     if abs(dx) >= 2 * abs(dy):
         return "left" if dx < 0 else "right"
@@ -175,14 +176,14 @@ def _side(scene, rng):
 
 
 def _beyond(item: Item, other: Item, side: str) -> float:
-    """How far an item is to a side of another, of the picture's side; negative if on the opposite one."""
+    """How far an item is to one side of another, as a share of the picture's side; negative if opposite."""
     axis = "x" if side in ("left", "right") else "y"
     difference = getattr(item, axis) - getattr(other, axis)
     return -difference if side in ("left", "above") else difference
 
 
 def _only_one_beyond(scene: Scene) -> Iterator[tuple[str, Item, Item]]:
-    """(side, item, the one item that is on that side of it), where no item is near the border."""
+    """Yield (phrase, item, the only item on that side of it), if no item is near the border of the sides."""
     for item, side in product(scene.items, SIDES):
         ways = [(_beyond(other, item, side), other) for other in scene.items if other is not item]
         there = [other for way, other in ways if way > 0]
@@ -191,7 +192,7 @@ def _only_one_beyond(scene: Scene) -> Iterator[tuple[str, Item, Item]]:
 
 
 def _clearly_nearest(scene: Scene) -> Iterator[tuple[str, Item, Item]]:
-    """("nearest to", item, the item that is nearest to it)."""
+    """Yield ("nearest to", item, the item that is nearest to it), if it is clearly nearest."""
     for item in scene.items:
         far = sorted(
             (math.hypot(item.x - other.x, item.y - other.y), i)
@@ -203,7 +204,7 @@ def _clearly_nearest(scene: Scene) -> Iterator[tuple[str, Item, Item]]:
 
 
 def _related(attribute: str, pairs: Callable[[Scene], Iterator[tuple[str, Item, Item]]]):
-    """A form about the item that stands in a relation to a named one."""
+    """Make a form's `ask`, about the item that has a relation to a named item."""
 
     def ask(scene, rng):
         found = [
@@ -237,7 +238,7 @@ def _by_size(word: str, sign: int):
 
 
 def quadrant_of(item: Item) -> str:
-    """The quarter of the picture that an item's centre is in; "" if it is near the border of two."""
+    """The quarter of the picture that contains an item's centre; "" if the centre is near a border."""
     if min(abs(item.x - 0.5), abs(item.y - 0.5)) < CLEAR:
         return ""
     return ("top" if item.y < 0.5 else "bottom") + (" left" if item.x < 0.5 else " right")
@@ -252,7 +253,7 @@ def _alone_in_quadrant(scene: Scene) -> Iterator[tuple[str, Item]]:
 
 
 def _singled_out(attribute: str, described: Callable[[Scene], Iterator[tuple[str, Item]]]):
-    """A form about one of the items that a description fits alone."""
+    """Make a form's `ask`, about an item that is the only one to fit a description."""
 
     def ask(scene, rng):
         found = list(described(scene))
@@ -291,7 +292,7 @@ def _most(attribute: str):
 
 
 def pattern_of(item: Item) -> str:
-    """ "" where a text stands in the place of a pattern."""
+    """The item's pattern, or "" if it has a text instead."""
     return "" if item.text else item.pattern
 
 
@@ -340,7 +341,8 @@ def ask_all(scene: Scene, rng: np.random.Generator) -> list[Question]:
     for family in FAMILIES:
         forms = [name for name, form in FORMS.items() if form.family == family and _fits(name, scene)]
         first, *rest = rng.permutation(forms).tolist()
-        # Where the others cannot be asked all is plain, so that the answer to this one would be known
+        # No fallback to "pattern": where the other forms cannot be asked, all items are plain, so that its
+        # answer would be known
         for name in (first, *(name for name in rest if name != "pattern")):
             if asked := FORMS[name].ask(scene, rng):
                 questions.append(Question(family, *asked, name))
@@ -349,5 +351,5 @@ def ask_all(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 
 def _fits(form: str, scene: Scene) -> bool:
-    """Of the two ways to count, the one that the scene was made for."""
+    """Whether a form can be asked: of the two counting forms, only the one that the scene was made for."""
     return form != ("count_some" if not scene.counted[0] else "count_all")

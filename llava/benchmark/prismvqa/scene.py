@@ -1,8 +1,8 @@
-"""Scenes of PrismVQA, sampled from a seed: what is where, in fractions of the picture's side.
+"""Sample the scenes of PrismVQA from a seed: items and their places, in fractions of the picture's side.
 
-Nothing here knows pixels. Attributes are drawn evenly and apart from one another, but for the one that a
+Nothing here depends on pixels. Attributes are drawn uniformly and independently, except for the one that a
 scene is made to be counted by, and places do not depend on them. So exchanging two colors (shapes, sizes,
-...) in all scenes gives the same distribution: what a question does not say, its words cannot tell.
+...) in all scenes gives the same distribution, and the words of a question tell nothing beyond what they say.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ COLORS = {
     "purple": (130, 50, 175),
     "gray": (140, 140, 140),
 }
-# Radii, each nearly half as large again as the one before
+# Radii; each is nearly 1.5 times the one before
 SIZES = {"small": 0.048, "medium": 0.0705, "large": 0.103}
 PATTERNS = ("plain", "stripes", "dots", "checks", "rings")
 DIRECTIONS = ("horizontal", "vertical", "rising", "falling")  # rising: from bottom left to top right
-# Periods in 1/336 of the side, so pixels at 336; at 224 they are 1.9 to 4.3 pixels
+# Ranges of periods in 1/336 of the side, which is a pixel at size 336; at 224 they are 1.9 to 4.3 pixels
 FINENESS = {"fine": (2.8, 3.1), "medium": (4.0, 4.5), "coarse": (5.6, 6.4)}
 PERIOD_UNIT = 336
 # Files that matplotlib ships: DejaVu, STIX and Computer Modern
@@ -43,7 +43,7 @@ FONTS = (
     "cmb10",
     "cmss10",
 )
-# Pictures of scikit-image that its package holds, without writing on them
+# Pictures that the package of scikit-image contains and that show no text
 PHOTOS = (
     "astronaut",
     "brick",
@@ -60,19 +60,19 @@ PHOTOS = (
 )
 COUNTABLE = ("color", "shape", "size")
 
-REACH = 0.138  # no item's outline goes further from its centre: a large triangle's or star's corner, with rim
-SPACING = 2 * REACH  # between centres, whatever the sizes: places say nothing about them
-TEXT_SHARE = 0.4  # of items; the others have each pattern equally often
+REACH = 0.138  # largest distance of an outline from its centre: corner of a large triangle or star, with rim
+SPACING = 2 * REACH  # least distance between centres, for all sizes, so that places tell nothing about sizes
+TEXT_SHARE = 0.4  # share of the items that have a text; the others have each pattern equally often
 PHOTO_SHARE = 0.5
-TEST_SHARE = 8  # every eighth layout is for the test split alone
-LAYOUT_CELLS = 16  # a side, of the grid on which two layouts count as the same
+TEST_SHARE = 8  # one layout in eight belongs to the test split only
+LAYOUT_CELLS = 16  # cells a side of the grid on which layouts are compared
 
 
 def _texts() -> tuple[str, ...]:
     """256 strings: 64 numbers of two digits, 128 syllables of three letters, 64 words of four.
 
-    Most have a neighbour that differs in a single character, so that every one has to be read. The steps are
-    coprime to the lengths, which spreads the choice over all first, middle and last letters.
+    Most strings differ from another one in a single character, so that every character has to be read. The
+    steps are coprime to the lengths, which spreads the choice over all first, middle and last letters.
     """
     numbers = [str(number) for number in range(10, 100)]
     syllables = ["".join(letters) for letters in product("BDHKLMNPRSTVZ", "AEIOU", "BDLMNPRSTZ")]
@@ -89,10 +89,10 @@ TEXTS = _texts()
 
 @dataclass(frozen=True)
 class Item:
-    """One thing of a scene; lengths in fractions of the picture's side, y downwards, angle in degrees.
+    """One item of a scene. Lengths are fractions of the picture's side, y points down, angles are in degrees.
 
-    `direction` is "" but for stripes, `fineness` and `period` "" and 0 for plain ones, `text` and `font` ""
-    where nothing is printed; what has a text is plain.
+    `direction` is "" except for stripes. `fineness` and `period` are "" and 0 for plain items. `text` and
+    `font` are "" if nothing is printed; an item with a text is plain.
     """
 
     color: str
@@ -114,12 +114,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Ground:
-    """Behind the items: a square cut-out of a photograph (`photo`), or a fade from one color to another.
+    """The background: a square crop of a photograph (`photo`), or a gradient from one color to another.
 
     Args:
-        rgb: both ends' colors, and `angle` the fade's direction, degrees.
-        crop: left and top in fractions of what the cut-out leaves free, its side in fractions of the
-            photograph's shorter one.
+        rgb: colors of the two ends of the gradient; `angle` is its direction in degrees.
+        crop: left and top as fractions of the space that the crop leaves free, and its side as a fraction of
+            the photograph's shorter side.
     """
 
     photo: str
@@ -131,7 +131,7 @@ class Ground:
 
 @dataclass(frozen=True)
 class Scene:
-    """`counted`: the (attribute, value) that the scene was made to be counted by, ("", "") for all items."""
+    """Background and items. `counted` is the (attribute, value) to be counted, ("", "") for all items."""
 
     ground: Ground
     items: tuple[Item, ...]
@@ -139,12 +139,12 @@ class Scene:
 
 
 def generator(seed: int, split: str, index: int, stream: int) -> np.random.Generator:
-    """The random numbers of one scene's part: the same whoever asks, in whatever order."""
+    """The random generator of one stream of a scene; it does not depend on any other stream or scene."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(SPLITS.index(split), index, stream)))
 
 
 def split_of(scene: Scene) -> str:
-    """The one split in which the scene's layout may be: shapes, colors, and places on a grid of 16 by 16."""
+    """The only split that may have the scene's layout: shapes, colors, and places on a grid of 16 by 16."""
     cells = sorted(
         (int(item.x * LAYOUT_CELLS), int(item.y * LAYOUT_CELLS), item.shape, item.color)
         for item in scene.items
@@ -154,10 +154,10 @@ def split_of(scene: Scene) -> str:
 
 
 def sample_scene(seed: int, split: str, index: int) -> Scene:
-    """Scene number `index` of a split; drawn anew until its layout belongs to the split.
+    """Scene number `index` of a split; it is drawn again until its layout belongs to the split.
 
     Args:
-        seed: of the data set, 0 or more.
+        seed: seed of the data set, 0 or more.
         split: "train" or "test".
         index: from 0.
     """
@@ -169,14 +169,14 @@ def sample_scene(seed: int, split: str, index: int) -> Scene:
 
 
 def pick(rng: np.random.Generator, choices):
-    """One of them, each as likely as any other."""
+    """One of the choices, all equally likely."""
     return tuple(choices)[int(rng.integers(len(choices)))]
 
 
 def _draw(rng: np.random.Generator) -> Scene:
     attribute = pick(rng, ("", *COUNTABLE))
     if attribute:
-        number = int(rng.integers(MAX_ITEMS))  # of the items counted, 0 to 5
+        number = int(rng.integers(MAX_ITEMS))  # number of counted items, 0 to 5
         num_items = int(rng.integers(max(1, number), MAX_ITEMS + 1))
     else:
         number = num_items = int(rng.integers(1, MAX_ITEMS + 1))
@@ -190,12 +190,12 @@ def _draw(rng: np.random.Generator) -> Scene:
             _with(rng, item, attribute, value if i < number else pick(rng, others))
             for i, item in enumerate(items)
         ]
-    # those counted came first: in places and in drawing order they are nothing special
+    # counted items come first in the list, but neither places nor drawing order distinguish them
     return Scene(_ground(rng), tuple(items), (attribute, value))
 
 
 def _places(rng: np.random.Generator, num_items: int) -> list[tuple[float, float]]:
-    """Centres at least SPACING apart and REACH from the edge."""
+    """Random centres, at least SPACING apart and at least REACH from the edge."""
     while True:
         places: list[tuple[float, float]] = []
         for _ in range(30 * num_items):
@@ -226,12 +226,12 @@ def _item(rng: np.random.Generator, place: tuple[float, float]) -> Item:
 
 
 def _with(rng: np.random.Generator, item: Item, attribute: str, value: str) -> Item:
-    """The item with another color, shape or size, its shade or radius drawn anew."""
+    """The item with another color, shape or size; the shade of a color or radius of a size is drawn anew."""
     if attribute == "shape":
         return replace(item, shape=value)
     if attribute == "size":
         return replace(item, size=value, radius=round(SIZES[value] * float(rng.uniform(0.96, 1.04)), 4))
-    # brighter or darker as a whole more than in hue: a tinted gray would have another name
+    # brightness varies more than hue, since a tinted gray would have another name
     shade = np.clip(np.array(COLORS[value]) + rng.integers(-12, 13) + rng.integers(-4, 5, 3), 0, 255)
     return replace(item, color=value, rgb=tuple(shade.tolist()))
 
