@@ -1,4 +1,4 @@
-"""Under torchrun: GB/s at which ranks add up a tensor, counted as the bus bandwidth of nccl-tests."""
+"""Measure, under torchrun, the GB/s of an all-reduce, counted as the bus bandwidth of nccl-tests."""
 
 import json
 import os
@@ -12,7 +12,7 @@ NUM_BYTES = {"cuda": 2**29, "cpu": 2**24}
 
 
 def measure(result: str) -> None:
-    """Of this rank with the others; rank 0 writes to the file `result`."""
+    """Measure as one of the ranks; rank 0 writes the figures to the file `result`."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

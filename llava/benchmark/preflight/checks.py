@@ -1,6 +1,6 @@
-"""The checks, each of which work.py runs in a process of its own.
+"""The checks. Each of them is run by work.py in its own process.
 
-A check takes the request, which is what the script would start, and returns its figures.
+A check takes the request, which describes what the script would start, and returns its figures.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from llava.errors import UserError
 from llava.train.loader import loader_settings, num_cores
 
 WORK = str(Path(__file__).parent / "work.py")
-NO_RANK = ("--deepspeed",)  # flags that a process which is no rank of the run does without
+NO_RANK = ("--deepspeed",)  # flags that are left out in a process that is no rank of the run
 SECONDS_OF_DATA = 10
-MAX_WRITTEN = 2**30  # bytes, and never more than a tenth of what is free
-FLOAT32_TRAINING_BYTES = 16  # a parameter that learns: weight, gradient and AdamW's averages
-OPTIMIZER_BYTES = 12  # a parameter that learns: a float32 copy and AdamW's averages
+MAX_WRITTEN = 2**30  # bytes; a tenth of the free space is a limit, too
+FLOAT32_TRAINING_BYTES = 16  # for each parameter that learns: weight, gradient and AdamW's averages
+OPTIMIZER_BYTES = 12  # for each parameter that learns: a float32 copy and AdamW's averages
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is about to be run.
+    """The run that is to be checked.
 
     Attributes:
-        launcher: the words ahead of train_mem.py.
-        flags: those after it.
-        num_devices: processes of all nodes.
-        gpu_memory_mib: of a GPU; None: of the smallest one here.
-        decided: names of those flags that the memory decides.
+        launcher: the arguments before train_mem.py on the command line.
+        flags: the arguments after it.
+        num_devices: number of processes on all nodes.
+        gpu_memory_mib: memory of a GPU; None: that of the smallest GPU here.
+        decided: names of the flags that are chosen by the memory.
     """
 
     launcher: list[str]
@@ -50,12 +50,12 @@ class Request:
 
 
 def main_memory() -> int:
-    """Bytes."""
+    """This machine's main memory in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def machine(request: Request) -> dict:
-    """What is here, GPUs with the memory that others leave free."""
+    """This machine's hardware and versions; for each GPU also the memory that is free now."""
     import platform
 
     import torch
@@ -96,7 +96,7 @@ def ceilings(request: Request) -> dict:
 
 
 def all_reduce(request: Request) -> dict:
-    """Among the ranks that this machine is to have."""
+    """Measure an all-reduce among the ranks that the run will have on this machine."""
     ranks = local_ranks(request)
     if ranks < 2:
         return {"ranks": ranks}
@@ -108,7 +108,7 @@ def all_reduce(request: Request) -> dict:
 
 
 def local_ranks(request: Request) -> int:
-    """Processes on this machine, as the launcher's own words say."""
+    """The number of processes on this machine, by the launcher's arguments or else by the GPUs here."""
     words = request.launcher
     if "--nproc_per_node" in words:
         return int(words[words.index("--nproc_per_node") + 1])
@@ -118,7 +118,7 @@ def local_ranks(request: Request) -> int:
 
 
 def run(command: list[str]) -> None:
-    """Raises RuntimeError with the last line that a process which fails has written."""
+    """Run a command. Raises RuntimeError if it fails, with the last line of its output that tells why."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         print(done.stdout)  # into the check's log
@@ -129,20 +129,20 @@ def run(command: list[str]) -> None:
 
 
 def sizes(request: Request):
-    """Arguments and size of the run's model."""
+    """The model's arguments, the run's arguments and the size of the model."""
     from llava.train.model_size import size_of
     from llava.train.recipe import parse
 
-    place = ["--gpu_memory_mib", "1"]  # which sizes do not depend on
+    place = ["--gpu_memory_mib", "1"]  # must be given where there is no GPU; sizes do not depend on it
     _, model_args, data_args, run_args = parse([*request.flags, *place])
     return model_args, run_args, size_of(model_args, data_args, run_args)
 
 
 def disk(request: Request) -> dict:
-    """Space and speed where the run writes, and what it will write.
+    """Space and speed of the disk that the run writes to, and how much it will write.
 
-    A checkpoint holds the weights that learn and the optimiser's state for them; the result holds the whole
-    model, if not a projector or adapters alone.
+    The result holds the whole model, or only the weights that learn if these are a projector or adapters. A
+    checkpoint holds the same weights, and the optimiser's state for those that learn.
     """
     from llava.train.arguments import parse
 
@@ -152,7 +152,7 @@ def disk(request: Request) -> dict:
     alone = model_args.tune_mm_mlp_adapter or run_args.lora_enable or run_args.bits < 16
     result = learnt + (0 if alone else size.frozen)
     checkpoint = result + OPTIMIZER_BYTES * size.learning
-    kept = 1 + (args.save_total_limit or 1)  # a new one is written before an old one goes
+    kept = 1 + (args.save_total_limit or 1)  # a new one is written before an old one is removed
     folder = Path(args.output_dir)
     while not folder.exists():
         folder = folder.parent
@@ -177,7 +177,7 @@ def disk(request: Request) -> dict:
 
 
 def data(request: Request) -> dict:
-    """Samples a second that this machine prepares, and how long their sequences are; no weight is read."""
+    """How many samples a second this machine prepares, and how long they are; no weights are read."""
     import torch
 
     from llava.data.collator import Collator
@@ -192,7 +192,7 @@ def data(request: Request) -> dict:
     from llava.train.training_data import load_data, train_loader
 
     model_args, data_args, args = parse(without(request.flags, NO_RANK))
-    if args.workers_are_auto:  # chosen as of one rank, for this process is alone
+    if args.workers_are_auto:  # chosen for a single rank, since this process has no others
         args.dataloader_num_workers = loader_settings(num_cores(), local_ranks(request))[0]
     plan = look_at(find_folder(model_args.model_name_or_path, "--model_name_or_path", args.cache_dir))
     tokenizer = load_tokenizer(plan.path, padding_side="right", model_max_length=args.model_max_length)
@@ -205,10 +205,10 @@ def data(request: Request) -> dict:
     dataset = load_data(data_args, args, builder)
     collator = Collator(tokenizer.pad_token_id, padding_side="right")
     workers = min(num_cores(), args.dataloader_num_workers * local_ranks(request))
-    if not isinstance(dataset, ShardDataset):  # which splits itself over as many as it was made for
+    if not isinstance(dataset, ShardDataset):  # a ShardDataset needs as many as it was made for
         args.dataloader_num_workers = workers
     samples, lengths, batches = 0, [], iter(train_loader(dataset, args, collator))
-    next(batches)  # workers are up
+    next(batches)  # now all workers have started
     start = time.perf_counter()
     for batch in batches:
         samples += len(batch["record_names"])
@@ -228,7 +228,7 @@ def data(request: Request) -> dict:
 
 
 def positions_of(model, batch: dict) -> list[int]:
-    """Of each sequence of a batch; an image's mark gives place to its tokens."""
+    """The length of each sequence of a batch, with an image's positions in place of its placeholder."""
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     lengths = (ids == ids if mask is None else mask).sum(dim=1)
     images = (ids < 0).sum(dim=1)
@@ -240,7 +240,7 @@ def positions_of(model, batch: dict) -> list[int]:
 
 
 def memory(request: Request) -> dict:
-    """The budget of a GPU by parts, and the largest batches that fit."""
+    """The memory of a GPU by parts, and the largest batches that fit."""
     from llava.train.memory import GIB, USUAL_TEXT, largest_batch
     from llava.train.recipe import decide
 
@@ -273,9 +273,9 @@ def memory(request: Request) -> dict:
 
 
 def steps(request: Request) -> dict:
-    """A few steps of the run under its own launcher; of a run on several nodes, on this one alone.
+    """Do a few steps of the run under its own launcher; if it has several nodes, on this node only.
 
-    Raises UserError if there is no GPU and the model would fill this machine's memory.
+    Raises UserError if there is no GPU and the model would need more than half of this machine's memory.
     """
     if default_device() == "cpu":
         size = sizes(request)[2]
@@ -297,7 +297,7 @@ def steps(request: Request) -> dict:
 
 
 def on_this_node(launcher: list[str]) -> tuple[list[str], int]:
-    """The words that start this node's ranks by themselves, and the number of nodes."""
+    """The launcher's arguments that start only this node's ranks, and the number of nodes."""
     if "--nnodes" not in launcher:
         return launcher, 1
     nodes = int(launcher[launcher.index("--nnodes") + 1])
@@ -313,7 +313,7 @@ def without(flags: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 FEATURES = ("bf16", "flash_attention_2", "flash_attention_3", "bitsandbytes", "deepspeed", "liger")
-# Each with the seconds it may take. Memory comes ahead of steps, which take the flags that it chooses.
+# Each with the seconds that it may take. The memory comes before the steps, whose flags depend on it.
 CHECKS: dict[str, tuple[Callable[[Request], dict], int]] = {
     "machine": (machine, 60),
     **{name: (feature(name), 180 if name == "deepspeed" else 60) for name in FEATURES},
@@ -327,10 +327,10 @@ CHECKS: dict[str, tuple[Callable[[Request], dict], int]] = {
 
 
 def answer(name: str, request: str, result: str) -> None:
-    """Write {"figures": ...} or {"problem": ..., "says_remedy": true} to the file `result`.
+    """Run a check and write {"figures": ...} or {"problem": ..., "says_remedy": true} to the file `result`.
 
-    The request is JSON. What is no UserError escapes: the traceback is in the check's log, and its last line
-    on the page.
+    The request is JSON. An exception other than UserError is not caught: its traceback is in the check's log,
+    and the last line of it is on the page.
     """
     check = CHECKS[name][0]
     try:

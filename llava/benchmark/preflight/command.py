@@ -1,7 +1,8 @@
 """Whether this machine is ready for a training script, and how long the run will take: one page.
 
-Each check runs in a process of its own within a limit of time, so that none can end the page. The script's
-own variables (MODEL, DATA_PATH, BATCH_SIZE, ...) say what is checked; nothing of the run itself is written.
+Each check runs in its own process with a time limit, so that no failing check can stop the others. The
+script's own variables (MODEL, DATA_PATH, BATCH_SIZE, ...) decide what is checked. No output of the run itself
+is written.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from llava.wholefile import write_text
 
 ROOT = Path(__file__).parents[3]
 ENTRY = "llava/train/train_mem.py"
-DECIDED = {  # by the memory, unless a variable says otherwise
+DECIDED = {  # flags that are chosen by the memory, unless a variable sets them
     "DEEPSPEED_CONFIG": ("--deepspeed",),
     "GRADIENT_CHECKPOINTING": ("--gradient_checkpointing", "--recompute_above"),
 }
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Check, print the page, write preflight.json and preflight.md."""
+    """Run the checks, print the page, and write preflight.json and preflight.md."""
     from llava.benchmark.preflight.page import as_markdown
 
     if unknown := set(args.skip) - set(CHECKS):
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"{name} ...", file=sys.stderr, end=" ", flush=True)
         start = time.monotonic()
         results["checks"][name] = check(name, request, limit, args.output_dir / f"{name}.log")
-        problem = results["checks"][name].get("problem", "").split("\n")[0]  # the page has all of it
+        problem = results["checks"][name].get("problem", "").split("\n")[0]  # the page shows all lines
         print(f"{time.monotonic() - start:.0f} s {problem}", file=sys.stderr)
         write_text(args.output_dir / "preflight.json", json.dumps(results, indent=1) + "\n")
     text = as_markdown(results)
@@ -73,9 +74,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def read_script(args: argparse.Namespace) -> tuple[dict, str]:
-    """What the script would start, asked of the script itself.
+    """Ask the script itself what it would start; return the request for the checks, and the command line.
 
-    Raises UserError if there is no such script, or it refuses its variables.
+    Raises UserError if there is no such script, or if the script rejects its variables.
     """
     script = ROOT / "scripts" / f"{args.script.removesuffix('.sh')}.sh"
     if not script.is_file() or "launch.sh" not in script.read_text():
@@ -106,11 +107,11 @@ def read_script(args: argparse.Namespace) -> tuple[dict, str]:
 
 
 def check(name: str, request: dict, limit: float, log: Path) -> dict:
-    """Its figures, or the problem; what it started ends with it.
+    """Run a check and return its figures or its problem; all processes that it started are killed at its end.
 
     Args:
-        limit: seconds.
-        log: file for all that it prints, which stays if there is a problem.
+        limit: seconds that the check may take.
+        log: file for the check's output, which is kept if there is a problem.
     """
     with tempfile.TemporaryDirectory() as scratch:
         result = Path(scratch) / "result.json"
@@ -121,7 +122,7 @@ def check(name: str, request: dict, limit: float, log: Path) -> dict:
                 stdout=written,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                # the hub is not asked: what a run needs should be here before it starts
+                # without the hub, since what a run needs should be here before it starts
                 env={"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **os.environ},
             )
             try:
@@ -141,7 +142,7 @@ def check(name: str, request: dict, limit: float, log: Path) -> dict:
 
 
 def kill_group(process: subprocess.Popen) -> None:
-    """The process and what it has started and left behind."""
+    """Kill the process and all that it has started and left running."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,4 +1,4 @@
-"""What a training run may use of a machine, each tried by a tiny real step: an import proves little."""
+"""Features that a training run may use, each tried by a tiny real step, since an import proves little."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from torch import Tensor, nn
 from llava.loading import FLASH_PACKAGES
 
 ROOT = Path(__file__).parents[3]
-TOLERANCE = 0.05  # of a result's norm; bfloat16 keeps three digits, four bits far fewer
+TOLERANCE = 0.05  # share of the result's norm that its error may be; bfloat16 keeps three digits, four bits far fewer
 
 
 @dataclass(frozen=True)
 class Feature:
-    """Something that works here or does not.
+    """A feature that may or may not work on this machine.
 
     Attributes:
-        use: what a user sets to have it.
-        step: raises where it does not work; takes the device.
-        module: without which there is nothing to try.
-        install: how to get it.
-        needs_gpu: whether a CPU has no use for it.
+        use: the flag or variable that turns the feature on.
+        step: takes the device; raises an exception if the feature does not work.
+        module: the module that the feature needs; None: it needs none.
+        install: how to install the module.
+        needs_gpu: whether the feature is of no use on a CPU.
     """
 
     use: str
@@ -41,9 +41,9 @@ class Feature:
 
 
 def close(ours: Tensor, right: Tensor, tolerance: float = TOLERANCE) -> None:
-    """Raises ArithmeticError where a result is another one than that in float32."""
+    """Raise ArithmeticError if a result differs too much from the result in float32."""
     error = ((ours.float() - right).norm() / right.norm()).item()
-    if not error < tolerance:  # NaN is not
+    if not error < tolerance:  # also true if it is NaN
         raise ArithmeticError(
             f"its result is wrong: relative error {error:.3g}, expected at most {tolerance}"
         )
@@ -86,7 +86,7 @@ def bitsandbytes(device: str) -> None:
 
 
 def deepspeed(device: str) -> None:
-    """A step of ZeRO-2 by scripts/zero2.json, of one process."""
+    """Do a step of ZeRO-2 by scripts/zero2.json in one process."""
     from deepspeed import init_distributed, initialize
 
     with socket.socket() as probe:
@@ -138,7 +138,7 @@ FEATURES = {
 
 
 def try_feature(name: str, device: str) -> dict:
-    """works, not installed, needs a GPU, or the reason why it fails."""
+    """The outcome: works, not installed, or needs a GPU. Raises the error of a step that fails."""
     feature = FEATURES[name]
     if feature.needs_gpu and device == "cpu":
         return {"outcome": "needs a GPU"}

@@ -1,4 +1,4 @@
-"""The page of a preflight's results, as Markdown that a terminal shows well, too."""
+"""The page of a preflight's results, in Markdown that is also readable in a terminal."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def as_markdown(results: dict) -> str:
 
 
 def problems_of(checks: dict, figures: dict) -> list[str]:
-    """Each with what to do; one that several checks met is there once, with their names."""
+    """The problems, each with what to do; a problem of several checks is listed once, with their names."""
     met_by: dict[str, list[str]] = {}
     for name, outcome in checks.items():
         if "problem" in outcome:
@@ -87,7 +87,7 @@ def problems_of(checks: dict, figures: dict) -> list[str]:
 
 
 def demand(figures: dict) -> float | None:
-    """Samples a second that the measured steps use up."""
+    """The samples a second that the measured steps use; None if no steps were measured."""
     steps = figures.get("steps")
     return steps and steps["samples_a_step"] / statistics.median(steps["seconds"])
 
@@ -142,7 +142,7 @@ def disk_section(figures: dict) -> str:
 
 
 def seconds_to_save(disk: dict) -> float:
-    """A checkpoint's."""
+    """Seconds that writing a checkpoint takes."""
     return disk["checkpoint_gib"] * 2**30 / 1e9 / disk["write_gb_s"]
 
 
@@ -184,7 +184,7 @@ def forecast_section(figures: dict, now: datetime) -> str:
 
 
 def spoken(time: timedelta) -> str:
-    """2 days 3 h, 5 h 12 min, 40 s."""
+    """A duration as text, such as "2 days 3 h", "5 h 12 min" or "40 s"."""
     hours, rest = divmod(time.seconds, 3600)
     if time.days:
         return f"{time.days} day{'s' if time.days > 1 else ''} {hours} h"

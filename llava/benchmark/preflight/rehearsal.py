@@ -1,4 +1,4 @@
-"""Under the script's own launcher: a few real steps of the run, on its records, with random weights."""
+"""A few real steps of the run under the script's own launcher, on its records, with random weights."""
 
 import copy
 import json
@@ -18,11 +18,11 @@ from llava.model.plan import CheckpointPlan
 from llava.train.train import prepare
 
 WARM_UP, TIMED = 2, 4  # steps
-LEFT_OUT = ("--pretrain_mm_mlp_adapter", "--lora_weight_path")  # weights that an earlier stage leaves
+LEFT_OUT = ("--pretrain_mm_mlp_adapter", "--lora_weight_path")  # weights that an earlier stage writes
 
 
 class Steps(TrainerCallback):
-    """Seconds of each step, to the end of what the device does in it; the run ends with the last."""
+    """Measures the seconds of each step, the device's work included, and ends the run after the last one."""
 
     def __init__(self):
         self.seconds: list[float] = []
@@ -43,7 +43,7 @@ class Steps(TrainerCallback):
 def random_weights(
     plan: CheckpointPlan, fields: VisionFields, options: dict, projector_dtype: torch.dtype | None
 ) -> PreTrainedModel:
-    """The model of load_with_vision, its weights random and made where they are used."""
+    """The model that load_with_vision would give, with random weights that are made on the device."""
     if "quantization_config" in options:
         raise UserError("--bits: steps over quantised weights are not tried ahead of a run.")
     config = copy.deepcopy(plan.config)
@@ -58,11 +58,11 @@ def random_weights(
 
 
 def rehearse(result: str, scratch: str, *flags: str) -> None:
-    """The first steps of the run with these flags.
+    """Do the first steps of the run with these flags.
 
     Args:
-        result: file for the figures.
-        scratch: folder for what the run itself writes.
+        result: file to write the figures to.
+        scratch: folder for the files that the run itself writes.
     """
     own = ["--output_dir", scratch, "--save_strategy", "no", "--report_to", "none"]
     try:

@@ -1,4 +1,4 @@
-"""The processes that a preflight starts: a check, and what launchers run for it.
+"""The processes that a preflight starts: a check, and the ranks that a launcher starts for it.
 
 usage: work.py {check NAME REQUEST RESULT | all_reduce RESULT | steps RESULT SCRATCH FLAGS...}
 """
@@ -15,7 +15,7 @@ def main() -> None:
     if kind != "check":
         from llava.train.launcher import end_with_launcher
 
-        end_with_launcher()  # ahead of imports that take seconds
+        end_with_launcher()  # before the imports, which take seconds
     work: Callable
     if kind == "steps":
         from llava.benchmark.preflight.rehearsal import rehearse as work
