@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from llava.loading import FLASH_PACKAGES
 
 ROOT = Path(__file__).parents[3]
-TOLERANCE = 0.05  # share of the result's norm that its error may be; bfloat16 keeps three digits, four bits far fewer
+TOLERANCE = 0.05  # largest error over the result's norm; bfloat16 keeps three digits, four bits far fewer
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How many sequences fit: measured on a GPU by trying, elsewhere computed from the peaks of one and two."""
+"""How many sequences fit into memory: tried out on a GPU, elsewhere computed from the peaks of 1 and 2."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llava.benchmark.timing import peak_mib
 
 
 def largest_batch(model, shape: Shape, variant: Variant, settings) -> dict:
-    """The largest batch whose prefill and whole cache stay within settings.memory_gib, weights included."""
+    """The largest batch whose prefill and full cache stay within settings.memory_gib, weights included."""
     variant.put_into(model)
     limit = int(settings.memory_gib * 2**30)
     positions = model.num_visual_tokens + settings.text_tokens + settings.new_tokens
@@ -25,7 +25,7 @@ def largest_batch(model, shape: Shape, variant: Variant, settings) -> dict:
             "largest_batch_by": "measured by trying, to within a thirty-second",
         }
     one, two = (peak_mib(_prefill(model, batch, settings), "cpu") * 2**20 for batch in (1, 2))
-    # keys and values of the prompt are within the peaks; those of the answer are not
+    # the peaks include the keys and values of the prompt, but not those of the answer
     answer = kv_bytes(shape, settings.new_tokens, torch.finfo(settings.dtype).bits // 8)
     return {
         "largest_batch": computed(limit, weight_bytes(model), one, two, answer),
@@ -34,10 +34,10 @@ def largest_batch(model, shape: Shape, variant: Variant, settings) -> dict:
 
 
 def computed(limit: float, weights: float, one: float, two: float, answer: float) -> int:
-    """Sequences that fit where each costs as much as the second one did, and its answer's cache.
+    """The number of sequences that fit if each needs as much as the second one did, and its answer's cache.
 
     Args:
-        one, two: bytes that 1 and 2 sequences take at most, beside the weights.
+        one, two: peak bytes of 1 and 2 sequences, without the weights.
     """
     each = two - one
     return max(0, int((limit - weights - (one - each)) // (each + answer)))
@@ -55,7 +55,7 @@ def largest(fits: Callable[[int], bool]) -> int:
 
 
 def weight_bytes(model) -> int:
-    """Parameters and buffers, each tensor once."""
+    """Bytes of the parameters and buffers; a shared tensor counts once."""
     tensors = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
     return sum(tensors.values())
 
@@ -66,7 +66,7 @@ def _prefill(model, batch: int, settings) -> Callable:
 
 
 def _fits(model, cache: int, limit: int, settings, batch: int) -> bool:
-    """Whether a batch's prefill, and then its cache at the answer's end, lie within the limit on a GPU."""
+    """Whether a batch's prefill, and its cache at the end of the answer, stay within the limit on a GPU."""
     if weight_bytes(model) + batch * cache > limit:
         return False
     torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
 """From pixels to tokens: first token, prefill by parts, decoding, cache and batch at each number of tokens.
 
-Random weights of a known shape. Times are medians over rounds in which all rows take turns, transformers' own
-LLaVA with the same weights among them; ratios are medians over rounds.
+The weights are random, of a known shape. Times are medians over rounds in which all rows take turns. One row
+is transformers' own LLaVA with the same weights. Ratios are also medians over rounds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from llava.errors import UserError
 
 
 def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
-    """What end to end and a training step have in common."""
+    """Add the flags that this measure and that of a training step share."""
     add = parser.add_argument
     add("--shape", choices=list(SHAPES), default="tiny", help="language model and tower")
     add("--layers", type=int, help="of the language model, where the machine holds no more")
@@ -81,7 +81,7 @@ def device_and_dtype(args: argparse.Namespace) -> tuple[str, str]:
 
 
 def describe(args: argparse.Namespace, device: str, dtype: str, shape) -> dict:
-    """Provenance, with what was measured."""
+    """The run's provenance, and the shape and sizes that were measured."""
     return provenance(device, dtype) | {
         "shape": args.shape,
         "layers": shape.layers,
@@ -93,7 +93,7 @@ def describe(args: argparse.Namespace, device: str, dtype: str, shape) -> dict:
 
 
 def default_memory(device: str) -> float:
-    """GiB: the GPU's own; where there is none, those of a common one."""
+    """The GPU's memory in GiB; without a GPU 24, the memory of a common one."""
     if not device.startswith("cuda"):
         return 24.0
     import torch
@@ -102,6 +102,6 @@ def default_memory(device: str) -> float:
 
 
 def file_name(kind: str, args: argparse.Namespace, compiled: bool = False) -> str:
-    """Of a run's files, and of its place on a page."""
+    """The name of a run's files, and of its place on a page."""
     layers = [f"{args.layers}layers"] if args.layers else []
     return "_".join([kind, args.shape, *layers, *(["compile"] if compiled else [])])

@@ -1,4 +1,4 @@
-"""End to end: what each projector costs from pixels to tokens, in turns with transformers' own LLaVA."""
+"""Measure what each projector costs from pixels to tokens, in turns with transformers' own LLaVA."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from llava.model.multimodal_encoder.tower import VisionFeatures
 
 THEIRS = "transformers"
 PARTS = ("tower", "projector", "language_model")  # of prefill
-FIGURES = (*PARTS, "prefill", "first_token", "token")  # seconds, of a round
+FIGURES = (*PARTS, "prefill", "first_token", "token")  # seconds in a round
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What one run measures; tokens of text in the prompt, and of the answer."""
+    """The settings of a run; text_tokens are those of the prompt, new_tokens those of the answer."""
 
     device: str
     dtype: torch.dtype
@@ -43,7 +43,7 @@ class Settings:
 
 
 class Moments(StoppingCriteria):
-    """Notes when the first and the last new token are there; stops nothing."""
+    """Records when the first and the last new token are ready; it never stops the generation."""
 
     def __init__(self, clock: Clock):
         self.clock, self.first, self.last, self.num_tokens = clock, None, None, 0
@@ -56,11 +56,11 @@ class Moments(StoppingCriteria):
 
 
 def answer_seconds(model, inputs: Callable[[], dict], clock: Clock, settings: Settings) -> dict[str, float]:
-    """Seconds to the first token, from ids on the CPU, and for each token after it."""
+    """Seconds from ids on the CPU to the first token, and for each token after it."""
     moments = Moments(clock)
     options = Decoding(max_new_tokens=settings.new_tokens, compiled=settings.compiled).kwargs()
     if settings.compiled:
-        # a graph and a cache for this row's length: else all rows would have those of the longest so far
+        # a graph and a cache for this row's length; otherwise rows would use those of the longest so far
         options["compile_config"].dynamic = False
         model._previous_max_cache_length = -1
     clock.wait()
@@ -74,7 +74,7 @@ def answer_seconds(model, inputs: Callable[[], dict], clock: Clock, settings: Se
 
 
 def our_round(model, variant: Variant, prompt: Prompt, clock: Clock, settings: Settings) -> Callable:
-    """A call that measures a variant once, part by part and whole."""
+    """A function that measures a variant once, by parts and as a whole."""
     variant.put_into(model)
     tower = model.get_vision_tower()
     scale = {"scale_factor": variant.scale_factor} if variant.projector.compresses else {}
@@ -98,13 +98,13 @@ def our_round(model, variant: Variant, prompt: Prompt, clock: Clock, settings: S
 
 
 def their_round(theirs, model, prompt: Prompt, clock: Clock, settings: Settings) -> Callable:
-    """The same of transformers' own, at its one token a patch."""
+    """The same for transformers' own LLaVA, which has one token for each patch."""
     ids = prompt.expanded(theirs.config.image_token_id, model.get_vision_tower().num_patches)
     tower, projector = theirs.model.vision_tower, theirs.model.multi_modal_projector
     features = tower(prompt.images, output_hidden_states=True).hidden_states[-2][:, 1:]
     last = {"use_cache": True, "logits_to_keep": 1}
     embeds = torch.randn(*ids.shape, model.config.hidden_size).to(features)
-    # as their own examples do: the whole input moved at once, within what is timed
+    # as in their own examples, the whole input is moved at once, within the timed call
     whole = {"pixel_values": prompt.images}
 
     @torch.inference_mode()
@@ -123,7 +123,7 @@ def their_round(theirs, model, prompt: Prompt, clock: Clock, settings: Settings)
 
 
 def count_row(model, shape: Shape, variant: Variant, settings: Settings) -> dict:
-    """What needs no clock: tokens, cache, and GFLOP of each part for the batch."""
+    """The figures that need no clock: tokens, cache, and GFLOP of each part for the batch."""
     variant.put_into(model)
     tower, batch = model.get_vision_tower(), settings.batch_size
     tokens = model.num_visual_tokens
@@ -149,7 +149,7 @@ def count_row(model, shape: Shape, variant: Variant, settings: Settings) -> dict
 
 
 def like_features(model, batch: int) -> VisionFeatures:
-    """Random ones, as the model's tower gives them."""
+    """Random features with the shapes and dtype of those that the model's tower gives."""
     tower = model.get_vision_tower()
     shape = (batch, tower.num_patches)
     make = {"device": model.device, "dtype": model.dtype}
@@ -158,7 +158,7 @@ def like_features(model, batch: int) -> VisionFeatures:
 
 
 def count(shape: Shape, names: list[str], scale_factors: list[int], settings: Settings) -> list[dict]:
-    """Rows without times, of a model that takes no memory."""
+    """Rows without times, for a model on the meta device, which takes no memory."""
     model = build_model(shape, "meta", settings.dtype)
     variants = build_variants(model, names, scale_factors, settings.dtype)
     return [count_row(model, shape, variant, settings) for variant in variants]
@@ -173,11 +173,11 @@ def measure(
     with_theirs: bool = True,
     with_batch: bool = True,
 ) -> list[dict]:
-    """A row for each projector and s, and one of transformers' own.
+    """A row for each projector and s, and one for transformers' own LLaVA.
 
     Returns:
-        what count_row gives, with seconds: medians of FIGURES, rounds: all of them, against_theirs: medians
-        over the rounds of the uncompressed row's seconds by transformers'; and largest_batch.
+        The keys of count_row, and seconds (medians of FIGURES), rounds (all of them) and largest_batch. The
+        first row also has against_theirs: medians over the rounds of its seconds divided by transformers'.
     """
     clock = Clock(settings.device, settings.processor_time)
     model = build_model(shape, settings.device, settings.dtype)

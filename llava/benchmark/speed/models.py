@@ -1,4 +1,4 @@
-"""Random models of a shape, made where they run in their dtype; transformers' LLaVA on the same weights."""
+"""Random models of a shape, made on their device in their dtype; transformers' LLaVA with equal weights."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from llava.model.multimodal_projector.builder import build_projector, projector_
 from llava.model.vision_config import plain_type
 
 UNCOMPRESSED = "mlp2x_gelu"
-TEXT_BEFORE_IMAGE = 4  # tokens; the others of the prompt follow it
+TEXT_BEFORE_IMAGE = 4  # tokens; the rest of the prompt's text follows the image
 
 
 @contextmanager
 def made_on(device: str, dtype: torch.dtype) -> Iterator[None]:
-    """What is built within is born on the device and in the dtype: no copy in float32 on the host."""
+    """A context that makes tensors on the device and in the dtype, without a float32 copy on the host."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -36,7 +36,7 @@ def made_on(device: str, dtype: torch.dtype) -> Iterator[None]:
 
 
 def build_model(shape: Shape, device: str, dtype: torch.dtype):
-    """Ours, in evaluation mode, with the uncompressed projector."""
+    """Our model in evaluation mode, with the uncompressed projector."""
     model_class = MODEL_CLASSES[shape.family]
     config = model_class.config_class(
         **shape.language_config(),
@@ -49,20 +49,20 @@ def build_model(shape: Shape, device: str, dtype: torch.dtype):
     torch.manual_seed(0)
     with made_on(device, dtype):
         model = model_class(config).eval()
-    model.generation_config.eos_token_id = None  # random models may end anywhere; answers have one length
+    model.generation_config.eos_token_id = None  # else random models may end early; lengths must be equal
     return model
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A projector and its s (None where it does not compress) for one language model."""
+    """A projector and its s (None if it does not compress) for one language model."""
 
     name: str
     scale_factor: int | None
     projector: Projector
 
     def put_into(self, model) -> None:
-        """Make it the model's own; the tower then gives what it asks for, and runs no deeper."""
+        """Make it the model's projector; the tower then gives what it needs, and runs no deeper."""
         model.get_model().mm_projector = self.projector
         tower = model.get_vision_tower()
         tower.needs_levels, tower.needs_attention = self.projector.needs_levels, False
@@ -77,7 +77,7 @@ class Variant:
 def build_variants(model, names: list[str], scale_factors: list[int], dtype: torch.dtype) -> list[Variant]:
     """The uncompressed projector, then each name at each s.
 
-    Raises UserError for a type that does not compress, or that prunes (it needs no projector of its own).
+    Raises UserError for a type that does not compress; types that prune are among them.
     """
     variants = [Variant(UNCOMPRESSED, None, model.get_projector())]
     for name in names:
@@ -96,7 +96,7 @@ def build_variants(model, names: list[str], scale_factors: list[int], dtype: tor
 
 
 def build_theirs(model) -> LlavaForConditionalGeneration:
-    """transformers' own LLaVA over the very tensors of ours, so that it costs no memory and answers alike."""
+    """transformers' own LLaVA with the tensors of our model, so that it needs no memory and answers alike."""
     image_token = model.config.vocab_size - 1
     config = TheirConfig(
         vision_config=model.get_vision_tower().config.to_dict(),
@@ -130,7 +130,7 @@ def _their_name(name: str) -> str:
 
 
 def _share_buffers(module: nn.Module, buffers: dict[str, Tensor]) -> None:
-    """Buffers that no state dict holds (positions, rotary frequencies)."""
+    """Share the buffers that are in no state dict (positions, rotary frequencies)."""
     for name, buffer in module.named_buffers():
         if buffer.device.type == "meta":
             parent, _, leaf = name.rpartition(".")
@@ -139,10 +139,10 @@ def _share_buffers(module: nn.Module, buffers: dict[str, Tensor]) -> None:
 
 @dataclass(frozen=True)
 class Prompt:
-    """B equal prompts of one image each, as a user has them: ids on the CPU, pixels where they are wanted.
+    """B prompts of equal length with one image each; the ids are on the CPU, as a user has them.
 
     Attributes:
-        input_ids: long[B, T] of ours, on the CPU.
+        input_ids: long[B, T] in our format (one placeholder for the image), on the CPU.
         images: float[B, 3, H, W] on the device.
     """
 
@@ -150,14 +150,14 @@ class Prompt:
     images: Tensor
 
     def expanded(self, image_token: int, num_tokens: int) -> Tensor:
-        """long[B, T']: the ids as transformers takes them, the image's own repeated."""
+        """The ids in transformers' format, long[B, T'], with the image's token repeated."""
         before, after = self.input_ids[:, :TEXT_BEFORE_IMAGE], self.input_ids[:, TEXT_BEFORE_IMAGE + 1 :]
         image = torch.full((len(before), num_tokens), image_token)
         return torch.cat([before, image, after], dim=1)
 
 
 def build_prompt(model, batch: int, text_tokens: int, dtype: torch.dtype) -> Prompt:
-    """Random words and pixels."""
+    """A prompt of random ids and pixels."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, model.config.vocab_size - 1, (batch, text_tokens + 1), generator=generator)
     ids[:, TEXT_BEFORE_IMAGE] = IMAGE_TOKEN_INDEX

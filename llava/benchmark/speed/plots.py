@@ -1,4 +1,4 @@
-"""One figure of a run: what prefill is made of, and how each cost falls with the tokens."""
+"""The figure of a run: the parts of prefill, and how each cost falls with the number of visual tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from llava.benchmark.speed.report import PART_NAMES
 
-# Told apart with any colour vision (Okabe and Ito 2008)
+# Colours that can be told apart with any colour vision (Okabe and Ito 2008)
 PART_COLOURS = {"tower": "#0072B2", "projector": "#E69F00", "language_model": "#999999"}
 LINES = {
     "prefill": ("prefill", "#0072B2", "o"),
@@ -21,7 +21,7 @@ DOTS_PER_INCH = 150
 
 
 def cost_figure(rows: list[dict], about: dict) -> Figure:
-    """Left, prefill by parts, a bar a row; right, costs against visual tokens, those of 576 being 1."""
+    """Left: prefill by parts, one bar for each row. Right: costs by visual tokens, relative to row 1."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     bars, lines = figure.subplots(1, 2, width_ratios=[1.2, 1])
     timed = "seconds" in rows[0]
@@ -53,7 +53,7 @@ def _bars(axis, rows: list[dict], field: str, factor: float, unit: str) -> None:
 
 
 def _lines(axis, rows: list[dict], timed: bool) -> None:
-    """The first row and those of the first compressing type."""
+    """Plot the first row and the rows of the first compressing type."""
     compressed = [row for row in rows[1:] if row["scale_factor"]]
     shown = [rows[0], *(row for row in compressed if row["name"] == compressed[0]["name"])]
     tokens = [row["tokens"] for row in shown]
@@ -76,6 +76,6 @@ def _lines(axis, rows: list[dict], timed: bool) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As path.png and path.svg."""
+    """Save the figure as path.png and path.svg."""
     for suffix in (".png", ".svg"):
         figure.savefig(path.with_name(path.name + suffix), dpi=DOTS_PER_INCH)

@@ -8,7 +8,7 @@ PART_NAMES = {"tower": "tower", "projector": "projector", "language_model": "lan
 
 
 def as_markdown(rows: list[dict], about: dict) -> str:
-    """Provenance, a row for each projector, and what follows from them."""
+    """The run's provenance, a table with a row for each projector and s, and sentences about the rows."""
     size = (
         f"{about['shape']}, {about['layers']} of {about['full_layers']} layers; batch {about['batch_size']}, "
         f"{about['text_tokens']} tokens of text, {about['new_tokens']} of answer, decode {about['decode']}, "
@@ -30,7 +30,7 @@ def as_markdown(rows: list[dict], about: dict) -> str:
 
 
 def scaled(row: dict, about: dict) -> dict[str, float]:
-    """Seconds of each part of prefill, the language model's as if it had all its layers."""
+    """Seconds of each part of prefill; the language model's are scaled to its full number of layers."""
     factor = about["full_layers"] / about["layers"]
     parts = {part: row["seconds"][part] for part in PART_NAMES}
     return {**parts, "language_model": factor * parts["language_model"]}
@@ -67,7 +67,7 @@ def _counted(rows: list[dict]) -> str:
 
 
 def _shares(rows: list[dict], about: dict) -> list[str]:
-    """The projector's part of prefill; of a truncated shape, prefill of the whole by extrapolation."""
+    """The projector's share of prefill; for a truncated shape also prefill extrapolated to all layers."""
     parts = {id(row): scaled(row, about) for row in rows}
     shares = [
         f"{parts[id(row)]['projector'] / sum(parts[id(row)].values()):.1%} ({_label(row)})" for row in rows

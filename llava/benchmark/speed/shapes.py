@@ -1,4 +1,4 @@
-"""Shapes of whole models by name, and what they cost by count: multiplications, additions, and cache."""
+"""Shapes of whole models by name, and their computed costs: multiplications, additions, and cache."""
 
 # B sequences, T positions, N patches, S = N + class tokens, D width, F width inside the MLP, h heads of d
 
@@ -43,7 +43,7 @@ class Shape:
 
     Attributes:
         family: "llama" or "qwen2".
-        layers: that are built; fewer than full_layers make a truncated model, for machines that hold no more.
+        layers: layers that are built; if fewer than full_layers, the model is truncated to fit the machine.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Shape:
     tied: bool = False
 
     def truncated(self, layers: int | None) -> Shape:
-        """The same with its first layers alone. Raises UserError if there are not so many."""
+        """The same shape with only its first layers. Raises UserError if there are not so many."""
         if layers is None:
             return self
         if not 1 <= layers <= self.full_layers:
@@ -73,7 +73,7 @@ class Shape:
         return self.width // self.heads
 
     def language_config(self) -> dict:
-        """As transformers' configuration of the family takes it."""
+        """The shape as arguments of transformers' configuration of the family."""
         return {
             "hidden_size": self.width,
             "intermediate_size": self.ffn,
@@ -98,16 +98,16 @@ SHAPES = {
         Shape("13b", CLIP_L, 5120, 40, 40, 40, 40, 13824, 32000),
     )
 }
-DEFAULT_DTYPE = {"tiny": "float32"}  # of the others bfloat16
+DEFAULT_DTYPE = {"tiny": "float32"}  # bfloat16 for all others
 
 
 def language_flop(shape: Shape, batch: int, positions: int, logits: int) -> int:
-    """A forward pass of the language model over float[B, T, D].
+    """FLOPs of a forward pass of the language model over float[B, T, D].
 
-    Attention is counted as its two products over all T x T, as torch's own counter does.
+    Attention is counted as its two products over all T x T positions, as torch's own counter does.
 
     Args:
-        logits: positions of each sequence that go through the head.
+        logits: number of positions of each sequence that go through the head.
     """
     attention_width, kv_width = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
     maps = shape.layers * shape.width * (2 * attention_width + 2 * kv_width + 3 * shape.ffn)
@@ -116,12 +116,12 @@ def language_flop(shape: Shape, batch: int, positions: int, logits: int) -> int:
 
 
 def attention_flop(shape: Shape, batch: int, positions: int) -> int:
-    """The two products of the language model's attention, part of language_flop."""
+    """FLOPs of the two products of the language model's attention, which are part of language_flop."""
     return 4 * batch * shape.layers * shape.heads * shape.head_width * positions**2
 
 
 def tower_flop(tower: dict, batch: int, layers: int) -> int:
-    """A forward pass of the first layers of a CLIP or DINOv2 tower at IMAGE_SIZE."""
+    """FLOPs of a forward pass of the first layers of a CLIP or DINOv2 tower at IMAGE_SIZE."""
     width, patches = tower["hidden_size"], (IMAGE_SIZE // PATCH_SIZE) ** 2
     positions = patches + 1
     inner = tower.get("intermediate_size", 4 * width)
@@ -130,5 +130,5 @@ def tower_flop(tower: dict, batch: int, layers: int) -> int:
 
 
 def kv_bytes(shape: Shape, positions: int, bytes_per_number: int) -> int:
-    """Keys and values of one sequence over all layers."""
+    """Bytes of the keys and values of one sequence over all layers."""
     return 2 * shape.layers * shape.kv_heads * shape.head_width * positions * bytes_per_number

@@ -1,8 +1,8 @@
-"""A training step of a whole model: samples a second, and its share of the machine's arithmetic (MFU).
+"""A training step of a whole model: samples a second, and its share of the machine's peak FLOP/s (MFU).
 
-Random weights of a known shape, forward, backward and AdamW in the dtype. Stage 1 trains the projector,
-stage 2 the language model too, in full or by LoRA; the tower is frozen. MFU counts what the step needs, no
-recomputation.
+A step is forward, backward and AdamW in the dtype, with random weights of a known shape. Stage 1 trains the
+projector. Stage 2 also trains the language model, in full or by LoRA. The tower is frozen. MFU counts the
+FLOPs that the step needs, without recomputation.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ PEAKS = {
     "NVIDIA L40S": 362e12,
     "NVIDIA GeForce RTX 4090": 165e12,
 }
-FORWARD_AND_BACKWARD = 3  # times the forward's FLOPs; a map whose weight does not learn saves one of them
+FORWARD_AND_BACKWARD = 3  # FLOPs in those of the forward pass; a linear map with a frozen weight saves one
 OUT_OF_MEMORY = "out of memory"
-OPTIONS = {  # flag to its mark in files' names, if it has one, to what the table says of it, and to its help
+OPTIONS = {  # a flag to its mark in file names ("": none), its text in the headline, its help
     "lora": ("lora", "by LoRA", "stage 2 by adapters of the language model, of rank 128"),
     "gradient_checkpointing": ("recompute", "gradient checkpointing", "less memory for more arithmetic"),
     "use_liger_kernel": ("liger", "Liger's kernels", "fused kernels, as the trainer's flag"),
@@ -89,14 +89,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def step_name(args: argparse.Namespace) -> str:
-    """Of the run's files: what is not the default is in it."""
+    """The name of the run's files, with a mark for stage 1 and for each option that is set and has a mark."""
     marks = ["stage1"] if args.stage == 1 else []
     marks += [mark for name, (mark, _, _) in OPTIONS.items() if mark and getattr(args, name)]
     return "_".join([file_name("step", args), *marks])
 
 
 def measure(shape: Shape, args: argparse.Namespace, device: str, dtype_name: str) -> list[dict]:
-    """A row for each projector and s: medians of steps that take turns."""
+    """A row for each projector and s, with the medians of steps that take turns."""
     import torch
 
     from llava.benchmark.speed.models import build_model, build_prompt, build_variants
@@ -119,7 +119,7 @@ def measure(shape: Shape, args: argparse.Namespace, device: str, dtype_name: str
         for module in (model.get_vision_tower(), *(variant.projector for variant in variants)):
             module.compile(dynamic=False)
     if args.compile_layers:
-        for layer in model.get_decoder().layers:  # one graph a shape serves all of them
+        for layer in model.get_decoder().layers:  # all layers share one graph for each shape
             layer.compile(dynamic=False)
     of_projectors = {id(p) for variant in variants for p in variant.projector.parameters()}
     language_model = [p for p in model.parameters() if p.requires_grad and id(p) not in of_projectors]
@@ -151,7 +151,7 @@ def measure(shape: Shape, args: argparse.Namespace, device: str, dtype_name: str
 
 
 def add_lora(model) -> None:
-    """Adapters on the language model as scripts/v1_5/finetune_lora.sh trains them, in the model's dtype."""
+    """Add the language model's adapters that scripts/v1_5/finetune_lora.sh trains, in the model's dtype."""
     from peft import LoraConfig
 
     from llava.model.adapters import VISION_MODULES, linear_maps
@@ -164,7 +164,7 @@ def add_lora(model) -> None:
 
 
 def peak_gib(step: Callable[[], None], model, device: str) -> float | str | None:
-    """Most memory during a step, weights included: GiB, OUT_OF_MEMORY, or None off a GPU."""
+    """Peak memory of a step in GiB, weights included; OUT_OF_MEMORY if it fails; None without a GPU."""
     import torch
 
     if not device.startswith("cuda"):
@@ -188,7 +188,7 @@ def _optimizer(parameters, device: str):
 
 
 def _step(model, variant, prompt, labels, shared, device: str) -> Callable[[], None]:
-    """One step, ids and labels on the CPU as a collator gives them."""
+    """A function that does one step; ids and labels are on the CPU, as a collator gives them."""
     own = _optimizer(variant.projector.parameters(), device)
     optimizers = [own] if shared is None else [own, shared]
 
@@ -205,7 +205,7 @@ def _step(model, variant, prompt, labels, shared, device: str) -> Callable[[], N
 
 
 def step_gflop(model, shape: Shape, variant, args: argparse.Namespace, tokens: int) -> float:
-    """What a step needs: the tower once; projector, in training form, and language model with gradients."""
+    """GFLOP that a step needs: tower forward; projector, in training mode, and LLM forward and backward."""
     import torch
 
     from llava.benchmark.speed.measure import like_features
@@ -225,7 +225,7 @@ def step_gflop(model, shape: Shape, variant, args: argparse.Namespace, tokens: i
 
 
 def peak_flops(device: str, dtype: str, given_tflops: float | None, clock: Clock) -> tuple[float, str]:
-    """FLOP/s that the machine can do at most, and by what."""
+    """The machine's peak FLOP/s, and the source of that number."""
     import torch
 
     if given_tflops is not None:
