@@ -39,7 +39,7 @@ class Request:
         flags: the arguments after it.
         num_devices: number of processes on all nodes.
         gpu_memory_mib: memory of a GPU; None: that of the smallest GPU here.
-        decided: names of the flags that are chosen by the memory.
+        decided: names of the flags that are chosen by the GPU memory.
     """
 
     launcher: list[str]
@@ -313,7 +313,7 @@ def without(flags: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 FEATURES = ("bf16", "flash_attention_2", "flash_attention_3", "bitsandbytes", "deepspeed", "liger")
-# Each with the seconds that it may take. The memory comes before the steps, whose flags depend on it.
+# Each with the seconds that it may take. `memory` comes before `steps`, whose flags depend on the memory.
 CHECKS: dict[str, tuple[Callable[[Request], dict], int]] = {
     "machine": (machine, 60),
     **{name: (feature(name), 180 if name == "deepspeed" else 60) for name in FEATURES},

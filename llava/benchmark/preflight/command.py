@@ -27,7 +27,7 @@ from llava.wholefile import write_text
 
 ROOT = Path(__file__).parents[3]
 ENTRY = "llava/train/train_mem.py"
-DECIDED = {  # flags that are chosen by the memory, unless a variable sets them
+DECIDED = {  # flags that depend on the GPU memory, unless a variable sets them
     "DEEPSPEED_CONFIG": ("--deepspeed",),
     "GRADIENT_CHECKPOINTING": ("--gradient_checkpointing", "--recompute_above"),
 }
