@@ -1,1 +1,1 @@
-"""Training: arguments, what learns, the trainer, and what a run leaves behind."""
+"""Training: command-line flags, trainable parameters, the trainer, and the files that a run writes."""

@@ -1,4 +1,4 @@
-"""The command line of train_mem.py, and the contradictions that end a run before it starts."""
+"""The command line of train_mem.py, and the checks that refuse contradictory flags before a run starts."""
 
 import importlib.util
 import logging
@@ -37,7 +37,7 @@ REPORTERS = ("tensorboard", "wandb")
 @dataclass
 class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
     if TYPE_CHECKING:
-        dataloader_num_workers: int = 0  # type: ignore[assignment]  # once auto is replaced
+        dataloader_num_workers: int = 0  # type: ignore[assignment]  # an int once auto is replaced
 
     def __post_init__(self):
         if self.evaluation_strategy is not None:
@@ -49,7 +49,7 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
                 raise UserError(
                     f"--warmup_ratio must be a share of the steps below 1, got {self.warmup_ratio}."
                 )
-            self.warmup_steps = self.warmup_ratio  # a value below 1 is a share
+            self.warmup_steps = self.warmup_ratio  # a value below 1 is a share of all steps
         check_refused(self)
         self._check_choices()
         self._check_evaluation()
@@ -57,7 +57,7 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
         if self.deepspeed:
             check_package("--deepspeed", "deepspeed")
         if isinstance(self.deepspeed, str) and self.deepspeed[:1] != "{" and "." in self.deepspeed:
-            # else JSON or, without a dot, base64, as DeepSpeed's autotuning passes them
+            # otherwise it is JSON or, if it has no dot, base64, which DeepSpeed's autotuning passes
             check_json("--deepspeed", self.deepspeed, "a DeepSpeed configuration such as scripts/zero2.json")
         if hasattr(self, "activation_checkpointing") and self.activation_checkpointing is None:
             # the name that newer versions of transformers give to --gradient_checkpointing
@@ -66,19 +66,19 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
                 self.activation_checkpointing_kwargs or self.gradient_checkpointing_kwargs
             )
         if self.ddp_find_unused_parameters is None:
-            self.ddp_find_unused_parameters = False  # the loss depends on all that learns, images or not
+            self.ddp_find_unused_parameters = False  # all of them get gradients, even without images
         if not torch.cuda.is_available() and not torch.backends.mps.is_available():
-            self.use_cpu = True  # without it the world size of several CPU processes reads 1
+            self.use_cpu = True  # without it world_size would be 1 for several CPU processes
             self.tf32 = None
             self.dataloader_pin_memory = False
             if self.fp16:
                 raise UserError("--fp16: a CPU trains in --bf16 or float32; its losses scale on a GPU alone.")
         super().__post_init__()
-        # from pinned memory a batch goes to the GPU while the step before is computed
+        # with pinned memory, a batch is copied to the GPU while the previous step is computed
         self.accelerator_config.non_blocking = self.dataloader_pin_memory
         try:
             transformers.Trainer.get_optimizer_cls_and_kwargs(self)
-        except (ImportError, ValueError) as error:  # of a package that is missing
+        except (ImportError, ValueError) as error:  # a package is missing
             raise UserError(f"--optim {self.optim.value}: {error}") from error
         for name in self.report_to:
             if name not in INTEGRATION_TO_CALLBACK:
@@ -106,7 +106,7 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
             )
 
     def _choose_loader(self) -> None:
-        """Workers and prefetched batches, by loader_settings where no number is given."""
+        """Set the number of workers; for `auto`, loader_settings gives it and the default prefetch factor."""
         self.workers_are_auto = self.dataloader_num_workers == "auto"
         workers, ahead = loader_settings(num_cores(), local_ranks(), self.gradient_accumulation_steps)
         if self.workers_are_auto:
@@ -158,13 +158,13 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
 
 
 def choose_template(version: str | None, trained_with: dict[str, str | None]) -> str:
-    """The name of the conversation template: --version, else the one of the weights that a run goes on from.
+    """Return the conversation template's name: --version, else the weights' own, else DEFAULT_TEMPLATE.
 
-    Logs a warning if --version names another template than theirs.
+    Logs a warning if --version is not the template that the weights were trained with.
 
     Args:
         version: --version.
-        trained_with: each folder of weights to its conv_version. The first one that has a template counts.
+        trained_with: maps each source of weights to its conv_version; the first that is not empty counts.
     """
     source, own = next(((source, own) for source, own in trained_with.items() if own), (None, None))
     if version and own and conv_templates.get(version) != conv_templates.get(own):
@@ -185,10 +185,10 @@ def vision_fields(
     checkpoint: VisionFields | None = None,
     template: str = DEFAULT_TEMPLATE,
 ) -> VisionFields:
-    """config.json's multimodal keys: as the flags say, then as the checkpoint does, then the defaults.
+    """The multimodal keys of config.json: from the flags, else from the checkpoint, else the defaults.
 
     Args:
-        template: what choose_template gave.
+        template: the result of choose_template.
     """
     own = (
         {name: getattr(checkpoint, name) for name in VisionFields.__dataclass_fields__} if checkpoint else {}
@@ -222,7 +222,7 @@ def check_options(kind: type[Projector], name: str | None, given: Iterable[str])
         kind, name: the projector's class and its --mm_projector_type.
         given: names of the flags that were given.
     Raises:
-        UserError: with those flags, and with the options that there are.
+        UserError: if there are any; it names them and the options that this projector has.
     """
     own = [declared.name for declared in kind.Options.declared()]
     if foreign := [flag for flag in given if flag in all_options() and flag not in own]:
@@ -234,7 +234,7 @@ def check_options(kind: type[Projector], name: str | None, given: Iterable[str])
 
 
 def projector_rate(training: TrainingArguments, kind: type[Projector]) -> float:
-    """The projector's peak learning rate. Logs it where `auto` makes it lower than --learning_rate."""
+    """The projector's peak learning rate. Logs it if `auto` makes it lower than --learning_rate."""
     rate = training.mm_projector_lr
     if rate is None:
         return training.learning_rate
@@ -251,10 +251,10 @@ def projector_rate(training: TrainingArguments, kind: type[Projector]) -> float:
 
 
 def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
-    """The command line (sys.argv by default).
+    """Parse the command line (sys.argv by default) and check its flags.
 
     Raises:
-        UserError: on flags that contradict one another.
+        UserError: if a flag is unknown, or flags contradict one another.
     """
     parser = transformers.HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
     parser.add_argument("--help_all", action="help", help="This page.")
@@ -262,7 +262,7 @@ def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments,
         model, data, training, unknown = parser.parse_args_into_dataclasses(
             args=argv, return_remaining_strings=True
         )
-    except ValueError as error:  # transformers' own of flags that contradict one another
+    except ValueError as error:  # transformers raises it for flags that contradict one another
         raise UserError(str(error)) from error
     if unknown:
         raise UserError(
@@ -299,7 +299,7 @@ def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments,
 
 
 def check_adapters(model: ModelArguments, training: TrainingArguments) -> None:
-    """LoRA and quantised weights against the flags that say what learns.
+    """Check the flags of LoRA and quantisation against those that choose the trainable parts.
 
     Raises:
         UserError: on a contradiction.
@@ -338,10 +338,10 @@ def under_zero_3(training: TrainingArguments) -> bool:
 
 
 def check_zero_3(model: ModelArguments, training: TrainingArguments) -> None:
-    """What a run needs where the weights are dealt out.
+    """Check what a run needs if ZeRO-3 splits the weights over the ranks.
 
     Raises:
-        UserError: if ranks would wait for one another in vain, or no rank would have what is to be saved.
+        UserError: if ranks would wait for one another for ever, or no rank would have the weights to save.
     """
     if training.recompute_above:
         raise UserError(
@@ -355,7 +355,7 @@ def check_zero_3(model: ModelArguments, training: TrainingArguments) -> None:
 
 
 def check_order(data: DataArguments, training: TrainingArguments) -> None:
-    """Packing and streaming decide what goes together; nothing else can as well."""
+    """Refuse grouping by length if packing or streaming already decides which records share a batch."""
     grouping = "--group_by_modality_length True" if training.group_by_modality_length else None
     if training.train_sampling_strategy == "group_by_length":
         grouping = grouping or "--train_sampling_strategy group_by_length"
@@ -371,4 +371,4 @@ def check_order(data: DataArguments, training: TrainingArguments) -> None:
         )
     if training.max_steps <= 0:
         raise UserError("--max_steps is missing: tar shards are an endless stream; say how long to train.")
-    training.ignore_data_skip = True  # a stream starts where it was, and decodes nothing to get there
+    training.ignore_data_skip = True  # a resumed stream starts at its position without decoding what was seen

@@ -1,4 +1,4 @@
-"""What a run may change of the multimodal checkpoint it goes on from, and what its weights fix."""
+"""Checks which settings of a multimodal checkpoint a run may change, and which ones its weights fix."""
 
 import logging
 
@@ -11,14 +11,14 @@ logger = logging.getLogger(__name__)
 
 
 def check_changes(fields: VisionFields, own: VisionFields, source: str) -> None:
-    """Refuse flags that the checkpoint's weights do not serve.
+    """Refuse flags that do not fit the checkpoint's weights.
 
     Args:
-        fields: what this run asks for.
-        own: the checkpoint's.
+        fields: the vision settings that this run asks for.
+        own: the checkpoint's vision settings.
         source: the checkpoint, for messages.
     Raises:
-        UserError: with each such flag, its value and the checkpoint's.
+        UserError: if there are any; it names each flag with its value and the checkpoint's.
     """
     tower = own.mm_vision_config or read_vision_config(fields.mm_vision_tower)  # type: ignore[arg-type]
     check_tower(fields, own, tower, source)
@@ -37,10 +37,10 @@ def check_changes(fields: VisionFields, own: VisionFields, source: str) -> None:
 
 
 def check_tower(fields: VisionFields, own: VisionFields, tower: dict, source: str) -> None:
-    """--vision_tower, where it is not the one that config.json names.
+    """Check --vision_tower if it is not the tower that config.json names.
 
     Raises:
-        UserError: if it has another architecture.
+        UserError: if the two towers differ in architecture.
     """
     if fields.mm_vision_tower == own.mm_vision_tower:
         return

@@ -1,4 +1,4 @@
-"""Asked by scripts/launch.sh: prints the flags that memory decides, a word a line, and on stderr the budget.
+"""Prints for scripts/launch.sh the flags that memory decides, a word a line, and the budget on stderr.
 
 usage: python -m llava.train.choose_recipe --num_gpus N [--gpu_memory_mib M] [flags of train_mem.py]
 """
@@ -10,7 +10,7 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__, end="")
         return
-    from llava.command import exit_code  # below --help, for what follows takes seconds to import
+    from llava.command import exit_code  # after --help, because this import takes seconds
     from llava.train.recipe import decide
 
     def answer() -> None:

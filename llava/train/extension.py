@@ -1,4 +1,4 @@
-"""A run that goes on to another end than it had: a finished one by --extend, any by its flags."""
+"""Continues a run to a new number of steps; a finished run needs --extend, an unfinished one only the flags."""
 
 import logging
 from pathlib import Path
@@ -12,15 +12,15 @@ logger = logging.getLogger(__name__)
 
 
 def finished_steps(output_dir: str) -> int | None:
-    """The steps of the complete run in a folder; None where there is none."""
+    """The number of steps of the complete run in a folder; None if there is none."""
     return saving.read_state(output_dir)["max_steps"] if saving.is_complete(output_dir) else None
 
 
 def extends(args) -> bool:
-    """Whether a complete run is to go on.
+    """Whether the complete run in --output_dir is to be continued.
 
     Raises:
-        UserError: if the flags ask for more than it has and --extend is not given, or it left no checkpoint.
+        UserError: if the flags ask for more than it has, but --extend is not given or there is no checkpoint.
     """
     state = saving.read_state(args.output_dir)
     if args.max_steps > 0:
@@ -44,9 +44,9 @@ def extends(args) -> bool:
 
 
 class Extension(TrainerCallback):
-    """Puts the learning rate of a run whose number of steps has changed onto the schedule of the new number.
+    """Sets the learning rate by the new schedule if the number of steps of a resumed run has changed.
 
-    The optimizer of the checkpoint has the rate of the old schedule, which the next step would still take.
+    The checkpoint's optimizer has the rate of the old schedule, and the next step would still use it.
     """
 
     def on_train_begin(self, args, state, control, lr_scheduler=None, **kwargs):

@@ -1,4 +1,4 @@
-"""Locks that a killed build of a torch extension leaves, for which every later run would wait for ever."""
+"""Removes locks that killed builds of torch extensions leave; later runs would wait for them for ever."""
 
 import logging
 import os
@@ -13,10 +13,10 @@ LONGEST_BUILD = 15 * 60  # seconds
 
 
 def remove_stale_locks() -> None:
-    """Remove the locks of builds that began too long ago to go on still.
+    """Remove the locks of builds that began so long ago that they cannot still be running.
 
-    DeepSpeed has torch build its extensions at a run's start. torch makes a file named `lock` for that time,
-    and does not notice that its maker was killed.
+    DeepSpeed has torch build its extensions at a run's start. During the build, torch keeps a file named
+    `lock`. If the building process is killed, the file stays, and torch does not notice that.
     """
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     for lock in (*root.glob("*/lock"), *root.glob("*/*/lock")):

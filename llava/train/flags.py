@@ -1,4 +1,4 @@
-"""The flags that are ours, without torch or transformers, so that --help is answered at once."""
+"""This package's own flags. Imports neither torch nor transformers, so that --help is answered at once."""
 
 import argparse
 import dataclasses
@@ -14,8 +14,8 @@ def flag(default, help_text: str):
     return field(default=default, metadata={"help": help_text})
 
 
-# What shapes the model is None where it is not given: a multimodal checkpoint then keeps its own, a plain
-# language model gets VisionFields' defaults. The options of projectors are declared in their own files.
+# Flags that shape the model default to None: a multimodal checkpoint then keeps its own values, and a plain
+# language model gets VisionFields' defaults. Each projector's options are declared in its own file.
 @dataclass
 class ModelFlags:
     model_name_or_path: str = flag(
@@ -53,7 +53,7 @@ class ModelFlags:
     )
 
     def __post_init__(self):
-        from llava.tiling import PATCH_MERGE_TYPES, check_choice  # brings torch
+        from llava.tiling import PATCH_MERGE_TYPES, check_choice  # imports torch
 
         if not self.model_name_or_path:
             raise UserError("--model_name_or_path is missing: give a folder or a hub name.")
@@ -67,7 +67,7 @@ class ModelFlags:
 
 
 def option_flag(declared: DeclaredOption) -> tuple[str, type, dataclasses.Field]:
-    """The flag of a projector's option."""
+    """The flag of a projector's option: its name, type and dataclass field."""
     default = "" if declared.default is None else f"; default {declared.default}"
     return declared.name, declared.kind, flag(None, f"{declared.help_text.removesuffix('.')}{default}.")
 
@@ -75,7 +75,7 @@ def option_flag(declared: DeclaredOption) -> tuple[str, type, dataclasses.Field]
 if TYPE_CHECKING:
 
     class ModelArguments(ModelFlags):
-        """The checker sees no options: their names are known at run time."""
+        """For type checkers, without the projectors' options: their names are known only at run time."""
 
 else:
     ModelArguments = dataclasses.make_dataclass(
@@ -137,7 +137,7 @@ class DataArguments:
     )
 
     def __post_init__(self):
-        from llava.tiling import ASPECT_RATIOS, PATCH_NUMS, check_choice  # brings torch
+        from llava.tiling import ASPECT_RATIOS, PATCH_NUMS, check_choice  # imports torch
 
         if not self.data_path:
             raise UserError("--data_path is missing: give a file or a folder of records.")
@@ -169,7 +169,7 @@ class DataArguments:
 
 @dataclass
 class TrainingFlags:
-    """Beside transformers.TrainingArguments, or in place of its defaults."""
+    """Training flags that transformers.TrainingArguments lacks, or that get other defaults here."""
 
     model_max_length: int = flag(2048, "Tokens a sequence, image tokens included; longer ones are cut.")
     freeze_mm_mlp_adapter: bool = flag(False, "The projector does not learn.")
@@ -232,7 +232,7 @@ class TrainingFlags:
 
 
 def help_page() -> str:
-    """Every flag of our own with its kind, meaning and default."""
+    """The page that --help prints: every flag of our own with its type, meaning and default."""
     parser = argparse.ArgumentParser(
         usage="train_mem.py --model_name_or_path LANGUAGE_MODEL --vision_tower TOWER --data_path RECORDS "
         "--output_dir FOLDER [flags]",

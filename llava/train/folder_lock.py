@@ -1,4 +1,4 @@
-"""One run at a time in an output folder."""
+"""A lock that keeps a second run out of an output folder."""
 
 import logging
 from contextlib import ExitStack, suppress
@@ -18,7 +18,7 @@ LOCK_FILE = ".lock"
 
 
 class FolderLock:
-    """The right to write into a folder. It ends with `release`, and with this process however that ends.
+    """The exclusive right to write into a folder. It ends with `release`, or with this process in any case.
 
     Raises:
         UserError: if another process has the lock, or the folder cannot be written to.
@@ -55,10 +55,10 @@ class FolderLock:
 
 
 def lock_output_folder(args: TrainingArguments) -> ExitStack:
-    """Have rank 0 lock --output_dir. What is returned releases it; on the other ranks it does nothing.
+    """Have rank 0 lock --output_dir. Closing the returned stack unlocks it, and does nothing on other ranks.
 
     Raises:
-        RunStopped: on every rank if that fails.
+        RunStopped: on every rank if rank 0 cannot lock it.
     """
     lock, refusal = ExitStack(), [""]
     if args.process_index == 0:
