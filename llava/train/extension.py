@@ -1,4 +1,4 @@
-"""Continues a run to a new number of steps; a finished run needs --extend, an unfinished one only the flags."""
+"""Continues a run to a new number of steps. A finished run needs --extend, an unfinished one does not."""
 
 import logging
 from pathlib import Path

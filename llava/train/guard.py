@@ -1,4 +1,4 @@
-"""What may end a run between two steps: SIGTERM, and losses that are not finite. All ranks decide alike."""
+"""Stops a run between two steps, after SIGTERM or repeated non-finite losses. All ranks decide alike."""
 
 import logging
 import multiprocessing
@@ -20,17 +20,17 @@ from llava.train.host_copy import HostCopy
 
 logger = logging.getLogger(__name__)
 
-PREEMPTED = 128 + signal.SIGTERM  # 143, as a shell reports a process that SIGTERM ended
+PREEMPTED = 128 + signal.SIGTERM  # 143, which a shell reports for a process that SIGTERM ended
 NUM_LISTED = 20  # records named in one message
 
 
 class RunStopped(Exception):
-    """A run that ends before its time.
+    """The error of a run that ends early.
 
     Args:
-        message: what happened, where it goes on; empty on ranks that leave the word to another.
+        message: what happened and where the run goes on; empty on ranks that do not log.
         status: the process's exit status.
-        together: all ranks end here; else the others may wait for this one, and the launcher ends them.
+        together: whether all ranks end here; else others may wait for this one until the launcher ends them.
     """
 
     def __init__(self, message: str, status: int = 1, together: bool = True):
@@ -40,11 +40,11 @@ class RunStopped(Exception):
 
 
 class SigtermNoted:
-    """Within the block SIGTERM, which schedulers send ahead of a kill, is noted and ends nothing."""
+    """Within the block, SIGTERM is recorded but ends nothing. Schedulers send it before they kill a job."""
 
     def __init__(self):
         self.received = False
-        self._is_within = multiprocessing.RawValue("b", False)  # data workers see it change
+        self._is_within = multiprocessing.RawValue("b", False)  # in shared memory, for data workers
 
     def __enter__(self):
         self._before = signal.signal(signal.SIGTERM, self._note)
@@ -59,7 +59,7 @@ class SigtermNoted:
         self.received = True
 
     def shield_workers(self, loader: DataLoader) -> None:
-        """Let data workers outlive, within the block, a SIGTERM that goes to the whole job."""
+        """Have data workers ignore, within the block, a SIGTERM that is sent to the whole job."""
         loader.worker_init_fn = partial(_shield_worker, self._is_within, loader.worker_init_fn)
 
 
@@ -70,21 +70,21 @@ def _shield_worker(is_within, worker_init_fn, worker_id: int) -> None:
 
 
 class StepGuard(TrainerCallback):
-    """Leaves out the steps that are not finite and, after a SIGTERM on any rank, saves and stops.
+    """Skips steps whose loss or gradient is not finite. After a SIGTERM on any rank, it saves and stops.
 
-    A step whose loss or gradient is not finite changes no weight and no running statistic. While such steps
-    follow one another no checkpoint is written; after `max_nan_steps` of them the run ends. Under DeepSpeed
-    it is DeepSpeed's overflow check that leaves the step out. Under fp16 an infinite gradient alone is the
-    loss scaler's everyday business and not counted.
+    A skipped step changes no weight and no running statistic. No checkpoint is written right after one, and
+    `max_nan_steps` of them in a row end the run. Under DeepSpeed, its own overflow check skips the step.
+    Under fp16, a non-finite gradient does not count if the loss is finite: it is usual there, and the loss
+    scaler handles it.
 
-    The flags of all ranks are joined in one all-reduce a step, in place of two waits a batch of transformers'
-    logging_nan_inf_filter, which is switched off. On a GPU, if the optimizer can leave out a step by itself,
-    nothing waits for the device ahead of it: the flags decide there, and the host reads them a step later.
+    One all-reduce a step joins the flags of all ranks. It replaces transformers' logging_nan_inf_filter,
+    which waits for the device twice a batch and is switched off. On a GPU, if the optimizer can skip a step
+    by itself, the host does not wait: the device acts on the flags, and the host reads them a step later.
 
     Attributes:
-        lags: whether the host reads a step's flags after the next step.
-        loss_sum: float[] on the device, of the steps that were not left out, since it was last taken.
-        gradient_norm: float[] on the device, of the last step.
+        lags: whether the host reads a step's flags only in the next step.
+        loss_sum: float[] on the device, the losses of steps that were not skipped, since take_loss.
+        gradient_norm: float[] on the device, that of the last step.
     """
 
     lags_on_cpu = False  # for tests
@@ -95,38 +95,38 @@ class StepGuard(TrainerCallback):
         self.sigterm = SigtermNoted()
         self.lags = False
         self.num_in_a_row = 0
-        self._skipped: list[int] = []  # steps that no log has counted
-        self._outcomes: list[StepOutcome] = []  # that the host has not read
+        self._skipped: list[int] = []  # steps that no log entry has counted yet
+        self._outcomes: list[StepOutcome] = []  # not yet read by the host
         self._preempted = False
         trainer.args.logging_nan_inf_filter = False
-        # Trainer hands the norm that this gives to nobody ahead of the optimizer's step
+        # Before the optimizer's step, Trainer passes the norm that this returns to no callback
         self._clip = trainer.accelerator.clip_grad_norm_
         trainer.accelerator.clip_grad_norm_ = self._clip_and_keep_norm
 
-    # ---- What the trainer tells
+    # ---- Called by LlavaTrainer, StepLog and train.run
 
     def see_loss(self, loss: Tensor, record_names: list[str]) -> None:
-        """A batch's loss, float[], of which a step has one or several; the step's loss is their sum."""
+        """Record the loss of a batch, float[]. A step's loss is the sum over its one or several batches."""
         self.loss_sum += loss
         self._losses.append(loss.reshape(()))
         self._record_names.append(record_names)
 
     def take_loss(self) -> Tensor:
-        """loss_sum, which then starts at zero."""
+        """Return loss_sum and set it to zero."""
         taken, self.loss_sum = self.loss_sum, torch.zeros_like(self.loss_sum)
         return taken
 
     def take_skipped(self, step: int) -> int:
-        """The number of steps up to this one that were left out and not counted before."""
+        """The number of steps up to this one that were skipped and not counted before."""
         counted = [skipped for skipped in self._skipped if skipped <= step]
         self._skipped = self._skipped[len(counted) :]
         return len(counted)
 
     def raise_if_stopped(self) -> None:
-        """After training.
+        """Check after training whether the run was stopped early.
 
         Raises:
-            RunStopped: if the run has not come to its end.
+            RunStopped: if SIGTERM or skipped steps stopped it.
         """
         if self._preempted:
             status, what = PREEMPTED, f"SIGTERM: stopped after step {self.trainer.state.global_step}"
@@ -143,7 +143,7 @@ class StepGuard(TrainerCallback):
         says_it = self.trainer.is_world_process_zero()
         raise RunStopped(f"{what}. The run is not complete. {left}" if says_it else "", status)
 
-    # ---- What the loop calls
+    # ---- Called by Trainer's training loop
 
     def on_train_begin(
         self, args, state, control, model=None, optimizer=None, train_dataloader=None, **kwargs
@@ -173,7 +173,7 @@ class StepGuard(TrainerCallback):
             return
         self._look(self._outcomes)
         if self.num_in_a_row:
-            model.zero_grad()  # None, so that the optimizer has nothing to do, weight decay included
+            model.zero_grad()  # to None, so that the optimizer changes nothing, not even by weight decay
             self._restore(lambda now, before: before)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -185,7 +185,7 @@ class StepGuard(TrainerCallback):
         self._preempted = self._preempted and not ends_itself
         if self._preempted:
             control.should_save = not self.num_in_a_row
-            control.should_evaluate = False  # who sent SIGTERM may wait for a save, and not for this
+            control.should_evaluate = False  # SIGTERM's sender may wait only for a save
         if self._is_over():
             control.should_training_stop = True
 
@@ -198,16 +198,16 @@ class StepGuard(TrainerCallback):
         return self._preempted or self.num_in_a_row >= self.max_nan_steps
 
     def _clip_and_keep_norm(self, *args, **kwargs) -> Tensor | float | None:
-        """The norm is the same on every rank. DeepSpeed may be told to compute none, which counts as 0."""
+        """Keep the norm, which is the same on every rank. DeepSpeed may compute none, which counts as 0."""
         norm = self._clip(*args, **kwargs)
         if isinstance(norm, Tensor) and norm.device == self.loss_sum.device:
             self.gradient_norm = norm.detach().reshape(())
-        else:  # a number of the host is filled in on the device, for a copy would wait
+        else:  # a number on the host is filled in on the device, because a copy would wait
             self.gradient_norm = torch.full_like(self.loss_sum, float(norm or 0), dtype=torch.double)
         return norm
 
     def _flags(self) -> Tensor:
-        """float[2] on the device: SIGTERM came, the step is not finite; on any rank."""
+        """float[2] on the device: whether SIGTERM came, and whether the step is not finite, on any rank."""
         not_finite = ~torch.stack(self._losses).isfinite().all()
         if not self.trainer.args.fp16:
             assert self.gradient_norm is not None, "Trainer no longer calls accelerator.clip_grad_norm_"
@@ -218,18 +218,18 @@ class StepGuard(TrainerCallback):
         return flags
 
     def _restore(self, choose: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """Running statistics and the sum of losses, as chosen of now and of before the step."""
+        """Set running statistics and loss_sum to what `choose` makes of their current and earlier values."""
         for now, before in zip([*self._statistics, self.loss_sum], self._before, strict=True):
             now.copy_(choose(now, before))
 
     def _look(self, outcomes: list["StepOutcome"]) -> None:
-        """Read what became of these steps, on all ranks alike."""
+        """Read the outcomes of these steps, which are the same on all ranks."""
         for outcome in list(outcomes):
             self._outcomes.remove(outcome)
             sigterm, skip = outcome.flags.read()
             self._preempted = bool(sigterm)
             if self.num_in_a_row >= self.max_nan_steps:
-                continue  # which ends the run, whatever came of later steps
+                continue  # the run ends, whatever the later outcomes are
             if not skip:
                 self.num_in_a_row = 0
                 continue
@@ -245,9 +245,9 @@ class StepGuard(TrainerCallback):
                 )
 
     def _name_records(self, outcome: "StepOutcome") -> str:
-        """Those of the batches whose loss is not finite; where it is the gradient, those of the step.
+        """Name the records of batches whose loss is not finite; if all losses are finite, all of the step.
 
-        Batch norm over ranks spreads what is not finite in one batch to all of them.
+        A batch norm over ranks spreads non-finite values of one batch to the batches of all ranks.
         """
         finite = torch.stack(outcome.losses).isfinite().tolist()
         step = list(zip(outcome.record_names, finite, strict=True))
@@ -262,12 +262,12 @@ class StepGuard(TrainerCallback):
 
 @dataclass(eq=False)
 class StepOutcome:
-    """What the guard knows of a step.
+    """What the guard records about a step.
 
     Attributes:
-        flags: SIGTERM came, the step is not finite; on any rank.
-        losses: float[] of each batch.
-        record_names: of each batch.
+        flags: the result of StepGuard._flags.
+        losses: float[] for each batch.
+        record_names: the names of each batch's records.
     """
 
     step: int
@@ -277,7 +277,7 @@ class StepOutcome:
 
 
 def leaves_out_steps(optimizer) -> bool:
-    """Whether an optimizer takes found_inf, by which torch's fused Adam leaves out a step on the device.
+    """Whether an optimizer reads found_inf, with which torch's fused Adam skips a step on the device.
 
     Args:
         optimizer: accelerate's wrapper.
@@ -287,6 +287,6 @@ def leaves_out_steps(optimizer) -> bool:
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
-    """What batch norms learn without a gradient, and a picture that is not finite would spoil."""
+    """The running means and variances of batch norms, which an image with non-finite values would corrupt."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     return [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]

@@ -1,14 +1,14 @@
-"""Values of the device, read on the host without a wait for what the device was asked to do since."""
+"""Reads values from the device on the host, without waiting for work that was queued after them."""
 
 import torch
 from torch import Tensor
 
 
 class HostCopy:
-    """float[n] on its way to the host.
+    """float[n] that is being copied to the host.
 
-    `read` waits for this copy alone. By the next step it has long arrived, while work of that step is queued
-    behind it, so that the device never stands still.
+    `read` waits only for this copy. By the next step the copy has long arrived, and that step's work is
+    queued behind it, so that the device is never idle.
     """
 
     def __init__(self, values: Tensor):

@@ -1,4 +1,4 @@
-"""Whether all that a run will read is there, looked up in the seconds before it loads a model."""
+"""Checks that all inputs of a run exist, in the seconds before it loads a model."""
 
 import importlib.util
 import json
@@ -77,7 +77,7 @@ def check_json(flag: str, path: str, expected: str) -> None:
 
 
 def needs_images(path: str) -> bool:
-    """Whether some record has an image in a file of its own; reads up to the first one."""
+    """Whether some record has an image in a separate file; reads only up to the first such record."""
     return any(
         isinstance(record, dict)
         and any(not isinstance(file, Picture) for file in as_list(record.get("image")))
@@ -86,14 +86,14 @@ def needs_images(path: str) -> bool:
 
 
 def check_vision_tower(name_or_path: str, model: str) -> None:
-    """Raises UserError unless it names a tower; of a folder here, unless it has what the run will read.
+    """Raises UserError unless this is a vision tower; a local folder must have the files that the run reads.
 
     Args:
-        model: --model_name_or_path, whose own image processor comes before the tower's.
+        model: --model_name_or_path; if it has an image processor, this is used instead of the tower's.
     """
     read_vision_config(name_or_path)
     tower = Path(name_or_path)
-    if not tower.is_dir():  # a hub's, where the configuration stands for the rest
+    if not tower.is_dir():  # on the hub, only the configuration is checked
         return
     if not any((tower / name).is_file() for name in WEIGHT_FILES):
         raise UserError(f"--vision_tower {tower} has no weights: none of {', '.join(WEIGHT_FILES)} is there.")

@@ -1,4 +1,4 @@
-"""How a rank ends: with the launcher that started it, or at the end of its own work."""
+"""Ends a rank's process: together with the launcher that started it, or when its work is done."""
 
 import atexit
 import os
@@ -14,10 +14,10 @@ _ENDING = threading.Lock()
 
 
 def end_with_launcher() -> None:
-    """From now on this process ends soon after its parent does, if the parent is a launcher.
+    """If a launcher started this process, have the process end soon after the launcher does.
 
-    It ends as by SIGKILL, which leaves no half of a checkpoint under a checkpoint's name. A process that was
-    started by hand goes on after its shell.
+    It ends as abruptly as by SIGKILL, which leaves no incomplete checkpoint under a checkpoint's name. A
+    process that was started by hand goes on after its shell ends.
     """
     if _is_launched():
         launcher = os.getppid()
@@ -26,18 +26,18 @@ def end_with_launcher() -> None:
 
 
 def run_rank(work: Callable[[], None]) -> None:
-    """Do a rank's work and end its process, ahead of the interpreter's finalization if a launcher started it.
+    """Do a rank's work. If a launcher started the process, end it before the interpreter's finalization.
 
-    Collectives on CPUs run in threads of gloo. One that releases a tensor during finalization aborts the
+    Collectives on CPUs run in gloo's threads. A thread that releases a tensor during finalization aborts the
     process (https://github.com/pytorch/pytorch/pull/179291), and a finished run would count as failed.
-    destroy_process_group() ends the threads only where nothing refers to the groups; DeepSpeed always does.
+    destroy_process_group() ends the threads only if nothing refers to the groups, but DeepSpeed always does.
     """
     if not _is_launched():
         return work()
     status = 0
     try:
         work()
-    except SystemExit as end:  # a code that is no number is a message, as Python has it
+    except SystemExit as end:  # as in Python, any code but a number is a message
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
         if end.code != status and end.code is not None:
             print(end.code, file=sys.stderr)
@@ -55,13 +55,13 @@ def _is_launched() -> bool:
 
 
 def _watch(launcher: int) -> None:
-    while os.getppid() == launcher:  # an orphan gets another parent at once
+    while os.getppid() == launcher:  # if the launcher ends, the parent changes at once
         time.sleep(SECONDS_BETWEEN_LOOKS)
     _end(launcher)
 
 
 def _report(launcher: int, *exception) -> None:
-    """sys.excepthook: a rank that ended earlier with the launcher breaks the collectives of this one."""
+    """sys.excepthook: if the launcher has ended, say so: collectives fail because other ranks end with it."""
     if os.getppid() == launcher:
         sys.__excepthook__(*exception)
     else:
@@ -69,9 +69,9 @@ def _report(launcher: int, *exception) -> None:
 
 
 def _end(launcher: int) -> None:
-    _ENDING.acquire()  # by the first thread that comes here, for good
+    _ENDING.acquire()  # and never release it: only the first thread goes on
     try:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # one line a node
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # so that each node prints one line
             print(
                 f"train_mem.py: the launcher, process {launcher}, has ended, so its training processes end "
                 "too. The same command goes on from the last whole checkpoint.",

@@ -1,22 +1,22 @@
-"""How many processes prepare a rank's batches, and how far ahead of the step."""
+"""The number of processes that prepare a rank's batches, and how many batches ahead they work."""
 
 import math
 import os
 from collections.abc import Callable
 
-MOST_WORKERS = 8  # prepare more than one GPU takes; each holds its own batches in memory
+MOST_WORKERS = 8  # these prepare more than one GPU takes; each holds its own batches in memory
 MOST_AHEAD = 8
 
 
 def loader_settings(cores: int, ranks: int, accumulation: int = 1) -> tuple[int, int]:
     """The rule of --dataloader_num_workers auto: (workers of a rank, batches that each prepares ahead).
 
-    A rank's share of the cores but one, which runs the rank itself; at least one worker, so that batches are
-    prepared while the device computes. Together they hold the batches of two steps.
+    A rank gets its share of the cores minus one, which runs the rank itself. It gets at least one worker, so
+    that batches are prepared while the device computes. Together the workers hold the batches of two steps.
 
     Args:
-        cores: of this node.
-        ranks: on this node.
+        cores: the number of cores of this node.
+        ranks: the number of ranks on this node.
         accumulation: batches that a rank takes in one step.
     """
     workers = max(1, min(MOST_WORKERS, cores // ranks - 1))
@@ -24,7 +24,7 @@ def loader_settings(cores: int, ranks: int, accumulation: int = 1) -> tuple[int,
 
 
 def worker_options(args, collator: Callable) -> dict:
-    """What every loader of a run is given of the flags, whether it trains or evaluates."""
+    """The options from the flags that every loader of a run gets, for training and for evaluation."""
     return {
         "collate_fn": collator,
         "num_workers": args.dataloader_num_workers,
@@ -35,10 +35,10 @@ def worker_options(args, collator: Callable) -> dict:
 
 
 def num_cores() -> int:
-    """Cores that this process may run on."""
+    """The number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def local_ranks() -> int:
-    """Ranks on this node, as torchrun or DeepSpeed's launcher says."""
+    """The number of ranks on this node, which torchrun or DeepSpeed's launcher sets."""
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)

@@ -1,4 +1,4 @@
-"""Adapters and quantised weights in training: how a loaded model gets them."""
+"""Adds LoRA adapters to a loaded model, and prepares quantised weights for training."""
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -12,7 +12,7 @@ def add_adapters(model: PreTrainedModel, arguments: TrainingArguments, base: str
     """Put adapters on all linear maps of the language model but its head; the model keeps its class.
 
     Args:
-        base: what the adapters' folder will name as the model that they belong to.
+        base: the name of the base model, which is stored in the adapters' folder.
     """
     from peft import LoraConfig
 
@@ -30,9 +30,10 @@ def add_adapters(model: PreTrainedModel, arguments: TrainingArguments, base: str
 
 
 def prepare_quantized(model: PreTrainedModel) -> None:
-    """The language model's norms in float32 (Dettmers et al. 2023, "QLoRA").
+    """Convert the language model's norms to float32 (Dettmers et al. 2023, "QLoRA").
 
-    transformers' Trainer takes quantised weights only where adapters learn; here it may be the projector.
+    transformers' Trainer accepts quantised weights only with adapters. Here the projector may be trained
+    without them, so the model is marked as if it had some.
     """
     for name, module in model.named_modules():
         if part_of(name) == LANGUAGE_MODEL and not isinstance(module, nn.Linear):

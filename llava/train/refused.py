@@ -1,4 +1,4 @@
-"""Flags of transformers' trainer that would do nothing here, or something else than they say, and why."""
+"""Flags of transformers' Trainer that have no effect here or a misleading one, and why they are refused."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ HUB = "has no effect, for a run uploads nothing; upload --output_dir when the ru
 LAYERS = "needs parameters grouped by layer; ours are grouped by part, each with its own learning rate"
 RESUMES = "the same command goes on from the last checkpoint in --output_dir by itself"
 
-# A flag that is refused with any value but its default, or "flag value"; and the reason.
+# Maps a flag that is refused with any value but its default, or "flag value", to the reason.
 REFUSED: dict[str, str] = {
     **dict.fromkeys(
         (
@@ -66,7 +66,7 @@ REFUSED: dict[str, str] = {
 
 
 def check_refused(arguments) -> None:
-    """Look at a dataclass of training arguments, as given on the command line.
+    """Check the dataclass of training arguments from the command line.
 
     Raises:
         UserError: for a flag or a value of REFUSED, with the reason.
@@ -74,7 +74,7 @@ def check_refused(arguments) -> None:
     for field in dataclasses.fields(arguments):
         value = getattr(arguments, field.name)
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if value == default or (default == "no" and value is False):  # which the parser may make of "no"
+        if value == default or (default == "no" and value is False):  # the parser may read "no" as False
             continue
         given = f"{field.name} {getattr(value, 'value', value)}"
         for name in (field.name, given):

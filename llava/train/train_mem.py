@@ -1,10 +1,10 @@
-"""The entry that published scripts launch: deepspeed llava/train/train_mem.py --flags."""
+"""The entry point that published scripts launch: deepspeed llava/train/train_mem.py --flags."""
 
 import sys
 
 
 def main() -> None:
-    """Train, or say at once which flags there are."""
+    """Train, or print the flags at once if --help is given."""
     try:
         if {"-h", "--help"} & set(sys.argv[1:]):
             from llava.train.flags import help_page
@@ -13,7 +13,7 @@ def main() -> None:
             return
         from llava.train.launcher import end_with_launcher, run_rank
 
-        end_with_launcher()  # ahead of imports that take seconds
+        end_with_launcher()  # before imports that take seconds
         from llava.train.train import train
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("llava."):

@@ -1,4 +1,4 @@
-"""What learns and what is frozen, stated in one place."""
+"""The one place that decides which parameters are trainable, in which dtype and at which learning rate."""
 
 import logging
 
@@ -14,7 +14,7 @@ VISION_TOWER, PROJECTOR, LANGUAGE_MODEL = "vision_tower", "mm_projector", "langu
 
 
 def part_of(parameter_name: str) -> str:
-    """Which of the three parts a parameter of the whole model is of; image_newline is the projector's."""
+    """Which of the three parts a parameter of the whole model belongs to; image_newline: the projector."""
     modules = parameter_name.split(".")
     if NEWLINE in modules:
         return PROJECTOR
@@ -29,7 +29,7 @@ def compute_dtype(training_args: TrainingArguments) -> torch.dtype:
 
 
 def learning_parts(model_args: ModelArguments, training_args: TrainingArguments) -> dict[str, bool]:
-    """Part to whether it learns."""
+    """Maps each part to whether it is trainable."""
     return {
         VISION_TOWER: model_args.unfreeze_mm_vision_tower,
         PROJECTOR: not training_args.freeze_mm_mlp_adapter,
@@ -38,7 +38,7 @@ def learning_parts(model_args: ModelArguments, training_args: TrainingArguments)
 
 
 def learning_rates(training_args: TrainingArguments) -> dict[str, float]:
-    """Part to its learning rate."""
+    """Maps each part to its learning rate."""
     given: dict = {
         VISION_TOWER: training_args.mm_vision_tower_lr,
         PROJECTOR: training_args.mm_projector_lr,
@@ -48,20 +48,20 @@ def learning_rates(training_args: TrainingArguments) -> dict[str, float]:
 
 
 def set_trainable(model: PreTrainedModel, learns: dict[str, bool], adapters: bool = False) -> None:
-    """Set requires_grad, part by part, and log the table of counts.
+    """Set requires_grad part by part, and log how many parameters of each part are trainable.
 
     Args:
-        adapters: the language model has them, and what of it learns is already marked.
+        adapters: whether the language model has adapters; its requires_grad flags are then already set.
     """
     counts = {part: [0, 0] for part in learns}
     idle = {id(parameter) for parameter in model.get_vision_tower().idle_parameters()}
     for name, parameter in model.named_parameters():
         part = part_of(name)
         if not (adapters and part == LANGUAGE_MODEL):
-            # what is quantised is no floating point number
+            # quantised weights are not floating point
             learning = learns[part] and parameter.is_floating_point() and id(parameter) not in idle
             parameter.requires_grad_(learning)
-        size = getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves an empty shell
+        size = getattr(parameter, "ds_numel", parameter.numel())  # under ZeRO-3 numel() is 0
         counts[part][0] += size * parameter.requires_grad
         counts[part][1] += size
     for part, (learning, total) in counts.items():
@@ -69,8 +69,8 @@ def set_trainable(model: PreTrainedModel, learns: dict[str, bool], adapters: boo
 
 
 def set_dtypes(model: PreTrainedModel, compute_dtype: torch.dtype) -> None:
-    """What learns, and the projector in any case, is float32 and autocast; what is frozen is held in the
-    compute dtype."""
+    """Convert trainable parameters and the whole projector to float32, which autocast casts, and frozen ones
+    to the compute dtype."""
     model.get_projector().float()
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point():

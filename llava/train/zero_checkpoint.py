@@ -1,4 +1,4 @@
-"""DeepSpeed's checkpoints without the weights that are frozen, which are read anew at each start."""
+"""Leaves frozen weights out of DeepSpeed's checkpoints, because each start reads them anew."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ from transformers import Trainer, TrainerCallback
 
 
 class WithoutFrozen(TrainerCallback):
-    """Trainer has DeepSpeed save the whole model and load all of it; the two are told what to leave out."""
+    """Has DeepSpeed leave frozen weights out when it saves, and lets them be missing when it loads."""
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
@@ -19,10 +19,10 @@ class WithoutFrozen(TrainerCallback):
 
 
 def allow_frozen(model: nn.Module, keys) -> None:
-    """A hook of load_state_dict, by which a strict load neither misses a frozen weight nor minds its parts.
+    """A hook of load_state_dict that has a strict load ignore frozen weights.
 
     Args:
-        keys: missing_keys and unexpected_keys; of the latter those of a quantised weight are allowed.
+        keys: missing_keys and unexpected_keys; the latter may have the parts of a quantised weight.
     """
     frozen = tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
     for names in (keys.missing_keys, keys.unexpected_keys):
