@@ -35,7 +35,7 @@ from llava.train.zero_checkpoint import WithoutFrozen
 
 logger = logging.getLogger(__name__)
 
-# What is used of Trainer although it is private there: why nothing public does, and the test that would fail.
+# Private methods of Trainer that are used here: why no public one would do, and the test that would fail.
 PRIVATE = {
     "_load_from_checkpoint": (
         "Trainer takes a folder with a projector or adapters alone for no checkpoint, ahead of every hook.",
@@ -50,8 +50,10 @@ PRIVATE = {
 
 
 class LlavaTrainer(Trainer):
-    """Args beside Trainer's:
-    image_processor: saved with every model.
+    """Trainer for one training stage.
+
+    Args:
+        image_processor: saved with adapters and with whole models.
     """
 
     def __init__(self, *args, image_processor, **kwargs):
@@ -59,18 +61,18 @@ class LlavaTrainer(Trainer):
         self.data_collator = WithHostCopy(self.data_collator)
         self.add_callback(DataPosition())
         self.image_processor = image_processor
-        self.folder_lock = ExitStack()  # set by who prepares a run, and closed by who ends it
+        self.folder_lock = ExitStack()  # set by train.prepare, and closed by train.train
         self.guard = StepGuard(self, self.args.max_nan_steps)
         self.step_log = StepLog(self, self.guard)
         self.add_callback(Extension())
         self.add_callback(Validation(self))
-        self.add_callback(self.guard)  # after validation, which it may put off
-        self.add_callback(self.step_log)  # after the guard, which may ask for a save or the end
+        self.add_callback(self.guard)  # after Validation, because it may put off an evaluation
+        self.add_callback(self.step_log)  # after the guard, which may request a save or the end
         if self.is_deepspeed_enabled:
             self.add_callback(WithoutFrozen(self))
 
     def train(self, *args, **kwargs) -> TrainOutput:
-        """Trainer's own mean of the losses counts the steps that were left out."""
+        """Train, and replace Trainer's own mean loss, which includes the losses of skipped steps."""
         output = super().train(*args, **kwargs)
         return output._replace(training_loss=output.metrics["train_loss"])
 
@@ -86,7 +88,7 @@ class LlavaTrainer(Trainer):
         return super().get_batch_samples(self.step_log.waited_for(epoch_iterator), num_batches, device)
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> Tensor:
-        """With elastic budgets, each step has its own s: the same on all ranks, and again after a resume."""
+        """With elastic budgets, each step has its own s. It is the same on all ranks and after a resume."""
         inputs = dict(inputs)
         record_names = inputs.pop("record_names")
         choices = self.model.config.elastic_scale_factors
@@ -111,11 +113,11 @@ class LlavaTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Loss and accuracy over all supervised tokens of a set.
+        """Compute loss and accuracy over all supervised tokens of a set.
 
-        No batch waits for the device, which three numbers leave at the end.
+        The host waits for the device only at the end, when it reads three sums.
         """
-        self.callback_handler.eval_dataloader = dataloader  # whose length the progress bar takes
+        self.callback_handler.eval_dataloader = dataloader  # the progress bar reads its length
         self.model.eval()
         sums = torch.zeros(3, dtype=torch.double, device=self.args.device)
         for batch in dataloader:
@@ -133,7 +135,7 @@ class LlavaTrainer(Trainer):
         super().log(logs, start_time)
 
     def create_optimizer(self, model=None):
-        """Groups by part, each with its learning rate, and by weight decay or not."""
+        """Group parameters by part, which decides the learning rate, and by whether weight decay applies."""
         if self.optimizer is not None:
             return self.optimizer
         decayed = set(self.get_decay_parameter_names(self.model))
@@ -157,10 +159,10 @@ class LlavaTrainer(Trainer):
         return self.optimizer
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The projector alone, or adapters, or all; with the latter two tokenizer and image processor."""
+        """Save only the projector, or adapters or the whole model with tokenizer and image processor."""
         model = self.accelerator.unwrap_model(self.model)
         saves_projector, saves_adapters = saving.saves_projector(model), saving.saves_adapters(model)
-        learned, gathered = {}, None  # the latter: save_pretrained takes the model's own weights
+        learned, gathered = {}, None  # None: save_pretrained takes the model's own weights
         if saves_projector or saves_adapters:
             learned = saving.learned_state(model)
         elif self.is_deepspeed_enabled:
@@ -189,7 +191,7 @@ class LlavaTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_checkpoint(self, model, trial) -> None:
-        """A checkpoint appears under its name in one rename, when every rank has written its part."""
+        """Write a checkpoint, which gets its name in one rename after every rank has written its part."""
         output_dir = Path(self.args.output_dir)
         name = f"{saving.CHECKPOINT_PREFIX}{self.state.global_step}"
         write = super()._save_checkpoint
@@ -201,7 +203,7 @@ class LlavaTrainer(Trainer):
             finally:
                 self.args.output_dir = str(output_dir)
             if self.state.best_model_checkpoint is not None:
-                # It names the staging folder, and would have Trainer remove the newest checkpoint at the end
+                # It names the staging folder, and Trainer would remove the newest checkpoint at the end
                 self.state.best_model_checkpoint = None
                 if self.args.should_save:
                     self.state.save_to_json(str(staging / name / saving.STATE_FILE))
@@ -211,12 +213,12 @@ class LlavaTrainer(Trainer):
         self._publish(name, lambda: saving.publish_checkpoint(output_dir, name, limit, best))
 
     def _best_name(self) -> str | None:
-        """The checkpoint of the best evaluation, which stays; None where the run does not look for it."""
+        """The name of the best checkpoint, which is kept; None if there is none or it is not asked for."""
         step = self.state.best_global_step
         return f"{saving.CHECKPOINT_PREFIX}{step}" if step and self.args.load_best_model_at_end else None
 
     def load_best(self) -> None:
-        """With --load_best_model_at_end the weights of the best evaluation; after training."""
+        """With --load_best_model_at_end, load the weights of the best evaluation after training."""
         best = self._best_name()
         if best is None or self.state.best_global_step == self.state.global_step:
             return
@@ -238,7 +240,7 @@ class LlavaTrainer(Trainer):
         )
 
     def save_result(self) -> None:
-        """The run's outcome in output_dir; its trainer_state.json comes last and says that all is there."""
+        """Save the run's model in output_dir; trainer_state.json comes last and marks it as complete."""
         self.load_best()
 
         def write(staging: Path) -> None:
@@ -250,10 +252,10 @@ class LlavaTrainer(Trainer):
         self._publish("the result", lambda: saving.publish_result(Path(self.args.output_dir)))
 
     def _write(self, what: str, write: Callable[[Path], None]) -> None:
-        """Write into the staging folder, every rank its part.
+        """Have every rank write its part into the staging folder.
 
         Raises:
-            RunStopped: see _attempt. Under DeepSpeed it is raised on the rank that fails alone, because the
+            RunStopped: see _attempt. Under DeepSpeed it is raised only on the rank that fails, because the
                 others may be in DeepSpeed's own collectives; they end with that rank.
         """
         staging = Path(self.args.output_dir) / saving.STAGING
@@ -263,7 +265,7 @@ class LlavaTrainer(Trainer):
         self._attempt(what, lambda: write(staging), together=not self.is_deepspeed_enabled)
 
     def _publish(self, what: str, publish: Callable[[], None]) -> None:
-        """Have rank 0 give names to what is written; every other node first syncs what its own ranks wrote.
+        """Have rank 0 give the written files their names, after every other node has synced what it wrote.
 
         Raises:
             RunStopped: see _attempt.
@@ -278,7 +280,8 @@ class LlavaTrainer(Trainer):
         """Run one part of a save on every rank and wait for all of them.
 
         Raises:
-            RunStopped: on every rank if the action fails on one, with nothing left in the staging folder.
+            RunStopped: on every rank if the action fails on one; without `together`, only there. Rank 0 then
+                removes the staging folder.
         """
         output_dir = Path(self.args.output_dir)
         failures = []

@@ -1,4 +1,4 @@
-"""What a training run needs of a GPU's memory, by parts, and the ZeRO stage and recomputation that fit.
+"""Estimates a training run's GPU memory by parts, and chooses the ZeRO stage and recomputation that fit.
 
 Bytes for each parameter are those of Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training
 Trillion Parameter Models", section 3, with AdamW.
@@ -14,20 +14,20 @@ from llava.train.model_size import ModelSize
 
 GIB = 2**30
 RESERVED = 2 * GIB  # the CUDA context, workspaces of cuBLAS and NCCL, buckets of gradients
-USABLE = 0.95  # of a GPU's memory: the allocator cannot use every gap
+USABLE = 0.95  # share of a GPU's memory: the allocator cannot use every gap
 MAX_GATHERED = 2 * 10**9  # bytes of weights that ZeRO-3 holds whole: DeepSpeed's stage3_max_live_parameters
 USUAL_TEXT = 512  # positions of text that few records exceed
-LOGIT_BYTES = 12  # a logit and its gradient, in 16 bits and in float32
+LOGIT_BYTES = 12  # of a logit and its gradient, each in 16 bits and in float32
 
 
 @dataclass(frozen=True)
 class Zero:
-    """How weights, gradients and the optimiser's state lie on the GPUs.
+    """How weights, gradients and the optimiser's state are placed on the GPUs.
 
     Attributes:
-        name: of the configuration, as the launcher takes it.
-        stage: of ZeRO; 0 is DistributedDataParallel with autocast, without DeepSpeed.
-        offload: whether weights and optimiser lie in the host's memory.
+        name: the name of the DeepSpeed configuration file without .json, or none.
+        stage: the ZeRO stage; 0 is DistributedDataParallel with autocast, without DeepSpeed.
+        offload: whether weights and the optimiser's state are in the host's memory.
     """
 
     name: str
@@ -41,10 +41,10 @@ STAGES = (Zero("zero2", 2), Zero("zero3", 3), Zero("zero3_offload", 3, offload=T
 
 @dataclass(frozen=True)
 class Batch:
-    """What a device takes at once.
+    """What a device processes at once.
 
     Attributes:
-        sequences: each with the visual tokens of an image.
+        sequences: how many, each with the visual tokens of one image.
         length: positions of the longest sequence.
         accumulates: whether an optimiser step has several batches.
     """
@@ -60,7 +60,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes that a GPU holds as the backward pass begins."""
+    """Bytes that a GPU holds when the backward pass begins."""
 
     weights: float
     optimizer: float
@@ -82,14 +82,14 @@ def budget(
 
     Args:
         recompute: whether the decoder layers' activations are computed again in the backward pass.
-        positions: of the batch, padding included; by default as many as it can have.
+        positions: the batch's positions, padding included; by default as many as it can have.
     """
     positions = batch.positions if positions is None else positions
     weights, optimizer, gradients = _held(size, zero, num_gpus)
     kept = size.layers * size.hidden if recompute else size.position
-    activations = positions * (kept + size.layer_position)  # in its backward pass a layer needs as much again
+    activations = positions * (kept + size.layer_position)  # plus one layer's backward pass
     if not batch.accumulates:
-        gradients = max(0, gradients - activations)  # they are made while activations are freed
+        gradients = max(0, gradients - activations)  # made while activations are freed
     views = min(batch.sequences * size.views, positions // size.tokens + 1)
     return Budget(
         weights=weights,
@@ -102,9 +102,9 @@ def budget(
 
 
 def _held(size: ModelSize, zero: Zero, num_gpus: int) -> tuple[float, float, float]:
-    """Bytes of weights, optimiser and gradients on one GPU."""
+    """Bytes of weights, optimiser state and gradients on one GPU."""
     if zero.stage == 0:
-        autocast, buckets = 2, 4 * (num_gpus > 1)  # bytes a parameter beside those in float32
+        autocast, buckets = 2, 4 * (num_gpus > 1)  # bytes a parameter besides those in float32
         return (4 + autocast) * size.learning + size.frozen, 8 * size.learning, (4 + buckets) * size.learning
     all_weights = size.weight * size.learning + size.frozen
     if zero.offload:
@@ -115,11 +115,11 @@ def _held(size: ModelSize, zero: Zero, num_gpus: int) -> tuple[float, float, flo
         return all_weights / num_gpus + min(all_weights, MAX_GATHERED), optimizer, gradients
     if zero.stage == 2:
         return all_weights, optimizer, gradients
-    return all_weights, optimizer, size.weight * size.learning  # ZeRO-1 divides the optimiser's state alone
+    return all_weights, optimizer, size.weight * size.learning  # ZeRO-1 divides only the optimiser's state
 
 
 def host_bytes(size: ModelSize, zero: Zero) -> float:
-    """What all ranks together hold in the hosts' memory."""
+    """Bytes that all ranks together hold in the hosts' memory."""
     return (2 * size.weight + 12) * size.learning + size.frozen if zero.offload else 0
 
 
@@ -128,10 +128,10 @@ class Recipe:
     """How a run uses its GPUs.
 
     Attributes:
-        gradient_checkpointing: whether activations are computed again,
-        recompute_above: of batches of more positions than these; 0 is of all.
-        most_positions: of a batch that fits.
-        budget: of that batch; with recompute_above, of the largest one that keeps its activations.
+        gradient_checkpointing: whether activations are computed again in the backward pass.
+        recompute_above: then only batches of more positions than this do so; 0: all batches do.
+        most_positions: the most positions of a batch that fits.
+        budget: the budget of that batch; with recompute_above, of the largest that keeps its activations.
     """
 
     zero: Zero
@@ -153,16 +153,16 @@ def choose(
     stages: Sequence[Zero] = STAGES,
     gradient_checkpointing: bool | None = None,
 ) -> Recipe:
-    """The fastest stage in which the largest batch fits, with as little recomputation as fits.
+    """Choose the fastest stage in which the largest batch fits, with as little recomputation as possible.
 
-    Offload, which is many times slower, is left to models of which not even a batch of usual length fits.
-    Under ZeRO-3 all batches recompute or none does: each time a layer is computed its weights are gathered
+    Offload is many times slower, and chosen only if without it not even a batch of usual length fits. Under
+    ZeRO-3, either all batches recompute or none does: each time a layer is computed, its weights are gathered
     from all ranks, so all ranks must compute it equally often.
 
     Args:
-        gpu_bytes: of one GPU.
-        stages: to choose from, the fastest first.
-        gradient_checkpointing: as the user wants it; None leaves it to the memory.
+        gpu_bytes: the memory of one GPU.
+        stages: the stages to choose from, the fastest first.
+        gradient_checkpointing: the user's choice; None decides by the memory.
     """
     room = usable_bytes(gpu_bytes)
 
@@ -183,14 +183,14 @@ def choose(
         recompute = kept < batch.positions
         if (
             recompute and zero.stage != 3 and kept >= batch.sequences * size.tokens
-        ):  # else text alone would gain
+        ):  # otherwise only batches without images would gain
             above = kept
     shown = needs(zero, False, above) if above else needs(zero, recompute, fits)
     return Recipe(zero, recompute, above, fits, shown)
 
 
 def _most(fits: Callable[[int], bool], limit: int) -> int:
-    """The largest number from 0 to limit that fits, where more never fit if fewer do not."""
+    """The largest number from 0 to limit that fits. If one does not fit, larger ones must not fit either."""
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,7 +1,8 @@
-"""What a run's model needs of memory for each weight, position and view, counted without making a weight.
+"""Counts the memory that a run's model needs for each weight, position and view, without allocating weights.
 
-The model of the flags is built on the meta device with one and with two decoder layers, of which the others
-are copies; tensors that the forward pass keeps for the backward pass are counted as autograd saves them.
+The model that the flags describe is built on the meta device, once with one and once with two decoder layers;
+each further layer needs as much as the second. Tensors that the forward pass keeps for the backward pass are
+counted when autograd saves them.
 """
 
 # B sequences, T positions, D model width
@@ -30,14 +31,14 @@ from llava.train.flags import DataArguments, ModelArguments, TrainingFlags, flag
 from llava.train.lora import add_adapters
 from llava.train.trainable import LANGUAGE_MODEL, part_of
 
-COUNTED = "counted"  # name of the attention that keeps what a fused kernel keeps
-NUM_SEQUENCES = 64  # of the batch that is counted: so many that what a batch keeps once does not matter
+COUNTED = "counted"  # name of an attention that keeps the same tensors as a fused kernel
+NUM_SEQUENCES = 64  # in the counted batch: so many that tensors kept once a batch do not matter
 NF4_BITS = 4.13  # bits a weight with double quantisation (Dettmers et al. 2023, "QLoRA", section 3)
 
 
 @dataclass
 class RunArguments(TrainingFlags):
-    """Of transformers.TrainingArguments those that memory depends on, without its checks of the machine."""
+    """Our training flags, and those of transformers that affect memory, without its checks of the machine."""
 
     per_device_train_batch_size: int = flag(8, "Sequences a device and pass.")
     gradient_accumulation_steps: int = flag(1, "Passes an optimiser step.")
@@ -46,26 +47,26 @@ class RunArguments(TrainingFlags):
     deepspeed: str = flag("auto", "A DeepSpeed configuration, none, or auto.")
     gradient_checkpointing: str = flag("auto", "True, False, or auto.")
     use_liger_kernel: bool = flag(False, "Liger's kernels.")
-    world_size: int = field(default=1, init=False)  # a norm over ranks counts as one of a single rank
+    world_size: int = field(default=1, init=False)  # a norm over ranks is counted like one on a single rank
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Bytes, unless a line says otherwise.
+    """The size of a model. Values are bytes, except those that start with "the number".
 
     Attributes:
-        learning: parameters that learn.
-        weight: of a parameter that learns, and of its gradient, where DeepSpeed holds them.
-        frozen: weights that do not learn.
-        position: what a position keeps for the backward pass, over all decoder layers.
-        layer_position: the same of one layer.
-        hidden: a position's hidden state, which is all that recomputation keeps of a layer.
-        view: what a view keeps in the projector, and in the tower if that learns.
-        head_gradient: of the head's weight, made with the loss.
-        layers: decoder layers.
-        vocabulary: words.
-        tokens: visual tokens a view.
-        views: an image's at most.
+        learning: the number of trainable parameters.
+        weight: one trainable parameter, or its gradient, if DeepSpeed holds them.
+        frozen: all weights that are not trained.
+        position: the tensors that one position keeps for the backward pass, over all decoder layers.
+        layer_position: the same for one layer.
+        hidden: the hidden state of one position; with recomputation, a layer keeps only this.
+        view: the tensors that one view keeps in the projector, and in the tower if that is trained.
+        head_gradient: the gradient of the head's weight, which is made with the loss.
+        layers: the number of decoder layers.
+        vocabulary: the number of tokens in the vocabulary.
+        tokens: the number of visual tokens a view.
+        views: the number of views that an image has at most.
     """
 
     learning: int
@@ -97,7 +98,7 @@ def size_of(model_args: ModelArguments, data_args: DataArguments, run_args: RunA
 
 
 def configured(model_args, data_args, run_args: RunArguments) -> PretrainedConfig:
-    """The configuration that train_mem.py would train; only config.json files are read."""
+    """The configuration of the model that train_mem.py would train; only config.json files are read."""
     name = model_args.model_name_or_path
     try:
         file = cached_file(name, "config.json", cache_dir=run_args.cache_dir)
@@ -113,7 +114,7 @@ def configured(model_args, data_args, run_args: RunArguments) -> PretrainedConfi
 
 
 def _count(config, depth: int, model_args: ModelArguments, run_args: RunArguments) -> ModelSize:
-    """The size of the same model with fewer decoder layers."""
+    """The size of the same model with `depth` decoder layers; layer_position is left 0."""
     config = type(config).from_dict(config.to_dict())
     config.num_hidden_layers = depth
     if getattr(config, "layer_types", None):
@@ -172,7 +173,7 @@ def _count(config, depth: int, model_args: ModelArguments, run_args: RunArgument
 
 
 def _frozen_bytes(model: nn.Module, bits: int) -> float:
-    """Quantisation packs the language model's linear maps, and leaves its head, embeddings and norms."""
+    """Bytes of frozen weights. Quantisation packs the language model's linear maps, except its head."""
     packed = {
         id(module.weight)
         for name, module in model.named_modules()
@@ -187,7 +188,7 @@ def _frozen_bytes(model: nn.Module, bits: int) -> float:
 
 
 def _make_fake(model: nn.Module) -> None:
-    """Put tensors of the CPU without memory in the place of meta tensors, which autocast does not see."""
+    """Replace meta tensors, which autocast ignores, by CPU tensors without memory."""
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
@@ -198,7 +199,7 @@ def _make_fake(model: nn.Module) -> None:
 
 
 def saved_bytes(forward: Callable[[], object], model: nn.Module) -> int:
-    """What a forward pass keeps for its backward pass, each storage once, the model's own left out."""
+    """Bytes that a forward pass keeps for its backward pass: each storage once, without the model's own."""
     kept = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -213,7 +214,7 @@ def saved_bytes(forward: Callable[[], object], model: nn.Module) -> int:
 
 
 class _Kernel(torch.autograd.Function):
-    """Stands for a GPU's kernel: from its inputs comes the output, and these tensors are kept."""
+    """Imitates a GPU kernel: it returns `output` for its inputs, and keeps the tensors `kept`."""
 
     @staticmethod
     def forward(ctx, kept: list[Tensor], output: Tensor, *inputs: Tensor) -> Tensor:
@@ -231,7 +232,7 @@ AttentionMaskInterface.register(COUNTED, lambda *args, **kwargs: None)
 
 
 def _as_on_gpus(model: nn.Module, liger: bool) -> None:
-    """Have modules keep what their kernels keep on a GPU, if those are others than a CPU's."""
+    """Have modules keep the tensors that their GPU kernels keep, if CPU kernels keep other ones."""
     for module in model.modules():
         if isinstance(module, nn.Dropout) and module.p:
             module.forward = _drop

@@ -1,4 +1,4 @@
-"""The flags of DeepSpeed and of gradient checkpointing that a GPU's memory allows, and the reasons."""
+"""Chooses the flags of DeepSpeed and gradient checkpointing that a GPU's memory allows, with reasons."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONFIGS = Path(__file__).parents[2] / "scripts"
 
 @dataclass
 class Place:
-    """Where the run is to be."""
+    """The GPUs that the run is to use."""
 
     num_gpus: int = flag(1, "GPUs of all nodes.")
     gpu_memory_mib: int = flag(None, "Memory of one of them; default: of the smallest GPU here.")
@@ -48,7 +48,7 @@ class Place:
 
 
 def read_zero(config: str) -> Zero:
-    """A DeepSpeed configuration file, or none."""
+    """Read the ZeRO settings of a DeepSpeed configuration file, or of the name `none`."""
     if config == NO_ZERO.name:
         return NO_ZERO
     zero = read_json(Path(config)).get("zero_optimization", {})
@@ -57,23 +57,23 @@ def read_zero(config: str) -> Zero:
 
 
 def parse(argv: list[str]) -> tuple[Place, ModelArguments, DataArguments, RunArguments]:
-    """Of a training command line those flags that memory depends on."""
+    """Parse the flags on which memory depends from a training command line; others are ignored."""
     parser = HfArgumentParser((Place, ModelArguments, DataArguments, RunArguments), allow_abbrev=False)
     return parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)[:4]
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A recipe with what it follows from."""
+    """A recipe and the values that it was chosen for."""
 
     place: Place
     size: ModelSize
     batch: Batch
     recipe: Recipe
-    deepspeed: str  # as it was given
+    deepspeed: str  # the flag as it was given
 
     def flags(self) -> list[str]:
-        """For train_mem.py."""
+        """The chosen flags for train_mem.py."""
         chosen = self.recipe
         flags = ["--gradient_checkpointing", str(chosen.gradient_checkpointing)]
         if chosen.recompute_above:
@@ -84,7 +84,7 @@ class Decision:
         return flags
 
     def lines(self) -> list[str]:
-        """The budget by parts, and what was chosen."""
+        """The lines to log: the budget by parts, and what was chosen."""
         chosen, batch, size = self.recipe, self.batch, self.size
         above, most, gpu_bytes = chosen.recompute_above, chosen.most_positions, self.place.gpu_bytes
         usable = usable_bytes(gpu_bytes) / GIB
@@ -115,7 +115,7 @@ class Decision:
 
 
 def decide(argv: list[str]) -> Decision:
-    """For a training command line. What it gives is kept, and auto is chosen.
+    """Decide for a training command line. Values that it gives are kept, and `auto` is replaced.
 
     Raises:
         UserError: if the model's configuration cannot be read, or the memory is unknown.

@@ -1,4 +1,4 @@
-"""What a run leaves beside its weights: run.json, metrics.jsonl and loss.png."""
+"""The files that a run writes beside its weights: run.json, metrics.jsonl and loss.png."""
 
 import dataclasses
 import importlib.metadata
@@ -25,17 +25,17 @@ from llava.wholefile import write_bytes, write_text
 logger = logging.getLogger(__name__)
 
 RUN_FILE, METRICS_FILE, CURVE_FILE = "run.json", "metrics.jsonl", "loss.png"
-SMOOTHING = 20  # logged losses that the curve's mean is taken over
+SMOOTHING = 20  # number of logged losses in the curve's running mean
 PACKAGES = ("llava", "torch", "transformers", "accelerate", "deepspeed", "peft")
 
 
 class RunRecord(TrainerCallback):
-    """Written by rank 0. A file of these that cannot be written is said so, and the run goes on.
+    """Has rank 0 write these files. If one cannot be written, a warning says so, and the run goes on.
 
     Args:
-        model_args, data_args: flags as parsed; the trainer's own come from the trainer.
-        dataset: tells bad and truncated records at the end.
-        eval_sets: by name, and so do these.
+        model_args, data_args: the parsed flags; the training flags come from the trainer.
+        dataset: the training data, which counts its bad and truncated records.
+        eval_sets: maps names to evaluation sets, which count theirs too.
     """
 
     def __init__(self, model_args, data_args, dataset, eval_sets):
@@ -101,7 +101,7 @@ def earlier_workers(output_dir: str) -> int | None:
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and of what decides the numbers; None for what is not installed."""
+    """The versions of Python and of the packages that affect results; None for one that is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -112,7 +112,7 @@ def versions() -> dict[str, str | None]:
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, with -dirty if it was changed since; None outside a clone."""
+    """The commit of the running code, with -dirty if the code was changed since; None outside a clone."""
     root = Path(llava.__file__).parents[1]
     if not (root / ".git").exists():
         return None
@@ -129,11 +129,11 @@ def device_name() -> str:
 
 
 def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
-    """Part to how many of its parameters learn and how many are frozen."""
+    """Maps each part to its numbers of trainable and of frozen parameters."""
     table: dict[str, dict[str, int]] = {}
     for name, parameter in model.named_parameters():
         counts = table.setdefault(part_of(name), {"learns": 0, "frozen": 0})
-        # ZeRO-3 leaves an empty shell
+        # under ZeRO-3 numel() is 0
         counts["learns" if parameter.requires_grad else "frozen"] += getattr(
             parameter, "ds_numel", parameter.numel()
         )
@@ -141,7 +141,7 @@ def count_parameters(model: nn.Module) -> dict[str, dict[str, int]]:
 
 
 def describe_data(paths: list[str], dataset) -> dict:
-    """Files, records, and how many proved bad or were cut so far; None where a stream does not know."""
+    """Files, number of records, and how many were bad or cut so far; None for a number a stream lacks."""
     return {
         "files": paths,
         "records": len(dataset) if isinstance(dataset, Sized) else None,
@@ -151,36 +151,36 @@ def describe_data(paths: list[str], dataset) -> dict:
 
 
 def rewrite_metrics(args, state) -> None:
-    """The rows up to the checkpoint a run goes on from: what came after it comes again."""
+    """Keep only the rows up to the checkpoint that a run goes on from, because later steps are run again."""
     rows = filter(is_metrics, state.log_history)
     write_text(Path(args.output_dir) / METRICS_FILE, "".join(map(metrics_line, rows)))
 
 
 def is_metrics(row: dict) -> bool:
-    """Whether a row of the trainer's log is of steps or of an evaluation, and not of the run as a whole."""
+    """Whether a row of the trainer's log describes steps or an evaluation, not the run as a whole."""
     return "loss" in row or eval_set(row) is not None
 
 
 def eval_set(row: dict) -> str | None:
-    """The set that a row is the evaluation of, if it is one."""
+    """The name of the set that a row evaluates; None if the row is not an evaluation."""
     names = (name for name in row if name.startswith("eval_") and name.endswith("_loss"))
     return next((name.removeprefix("eval_").removesuffix("_loss") for name in names), None)
 
 
 def append_metrics(args, state) -> None:
-    """The newest row of the trainer's log."""
+    """Append the newest row of the trainer's log."""
     with open(Path(args.output_dir) / METRICS_FILE, "a", encoding="utf-8") as file:
         file.write(metrics_line(state.log_history[-1]))
 
 
 def metrics_line(row: dict[str, float]) -> str:
-    """A line of JSON, step first; null where a number is not finite, which JSON does not know."""
+    """A line of JSON with the step first. Non-finite numbers, which JSON does not have, become null."""
     row = {name: value if math.isfinite(value) else None for name, value in row.items()}
     return json.dumps({"step": row.pop("step"), **row}) + "\n"
 
 
 def draw_loss(args, state) -> None:
-    """loss.png: each logged loss, their running mean, and validation's losses; below them its accuracies."""
+    """Draw loss.png: logged losses, their running mean, validation losses and, below, the accuracies."""
     curves = metric_curves(state.log_history)
     if "loss" not in curves:
         return
@@ -210,7 +210,7 @@ def draw_loss(args, state) -> None:
 
 
 def metric_curves(history: list[dict]) -> dict[str, list[tuple[int, float]]]:
-    """loss, and eval_SET_loss and eval_SET_accuracy of each set, to the (step, value) where it is finite."""
+    """Maps loss, and each set's eval_SET_loss and eval_SET_accuracy, to its finite (step, value) pairs."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for row in history:
         name = eval_set(row)
@@ -221,6 +221,6 @@ def metric_curves(history: list[dict]) -> dict[str, list[tuple[int, float]]]:
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """Of up to SMOOTHING values that end at each."""
+    """For each value, the mean of the up to SMOOTHING values that end with it."""
     windows = (values[max(0, end - SMOOTHING) : end] for end in range(1, len(values) + 1))
     return [sum(window) / len(window) for window in windows]

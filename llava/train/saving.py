@@ -1,4 +1,4 @@
-"""What a run writes: visible only when whole, found again by what is in it."""
+"""Writes checkpoints and results, which get their final names only when complete, and finds them again."""
 
 import copy
 import errno
@@ -32,23 +32,26 @@ from llava.wholefile import sync
 STATE_FILE = "trainer_state.json"
 CHECKPOINT_PREFIX = "checkpoint-"
 STAGING = "incomplete"
-WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # the last is torch.save's
+WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # torch.save raises the last
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
 def saves_adapters(model: PreTrainedModel) -> bool:
-    """LoRA keeps the adapters and what learnt beside them."""
+    """Whether only adapters and the weights trained with them are saved, as with LoRA."""
     return any(is_adapter(name) for name, _ in model.named_parameters())
 
 
 def saves_projector(model: PreTrainedModel) -> bool:
-    """Stage 1 keeps the projector alone; so does a run over quantised weights, which are not to be saved."""
+    """Whether only the projector is saved: in stage 1, and with quantised weights but no adapters.
+
+    Quantised weights themselves are not saved.
+    """
     return model.config.tune_mm_mlp_adapter or (is_quantized(model) and not saves_adapters(model))
 
 
 def learned_state(model: PreTrainedModel) -> dict[str, Tensor]:
-    """CPU copies of the projector, buffers included, of the adapters, and of all else that learns; of a tower
-    that learns, all. A collective under ZeRO-3: every rank calls it."""
+    """CPU copies of the projector with its buffers, the adapters, all other trainable weights, and the whole
+    vision tower if any of it is trained. Under ZeRO-3 this is a collective: every rank must call it."""
     learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     parts = {part_of(name) for name in learning} & {VISION_TOWER} | {PROJECTOR}
     state = {}
@@ -60,7 +63,7 @@ def learned_state(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def save_projector(model: PreTrainedModel, folder: Path, state: dict[str, Tensor] | None = None) -> None:
-    """mm_projector.bin, by published keys (model.mm_projector.*), and config.json."""
+    """Write mm_projector.bin with published keys (model.mm_projector.*), and config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     state = learned_state(model) if state is None else state
     torch.save({name: v for name, v in state.items() if part_of(name) == PROJECTOR}, folder / PROJECTOR_FILE)
@@ -68,8 +71,8 @@ def save_projector(model: PreTrainedModel, folder: Path, state: dict[str, Tensor
 
 
 def save_adapters(model: PreTrainedModel, folder: Path, state: dict[str, Tensor]) -> None:
-    """What of the language model learns as peft writes it, adapter_config.json and adapter_model.safetensors;
-    all else of learned_state in non_lora_trainables.bin; and config.json."""
+    """Write the language model's trained weights in peft's form, adapter_config.json and
+    adapter_model.safetensors; all other weights of `state` to non_lora_trainables.bin; and config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     adapters = {name for name in state if part_of(name) == LANGUAGE_MODEL}
     save_file(
@@ -84,7 +87,7 @@ def save_adapters(model: PreTrainedModel, folder: Path, state: dict[str, Tensor]
 
 
 def save_config(model: PreTrainedModel, folder: Path) -> None:
-    """config.json; its weights are loaded over a model in full precision as well as over a quantised one."""
+    """Write config.json without quantisation: the saved weights also fit a model in full precision."""
     config = copy.deepcopy(model.config)
     if is_quantized(model):
         del config.quantization_config
@@ -95,29 +98,29 @@ def publish_result(output_dir: Path) -> None:
     """Move a written result out of its staging folder, each file in one rename, the trainer's state last."""
     staging = output_dir / STAGING
     sync_tree(staging)
-    (output_dir / STATE_FILE).unlink(missing_ok=True)  # of a run that was extended: its result goes
+    (output_dir / STATE_FILE).unlink(missing_ok=True)  # an extended run's earlier result is replaced
     sync(output_dir)
     for item in sorted(staging.iterdir()):
         if item.name != STATE_FILE:
             os.replace(item, output_dir / item.name)
-    sync(output_dir)  # ahead of the state, which says that all the others are there
+    sync(output_dir)  # before the state, which marks the result as complete
     os.replace(staging / STATE_FILE, output_dir / STATE_FILE)
     staging.rmdir()
     sync(output_dir)
 
 
 def publish_checkpoint(output_dir: Path, name: str, limit: int | None, best: str | None = None) -> None:
-    """Give a written checkpoint its name in one rename; of the whole ones keep `limit`.
+    """Give a written checkpoint its name in one rename, and keep only `limit` complete checkpoints.
 
-    The best one and the newest stay in any case. Old ones leave by a rename as well: a folder under a
-    checkpoint's name is whole at any moment.
+    The best one and the newest are always kept. Old ones are renamed before they are deleted, so that a
+    folder under a checkpoint's name is complete at any moment.
     """
     staging = output_dir / STAGING
-    if not (output_dir / name / STATE_FILE).is_file():  # else the same step's, saved before
-        shutil.rmtree(output_dir / name, ignore_errors=True)  # of a run that wrote in place
+    if not (output_dir / name / STATE_FILE).is_file():  # otherwise this step was saved before
+        shutil.rmtree(output_dir / name, ignore_errors=True)  # incomplete, of a run that wrote in place
         sync_tree(staging / name)
         (staging / name).rename(output_dir / name)
-        sync(output_dir)  # ahead of the old ones' end
+        sync(output_dir)  # before old ones are deleted
     whole = checkpoints(output_dir)
     kept = {whole[-1].name, best} & {folder.name for folder in whole}
     others = [folder for folder in whole if folder.name not in kept]
@@ -134,7 +137,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
-    """Whole checkpoints, oldest first. The trainer's state is written last, so it tells a whole one."""
+    """Complete checkpoints, oldest first. The trainer's state is written last, so it marks a complete one."""
     found = {}
     for folder in Path(output_dir).glob(f"{CHECKPOINT_PREFIX}*"):
         step = folder.name.removeprefix(CHECKPOINT_PREFIX)
@@ -144,7 +147,7 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def is_complete(output_dir: str | Path) -> bool:
-    """Whether a run in this folder ended and saved all of it."""
+    """Whether the run in this folder has ended and saved its whole result."""
     if not (Path(output_dir) / STATE_FILE).is_file():
         return False
     state = read_state(output_dir)
@@ -157,7 +160,9 @@ def read_state(folder: str | Path) -> dict:
 
 
 def check_writable(output_dir: str | Path) -> None:
-    """Write a file and remove it, ahead of hours of training; in the folder above where there is none yet.
+    """Check before hours of training that a file can be written and removed.
+
+    If the folder does not exist yet, the nearest folder above it is checked.
 
     Raises:
         UserError: if that fails.
@@ -172,20 +177,20 @@ def check_writable(output_dir: str | Path) -> None:
 
 
 def cannot_be_written(output_dir: str | Path, error: OSError) -> str:
-    """What the user of --output_dir is told."""
+    """The error message for an --output_dir that cannot be written to."""
     remedy = "choose another, or make room" if error.errno in NO_SPACE else "choose another"
     return f"--output_dir {str(output_dir)!r} cannot be written to ({error}); {remedy}."
 
 
 def describe_failure(what: str, error: BaseException, output_dir: str | Path) -> str:
-    """One line: what could not be written, why, where the run goes on; and the free space if it is short."""
+    """One line: what could not be written, why, where the run goes on, and the free space if it is short."""
     causes = [error]
     while causes[-1].__context__ is not None:
         causes.append(causes[-1].__context__)
     cause = next((cause for cause in causes if isinstance(cause, OSError)), error)
     reason = str(cause).splitlines()[0]
     lacks_space = error_number(cause) in NO_SPACE
-    if "inline_container" in reason:  # torch.save's, which does not keep what the system said
+    if "inline_container" in reason:  # torch.save does not keep the system's error
         reason = f"a part of a file was refused, as by a full disk or a quota: {reason}"
         lacks_space = True
     if lacks_space:
@@ -194,7 +199,7 @@ def describe_failure(what: str, error: BaseException, output_dir: str | Path) ->
 
 
 def error_number(error: BaseException) -> int | None:
-    """The system's number of an error; safetensors has it in its text alone."""
+    """The system's error number. An error of safetensors has it only in its text."""
     if isinstance(error, OSError):
         return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))
@@ -202,7 +207,7 @@ def error_number(error: BaseException) -> int | None:
 
 
 def what_is_left(output_dir: str | Path) -> str:
-    """Where the same command goes on."""
+    """A sentence that says where the same command goes on."""
     whole = checkpoints(output_dir)
     if not whole:
         return "There is no whole checkpoint yet: the same command starts anew."

@@ -1,4 +1,4 @@
-"""The log of a run: loss, learning rate, speed and memory over all ranks, without a wait for the device."""
+"""Logs a run's loss, learning rate, speed and memory over all ranks, without waiting for the device."""
 
 import logging
 import math
@@ -17,20 +17,20 @@ from llava.train.loader import local_ranks, num_cores
 
 logger = logging.getLogger(__name__)
 
-MOST_WAITING = 0.1  # share of the time
-FEWEST_STEPS = 20  # that a warning is based on
+MOST_WAITING = 0.1  # share of the time above which a warning is logged
+FEWEST_STEPS = 20  # the fewest that a warning is based on
 
 
 @dataclass
 class Entry:
-    """What the log will say of the steps since the entry before, its figures on their way to the host.
+    """The log entry of the steps since the previous entry, while its figures are being copied to the host.
 
     Attributes:
-        step, epoch: of the last of these steps, and so is the learning rate.
-        seconds: of these steps, without those of saves and evaluations.
-        figures: of all ranks the sum of the losses that count, the last gradient's norm, samples, visual
-            tokens, text tokens; of any rank the highest memory in GiB and the longest wait for data in
-            seconds.
+        step, epoch, learning_rate: those of the last of these steps.
+        seconds: the duration of these steps, without saves and evaluations.
+        figures: the sum of the losses that count, averaged over ranks; the last gradient's norm; samples,
+            visual tokens and text tokens of all ranks; the highest memory of any rank in GiB, and the longest
+            wait for data of any rank in seconds.
     """
 
     step: int
@@ -42,11 +42,12 @@ class Entry:
 
 
 class StepLog(TrainerCallback):
-    """Writes the log in Trainer's place, when Trainer's flags say.
+    """Writes the log in place of Trainer, at the steps that Trainer's flags choose.
 
-    Text tokens stand in the prompt, without padding and <image>; visual tokens are the positions that images
-    take in the language model's sequence. Where the guard lags, an entry is written while the device works on
-    the next step, so that nothing waits; ahead of a checkpoint and at the end it is written at once.
+    Text tokens are those of input_ids, without padding and <image>; visual tokens are the positions of images
+    in the language model's sequence. If the guard lags, an entry is written while the device works on the
+    next step, so that nothing waits. Before a checkpoint or an evaluation, and at the end, it is written at
+    once.
     """
 
     def __init__(self, trainer: Trainer, guard: StepGuard):
@@ -56,9 +57,9 @@ class StepLog(TrainerCallback):
         self._has_warned = False
 
     def count(self, inputs: dict, num_samples: int) -> None:
-        """A batch as the model gets it: input_ids long[B, T] and what goes with them."""
+        """Count a batch's samples and tokens. `inputs` is what the model gets, with input_ids long[B, T]."""
         is_text = inputs["input_ids"] >= 0  # placeholders are negative
-        if "sequence_ids" in inputs:  # packed: padding is of no sequence
+        if "sequence_ids" in inputs:  # packed: padding belongs to no sequence
             is_text &= inputs["sequence_ids"] >= 0
         elif "attention_mask" in inputs:
             is_text &= inputs["attention_mask"].bool()
@@ -69,7 +70,7 @@ class StepLog(TrainerCallback):
         self._counts[2] += is_text.sum()
 
     def waited_for(self, batches: Iterator) -> Iterator:
-        """The same batches; the time that each of them takes to come is counted."""
+        """Yield the same batches, and add up the time spent waiting for each."""
         while True:
             started = time.perf_counter()
             try:
@@ -81,7 +82,7 @@ class StepLog(TrainerCallback):
             yield batch
 
     def mean_loss(self) -> float:
-        """Of this start's steps, those included that no entry has; a step that was left out counts as 0."""
+        """The mean over all steps since this start, whether logged or not; a skipped step counts as 0."""
         self._write()
         total = self._logged_loss + self.guard.take_loss().item()
         return total / max(self.trainer.state.global_step - self._first_step, 1)
@@ -105,7 +106,7 @@ class StepLog(TrainerCallback):
     on_save = on_evaluate = _start_clock
 
     def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
-        self._learning_rate = optimizer.param_groups[0]["lr"]  # the schedule goes on after this
+        self._learning_rate = optimizer.param_groups[0]["lr"]  # before the schedule changes it
 
     def on_step_end(self, args, state, control, **kwargs):
         now = time.perf_counter()
@@ -121,7 +122,7 @@ class StepLog(TrainerCallback):
         if control.should_log and self._num_steps:
             self._write()
             self._pending = self._take(state)
-        control.should_log = False  # Trainer's own
+        control.should_log = False  # so that Trainer does not log as well
         if (
             not self.guard.lags
             or control.should_save
@@ -131,11 +132,11 @@ class StepLog(TrainerCallback):
             self._write()
 
     def _take(self, state) -> Entry:
-        """The entry of the steps up to now; all ranks must call."""
+        """Make the entry of the steps up to now; all ranks must call this."""
         gather, norm = self.trainer.accelerator.gather, self.guard.gradient_norm
         assert norm is not None, "a step has ended without one"
         loss = gather(self.guard.take_loss()).mean()
-        # filled in on the device, for a copy would wait
+        # filled in on the device, because a copy would wait
         own = [torch.full_like(norm, value, dtype=torch.double) for value in (peak_memory(), self._waited)]
         ranks = gather(torch.cat([self._counts.double(), torch.stack(own)])).view(-1, 5)
         loss_and_norm = torch.stack([loss.double(), norm.double()])
@@ -147,7 +148,7 @@ class StepLog(TrainerCallback):
         return entry
 
     def _write(self) -> None:
-        """The pending entry, if any, as of its own step; the loss is the mean over the steps that count."""
+        """Log the pending entry, if any, under its own step; the loss is the mean of the steps that count."""
         entry, self._pending = self._pending, None
         if entry is None:
             return
@@ -176,7 +177,7 @@ class StepLog(TrainerCallback):
             state.global_step, state.epoch = now
 
     def _warn_of_waiting(self, entry: Entry, waited: float) -> None:
-        """Once, over the first logged steps that are enough; those of the first entry start the loader."""
+        """Warn once of long waits for data. The first entry is left out, as its steps start the loader."""
         if entry.step - entry.num_steps > self._first_step:
             new = entry.num_steps, entry.seconds, waited
             self._looked_at = [old + more for old, more in zip(self._looked_at, new, strict=True)]
@@ -196,7 +197,7 @@ class StepLog(TrainerCallback):
 
 
 def peak_memory() -> float:
-    """GiB this process has held at most: of the GPU where it has one, else of main memory."""
+    """The most memory in GiB that this process has held: of the GPU if it has one, else main memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere

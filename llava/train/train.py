@@ -1,4 +1,4 @@
-"""One training stage, as a page: arguments, tokenizer, model, what learns, data, trainer, result."""
+"""Runs one training stage: arguments, model, trainable parameters, tokenizer, data, trainer, result."""
 
 import logging
 import sys
@@ -53,7 +53,7 @@ from llava.train.warm_start import warm_start
 
 logger = logging.getLogger(__name__)
 
-# From a plan, vision settings, transformers' options and the projector's dtype to a model: load_with_vision
+# Like load_with_vision: (plan, vision settings, transformers' options, the projector's dtype) to a model
 WeightReader = Callable[[CheckpointPlan, VisionFields, dict, torch.dtype | None], PreTrainedModel]
 
 
@@ -64,10 +64,10 @@ def load_model(
     plan: CheckpointPlan,
     read_weights: WeightReader = load_with_vision,
 ):
-    """A language model with new eyes or a checkpoint with its own; what learns is as the flags say.
+    """Load a language model with a new vision tower and projector, or a multimodal checkpoint with its own.
 
-    What learns is in float32 and is autocast (DeepSpeed keeps its own float32 masters); what is frozen is
-    held in the compute dtype.
+    The flags choose the trainable parameters. These are in float32 and autocast (DeepSpeed keeps its own
+    float32 copies); frozen ones are in the compute dtype.
     """
     compute_dtype = trainable.compute_dtype(training_args)
     learns = trainable.learning_parts(model_args, training_args)
@@ -122,16 +122,16 @@ def load_model(
 def trained_templates(
     model_args: ModelArguments, plan: CheckpointPlan, adapters: CheckpointPlan | None
 ) -> dict[str, str | None]:
-    """What a run goes on from, the adapters ahead of their base, to the template it was trained with.
+    """Maps the weights that a run starts from to their templates, with adapters before their base model.
 
-    Stage 1's projector is not among them: it is trained with `plain` for a stage 2 with another template.
+    Stage 1's projector is not included: it is trained with `plain` for a stage 2 with another template.
     """
     templates = {} if adapters is None else {str(adapters.path): adapters.saved.get("conv_version")}
     return {**templates, model_args.model_name_or_path: plan.saved.get("conv_version")}
 
 
 def load_earlier_stage(model, model_args: ModelArguments, adapters: CheckpointPlan | None) -> None:
-    """Stage 1's projector; then adapters to start from, with the projector that learnt beside them if any."""
+    """Load stage 1's projector, then adapters to start from and, if any, the weights trained with them."""
     if model_args.pretrain_mm_mlp_adapter:
         source = model_args.pretrain_mm_mlp_adapter
         state = read_projector(source)
@@ -147,10 +147,10 @@ def load_earlier_stage(model, model_args: ModelArguments, adapters: CheckpointPl
 
 
 def add_words(model, tokenizer) -> None:
-    """The tokens of --mm_use_im_start_end and --mm_use_im_patch_token, where the vocabulary lacks them.
+    """Add the tokens of --mm_use_im_start_end and --mm_use_im_patch_token that the vocabulary lacks.
 
     Raises:
-        UserError: if their embeddings would not learn.
+        UserError: if their embeddings would not be trained.
     """
     learns, num_words = model.get_input_embeddings().weight.requires_grad, len(tokenizer)
     model.initialize_vision_tokenizer(model.config, tokenizer)
@@ -162,14 +162,14 @@ def add_words(model, tokenizer) -> None:
 
 
 def prepare(argv: list[str] | None, read_weights: WeightReader = load_with_vision) -> LlavaTrainer | None:
-    """All up to the first step, so that what a user got wrong ends the run here; None for a complete run."""
+    """Prepare a run up to its first step, so that a user's mistakes end it here. None if it is complete."""
     quiet_libraries()
     model_args, data_args, training_args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     if not training_args.should_log:
         logging.getLogger().setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()  # of files read and written; the steps have one
-    enable_progress_bars()  # of downloads
+    transformers.utils.logging.disable_progress_bar()  # for files read and written; the steps have their own
+    enable_progress_bars()  # for downloads
     if saving.is_complete(training_args.output_dir) and not extends(training_args):
         logger.info(
             "%s is complete; remove it or choose another --output_dir to run anew.", training_args.output_dir
@@ -186,9 +186,9 @@ def prepare(argv: list[str] | None, read_weights: WeightReader = load_with_visio
         import deepspeed
 
         remove_stale_locks()
-        # Collectives of inference alone, which on a CPU would be compiled for a minute at first
+        # These collectives serve only inference, and on a CPU they would first be compiled for a minute
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        # Ahead of from_pretrained, which under ZeRO-3 deals the weights out as it reads them
+        # Before from_pretrained, which under ZeRO-3 splits the weights over the ranks as it reads them
         deepspeed.init_distributed(dist_backend="gloo" if training_args.use_cpu else None)
     with lock_output_folder(training_args) as lock:
         trainer = build_trainer(model_args, data_args, training_args, plan, read_weights)
@@ -203,14 +203,14 @@ def build_trainer(
     plan: CheckpointPlan,
     read_weights: WeightReader,
 ) -> LlavaTrainer:
-    """Model, tokenizer, data and what trains them."""
+    """Build the model, tokenizer and data, and the trainer for them."""
     transformers.set_seed(training_args.seed)
     logger.info("loading %s", plan.path)
     model = load_model(model_args, data_args, training_args, plan, read_weights)
     tokenizer = load_tokenizer(
         plan.path, padding_side="right", model_max_length=training_args.model_max_length
     )
-    # Otherwise it warns of each text that is cut to --model_max_length; run.json counts them.
+    # Otherwise the tokenizer warns of each text that is cut to --model_max_length; run.json counts them.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     if data_args.packing and not model.takes_position_ids:
         raise UserError(
@@ -220,11 +220,11 @@ def build_trainer(
     add_words(model, tokenizer)
     template = template_of(model.config)
     end_with_turns(model, tokenizer, template)
-    tokenizer.chat_template = chat_template(template, model.config.mm_use_im_start_end)  # is saved with it
+    tokenizer.chat_template = chat_template(template, model.config.mm_use_im_start_end)  # saved with it
     image_processor = image_processor_of(model, plan)
     builder = sample_builder(model, tokenizer, image_processor, data_args.jpeg_draft)
     if not training_args.should_log:
-        logging.getLogger().setLevel(logging.WARNING)  # each process has records of its own to warn of
+        logging.getLogger().setLevel(logging.WARNING)  # each process warns of its own records
     dataset = load_data(data_args, training_args, builder)
     eval_sets = load_eval_data(data_args, training_args, builder)
     return LlavaTrainer(
@@ -242,7 +242,7 @@ def build_trainer(
 def sample_builder(
     model: PreTrainedModel, tokenizer, image_processor, jpeg_draft: bool = False
 ) -> SampleBuilder:
-    """What makes a model's sequences of records."""
+    """Return the builder that makes a model's input sequences from records."""
     config = model.config
     budgets = config.elastic_scale_factors or [None]
     tokens = [model.tokens_per_view(scale_factor) for scale_factor in budgets]
@@ -261,12 +261,12 @@ def sample_builder(
 
 
 def train(argv: list[str] | None = None) -> None:
-    """Run one stage; resumes from its last whole checkpoint, and does nothing where the run is complete.
+    """Run one stage. Resumes from its last complete checkpoint, and does nothing if the run is complete.
 
-    Exits with 143 where SIGTERM ended it, with 1 where something else did, saying what.
+    Exits with status 143 if SIGTERM ended the run, and with 1 and a message if something else did.
 
     Args:
-        argv: flags, by default the command line's.
+        argv: the flags; by default those of the command line.
     """
     try:
         trainer = prepare(argv)
@@ -277,7 +277,7 @@ def train(argv: list[str] | None = None) -> None:
         sys.exit(message(error, "train_mem.py"))
     except RunStopped as stop:
         if str(stop):
-            tqdm.write(f"train_mem.py: {stop}", file=sys.stderr)  # on a line of its own, beside a bar
+            tqdm.write(f"train_mem.py: {stop}", file=sys.stderr)  # on its own line, not in a progress bar
         if stop.together:
             PartialState().destroy_process_group()
         sys.exit(stop.status)
@@ -296,4 +296,4 @@ def run(trainer: LlavaTrainer) -> None:
         for bad in dataset.bad_records:
             logger.warning("left out: %s", bad)
     logger.info("result: %s", trainer.args.output_dir)
-    trainer.accelerator.end_training()  # gloo aborts where a process ends within its group
+    trainer.accelerator.end_training()  # gloo aborts if a process ends within its group

@@ -1,4 +1,4 @@
-"""From the data flags to the data set, its order, and its place in both after a resume."""
+"""Makes the data set and its order from the data flags, and restores a resumed run's position in them."""
 
 import logging
 from collections.abc import Callable
@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 
 
 def load_data(data_args: DataArguments, training_args: TrainingArguments, builder: SampleBuilder) -> Dataset:
-    """Records of files, packed or not, or a stream of shards.
+    """Return the training data: records of files, packed or not, or a stream of shards.
 
     Raises:
-        UserError: for a file, for records that are bad with --on_bad_record fail, and for an epoch that has
-            none of a file's records or no batch.
+        UserError: if a file is unusable, if a record is bad under --on_bad_record fail, or if an epoch has no
+            batch or none of a file's records.
     """
     if any(map(is_shards, data_args.data_path)):
         if training_args.workers_are_auto:
@@ -77,9 +77,10 @@ def load_data(data_args: DataArguments, training_args: TrainingArguments, builde
 
 
 def stream_workers(data_args: DataArguments, training_args: TrainingArguments) -> int:
-    """What --dataloader_num_workers auto is for a stream, whose order depends on it.
+    """The number of workers that `--dataloader_num_workers auto` means for a stream of shards.
 
-    A run that goes on keeps the number it began with. Each worker reads shards of its own.
+    The order of a stream depends on it, so a resumed run keeps the number that it began with. Each worker
+    reads shards of its own, so a rank has at most as many workers as shards.
     """
     earlier = earlier_workers(training_args.output_dir)
     if earlier is not None:
@@ -91,12 +92,12 @@ def stream_workers(data_args: DataArguments, training_args: TrainingArguments) -
 def load_eval_data(
     data_args: DataArguments, training_args: TrainingArguments, builder: SampleBuilder
 ) -> dict[str, SupervisedDataset]:
-    """The sets of --eval_data_path by name.
+    """Return the sets of --eval_data_path by name.
 
-    They are not packed: their figures are means over tokens, which packing would leave as they are.
+    They are not packed, because the metrics are means over tokens, which packing would not change.
 
     Raises:
-        UserError: as load_data.
+        UserError: if a file is unusable, or a record is bad under --on_bad_record fail.
     """
     sets = {}
     for name, path in zip(
@@ -114,7 +115,7 @@ def open_records(
     builder: SampleBuilder,
     **order,
 ) -> SupervisedDataset:
-    """Records of files, whether to learn from or to evaluate on."""
+    """Records of files, for training or for evaluation."""
     return SupervisedDataset(
         paths,
         builder,
@@ -128,14 +129,15 @@ def open_records(
 
 
 def check_batches(num_samples: int, what: str, args: TrainingArguments) -> None:
-    """Whether an epoch fills one batch on every process.
+    """Check that an epoch fills one batch on every process.
+
+    If it does not, one process has a smaller batch; several processes repeat samples, which is logged.
 
     Args:
-        num_samples: what an epoch has of them.
+        num_samples: the number of samples in an epoch.
         what: the samples' name, for messages.
     Raises:
-        UserError: if it does not, and --dataloader_drop_last leaves out what does not. Otherwise a batch of
-            one process is just smaller; several processes repeat samples, which is logged.
+        UserError: if it does not, and --dataloader_drop_last leaves out incomplete batches.
     """
     at_once = args.train_batch_size * args.world_size
     if num_samples >= at_once:
@@ -167,9 +169,9 @@ def train_sampler(dataset: SupervisedDataset | PackedDataset, args: TrainingArgu
 
 
 def train_loader(dataset: Dataset, args: TrainingArguments, collator: Callable) -> DataLoader:
-    """One process's batches; of a stream those of its own rank, for a stream splits itself over ranks."""
+    """A process's loader. A stream gives only its own rank's batches, because it splits itself over ranks."""
     if isinstance(dataset, ShardDataset):
-        # its own generator: a resumed run opens the loader once more than an uninterrupted one
+        # its own generator, because a resumed run opens the loader once more than an uninterrupted one
         order = {"generator": torch.Generator().manual_seed(args.seed)}
     else:
         order = {
@@ -191,7 +193,7 @@ def train_loader(dataset: Dataset, args: TrainingArguments, collator: Callable) 
 
 @dataclass(frozen=True)
 class WithHostCopy:
-    """A collator whose batches keep their integers on the CPU too, where the model plans its merge."""
+    """A collator that also keeps a batch's integer tensors on the CPU, where the model plans its merge."""
 
     collator: Callable
 
@@ -202,10 +204,10 @@ class WithHostCopy:
 
 
 class DataPosition(TrainerCallback):
-    """Puts a resumed run's data where it was: transformers and accelerate leave these two places out.
+    """Restores a resumed run's position in the data in two cases that transformers and accelerate leave out.
 
-    They do not tell the epoch to a sampler below the skipping and the dealing out to several processes, and
-    would decode all of a stream that was already seen.
+    They do not pass the epoch to a sampler inside those that skip batches or split them over processes, and
+    they would decode all records of a stream that were already seen.
     """
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
@@ -222,4 +224,4 @@ class DataPosition(TrainerCallback):
 
     def on_step_end(self, args, state, control, train_dataloader=None, **kwargs):
         if isinstance(train_dataloader.dataset, ShardDataset):
-            state.epoch = state.global_step / state.max_steps  # Trainer counts it from the resume
+            state.epoch = state.global_step / state.max_steps  # Trainer counts it from the resumed step

@@ -1,4 +1,4 @@
-"""Validation while training: the sets, each rank's share of them, when it is due, and the best step."""
+"""Validation during training: the sets, each rank's share of them, when it is due, and the best step."""
 
 import math
 from collections.abc import Callable
@@ -21,16 +21,16 @@ METRICS = ("loss", "accuracy")
 
 
 def set_names(paths: list[str]) -> list[str]:
-    """A name for each set: its file's stem, with a running number where that is taken."""
+    """A name for each set: its file's stem, with a running number if the name is already used."""
     names: list[str] = []
-    for stem in (Path(path).stem.replace(":", "_") for path in paths):  # ":" is of a data set's configuration
+    for stem in (Path(path).stem.replace(":", "_") for path in paths):  # ":" is before a configuration's name
         numbered = (f"{stem}_{number}" for number in range(2, len(paths) + 2))
         names.append(stem if stem not in names else next(name for name in numbered if name not in names))
     return names
 
 
 def check_validation(data: DataArguments, training) -> None:
-    """The flags of validation against one another; metric_for_best_model becomes the name of a metric.
+    """Check the flags of validation, and complete metric_for_best_model to the full name of a metric.
 
     Raises:
         UserError: on a contradiction.
@@ -56,7 +56,7 @@ def check_validation(data: DataArguments, training) -> None:
     choices = [f"eval_{name}_{metric}" for name in names for metric in METRICS]
     chosen = training.metric_for_best_model
     chosen = chosen if chosen.startswith("eval_") else f"eval_{chosen}"
-    if chosen == "eval_loss" and len(names) == 1:  # what transformers takes where none is given
+    if chosen == "eval_loss" and len(names) == 1:  # transformers' value if none is given
         chosen = choices[0]
     if chosen not in choices:
         raise UserError(
@@ -69,10 +69,10 @@ def check_validation(data: DataArguments, training) -> None:
 
 
 class Share(Dataset):
-    """One rank's part of a set: as many samples on each rank, so that all take the same number of batches.
+    """One rank's part of a set. Each rank has the same number of samples, and so the same number of batches.
 
-    A sample that does not count has no labels: one beyond the end of the set, and one in the place of a bad
-    record that is skipped.
+    Samples that must not count have no labels: those beyond the end of the set, and those that replace a
+    skipped bad record.
     """
 
     def __init__(self, records: SupervisedDataset, rank: int, world_size: int):
@@ -97,7 +97,7 @@ def eval_loader(records: SupervisedDataset, args, collator: Callable) -> DataLoa
         Share(records, args.process_index, args.world_size),
         batch_size=args.eval_batch_size,
         **worker_options(args, collator),
-        generator=torch.Generator(),  # a loader draws a seed; training's own draws stay as they are
+        generator=torch.Generator(),  # a loader draws a seed, which must not change training's draws
     )
 
 
@@ -110,7 +110,7 @@ def token_metrics(sums: Tensor, prefix: str) -> dict[str, float]:
 
 
 def is_due(args, state) -> bool:
-    """Whether the model is evaluated after the step that the state is at; the last step is one of those."""
+    """Whether the model is evaluated after the current step: at every interval and at the last step."""
     is_last = state.global_step >= state.max_steps
     if args.eval_strategy == IntervalStrategy.STEPS:
         reached, done = state.global_step % state.eval_steps == 0, state.global_step
@@ -122,10 +122,10 @@ def is_due(args, state) -> bool:
 
 
 class Validation(TrainerCallback):
-    """Says when the model is evaluated, always ahead of the step's checkpoint, and keeps the best step.
+    """Decides when the model is evaluated, and records the best step.
 
-    A checkpoint so holds the evaluation of its own step. The next start makes up for one that SIGTERM
-    prevented.
+    The evaluation always comes before the step's checkpoint, which thus holds the evaluation of its own step.
+    If SIGTERM prevented an evaluation, the next start does it.
     """
 
     def __init__(self, trainer: Trainer):
@@ -134,7 +134,7 @@ class Validation(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if args.eval_strategy == IntervalStrategy.NO:
             return
-        state.compute_steps(args, state.max_steps)  # a checkpoint's state has those of the run before
+        state.compute_steps(args, state.max_steps)  # a checkpoint's state has the earlier run's intervals
         args.eval_on_start = args.eval_on_start and not state.global_step
         was_evaluated = any(
             row["step"] == state.global_step and any(name.startswith("eval_") for name in row)
@@ -147,7 +147,7 @@ class Validation(TrainerCallback):
         control.should_evaluate = is_due(args, state)
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        control.should_evaluate = False  # was done after the last step
+        control.should_evaluate = False  # it was done after the epoch's last step
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         value = metrics.get(args.metric_for_best_model, math.nan)

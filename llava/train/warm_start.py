@@ -1,9 +1,9 @@
-"""A projector that starts among the words: its last linear map, fitted in closed form before the first step.
+"""Fits a new projector's last linear map to word embeddings, in closed form, before the first step.
 
-The features below that map are fixed by the projector's initial weights. Ridge regression maps those of each
-picture's most unusual tokens to the mean embedding of the words that its answer holds, each word weighted by
-how rare it is. The sums that the fit needs are added up batch by batch, so that memory does not grow with the
-pictures.
+The features below that map are fixed by the projector's initial weights. Ridge regression maps the features
+of each picture's most unusual tokens to the mean embedding of the words in its answer, in which each word is
+weighted by how rare it is. The sums for the fit are added up batch by batch, so that memory does not grow
+with the number of pictures.
 """
 
 # N pictures, M tokens a picture, k of them chosen, F features below the last map, D language model width
@@ -33,20 +33,20 @@ from llava.model.zero3 import gathered
 
 logger = logging.getLogger(__name__)
 
-GAIN = 2.0  # targets are that many times the words' mean, as the fit makes predictions smaller than targets
-SHARE = 12  # of M tokens one in so many is fitted: what a caption names fills a part of the picture
-HELD_OUT = 5  # of the pictures one in so many chooses the penalty
-FEWEST = 2 * HELD_OUT  # pictures, so that those held out differ
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the features' mean variance
+GAIN = 2.0  # factor on the words' mean in the targets, because the fit makes predictions smaller than targets
+SHARE = 12  # one in so many of M tokens is fitted: what a caption names fills only part of the picture
+HELD_OUT = 5  # one in so many pictures is held out to choose the penalty
+FEWEST = 2 * HELD_OUT  # pictures: then at least two are held out, with different targets
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # as multiples of the features' mean variance
 BATCH_SIZE = 8  # pictures encoded at once
 
 
 @dataclass
 class Sums:
-    """What a least-squares fit with an intercept needs of its examples, float64.
+    """The sums over examples that a least-squares fit with an intercept needs, in float64.
 
     Attributes:
-        count: of the examples.
+        count: the number of examples.
         x, y: sums of the inputs [F] and of the targets [D].
         xx, xy: sums of their products [F, F] and [F, D].
         yy: sum of the squared targets.
@@ -65,7 +65,7 @@ class Sums:
         return cls(*(torch.zeros(shape, dtype=torch.double, device=device) for shape in shapes))
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Examples: x float[n, F], y float[n, D]."""
+        """Add the examples x float[n, F] and y float[n, D]."""
         x, y = x.double(), y.double()
         self.count += len(x)
         self.x += x.sum(dim=0)
@@ -81,10 +81,10 @@ class Sums:
         return self.count, self.x, self.y, self.xx, self.xy, self.yy
 
     def ridge(self, penalty: float, has_bias: bool = True) -> tuple[Tensor, Tensor]:
-        """Weight [D, F] and bias [D] of the least squared error plus a penalty on the weight.
+        """The weight [D, F] and bias [D] that minimise the squared error plus a penalty on the weight.
 
         Args:
-            penalty: by the features' mean variance.
+            penalty: as a multiple of the features' mean variance.
             has_bias: False leaves the bias zero.
         """
         mean_x, mean_y = self.x / self.count * has_bias, self.y / self.count * has_bias
@@ -112,8 +112,8 @@ def warm_start(trainer, num_pictures: int) -> None:
     """Fit the last linear map of the trainer's projector to pictures of its data; every rank takes its share.
 
     Raises:
-        UserError: if the projector's tokens are not what a linear map of its own gives, or the data is a
-            stream or has too few records with one picture.
+        UserError: if the projector does not end with a linear map, or the data is a stream or has too few
+            records with one picture.
     """
     model, args = trainer.model, trainer.args
     records = records_of(trainer.train_dataset)
@@ -146,7 +146,7 @@ def warm_start(trainer, num_pictures: int) -> None:
 
 
 def records_of(dataset: Dataset) -> SupervisedDataset:
-    """The records of what a run trains on."""
+    """The records that a run trains on, packed or not. Raises UserError for a stream of shards."""
     records = dataset.dataset if isinstance(dataset, PackedDataset) else dataset
     if not isinstance(records, SupervisedDataset):
         raise UserError(
@@ -168,7 +168,7 @@ class Picture:
 def choose_pictures(
     records: SupervisedDataset, num_pictures: int, seed: int, special_ids: set[int]
 ) -> list[Picture]:
-    """Records with one picture, at random; a word weighs the more the fewer of them have it.
+    """Choose random records with one picture. The fewer answers contain a word, the higher is its weight.
 
     Raises:
         UserError: if there are fewer than FEWEST.
@@ -200,7 +200,7 @@ def choose_pictures(
 
 @contextmanager
 def in_training_form(projector: Projector) -> Iterator[None]:
-    """The projector as the first step sees it, whose batch norms learn nothing meanwhile."""
+    """Put the projector in training mode, as in the first step, but keep its batch norms' statistics."""
     mode = projector.training
     projector.train()
     try:
@@ -213,9 +213,9 @@ def in_training_form(projector: Projector) -> Iterator[None]:
 def add_up(
     model: PreTrainedModel, records: SupervisedDataset, pictures: list[Picture], embeddings: Tensor, args
 ) -> tuple[nn.Linear, Sums, Sums]:
-    """The last map, and the sums of this rank's pictures: those that are fitted, and those held out.
+    """Return the last linear map, and the sums over this rank's fitted and over its held-out pictures.
 
-    All ranks encode the same number of batches, for norms may gather over ranks.
+    All ranks encode the same number of batches, because norms may gather over ranks.
     """
     share = math.ceil(len(pictures) / args.world_size)
     own = list(enumerate(pictures))[args.process_index :: args.world_size]
@@ -243,22 +243,24 @@ def add_up(
             target = GAIN * (weights @ rows) / weights.sum()
             examples[number % HELD_OUT == 0].append((chosen, target.expand(len(chosen), -1)))
         for is_held_out, sums in ((False, fitted), (True, held_out)):
-            if examples[is_held_out]:  # one product a batch, for it passes over F x F numbers
+            if examples[is_held_out]:  # one product a batch, as each passes over F x F numbers
                 sums.add(*map(torch.cat, zip(*examples[is_held_out], strict=True)))
     return last, fitted, held_out
 
 
 def unusual(tokens: Tensor) -> Tensor:
-    """float[n], how far each of float[n, F] is from their mean, each feature by its own spread."""
+    """float[n]: how far each token of float[n, F] is from their mean, each feature in units of its spread."""
     apart = tokens - tokens.mean(dim=0)
     return (apart / apart.square().mean(dim=0).sqrt().clamp(min=torch.finfo(tokens.dtype).eps)).norm(dim=1)
 
 
 def features_of(model: PreTrainedModel, views: Tensor) -> tuple[nn.Linear, Tensor]:
-    """The map that gives the projector's tokens, and what goes into it for float[V, 3, H, W]: float[V, M, F].
+    """The linear map that outputs the projector's tokens, and its input float[V, M, F].
 
+    Args:
+        views: float[V, 3, H, W].
     Raises:
-        UserError: if no linear map gives them.
+        UserError: if no linear map outputs them.
     """
     projector, calls = model.get_projector(), []
     hooks = [
