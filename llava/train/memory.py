@@ -15,7 +15,7 @@ from llava.train.model_size import ModelSize
 GIB = 2**30
 RESERVED = 2 * GIB  # the CUDA context, workspaces of cuBLAS and NCCL, buckets of gradients
 USABLE = 0.95  # share of a GPU's memory: the allocator cannot use every gap
-MAX_GATHERED = 2 * 10**9  # bytes of weights that ZeRO-3 holds whole: DeepSpeed's stage3_max_live_parameters
+MAX_GATHERED = 2 * 10**9  # bytes that ZeRO-3 holds whole: stage3_max_live_parameters (1e9) in 16 bits
 USUAL_TEXT = 512  # positions of text that few records exceed
 LOGIT_BYTES = 12  # of a logit and its gradient, each in 16 bits and in float32
 
