@@ -1,6 +1,6 @@
-"""The model room: vision tower, projector, merge, language model, and how they are loaded.
+"""The model: vision tower, projector, merge and language model, and how they are loaded.
 
-Published code takes the language models' classes from here; each is imported when it is asked for.
+Published code imports the language models' classes from here; each is loaded when it is first accessed.
 """
 
 from importlib import import_module

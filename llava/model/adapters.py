@@ -14,14 +14,14 @@ from llava.model.files import check_weights, read_bin, read_json
 from llava.model.zero3 import gathered
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-PUBLISHED_PREFIX = "base_model.model."  # of peft's wrappers, ahead of every published key
-ADAPTER_NAME = "default"  # peft's name of the only adapter; its files leave it out
+PUBLISHED_PREFIX = "base_model.model."  # peft's wrappers put it before every published key
+ADAPTER_NAME = "default"  # peft's name for the only adapter; its files leave it out
 VISION_MODULES = r"(.*\.)?(vision_tower|mm_projector)(\..*)?"
 VISION_TOWER = "vision_tower."
 
 
 def is_quantized(model: PreTrainedModel) -> bool:
-    return getattr(model, "is_quantized", False)  # transformers sets it where it is so
+    return getattr(model, "is_quantized", False)  # transformers sets it on quantised models
 
 
 def is_adapter(parameter_name: str) -> bool:
@@ -34,17 +34,17 @@ def published_key(parameter_name: str) -> str:
 
 
 def plain_key(key: str) -> str:
-    """A parameter's name or published key as the plain model would name it."""
+    """Turn a parameter's name or a published key into its name in the model without adapters."""
     return (
         key.removeprefix(PUBLISHED_PREFIX)
         .replace(f".{ADAPTER_NAME}.", ".")
         .replace(".base_layer.", ".")
-        .replace(f"{VISION_TOWER}vision_model.", VISION_TOWER)  # of transformers before 5
+        .replace(f"{VISION_TOWER}vision_model.", VISION_TOWER)  # as transformers before 5 named it
     )
 
 
 def linear_maps(model: PreTrainedModel) -> list[str]:
-    """Last names of the language model's linear maps, the head left out: q_proj, up_proj, ..."""
+    """Last parts of the names of the language model's linear maps, without the head: q_proj, up_proj, ..."""
     head = model.get_output_embeddings()
     return sorted(
         {
@@ -56,11 +56,11 @@ def linear_maps(model: PreTrainedModel) -> list[str]:
 
 
 def read_adapter_config(folder: Path):
-    """adapter_config.json as peft's LoraConfig, kept to the language model.
+    """Read adapter_config.json as peft's LoraConfig, limited to the language model.
 
-    Published ones name q_proj and the like, which a vision tower has too.
+    Published configurations name modules such as q_proj, which a vision tower has too.
 
-    Raises UserError if it is damaged, or another kind of adapter.
+    Raises UserError if the file is damaged or describes another kind of adapter.
     """
     from peft import LoraConfig
 
@@ -73,7 +73,7 @@ def read_adapter_config(folder: Path):
 
 
 def adapter_file(folder: Path) -> Path:
-    """The file of a folder's adapters. Raises UserError if it is missing or not whole."""
+    """The file with a folder's adapters. Raises UserError if it is missing or incomplete."""
     file = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder} has no adapters ({' or '.join(ADAPTER_WEIGHTS)}).")
@@ -82,10 +82,10 @@ def adapter_file(folder: Path) -> Path:
 
 
 def load_adapters(model: PreTrainedModel, folder: Path) -> None:
-    """Fill the adapters that the model has, and the biases that learnt with them, from a folder.
+    """Load a folder's adapters, and the biases trained with them, into a model that has adapters.
 
-    Raises UserError if the file is missing or damaged, a weight is missing, unexpected or of another shape,
-    or the adapters were trained at another scale than the model's have.
+    Raises UserError if the file is missing or damaged, if a weight is missing, unexpected or of another
+    shape, or if the adapters were trained at another scale than the model's adapters have.
     """
     _check_scale(model, folder)
     file = adapter_file(folder)
@@ -97,7 +97,10 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> None:
 
 
 def _check_scale(model: PreTrainedModel, folder: Path) -> None:
-    """Adapters count lora_alpha / lora_r times (/ sqrt(lora_r) with use_rslora); no shape tells alpha."""
+    """Refuse adapters that were trained at another scale, which their shapes do not show.
+
+    The scale is lora_alpha / lora_r, or lora_alpha / sqrt(lora_r) with use_rslora.
+    """
     if not (folder / ADAPTER_CONFIG).is_file():
         return
     trained, own = read_json(folder / ADAPTER_CONFIG), model.peft_config[ADAPTER_NAME]
@@ -110,9 +113,9 @@ def _check_scale(model: PreTrainedModel, folder: Path) -> None:
 
 
 def merge_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """The model with a folder's adapters added to its weights; over quantised weights they stay beside them.
+    """Merge a folder's adapters into the model's weights; in a quantised model they stay separate.
 
-    Merging rounds to the weights' own type: of 4 or 8 bits little of the adapters would be left.
+    Merging rounds to the weights' own type, and in 4 or 8 bits little of the adapters would be left.
     """
     from peft import LoraModel
 
@@ -122,21 +125,21 @@ def merge_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 
 def read_trainables(folder: Path) -> dict[str, Tensor]:
-    """non_lora_trainables.bin by the plain model's names: model.mm_projector.0.weight."""
+    """Read non_lora_trainables.bin, keyed by the plain model's names: model.mm_projector.0.weight."""
     state = read_bin(folder / TRAINABLES_FILE, "copy it from where the adapters come from.")
     return {plain_key(key): value for key, value in state.items()}
 
 
 def has_words(state: dict[str, Tensor]) -> bool:
-    """Whether the embeddings of a vocabulary, perhaps of added words, are among what learnt."""
+    """Whether the trained weights include a vocabulary's embeddings, perhaps with added tokens."""
     return any(key.endswith((".embed_tokens.weight", ".wte.weight")) for key in state)
 
 
 def load_trainables(model: PreTrainedModel, state: dict[str, Tensor], source: str, complete: bool) -> None:
-    """Fill in what learnt beside the adapters: the projector, perhaps the tower, perhaps added words.
+    """Load the weights trained beside the adapters: the projector, perhaps the tower, perhaps added tokens.
 
     Args:
-        complete: whether the projector must be there as a whole, buffers included.
+        complete: whether all of the projector must be in `state`, buffers included.
     Raises:
         UserError: if a weight is missing, unexpected or of another shape.
     """
@@ -153,7 +156,7 @@ def load_trainables(model: PreTrainedModel, state: dict[str, Tensor], source: st
 def _fill(
     own: dict[str, Tensor], state: dict[str, Tensor], needed: list[str], source: str, advice: str
 ) -> None:
-    """Copy `state` into the tensors `own` by key, all of them or, where one does not fit, none."""
+    """Copy `state` into the tensors `own` by key; if one does not fit, copy none."""
     with torch.no_grad(), gathered([own[key] for key in state if key in own], write=True):
         problems = check_fit({k: v for k, v in own.items() if k in state}, state, needed)
         if problems:

@@ -1,4 +1,4 @@
-"""load_pretrained_model: tokenizer, model and image processor of a folder, decided by its files alone."""
+"""load_pretrained_model loads a folder's tokenizer, model and image processor; only its files decide how."""
 
 import copy
 import logging
@@ -27,10 +27,10 @@ SAVED_CONSTANTS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 def attach_vision(
     model: PreTrainedModel, fields: VisionFields, projector_dtype: torch.dtype | None = None
 ) -> None:
-    """Give a language model eyes: a tower with its published weights, a freshly initialised projector.
+    """Add a vision tower with its published weights and a freshly initialised projector to a language model.
 
     Args:
-        model: of a class of language_model.builder.FAMILIES, without vision.
+        model: a model without vision, of one of the classes in language_model.builder.FAMILIES.
         fields: what to build; its multimodal keys are copied into model.config.
         projector_dtype: by default the language model's.
     """
@@ -63,26 +63,28 @@ def load_pretrained_model(
     """Load what a training stage wrote.
 
     Args:
-        model_path: a folder or hub name, or its plan: a whole model, stage 1's mm_projector.bin and
-            config.json, or LoRA's adapter_config.json, adapters and non_lora_trainables.bin.
-        model_base: the model that the latter two were trained on; adapters by default name it themselves.
-        model_name: taken for compatibility; nothing is decided by a name.
-        load_8bit, load_4bit: quantise the language model with bitsandbytes; adapters then stay beside it,
-            else they are merged into it.
+        model_path: a folder, a hub name or its plan. The folder holds a whole model, or stage 1's
+            mm_projector.bin and config.json, or LoRA's adapter_config.json, adapters and
+            non_lora_trainables.bin.
+        model_base: the model that a projector or adapters were trained on; by default the one that the
+            adapters name.
+        model_name: accepted for compatibility; it decides nothing.
+        load_8bit, load_4bit: quantise the language model with bitsandbytes. Adapters then stay separate;
+            otherwise they are merged into the weights.
         device_map: as in transformers; by default everything on `device`.
-        device: "cuda", "mps" or "cpu"; by default the first of these there is.
-        attn_implementation: of the language model, as in transformers.
-        torch_dtype: of weights and arithmetic; by default float32 on a CPU, and on a GPU config.json's dtype,
-            but bfloat16 in place of float32, and float16 in place of bfloat16 where the GPU lacks it
-            (llava.loading.default_dtype). "auto" is config.json's on every device. Quantised weights are
-            computed with in this dtype.
-        compile_vision: encode images by one compiled graph.
-        kwargs: what older callers pass; use_flash_attn is flash_attention_2, multimodal changes nothing.
+        device: "cuda", "mps" or "cpu"; by default the first of these that is available.
+        attn_implementation: the language model's attention, as in transformers.
+        torch_dtype: the dtype of weights and arithmetic. By default it is float32 on a CPU. On a GPU it is
+            config.json's, but bfloat16 in place of float32, and float16 in place of bfloat16 if the GPU lacks
+            bfloat16 (llava.loading.default_dtype). "auto" means config.json's dtype on every device.
+            Arithmetic with quantised weights is done in this dtype.
+        compile_vision: encode images with one compiled graph.
+        kwargs: arguments of older callers. use_flash_attn means flash_attention_2; multimodal has no effect.
     Returns:
         (tokenizer, model in eval mode, image_processor or None for a text-only model, context_len in tokens).
     Raises:
-        UserError: if files are missing or do not fit one another, each being named; or if the attention
-            implementation cannot be used here.
+        UserError: if files are missing or do not fit one another (the message names each), or if the
+            attention implementation cannot be used here.
     """
     unknown = set(kwargs) - {"use_flash_attn", "multimodal"}
     if unknown:
@@ -125,11 +127,11 @@ def default_device() -> str:
 
 
 def quantization(bits: int, dtype: torch.dtype, double_quant: bool = True, quant_type: str = "nf4") -> dict:
-    """transformers' options for bitsandbytes weights; vision parts and head stay as they are.
+    """transformers' options for bitsandbytes weights; vision parts and head are not quantised.
 
     Args:
         bits: 4 or 8.
-        dtype: to compute in.
+        dtype: the dtype to compute in.
     """
     from transformers import BitsAndBytesConfig
 
@@ -140,7 +142,7 @@ def quantization(bits: int, dtype: torch.dtype, double_quant: bool = True, quant
             bnb_4bit_compute_dtype=dtype,
             bnb_4bit_quant_type=quant_type,
             bnb_4bit_use_double_quant=double_quant,
-            # patterns from a module's name's start on: their parts are linear maps, too
+            # patterns, matched from the start of a module's name: they cover the linear maps in these parts
             llm_int8_skip_modules=[r"[^.]+\.vision_tower", r"[^.]+\.mm_projector", "lm_head"],
         )
     }
@@ -149,10 +151,10 @@ def quantization(bits: int, dtype: torch.dtype, double_quant: bool = True, quant
 def load_whole_model(
     plan: CheckpointPlan, options: dict, fields: VisionFields | None = None
 ) -> PreTrainedModel:
-    """A folder with all weights; the tower's may also lie where config.json's mm_vision_tower says.
+    """Load a folder with all weights; the tower's may instead be in config.json's mm_vision_tower.
 
     Args:
-        fields: multimodal keys in place of config.json's.
+        fields: multimodal keys that replace config.json's.
     """
     check_model(plan.path)
     config = copy.deepcopy(plan.config)
@@ -163,7 +165,7 @@ def load_whole_model(
         config=config,
         output_loading_info=True,
         use_safetensors=None,
-        ignore_mismatched_sizes=True,  # they are listed below
+        ignore_mismatched_sizes=True,  # mismatched weights are reported below
         **options,
     )
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
@@ -182,10 +184,11 @@ def load_whole_model(
 def load_with_vision(
     plan: CheckpointPlan, fields: VisionFields, options: dict, projector_dtype: torch.dtype | None = None
 ) -> PreTrainedModel:
-    """A multimodal checkpoint with its own tower and projector, a language model with new ones.
+    """Load a multimodal checkpoint with its own tower and projector, or a language model with new ones.
 
     Args:
-        fields: the vision settings; of a checkpoint's own they change what needs no other weights.
+        fields: the vision settings; in a multimodal checkpoint they can change only what needs no other
+            weights.
         projector_dtype: by default the language model's.
     Raises:
         UserError: if the folder holds no whole model, or its weights do not fit.
@@ -202,7 +205,7 @@ def load_with_vision(
             newline = getattr(model.get_model(), NEWLINE, None)
             if newline is not None:
                 newline.data = newline.to(projector_dtype)
-            # Read again: rounded to the language model's type, it would not be what was trained
+            # Read the projector again: loading rounded its trained weights to the language model's type
             load_projector(model, plan.read_projector(), str(plan.path))
         return model
     model = load_whole_model(plan, options)
@@ -213,7 +216,7 @@ def load_with_vision(
 def load_projector_over_base(
     plan: CheckpointPlan, model_base: str | None, options: dict
 ) -> tuple[PreTrainedModel, Path]:
-    """Stage 1's folder: its projector and multimodal keys over the model it was trained on.
+    """Load stage 1's folder: its projector and multimodal keys, over the model it was trained on.
 
     Returns:
         the model, and the folder of its tokenizer.
@@ -233,7 +236,7 @@ def load_projector_over_base(
 def load_adapters_over_base(
     plan: CheckpointPlan, model_base: str | None, options: dict
 ) -> tuple[PreTrainedModel, Path]:
-    """LoRA's folder: its adapters, and what learnt beside them, over the model they were trained on.
+    """Load LoRA's folder: adapters and the weights trained beside them, over the model they were trained on.
 
     Returns:
         the model, and the folder of its tokenizer.
@@ -246,7 +249,7 @@ def load_adapters_over_base(
         )
     flag = "--model-base" if model_base else f"--model-base is missing, and {plan.path} names"
     base = plan_checkpoint(model_base or named, flag)
-    adapter_file(plan.path)  # read after the base, which may take minutes
+    adapter_file(plan.path)  # a check; the file is read only after the base, which may take minutes
     check_base(plan.config, base.config, str(plan.path), f"{flag} {base.path}", has_words(plan.learned))
     if model_base:
         note_other_name(named, model_base, str(plan.path), flag)
@@ -258,14 +261,14 @@ def load_adapters_over_base(
 def check_start(plan: CheckpointPlan, config: PretrainedConfig, name_or_path: str) -> None:
     """Refuse a training run that starts from adapters of another model than its own.
 
-    Where no config.json is beside the adapters, shapes alone decide.
+    Without a config.json beside the adapters, only the shapes of the weights are compared.
 
     Args:
-        plan: of the adapters.
-        config: the model's, its tower built.
+        plan: the plan of the adapters' folder.
+        config: the configuration of the run's model, whose tower is built.
         name_or_path: the run's --model_name_or_path.
     Raises:
-        UserError: with each key that differs and both values.
+        UserError: if settings differ; the message has each key and both values.
     """
     if not plan.saved:
         return

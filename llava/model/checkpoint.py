@@ -1,4 +1,4 @@
-"""Weights of projectors into modules: no key missing, unexpected or mis-shaped in silence."""
+"""Loads projectors' weights into modules; every missing, unexpected or mis-shaped key is reported."""
 
 import logging
 from collections.abc import Iterable
@@ -17,22 +17,22 @@ PROJECTOR_FILE = "mm_projector.bin"
 PROJECTOR_PREFIX = "mm_projector."
 NEWLINE = "image_newline"  # learnt with the projector and kept beside it
 ADAPTER_CONFIG = "adapter_config.json"
-TRAINABLES_FILE = "non_lora_trainables.bin"  # what learnt beside adapters
+TRAINABLES_FILE = "non_lora_trainables.bin"  # the weights trained beside adapters
 
 
 def cut_to_projector(names: list[str]) -> list[str]:
-    """model.mm_projector.mlp.0.bias -> mlp.0.bias; names of other parts fall out."""
+    """model.mm_projector.mlp.0.bias -> mlp.0.bias; names of other parts are dropped."""
     return [name.split(PROJECTOR_PREFIX, 1)[1] for name in names if PROJECTOR_PREFIX in name]
 
 
 def is_of_projector(name: str) -> bool:
-    """Whether a weight of a whole model is the projector's, or image_newline, which learns with it."""
+    """Whether a weight of a whole model is the projector's, or image_newline, which is trained with it."""
     return PROJECTOR_PREFIX in name or name.split(".")[-1] == NEWLINE
 
 
 def projector_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The projector's weights by its own names, model.mm_projector.mlp.0.bias -> mlp.0.bias, and
-    image_newline where there is one; other parts fall out."""
+    """Keep the projector's weights, by its own names (model.mm_projector.mlp.0.bias -> mlp.0.bias), and
+    image_newline if there is one; other parts are dropped."""
     return {
         NEWLINE if name.split(".")[-1] == NEWLINE else name.split(PROJECTOR_PREFIX, 1)[1]: value
         for name, value in state.items()
@@ -41,9 +41,9 @@ def projector_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_projector(file: str | Path) -> dict[str, Tensor]:
-    """mm_projector.bin, as projector_state.
+    """Read mm_projector.bin, keyed as in projector_state.
 
-    Raises UserError if the file is missing, damaged, or holds no projector.
+    Raises UserError if the file is missing or damaged, or holds no projector.
     """
     state = read_bin(file, "run stage 1 (scripts/v1_5/pretrain.sh) first.")
     cut = projector_state(state)
@@ -55,11 +55,11 @@ def read_projector(file: str | Path) -> dict[str, Tensor]:
 
 
 def load_projector(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load what read_projector read: the projector, and image_newline where model and file have one.
+    """Load what read_projector read: the projector, and image_newline if model and file have one.
 
-    A stage 1 without a newline may come before a stage 2 with one, which then begins as it is initialised.
+    If only the model has a newline (stage 1 was trained without one), it keeps its initial value.
 
-    Raises UserError if weights do not fit; or a newline came that this model would not use.
+    Raises UserError if weights do not fit, or if only the file has a newline.
     """
     weights = {key: value for key, value in state.items() if key != NEWLINE}
     newline = getattr(model.get_model(), NEWLINE, None)
@@ -79,7 +79,7 @@ def load_projector(model: nn.Module, state: dict[str, Tensor], source: str) -> N
 
 
 def check_fit(own: dict[str, Tensor], state: dict[str, Tensor], needed: Iterable[str]) -> str:
-    """What of `state` does not fit `own`, key by key, and what of `needed` it lacks; empty if it fits."""
+    """List the keys of `state` that do not fit `own` and the keys of `needed` that it lacks; "" if none."""
     problems = [f"missing {key}" for key in needed if key not in state]
     problems += [f"unexpected {key}" for key in state if key not in own]
     problems += [
@@ -91,9 +91,9 @@ def check_fit(own: dict[str, Tensor], state: dict[str, Tensor], needed: Iterable
 
 
 def load_exactly(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """load_state_dict that lists each missing, unexpected and mis-shaped key, and then loads nothing.
+    """Load `state` into `module`, or nothing if a key is missing, unexpected or mis-shaped.
 
-    Raises UserError with that list.
+    Raises UserError with a list of such keys.
     """
     with gathered(module.parameters(), write=True):
         own = module.state_dict()

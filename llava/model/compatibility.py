@@ -1,7 +1,7 @@
-"""Whether parts that were saved apart belong together, by what their config.json files say.
+"""Checks from their config.json files whether parts that were saved separately belong together.
 
-Weights of many models have equal shapes and mean different things. With adapters, a projector or a tower of
-another model, nothing else would fail, and every answer would be wrong.
+The weights of many models have equal shapes and different meanings. With adapters, a projector or a tower of
+another model no other check would fail, and every answer would be wrong.
 """
 
 import logging
@@ -19,7 +19,7 @@ from llava.model.vision_config import plain_type, resolve_levels, resolve_select
 
 logger = logging.getLogger(__name__)
 
-# What a language model computes with its weights, in the words of all families
+# The settings of how a language model computes with its weights, by the key names of all families
 LANGUAGE_KEYS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("head_dim", "hidden_act", "rms_norm_eps", "rope_parameters", "sliding_window"),
@@ -35,7 +35,7 @@ TOWER_KEYS = (
 
 
 def language_settings(config: PretrainedConfig) -> dict:
-    """What of a language model's configuration its weights were trained with, in a form that compares."""
+    """The settings that a language model's weights were trained with, in a form that can be compared."""
     settings: dict = {"model_type": plain_type(type(config))}
     settings |= {key: getattr(config, key) for key in LANGUAGE_KEYS if hasattr(config, key)}
     if settings.get("rope_parameters"):
@@ -46,17 +46,17 @@ def language_settings(config: PretrainedConfig) -> dict:
 
 
 def fixed_by_weights(fields: VisionFields, depth: int) -> dict:
-    """The keys that a projector's weights were made or trained for, in a form that compares.
+    """The settings that a projector's weights were made or trained for, in a form that can be compared.
 
     Args:
-        depth: layers of the tower.
+        depth: the number of the tower's layers.
     """
     layer = fields.mm_vision_select_layer
     fixed: dict = {
         "mm_projector_type": fields.mm_projector_type,
         "mm_vision_select_layer": resolve_select_layer(layer, depth),
         "mm_vision_select_feature": fields.mm_vision_select_feature,
-        "mm_patch_merge_type": fields.mm_patch_merge_type == "spatial_unpad",  # has the learnt newline
+        "mm_patch_merge_type": fields.mm_patch_merge_type == "spatial_unpad",  # whether it has the newline
     }
     kind = projector_class(fields.mm_projector_type)
     if kind.needs_levels:
@@ -67,16 +67,17 @@ def fixed_by_weights(fields: VisionFields, depth: int) -> dict:
 
 
 def tower_settings(vision_config: dict | None) -> dict:
-    """What of a tower's configuration its weights were trained with; nothing where it is not known."""
+    """The settings that a tower's weights were trained with; empty if its configuration is not known."""
     return {key: vision_config[key] for key in TOWER_KEYS if vision_config and key in vision_config}
 
 
 def vision_settings(config: dict, depth: int) -> dict:
-    """What a config.json says of tower and projector, in a form that compares; without keys that it lacks.
+    """A config.json's settings of tower and projector, in a form that can be compared.
 
     Args:
-        config: of a multimodal model, with the projector's type that its weights have.
-        depth: layers of the tower.
+        config: of a multimodal model, with the projector type that its weights have. Keys that it lacks are
+            left out.
+        depth: the number of the tower's layers.
     """
     known = VisionFields.__dataclass_fields__.keys() & config.keys()
     fields = VisionFields(**{key: config[key] for key in known})
@@ -86,10 +87,10 @@ def vision_settings(config: dict, depth: int) -> dict:
 
 
 def stage_1_settings(config: dict, depth: int) -> dict:
-    """What stage 1's projector was trained with and stage 2 keeps, as vision_settings.
+    """The settings that stage 1's projector was trained with and stage 2 must keep, as in vision_settings.
 
-    The language model may be another of the same width, and a learnt newline may be new in stage 2. Where the
-    projector serves several budgets (elastic_scale_factors), on either side, scale_factor is open.
+    The language model may be another of the same width, and stage 2 may add a learnt newline. scale_factor is
+    not compared if either side has elastic_scale_factors, for a projector that serves several budgets.
     """
     settings = vision_settings(config, depth)
     settings.pop("mm_patch_merge_type", None)
@@ -104,13 +105,13 @@ def stage_1_settings(config: dict, depth: int) -> dict:
 
 
 def differences(own: dict, other: dict, written: dict | None = None, others: dict | None = None) -> list[str]:
-    """What two sets of settings say differently, in words, `own` being its and `other` the model's.
+    """Describe each key whose values differ: the value in `own` as "its", that in `other` as "the model's".
 
     Args:
-        written, others: the two as a user wrote them (-2 for the 23rd of 24 layers), if otherwise.
+        written, others: the two as a user wrote them (-2 for the 23rd of 24 layers), for the description.
     """
     keys = [key for key in own if key in other and own[key] != other[key]]
-    if "model_type" in keys:  # no other key means the same then
+    if "model_type" in keys:  # the other keys then mean different things
         keys = ["model_type"]
 
     def said(settings: dict, words: dict | None, key: str):
@@ -134,20 +135,21 @@ def check_base(
     """Refuse a model that adapters or a projector were not trained on.
 
     Args:
-        own: the configuration beside them, with the projector's type that their weights have.
-        model: that of the model that is to take them. It may be text-only, and then gets their eyes.
-        source, given: the two for the message, the model with its flag.
-        brings_words: whether embeddings of the whole vocabulary come with them.
-        compares_vision: False where no weights come that learnt with tower and projector.
+        own: the configuration saved with them, with the projector type that their weights have.
+        model: the configuration of the model that is to receive them. It may be text-only, and then gets
+            vision parts as in `own`.
+        source, given: names of the two for the message, the model's with its flag.
+        brings_words: whether embeddings of the whole vocabulary are loaded with them.
+        compares_vision: False if no weights are loaded that were trained with tower and projector.
     Raises:
-        UserError: with each key that differs and both values.
+        UserError: if settings differ; the message has each key and both values.
     """
     problems = differences(language_settings(own), language_settings(model))
     if not brings_words and abs(own.vocab_size - model.vocab_size) > ADDED_WORDS:
         problems.append(f"its vocab_size is {own.vocab_size}, the model's is {model.vocab_size}")
     if compares_vision and own.mm_vision_tower is not None and model.mm_vision_tower is not None:
         tower = model.mm_vision_config or own.mm_vision_config
-        if tower is not None:  # else it is known only to the folder that both name
+        if tower is not None:  # else only the folder that both name has the tower's settings
             written = own.to_dict(), model.to_dict()
             settings = (vision_settings(config, tower["num_hidden_layers"]) for config in written)
             problems += differences(*settings, *written)  # type: ignore[call-arg]
@@ -159,16 +161,16 @@ def check_base(
 
 
 def check_stage_1(file: str | Path, weights: Iterable[str], model_config: PretrainedConfig) -> None:
-    """Refuse a --pretrain_mm_mlp_adapter whose config.json tells of another tower or other settings.
+    """Refuse a --pretrain_mm_mlp_adapter whose config.json has another tower or other settings.
 
-    Where there is no config.json beside it, as beside published projectors, shapes alone decide.
+    If no config.json is beside it, as beside published projectors, only the shapes of the weights decide.
 
     Args:
         file: mm_projector.bin.
-        weights: names in it, cut to the projector's own.
-        model_config: of the model that is to take it; its tower is built.
+        weights: the names of its weights, as the projector itself names them.
+        model_config: the configuration of the model that is to receive it; its tower is built.
     Raises:
-        UserError: with each key that differs and both values.
+        UserError: if settings differ; the message has each key and both values.
     """
     beside = Path(file).with_name("config.json")
     own = read_json(beside) if beside.is_file() else {}
@@ -186,9 +188,10 @@ def check_stage_1(file: str | Path, weights: Iterable[str], model_config: Pretra
 
 
 def note_other_name(named: str | None, given: str, source: str, flag: str) -> None:
-    """Say so where adapters name another model than they are given; configurations cannot tell the two apart.
+    """Warn if adapters name another base model than they get; here the configurations show no difference.
 
-    One model has many names: a path or a hub name agree if the last part of one is a part of the other.
+    A model can have several names. Two of them, paths or hub names, agree if the last part of one is a part
+    of the other.
     """
     if not named:
         return

@@ -1,6 +1,7 @@
-"""Files of a checkpoint as they lie on a disk: each is whole, or a UserError names it and says what to do.
+"""Checks and reads the files of a checkpoint; if one is incomplete, a UserError names it and the remedy.
 
-Beginnings and headers are read, no weights: a folder of many gigabytes is checked at once, ahead of loading.
+The checks read only beginnings and headers, not weights. They take no time even for a folder of many
+gigabytes, and come before loading.
 """
 
 import json
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from llava.errors import UserError
 
-# Of a whole model, in the order in which transformers looks for them
+# A whole model's files of weights, in the order in which transformers looks for them
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -24,26 +25,26 @@ WEIGHT_FILES = (
 )
 INDEX = ".index.json"
 AGAIN = "download or copy it again."
-# torch.load has no error of its own: a damaged file raises what its bytes happen to lead to
+# torch.load has no error class of its own: what a damaged file raises depends on its bytes
 UNPICKLING_ERRORS = (
     *(RuntimeError, EOFError, ValueError, OSError, UnpicklingError),
     *(LookupError, AttributeError, TypeError, struct.error),
 )
-NUM_NAMED = 5  # missing shards that a message lists
+NUM_NAMED = 5  # the most missing shards that a message lists
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, on one line."""
+    """The first line of an error's message, or the name of its class if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def check_present(file: Path, remedy: str = AGAIN) -> None:
-    """Refuse what stands in the place of a file after a download that went wrong.
+    """Refuse a file that a failed download left missing, empty or replaced by something else.
 
     Args:
         remedy: what to do if it does not exist.
     Raises:
-        UserError: if the file is missing, empty, a Git-LFS pointer or a web page.
+        UserError: if the file is missing, empty, a folder, a Git-LFS pointer or a web page.
     """
     if file.is_dir():
         raise UserError(f"{file} is a folder; name the file in it.")
@@ -63,9 +64,9 @@ def check_present(file: Path, remedy: str = AGAIN) -> None:
 
 
 def check_weights(file: Path, remedy: str = AGAIN) -> None:
-    """Refuse a file of weights (.safetensors, or torch.save's) that is not whole, by its header alone.
+    """Refuse an incomplete file of weights (.safetensors or torch.save's), without reading the weights.
 
-    Raises UserError, as check_present; or if the file is cut short or holds something else.
+    Raises UserError as check_present does, or if the file is cut short or holds something else.
     """
     check_present(file, remedy)
     try:
@@ -83,14 +84,14 @@ def check_weights(file: Path, remedy: str = AGAIN) -> None:
 
 
 def read_json(file: Path) -> dict:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
-    Raises UserError, as check_present; or if the file is not JSON, or holds another value than an object.
+    Raises UserError as check_present does, or if the file is not JSON or holds another value than an object.
     """
     check_present(file)
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # of json, or of an encoding
+    except ValueError as error:  # from json, or from decoding the text
         raise UserError(f"{file} is not JSON ({error}); {AGAIN}") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} holds a {type(content).__name__}, expected a JSON object {{...}}; {AGAIN}")
@@ -98,13 +99,13 @@ def read_json(file: Path) -> dict:
 
 
 def read_bin(file: str | Path, remedy: str = AGAIN, mmap: bool = False) -> dict[str, Tensor]:
-    """Tensors by name from a file of torch.save's.
+    """Read a file of torch.save's that maps names to tensors.
 
     Args:
         remedy: what to do if it does not exist.
         mmap: leave the values on the disk until they are used, where the file's format allows it.
     Raises:
-        UserError: as check_weights; or if the file is damaged or holds something else.
+        UserError: as check_weights does, or if the file is damaged or holds something else.
     """
     file = Path(file)
     check_weights(file, remedy)
@@ -121,9 +122,9 @@ def read_bin(file: str | Path, remedy: str = AGAIN, mmap: bool = False) -> dict[
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Name of a weight to name of its file, from the index of a model in shards.
+    """Read the index of a model in shards, which maps each weight's name to the name of its file.
 
-    Raises UserError, as read_json; or if there is no such table.
+    Raises UserError as read_json does, or if the index has no such table.
     """
     names = read_json(index).get("weight_map")
     if not (isinstance(names, dict) and names and all(isinstance(name, str) for name in names.values())):
@@ -137,9 +138,9 @@ def model_file(folder: Path) -> Path | None:
 
 
 def check_model(folder: Path) -> None:
-    """Refuse a whole model's folder with a file that is missing or not whole, ahead of reading its weights.
+    """Refuse a whole model's folder if a file is missing or incomplete, before its weights are read.
 
-    Raises UserError with the first such file; of missing shards with all of them.
+    Raises UserError that names the first such file; of missing shards it names up to NUM_NAMED.
     """
     for name in ("config.json", "generation_config.json"):
         if (folder / name).is_file():
@@ -163,7 +164,7 @@ def check_model(folder: Path) -> None:
 
 
 def weight_names(folder: Path) -> list[str]:
-    """Names of all weights of a whole model's folder, without reading a weight; none if it has no weights.
+    """The names of all weights in a whole model's folder, without reading them; empty if it has none.
 
     Raises UserError if the file that lists them is damaged.
     """
@@ -180,7 +181,7 @@ def weight_names(folder: Path) -> list[str]:
 
 
 def read_weights(folder: Path, names: set[str]) -> dict[str, Tensor]:
-    """These weights of a whole model's folder; no other is read, of shards only those that hold one.
+    """Read the named weights from a whole model's folder; only the shards that hold one are opened.
 
     Raises UserError if a file that holds one is missing or damaged.
     """
