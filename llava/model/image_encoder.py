@@ -1,6 +1,6 @@
-"""From images to visual tokens: how many an image takes, and how tower and projector compute them."""
+"""How many visual tokens an image takes, and how tower and projector compute them."""
 
-# V views (tiles; one an image without them), M tokens a view, g = sqrt(M), D model width, s scale_factor
+# V views (tiles; else one view an image), M tokens a view, g = sqrt(M), D model width, s scale_factor
 
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ else:
 class ImageEncoder(Model):
     """The part of a model that owns tower and projector; they are None for a text-only model."""
 
-    _compiled_encode = None  # by compile_vision
+    _compiled_encode = None  # set by compile_vision
 
     def get_vision_tower(self) -> VisionTower | None:
         return getattr(self.get_model(), "vision_tower", None)
@@ -30,7 +30,7 @@ class ImageEncoder(Model):
         return getattr(self.get_model(), "mm_projector", None)
 
     def train(self, mode: bool = True):
-        """Vision parts that are frozen stay in evaluation mode: their running statistics do not move."""
+        """Set the mode; frozen vision parts stay in evaluation mode, which keeps their running statistics."""
         super().train(mode)
         for part in (self.get_vision_tower(), self.get_projector()):
             if part is not None and not any(parameter.requires_grad for parameter in part.parameters()):
@@ -46,14 +46,14 @@ class ImageEncoder(Model):
 
     @property
     def num_visual_tokens(self) -> int:
-        """M, tokens a view, at model.config.scale_factor; 0 for a text-only model."""
+        """M, the number of tokens a view, at model.config.scale_factor; 0 for a text-only model."""
         return 0 if self.get_vision_tower() is None else self.tokens_per_image()
 
     def tokens_per_image(self, scale_factor: int | None = None) -> int:
-        """M at s, by default model.config.scale_factor.
+        """M, the number of tokens a view, at s, by default model.config.scale_factor.
 
-        Raises UserError if the model is text-only, or s does not divide the grid, or is given for a projector
-        that does not compress.
+        Raises UserError if the model is text-only, if s does not divide the grid, or if s is given for a
+        projector that does not compress.
         """
         tower, projector = self.vision_parts()
         if scale_factor is not None and not projector.compresses:
@@ -64,21 +64,21 @@ class ImageEncoder(Model):
         return projector.num_tokens(tower.num_patches, self.scale_factor_of(scale_factor))
 
     def scale_factor_of(self, scale_factor: int | None) -> int:
-        """s of a call: the one that it says, else model.config's, the only place where a model keeps it."""
+        """The s that a call uses: its own, else model.config's, the only place where a model keeps it."""
         return self.config.scale_factor if scale_factor is None else scale_factor
 
     def set_scale_factor(self, scale_factor: int) -> None:
-        """Make s the one of every call that does not say.
+        """Make s the default for calls that give none.
 
-        Raises UserError, as tokens_per_image, which checks it.
+        Raises UserError as tokens_per_image does, which checks s.
         """
         self.tokens_per_image(scale_factor)
         self.config.scale_factor = scale_factor
 
     def view_grid(self, scale_factor: int | None = None) -> int:
-        """g: the M tokens of a view are g x g equal squares of it, row-major.
+        """The side g of a view's grid: its M tokens are g x g equal squares of the view, row-major.
 
-        Raises UserError if they are not, or the model is text-only.
+        Raises UserError if the tokens form no such grid, or if the model is text-only.
         """
         tower, projector = self.vision_parts()
         grid = projector.output_grid(tower.grid_side, self.scale_factor_of(scale_factor))
@@ -92,24 +92,24 @@ class ImageEncoder(Model):
 
     @property
     def tiling(self) -> WholeImage:
-        """How model.config has images tiled. Raises UserError if the model is text-only."""
+        """The tiling of images that model.config sets. Raises UserError if the model is text-only."""
         return tiling_of(self.config, self.vision_parts()[0].image_size)
 
     def visual_positions_of(self, size: tuple[int, int], scale_factor: int | None = None) -> int:
-        """Positions that an image of (width, height) pixels takes in a prompt: its tokens and separators.
+        """The number of positions that an image of (width, height) pixels takes in a prompt, with separators.
 
-        Raises UserError, as tokens_per_image; or if tiles are to be joined whose tokens are no grid.
+        Raises UserError as tokens_per_image does, or if tiles are to be joined and their tokens form no grid.
         """
         return num_positions(self.tiling, tuple(size), self.tokens_per_view(scale_factor))
 
     def tokens_per_view(self, scale_factor: int | None = None) -> int:
-        """M, checked to be a grid where tiles are joined."""
+        """M, after a check that the tokens form a grid if tiles are to be joined."""
         if self.tiling.needs_grid:
             self.view_grid(scale_factor)
         return self.tokens_per_image(scale_factor)
 
     def encode_images(self, images: Tensor, scale_factor: int | None = None) -> Tensor:
-        """float[V, 3, H, W], normalised, to float[V, M, D]; s is by default model.config.scale_factor.
+        """Encode normalised float[V, 3, H, W] as float[V, M, D]; s is by default model.config.scale_factor.
 
         Raises UserError if the model is text-only.
         """
@@ -120,13 +120,13 @@ class ImageEncoder(Model):
             return self._encode(images, scale_factor)
         torch.compiler.cudagraph_mark_step_begin()
         encoded = self._compiled_encode(images, scale_factor)
-        return encoded.clone()  # the next call writes over a graph's output
+        return encoded.clone()  # the next call overwrites the graph's output
 
     def compile_vision(self) -> None:
-        """Encode images by one compiled graph from here on, on a GPU in a CUDA graph.
+        """Encode images with one compiled graph from now on; on a GPU it is a CUDA graph.
 
-        The first batch of each number of views waits for the compiler. Gradients are computed without it.
-        Weights that change later need another call.
+        The first batch with each number of views waits for the compiler. Calls that need gradients do not use
+        the graph. Call this again if weights change later.
         """
         self.vision_parts()[1].prepare_to_compile()
         self._compiled_encode = torch.compile(self._encode, mode="reduce-overhead", dynamic=False)

@@ -1,7 +1,7 @@
 """Liger's fused kernels (Triton, on a GPU) in a language model: RMSNorm, SwiGLU and rotary embedding.
 
-Liger looks families up by model_type, of which ours are unknown to it. Its fused cross-entropy is left out:
-the training loss computes the logits of labelled positions alone, in pieces (llava/model/loss.py).
+Liger looks a family up by its model_type and does not know ours. Its fused cross-entropy is not used: the
+training loss computes only the logits of labelled positions, in pieces (llava/model/loss.py).
 """
 
 import logging
@@ -28,14 +28,14 @@ def check_liger() -> None:
 
 
 def apply_liger_kernels(model: PreTrainedModel) -> int:
-    """Replace what Liger has for the model's language-model family, in place; weights stay where they are.
+    """Give the language model the kernels that Liger has for its family, in place; the weights are kept.
 
     Liger replaces the rotary embedding of the family for the whole process.
 
     Returns:
-        the number of modules that run a kernel of Liger's.
+        the number of modules that run one of Liger's kernels.
     Raises:
-        UserError: as check_liger, or for a family that Liger does not know.
+        UserError: as check_liger does, or if Liger does not know the family or replaces no module.
     """
     check_liger()
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN

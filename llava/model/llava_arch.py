@@ -1,7 +1,7 @@
-"""Vision around any causal language model: tower, projector and merge, as two mixins."""
+"""Two mixins that add vision (tower, projector and merge) to any causal language model."""
 
-# B sequences, T' merged tokens, I images of the batch, V views of them all (tiles; for square and pad one an
-# image), M tokens a view, D model width; T prompt tokens in ids, tiles of one image in pixels
+# B sequences, T' merged tokens, I images of the batch, V views of all images (tiles; one an image for square
+# and pad), M tokens a view, D model width. T is the prompt tokens in ids, and the tiles of an image in pixels.
 
 from typing import TYPE_CHECKING
 
@@ -48,8 +48,8 @@ else:
 
 
 class LlavaMetaModel(Decoder):
-    """The decoder's half: owns vision_tower, mm_projector and, with mm_patch_merge_type spatial_unpad,
-    image_newline, a learnt embedding float[D]; named as in published checkpoints."""
+    """The decoder's mixin, with vision_tower, mm_projector and, if mm_patch_merge_type is spatial_unpad, the
+    learnt embedding image_newline float[D]; the names are those of published checkpoints."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -57,10 +57,11 @@ class LlavaMetaModel(Decoder):
             self.build_vision(config)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """What a checkpoint lacks; runs child by child, a projector with weights of its own as a whole last.
+        """Initialise what a checkpoint lacks.
 
-        transformers has its say after a part of the projector has reset itself: it knows the common layers
-        alone, and asks only modules that hold weights themselves.
+        transformers calls this only for modules that hold weights themselves, and for children first. A part
+        of the projector resets itself before transformers' own initialisation, which knows only the common
+        layers. A projector that holds weights itself comes last and is reset as a whole.
         """
         projector = getattr(self, "mm_projector", nn.Identity())
         if module in projector.modules() and hasattr(module, "reset_parameters"):
@@ -73,7 +74,7 @@ class LlavaMetaModel(Decoder):
         init.normal_(self.image_newline, std=self.config.hidden_size**-0.5)
 
     def build_vision(self, config) -> None:
-        """Tower, projector and newline of the configured shape, with initial weights."""
+        """Build tower, projector and newline of the configured shape, with initial weights."""
         kind = projector_class(config.mm_projector_type)
         self.vision_tower = build_vision_tower(config, kind.needs_levels, kind.needs_attention)
         config.mm_hidden_size = self.vision_tower.hidden_size
@@ -85,14 +86,14 @@ class LlavaMetaModel(Decoder):
 
 
 class LlavaMetaForCausalLM(ImageEncoder):
-    """The causal language model's half: images in forward and generate, loss where labels are.
+    """The causal language model's mixin: forward and generate take images, and labels give a loss.
 
     Attributes:
-        decoder_class: of the decoder, which stands where the family's base_model_prefix says (model or
-            transformer), as in published checkpoints.
-        takes_position_ids: False where positions can only be counted along the row.
-        recompute_above: with gradient checkpointing, the positions up to which a training batch keeps its
-            activations; 0 recomputes those of every batch.
+        decoder_class: the class of the decoder. Its attribute has the name of the family's base_model_prefix
+            (model or transformer), as in published checkpoints.
+        takes_position_ids: False if the family can only count positions along the row.
+        recompute_above: with gradient checkpointing, the number of positions up to which a training batch
+            keeps its activations; 0 recomputes the activations of every batch.
     """
 
     decoder_class: type[LlavaMetaModel]
@@ -100,7 +101,7 @@ class LlavaMetaForCausalLM(ImageEncoder):
     recompute_above = 0
 
     def __init__(self, config):
-        # Past the family's own constructor, which would build a text-only decoder
+        # Skips the family's own constructor, which would build a text-only decoder
         PreTrainedModel.__init__(self, config)
         setattr(self, self.base_model_prefix, self.decoder_class(config))
         self.vocab_size = config.vocab_size
@@ -108,10 +109,10 @@ class LlavaMetaForCausalLM(ImageEncoder):
         self.post_init()
 
     def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args, **kwargs) -> str:
-        """transformers' own check, ahead of any weight; what is wrong with a name is said in one line."""
+        """Run transformers' own check, before any weight is loaded; an error becomes one line."""
         try:
             return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **kwargs)
-        # the last two are of kernels that cannot be fetched from the hub, or are not built for this machine
+        # the last two come from kernels that cannot be fetched from the hub or are not built for this machine
         except (ImportError, ValueError, OSError, RuntimeError) as error:
             if attn_implementation is None:
                 raise
@@ -137,20 +138,21 @@ class LlavaMetaForCausalLM(ImageEncoder):
     ) -> MergedInputs:
         """Encode the images and put their tokens into the prompts.
 
-        The plan is made on the CPU: ids that are there, or that on_host holds, cost no wait for the device.
+        The plan is made on the CPU. If the ids are there or in on_host, this does not wait for the device.
 
         Args:
             input_ids: long[B, T] with one IMAGE_TOKEN_INDEX for each image.
-            attention_mask: bool[B, T], False on padding of either side.
+            attention_mask: bool[B, T], False on padding, which may be on either side.
             labels: long[B, T] or None.
-            images: flat over the batch, in the order of their placeholders: float[I, 3, H, W], one view each;
-                float[I, T, 3, H, W], T tiles each; or a list of float[3, H, W] and float[T, 3, H, W].
-            image_sizes: (width, height) of the originals, by which tiles are put together; what square and
-                pad need is in the pixels already.
-            padding_side: of the result.
+            images: all images of the batch, in the order of their placeholders: float[I, 3, H, W] with one
+                view each; float[I, T, 3, H, W] with T tiles each; or a list of float[3, H, W] and
+                float[T, 3, H, W].
+            image_sizes: (width, height) of the original images, which say how tiles are put together; square
+                and pad do not need them.
+            padding_side: the side of the padding in the result.
             scale_factor: s of this call, by default model.config.scale_factor.
             sequence_ids: long[B, T] of packed rows, as `plan_merge` takes it.
-            on_host: the four integer tensors on the CPU, in place of those given.
+            on_host: the four integer tensors on the CPU, used in place of those given.
         Raises:
             UserError: if placeholders and images differ in number, the model has no vision tower, or the
                 tiles are not those of image_sizes.
@@ -172,7 +174,7 @@ class LlavaMetaForCausalLM(ImageEncoder):
         return merge(plan, embed(plan.token_ids), features, newline)
 
     def _views(self, images: Tensor | list[Tensor] | None) -> tuple[Tensor | None, list[int]]:
-        """All views of a batch, float[V, 3, H, W], taken by the tower in one call; each image's number."""
+        """All views of a batch, float[V, 3, H, W], for one call of the tower; the number for each image."""
         if images is None or len(images) == 0:
             return None, []
         self.vision_parts()  # refuses images for a text-only model
@@ -182,7 +184,7 @@ class LlavaMetaForCausalLM(ImageEncoder):
         return torch.cat(groups), [len(group) for group in groups]
 
     def _spans(self, num_views: list[int], image_sizes, scale_factor: int | None) -> list[ImageSpan]:
-        """What each image puts into its prompt, the tokens numbered over the batch."""
+        """The span that each image puts into its prompt, with its tokens numbered over the batch."""
         if not num_views:
             return []
         tiling, separators = self.tiling, None
@@ -215,10 +217,10 @@ class LlavaMetaForCausalLM(ImageEncoder):
     def _image_features(
         self, views: Tensor | None, like: Tensor, scale_factor: int | None, has_labels: bool
     ) -> Tensor:
-        """float[V * M, D].
+        """The tokens of all views, float[V * M, D].
 
-        In training and where labels are, a batch without images encodes a blank one and keeps none of its
-        tokens, so that every rank takes part in every collective.
+        In training, or if there are labels, a batch without images encodes a blank image and keeps none of
+        its tokens, so that every rank takes part in every collective.
         """
         if views is not None:
             return self.encode_images(views, scale_factor).flatten(0, 1)
@@ -232,7 +234,11 @@ class LlavaMetaForCausalLM(ImageEncoder):
     def prepare_inputs_labels_for_multimodal(
         self, input_ids, position_ids, attention_mask, past_key_values, labels, images, image_sizes=None
     ):
-        """LLaVA's own call: (None, position_ids, attention_mask, past_key_values, inputs_embeds, labels)."""
+        """LLaVA's own call.
+
+        Returns:
+            (None, position_ids, attention_mask, past_key_values, inputs_embeds, labels).
+        """
         side = self.config.tokenizer_padding_side
         merged = self.merge_inputs(input_ids, attention_mask, labels, images, image_sizes, side)
         return (
@@ -263,16 +269,16 @@ class LlavaMetaForCausalLM(ImageEncoder):
     ) -> CausalLMOutputWithPast:
         """A causal language model's forward that also takes images, and s, the compression of this call.
 
-        In training with labels, and with sums_tokens, the logits of labelled positions alone are computed,
-        and none are returned.
+        With labels, in training or with sums_tokens, only the logits of labelled positions are computed, and
+        none are returned.
 
         Args:
-            sequence_ids: long[B, T] of packed rows: the running number of a token's sequence in its row, -1
-                on padding. No sequence sees another; the first label of each must be IGNORE_INDEX, for the
-                token before it is another sequence's.
+            sequence_ids: long[B, T] for packed rows: the running number of each token's sequence in its row,
+                -1 on padding. No sequence attends to another. The first label of each must be IGNORE_INDEX,
+                since the token before it belongs to another sequence.
             on_host: as in merge_inputs.
-            logits_to_keep: as in transformers, whose `generate` asks for the last alone if it is named here.
-            sums_tokens: the loss is what llava.model.loss.token_sums gives, float64[3].
+            logits_to_keep: as in transformers. As it is named here, `generate` asks for the last logits only.
+            sums_tokens: return what llava.model.loss.token_sums gives, float64[3], as the loss.
         """
         scores_labels = labels is not None and (self.training or sums_tokens)
         is_packed = sequence_ids is not None
@@ -291,10 +297,10 @@ class LlavaMetaForCausalLM(ImageEncoder):
             attention_mask, position_ids = merged.attention_mask, merged.position_ids
             label_places = merged.label_places
             if is_packed:
-                # Without a mask and a cache, transformers reads the sequences off positions that restart.
+                # Without a mask and a cache, transformers finds the sequences by positions that restart.
                 attention_mask, kwargs["use_cache"] = None, False
             elif not merged.is_padded or ((self.training or scores_labels) and self._padding_is_unseen(side)):
-                # transformers would ask the device whether a mask masks anything, and positions restart
+                # else transformers would ask the device whether the mask hides anything or positions restart
                 attention_mask = position_ids = None
         inputs = {
             "input_ids": input_ids,
@@ -302,13 +308,13 @@ class LlavaMetaForCausalLM(ImageEncoder):
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
-        if past_key_values is not None:  # newer transformers calls it cache, and warns of both
+        if past_key_values is not None:  # newer transformers calls it cache, and warns if it gets both
             inputs["past_key_values"] = past_key_values
         if scores_labels:
             assert labels is not None
             num_items = kwargs.pop("num_items_in_batch", None)
             kwargs["use_cache"] = False  # nothing is generated from a training step
-            # Positions that a caller gives may restart, which transformers reads only where there is no cache
+            # Positions that a caller gives may restart; transformers checks that only if there is no cache
             has_positions = is_packed or position_ids is not None
             if attention_mask is None and self.takes_position_ids and not has_positions:
                 inputs["past_key_values"] = KeepsNothing()
@@ -326,9 +332,11 @@ class LlavaMetaForCausalLM(ImageEncoder):
         return super().forward(**inputs, labels=labels, logits_to_keep=logits_to_keep, **kwargs)
 
     def _padding_is_unseen(self, padding_side: str) -> bool:
-        """Whether no mask is needed though rows are padded: on the right, where a causal model's words do not
-        look and training reads no outcome. Attention then runs its causal kernel instead of one with a mask;
-        flash attention's own skips what a mask hides, and keeps it."""
+        """Whether padded rows need no mask, which lets attention run its causal kernel.
+
+        This holds for padding on the right: no token of a causal model attends to it, and training does not
+        read its outputs. Flash attention keeps its mask, since its kernel skips what the mask hides.
+        """
         by_torch = self.config._attn_implementation in ("sdpa", "eager")
         return by_torch and self.takes_position_ids and padding_side == "right"
 
@@ -337,8 +345,10 @@ class LlavaMetaForCausalLM(ImageEncoder):
         warn_of_padding(input_ids, own, words=(self.config.bos_token_id, self.config.eos_token_id))
 
     def save_pretrained(self, *args, **kwargs) -> None:
-        """transformers' own, which refuses settings of sampling without do_sample, as Vicuna's
-        generation_config.json has them. They have no effect and are left out."""
+        """Save as transformers does, but without do_sample leave out the settings of sampling.
+
+        They have no effect then, and transformers refuses them. Vicuna's generation_config.json has them.
+        """
         if not self.generation_config.do_sample:
             for name in SAMPLING:
                 setattr(self.generation_config, name, None)
@@ -351,18 +361,18 @@ class LlavaMetaForCausalLM(ImageEncoder):
         """transformers' generate, with images; returns the new tokens only.
 
         Args:
-            inputs: long[B, T] with one IMAGE_TOKEN_INDEX for each image; input_ids is taken too.
-            images, image_sizes, attention_mask, scale_factor: as merge_inputs.
-            repetition_penalty: counts the words of the prompt too.
+            inputs: long[B, T] with one IMAGE_TOKEN_INDEX for each image; it may be named input_ids.
+            images, image_sizes, attention_mask, scale_factor: as in merge_inputs.
+            repetition_penalty: applies to the prompt's text tokens too.
         Returns:
-            long[B, new], or what transformers returns for return_dict_in_generate.
+            long[B, new], or what transformers returns with return_dict_in_generate.
         """
         input_ids = kwargs.pop("input_ids", inputs)
         if kwargs.get("inputs_embeds") is None:
             if input_ids is None:
                 raise UserError("generate needs input_ids or inputs_embeds; both are missing.")
             kwargs.pop("inputs_embeds", None)
-            kwargs.pop("position_ids", None)  # of the prompt before its images were merged in
+            kwargs.pop("position_ids", None)  # they are those of the prompt without its images
             mask = kwargs.pop("attention_mask", None)
             if mask is None:
                 self._warn_of_padding(input_ids, kwargs.get("pad_token_id"))
@@ -373,12 +383,12 @@ class LlavaMetaForCausalLM(ImageEncoder):
             if (penalty := kwargs.get("repetition_penalty") or 1.0) != 1.0:
                 penalise = RepetitionPenalty(penalty, input_ids, mask)
                 kwargs["logits_processor"] = [penalise, *(kwargs.get("logits_processor") or [])]
-                kwargs["repetition_penalty"] = 1.0  # transformers' own would penalise the answer twice
+                kwargs["repetition_penalty"] = 1.0  # else transformers would penalise the answer again
         return super().generate(**kwargs)
 
     def initialize_vision_tokenizer(self, fields, tokenizer) -> None:
-        """Add the tokens of --mm_use_im_patch_token and --mm_use_im_start_end, whose rows start at the mean;
-        and note the words that stand between tiles."""
+        """Add the tokens of --mm_use_im_patch_token and --mm_use_im_start_end, with the mean embedding, and
+        set the ids of the separators between tiles if they are not set."""
         if self.config.slice_separator_ids is None:
             self.config.slice_separator_ids = separator_ids(tokenizer)
         tokens = [DEFAULT_IMAGE_PATCH_TOKEN] if fields.mm_use_im_patch_token else []

@@ -1,4 +1,4 @@
-"""The loss where labels are, of training and of validation, never holding the logits of a whole batch."""
+"""The loss at labelled positions, in training and validation, without the logits of a whole batch at once."""
 
 # N labelled positions of a batch, n of them at once, D model width, V vocabulary
 
@@ -12,18 +12,18 @@ from torch.autograd.function import once_differentiable
 from llava.model.sinkhorn import sinkhorn_lsd
 from llava.model.vision_config import CommonFields
 
-# Logits held at once; with what their loss needs beside them in float32, about 1.2 GB.
+# The most logits held at once. With what their loss needs in float32 as well, they take about 1.2 GB.
 MAX_LOGITS = 2**26
 
-# Some of the N rows, and what their logits float[n, V] and targets long[n] add to the loss
+# Some of the N rows, and the function from their logits float[n, V] and targets long[n] to their loss
 Part = tuple[slice, Callable[[Tensor, Tensor], Tensor]]
 
 
 class HeadLoss(torch.autograd.Function):
-    """Sum of losses over parts of the rows; a part's logits are made, used for their gradient, and dropped.
+    """The sum of losses over parts of the rows; a part's logits are computed, differentiated and dropped.
 
-    The weight is read in the forward pass alone: under ZeRO-3, where reading gathers it from all ranks, these
-    may then differ in their number of parts.
+    The weight is read only in the forward pass. Under ZeRO-3 reading gathers it from all ranks; this way the
+    ranks may have different numbers of parts.
     """
 
     @staticmethod
@@ -71,15 +71,15 @@ def language_loss(
     config: CommonFields,
     num_items: Tensor | int | None = None,
 ) -> Tensor:
-    """Mean cross-entropy where labels are, and the Sinkhorn regulariser if config asks for it.
+    """Mean cross-entropy at the labels, plus the Sinkhorn regulariser if config asks for it.
 
     Args:
-        rows: float[N, D], hidden states of the positions ahead of the labels.
-        targets: long[N]; without one the loss is 0, and every rank still takes part in every collective.
-        head: the language model's output map.
-        config: use_sinkhorn_lsd and sinkhorn_*.
-        num_items: labels of the whole optimiser step, when its batches are accumulated; by default N. The
-            regulariser, a mean over a batch, is weighted by the batch's share of them.
+        rows: float[N, D], hidden states of the positions before the labels.
+        targets: long[N]. If N is 0, the loss is 0, and the rank still takes part in every collective.
+        head: the language model's output layer.
+        config: use_sinkhorn_lsd and sinkhorn_* are read.
+        num_items: the number of labels in the whole optimiser step, if its batches are accumulated; by
+            default N. The regulariser, a mean over a batch, is weighted by the batch's share of them.
     Returns:
         float32[].
     """
@@ -101,7 +101,7 @@ def language_loss(
     parts: list[Part] = []
     if config.use_sinkhorn_lsd and count:
         order = torch.randperm(count, device=rows.device)
-        rows, targets = rows[order], targets[order]  # so that the first are a random sample
+        rows, targets = rows[order], targets[order]  # so that the first rows are a random sample
         sample = slice(0, min(count, config.sinkhorn_max_tokens))
         if sample.stop <= at_once:  # then cross-entropy uses the sample's logits as well
             parts = [(sample, lambda *part: cross_entropy(*part) + regulariser(*part))]
@@ -114,7 +114,7 @@ def language_loss(
 
 @torch.compiler.disable
 def token_sums(rows: Tensor, targets: Tensor, head: nn.Linear) -> Tensor:
-    """What a validation adds up over its batches; at most MAX_LOGITS are held at once.
+    """The sums that validation adds up over its batches; at most MAX_LOGITS logits are held at once.
 
     Args:
         rows, targets, head: as language_loss takes them.

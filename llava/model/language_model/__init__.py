@@ -1,1 +1,1 @@
-"""Causal language models that see: one configuration and one class a family."""
+"""Causal language models with vision: one configuration and one class for each family."""

@@ -1,4 +1,4 @@
-"""Which language model a configuration is of. A new family is a file and a line of FAMILIES."""
+"""Finds the language model class of a configuration. A new family needs a file and a line in FAMILIES."""
 
 from pathlib import Path
 
@@ -22,8 +22,8 @@ FAMILIES: tuple[type[PreTrainedModel], ...] = (
 )
 
 
-# By model_type, of a plain language model or of a multimodal checkpoint. "llava" is what LLaVA 1.0,
-# TokenPacker and VisualPrism wrote, with Llama's fields at the top level.
+# Maps the model_type of a plain language model or of a multimodal checkpoint to its class. LLaVA 1.0,
+# TokenPacker and VisualPrism wrote "llava", with Llama's fields at the top level.
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     model_type: family
     for family in FAMILIES
@@ -36,11 +36,11 @@ for family in FAMILIES:  # the published model types for transformers' AutoConfi
 
 
 def config_of(saved: dict, file: Path) -> PretrainedConfig:
-    """A config.json of a language model or of a multimodal checkpoint, as our class's configuration.
+    """Make our class's configuration from the config.json of a language model or a multimodal checkpoint.
 
     Args:
-        saved: its content.
-        file: for messages.
+        saved: the content of config.json.
+        file: its path, for messages.
     Raises:
         UserError: if the family is unknown, or a value has the wrong type.
     """
@@ -61,9 +61,9 @@ def config_of(saved: dict, file: Path) -> PretrainedConfig:
 
 
 def read_config(path: str | Path) -> PretrainedConfig:
-    """A folder's config.json by config_of.
+    """Read a folder's config.json by config_of.
 
-    Raises UserError, as config_of; or if the file is missing or damaged.
+    Raises UserError as config_of does, or if the file is missing or damaged.
     """
     file = Path(path) / "config.json"
     return config_of(read_json(file), file)

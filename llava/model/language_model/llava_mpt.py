@@ -20,9 +20,9 @@ class LlavaMptModel(LlavaMetaModel, MptModel):
     def forward(
         self, input_ids=None, past_key_values=None, attention_mask=None, inputs_embeds=None, **kwargs
     ):
-        """MptModel's.
+        """Run MptModel's forward.
 
-        Raises UserError beyond max_seq_len, up to which MptModel tabulates its attention bias.
+        Raises UserError beyond max_seq_len tokens, where MptModel's table of attention biases ends.
         """
         length = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
         if past_key_values is not None:  # transformers 5.24 calls it cache, and takes either name
@@ -43,4 +43,4 @@ class LlavaMptModel(LlavaMetaModel, MptModel):
 class LlavaMptForCausalLM(LlavaMetaForCausalLM, MptForCausalLM):
     config_class = LlavaMptConfig
     decoder_class = LlavaMptModel
-    takes_position_ids = False  # distances alone count (ALiBi)
+    takes_position_ids = False  # only the distances between tokens count (ALiBi)

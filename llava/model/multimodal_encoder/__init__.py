@@ -1,1 +1,1 @@
-"""Vision towers: pixels to VisionFeatures."""
+"""Vision towers, which turn pixels into VisionFeatures."""

@@ -1,11 +1,11 @@
-"""Which vision tower a configuration asks for, and where its weights and image processor come from."""
+"""Builds the vision tower that a configuration asks for, and loads its weights and image processor."""
 
 import logging
 from pathlib import Path
 
 from transformers import AutoConfig
 
-# Not from the top level: there transformers 5.17 hides it where torchvision is missing.
+# Not from the top level, where transformers 5.17 hides it if torchvision is missing.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from llava.errors import UserError
@@ -31,7 +31,7 @@ VISION_TOWERS: dict[str, type[VisionTower]] = {
 
 
 def read_vision_config(name_or_path: str) -> dict:
-    """A tower folder's configuration; of a text-and-image model (CLIP, SigLIP) its vision half.
+    """Read a tower's configuration; from a text-and-image model (CLIP, SigLIP) only the vision part.
 
     Raises UserError if there is none, or it is damaged.
     """
@@ -50,9 +50,9 @@ def read_vision_config(name_or_path: str) -> dict:
 def build_vision_tower(
     fields: CommonFields, needs_levels: bool, needs_attention: bool = False
 ) -> VisionTower:
-    """An untrained tower of the configured shape; its weights are loaded by the caller.
+    """Build an untrained tower of the configured shape; the caller loads its weights.
 
-    Fills fields.mm_vision_config from fields.mm_vision_tower where the checkpoint does not carry it.
+    If fields.mm_vision_config is None, it is filled from fields.mm_vision_tower.
 
     Raises UserError if the family is unknown.
     """
@@ -68,10 +68,10 @@ def build_vision_tower(
 
 
 def load_vision_weights(tower: VisionTower, name_or_path: str) -> None:
-    """Fill the tower from a folder or hub name.
+    """Load the tower's weights from a folder or hub name.
 
-    Raises UserError if files are missing or damaged, weights of layers that are run are missing, or they are
-    another tower's.
+    Raises UserError if files are missing or damaged, if weights are missing, or if a folder's config.json is
+    that of another tower.
     """
     if Path(name_or_path).is_dir():
         check_model(Path(name_or_path))
@@ -85,7 +85,7 @@ def load_vision_weights(tower: VisionTower, name_or_path: str) -> None:
     source, info = tower.model_class.from_pretrained(
         name_or_path, config=tower.config, dtype=tower.dtype, output_loading_info=True
     )
-    mask_token = {"embeddings.mask_token"}  # DINOv2's, used in its training alone
+    mask_token = {"embeddings.mask_token"}  # DINOv2 uses it only in its own training
     missing = sorted(set(info["missing_keys"]) - mask_token)
     if missing:
         raise UserError(f"--vision_tower {name_or_path!r} lacks weights: {', '.join(missing)}.")
@@ -95,7 +95,7 @@ def load_vision_weights(tower: VisionTower, name_or_path: str) -> None:
 
 
 def load_image_processor(name_or_path: str, image_size: int):
-    """The folder's image processor, set to image_size x image_size pixels; PIL's arithmetic everywhere.
+    """Load the image processor of a folder for image_size x image_size pixels, with PIL's arithmetic.
 
     Raises UserError if there is none, or it is damaged.
     """

@@ -16,13 +16,13 @@ class Dinov2VisionTower(VisionTower):
         return self.vision_tower.encoder.layer
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        return self.vision_tower.embeddings(pixel_values)  # interpolates its positions by itself
+        return self.vision_tower.embeddings(pixel_values)  # interpolates its position embeddings itself
 
     def run(self, layer: nn.Module, hidden: Tensor) -> Tensor:
         return layer(hidden)  # in transformers 5.17 it takes no mask
 
     def attention_parts(self, layer: nn.Module) -> tuple[nn.Module, nn.Linear, nn.Linear]:
         attention = layer.attention
-        if hasattr(attention, "attention"):  # older transformers nest it and name its maps otherwise
+        if hasattr(attention, "attention"):  # older transformers nest it and use other names
             return layer.norm1, attention.attention.query, attention.attention.key
         return layer.norm1, attention.q_proj, attention.k_proj

@@ -18,7 +18,7 @@ class SiglipVisionTower(VisionTower):
 
 
 class Siglip2VisionTower(VisionTower):
-    """SigLIP 2 "NaFlex": reads patches cut beforehand; here always a full square."""
+    """SigLIP 2 "NaFlex", which takes patches cut beforehand; here they always make up a full square."""
 
     config_class = Siglip2VisionConfig
     model_class = Siglip2VisionModel

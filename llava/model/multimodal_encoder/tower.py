@@ -1,4 +1,4 @@
-"""What every vision tower does: pixels in, the selected layer and the levels out, no layer run in vain."""
+"""The base of all vision towers: pixels in, the selected layer and the levels out, no unneeded layer run."""
 
 # B images, H = W image_size, N patches (G*G), C tower width, L levels
 
@@ -13,14 +13,14 @@ from llava.model.vision_config import CommonFields, resolve_levels, resolve_sele
 
 
 class VisionFeatures(NamedTuple):
-    """Features of images; what was not asked for is None.
+    """Features of images; those that were not asked for are None.
 
     Attributes:
         selected: float[B, N, C].
         levels: float[B, N, L*C].
-        attention: float32[B, N], what each patch receives in the layer that gives `selected`: from the class
-            token, or where there is none the mean over all patches; mean over heads.
-        keys: float[B, N, h, d] of that layer.
+        attention: float32[B, N], the attention that each patch receives in the layer that gives `selected`,
+            averaged over heads: from the class token, or the mean over all patches if there is none.
+        keys: float[B, N, h, d], the attention keys of that layer, with h heads.
     """
 
     selected: Tensor
@@ -29,16 +29,16 @@ class VisionFeatures(NamedTuple):
     keys: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> "VisionFeatures":
-        """The features in that dtype; attention stays as it is, since rounding would tie its ranks."""
+        """The features in that dtype; attention stays as it is, since rounding would make values equal."""
         cast = (part if part is None else part.to(dtype) for part in (self.selected, self.levels, self.keys))
         selected, levels, keys = cast
         return VisionFeatures(selected, levels, self.attention, keys)
 
 
 class VisionTower(nn.Module):
-    """A transformers vision model run only as deep as the features asked for need.
+    """A transformers vision model of which only the layers that the features need are run.
 
-    A family names its classes and says how pixels become the first hidden state.
+    The subclass of a family sets the classes and defines how pixels become the first hidden state.
     """
 
     config_class: Any  # transformers' classes
@@ -86,7 +86,7 @@ class VisionTower(nn.Module):
 
     @property
     def num_patches(self) -> int:
-        """Features an image: G*G, and the class token where it is kept."""
+        """The number of features an image: G*G, plus the class token if it is kept."""
         return self.grid_side**2 + self.num_prefix_tokens - self.num_skipped
 
     @property
@@ -95,11 +95,12 @@ class VisionTower(nn.Module):
 
     @property
     def depth(self) -> int:
-        """Layers that are run: as many as the deepest hidden state asked for needs."""
+        """The number of layers that are run: as many as the deepest hidden state in use needs."""
         return max(self.selected, *self.levels) if self.needs_levels else self.selected
 
     def idle_parameters(self) -> Iterator[nn.Parameter]:
-        """Those that forward never reads: of layers past `depth`, of norms and heads behind all layers."""
+        """The parameters that forward never reads: of layers beyond `depth`, of norms and heads after the
+        last layer, and mask tokens."""
         for name, part in self.vision_tower.named_children():
             if "post" in name or name in ("layernorm", "head"):
                 yield from part.parameters()
@@ -108,21 +109,21 @@ class VisionTower(nn.Module):
         yield from (p for name, p in self.named_parameters() if name.endswith("mask_token"))
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """float[B, 3, H, W] to the first hidden state float[B, prefix + N, C]."""
+        """Turn float[B, 3, H, W] into the first hidden state, float[B, prefix + N, C]."""
         raise NotImplementedError
 
     def run(self, layer: nn.Module, hidden: Tensor) -> Tensor:
-        """One layer, no position masked."""
+        """Run one layer without a mask."""
         return layer(hidden, None)
 
     def attention_parts(self, layer: nn.Module) -> tuple[nn.Module, nn.Linear, nn.Linear]:
-        """Of one layer: the norm ahead of its attention, the query map and the key map."""
+        """One layer's norm before the attention, its query map and its key map."""
         return layer.layer_norm1, layer.self_attn.q_proj, layer.self_attn.k_proj
 
     def attend(self, layer: nn.Module, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """VisionFeatures.attention and .keys of a layer, from the hidden state that goes into it.
+        """Compute VisionFeatures.attention and .keys of a layer from its input.
 
-        The layer itself may run an attention that shows no weights; of a class token they cost one row.
+        The layer itself may run an attention that returns no weights. For a class token they cost one row.
         """
         norm, query_map, key_map = self.attention_parts(layer)
         normed, prefix = norm(hidden), self.num_prefix_tokens
@@ -134,7 +135,7 @@ class VisionTower(nn.Module):
         return attention[:, prefix:], keys[:, prefix:]
 
     def forward(self, pixel_values: Tensor) -> VisionFeatures:
-        """float[B, 3, H, W], normalised, to VisionFeatures; pixels are cast to the tower's dtype.
+        """Turn normalised float[B, 3, H, W] into VisionFeatures; pixels are cast to the tower's dtype.
 
         Raises UserError if the pixels are not image_size square.
         """
@@ -146,7 +147,7 @@ class VisionTower(nn.Module):
                 "prepare images with its own image processor."
             )
         learns = any(parameter.requires_grad for parameter in self.parameters())
-        # Gradient checkpointing makes embeddings want gradients; a frozen tower has no use for them
+        # Gradient checkpointing makes embeddings require gradients, which a frozen tower does not need
         with torch.set_grad_enabled(torch.is_grad_enabled() and (learns or pixel_values.requires_grad)):
             return self._features(pixel_values)
 
