@@ -1,7 +1,7 @@
 """Two mixins that add vision (tower, projector and merge) to any causal language model."""
 
 # B sequences, T' merged tokens, I images of the batch, V views of all images (tiles; one an image for square
-# and pad), M tokens a view, D model width. T is the prompt tokens in ids, and the tiles of an image in pixels.
+# and pad), M tokens a view, D model width. T is prompt tokens in ids, and the tiles of an image in pixels.
 
 from typing import TYPE_CHECKING
 

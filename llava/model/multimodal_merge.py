@@ -1,8 +1,8 @@
-"""Put image features where the prompt has <image>: pure index work, counts checked, labels masked."""
+"""Puts image features in the place of <image>, with index operations only; checks counts, masks labels."""
 
 # B sequences, T prompt tokens, T' merged tokens, V visual tokens of the whole batch, L positions of an image,
-# N labels, K positions attended to, P positions of visual tokens, D language model width. A place is a
-# position's index in the flat batch.
+# N labels, K attended positions, P positions of visual tokens, D language model width. A place is the index
+# of a position in the flattened batch.
 
 from dataclasses import dataclass, fields
 from typing import NamedTuple
@@ -15,18 +15,18 @@ from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import UserError
 from llava.tiling import COLUMN_END, ROW_END
 
-logger = logging.get_logger(__name__)  # its warning_once warns once of each message
+logger = logging.get_logger(__name__)  # its warning_once gives each message once
 
 PADDING_ID = 0  # embedded, then hidden by the attention mask
-TEXT, NEWLINE = -1, -2  # in an ImageSpan: a word or padding; the learnt end of a row
+TEXT, NEWLINE = -1, -2  # in visual_index: a text token; the learnt end of a row
 
 
 class ImageSpan(NamedTuple):
-    """What one image puts in the place of its <image>.
+    """The positions that replace the <image> of one image.
 
     Attributes:
-        visual_index: long[L], the row of image_features at a position, NEWLINE or TEXT.
-        token_ids: long[L], words between tiles, PADDING_ID elsewhere.
+        visual_index: long[L], for each position its row of image_features, NEWLINE or TEXT.
+        token_ids: long[L], separators between tiles, PADDING_ID elsewhere.
     """
 
     visual_index: Tensor
@@ -34,12 +34,12 @@ class ImageSpan(NamedTuple):
 
 
 def image_span(layout: Tensor, first: int, separator_ids: tuple[int, int] | None) -> ImageSpan:
-    """Number an image's tokens within the batch and name its separators.
+    """Number an image's tokens within the batch and insert its separators.
 
     Args:
-        layout: long[L], as llava.tiling lays the image out.
-        first: where its tokens begin among the batch's V.
-        separator_ids: words for COLUMN_END and ROW_END; None: a row ends in the learnt newline.
+        layout: long[L], the image's layout from llava.tiling.
+        first: the index of its first token among the batch's V.
+        separator_ids: token ids for COLUMN_END and ROW_END; None: a row ends in the learnt newline.
     """
     token_ids = torch.full_like(layout, PADDING_ID)
     if separator_ids is None:
@@ -52,9 +52,9 @@ def image_span(layout: Tensor, first: int, separator_ids: tuple[int, int] | None
 
 @dataclass(frozen=True)
 class OnHost:
-    """A batch's integers on the CPU, as the collator made them: reading a device's copy waits for the device.
+    """A batch's integers on the CPU, as the collator made them; reading a device's copy would wait for it.
 
-    Neither a tensor nor a container of the known kinds: what moves batches to a device passes it by.
+    The class is neither a tensor nor a known container, so code that moves batches to a device skips it.
 
     Attributes:
         input_ids, attention_mask, labels, sequence_ids: as plan_merge takes them.
@@ -67,24 +67,24 @@ class OnHost:
 
     @classmethod
     def of(cls, input_ids, attention_mask=None, labels=None, sequence_ids=None) -> "OnHost":
-        """Read from where they are; waits for a device that they are on."""
+        """Copy the tensors to the CPU; this waits for the device that they are on."""
         given = (input_ids, attention_mask, labels, sequence_ids)
         return cls(*(None if tensor is None else tensor.cpu() for tensor in given))
 
 
 @dataclass(kw_only=True)
 class MergedLayout:
-    """Which position of the merged rows holds what.
+    """What each position of the merged rows holds.
 
     Attributes:
         attention_mask: bool[B, T'].
-        position_ids: long[B, T'], counted over what is attended to; in packed rows from 0 for each sequence,
-            padding being one of its own.
+        position_ids: long[B, T'], counted over attended positions. In packed rows they start at 0 for each
+            sequence, and padding counts as a sequence of its own.
         labels: long[B, T'], IGNORE_INDEX on visual tokens and padding; None without labels.
         visual_places: long[P], places of visual tokens, ascending.
-        is_padded: whether there is any padding: known here without asking the device.
-        label_places: long[N], places whose next position carries a label; None without labels.
-        attended_places: long[K], of packed rows; else None.
+        is_padded: whether there is any padding; stored, so that the device need not be asked.
+        label_places: long[N], places whose next position has a label; None without labels.
+        attended_places: long[K], the attended places of packed rows; else None.
     """
 
     attention_mask: Tensor
@@ -101,11 +101,11 @@ LAYOUT = tuple(field.name for field in fields(MergedLayout))
 
 @dataclass(kw_only=True)
 class MergePlan(MergedLayout):
-    """Where everything goes, before any feature is computed.
+    """Where each token and feature goes; the plan is made before any feature is computed.
 
     Attributes:
         token_ids: long[B, T'], the separators of tiles included; PADDING_ID at visual and padding positions.
-        visual_rows: long[P], the row of image_features at each of visual_places; None: the first P in their
+        visual_rows: long[P], the row of image_features at each of visual_places; None: the first P rows in
             order.
         newline_places: long[...], places of the learnt end of a row.
     """
@@ -115,7 +115,7 @@ class MergePlan(MergedLayout):
     newline_places: Tensor
 
     def to(self, device: torch.device) -> "MergePlan":
-        """Moved in one piece; to a GPU from pinned memory, so that nobody waits for what it is busy with."""
+        """Move the plan in one piece; pinned memory spares the CPU a wait for the GPU's current work."""
         if device.type == "cpu":
             return self
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
@@ -132,12 +132,12 @@ class MergePlan(MergedLayout):
 
 @dataclass(kw_only=True)
 class MergedInputs(MergedLayout):
-    """What the language model takes: inputs_embeds float[B, T', D], in the plan's layout."""
+    """The language model's input: inputs_embeds float[B, T', D], in the plan's layout."""
 
     inputs_embeds: Tensor
 
 
-@torch.compiler.disable  # branches on values: outside of any graph, as is the loss
+@torch.compiler.disable  # it branches on values, so it is not compiled, like the loss
 def plan_merge(
     input_ids: Tensor,
     attention_mask: Tensor | None,
@@ -146,17 +146,17 @@ def plan_merge(
     padding_side: str,
     sequence_ids: Tensor | None = None,
 ) -> MergePlan:
-    """Expand each IMAGE_TOKEN_INDEX into its image's span, drop the padding there was, pad anew.
+    """Expand each IMAGE_TOKEN_INDEX into its image's span, remove the old padding and pad anew.
 
     Args:
         input_ids: long[B, T] on the CPU.
         attention_mask: bool[B, T], False on padding, which may lie on either side; None for no padding.
         labels: long[B, T] or None.
-        spans: of each image, in the order of their placeholders over the batch.
-        padding_side: "left" or "right", of the result.
+        spans: one for each image, in the order of the placeholders over the batch.
+        padding_side: "left" or "right", the side of the new padding.
         sequence_ids: long[B, T], the running number of a token's sequence in a packed row, -1 on padding.
     Raises:
-        UserError: if placeholders and images differ in number; going on would misplace every feature.
+        UserError: if placeholders and images differ in number; features would be misplaced.
     """
     keep = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     is_image = (input_ids == IMAGE_TOKEN_INDEX) & keep
@@ -172,7 +172,7 @@ def plan_merge(
     shape = len(input_ids), int(lengths.max())
 
     def expanded(values: Tensor) -> Tensor:
-        """All rows one after the other."""
+        """The values of all rows in one vector, each repeated for the positions of its token."""
         return values.flatten().repeat_interleave(repeats.flatten())
 
     ids = expanded(input_ids)
@@ -180,7 +180,7 @@ def plan_merge(
     if spans:
         ids[of_image] = torch.cat([span.token_ids for span in spans])
         visual_index[of_image] = torch.cat([span.visual_index for span in spans])
-    # how far each row lies from where its predecessors' lengths add up to
+    # how far the start of each row is from the sum of the lengths of the rows before it
     shifts = torch.arange(shape[0]) * shape[1] - (lengths.cumsum(dim=0) - lengths)
     if padding_side == "left":
         shifts += shape[1] - lengths
@@ -220,9 +220,9 @@ def warn_of_padding(input_ids: Tensor, pad_token_ids: tuple, words: tuple) -> No
 
     Args:
         input_ids: long[B, T]; padding is looked for at the ends of its rows.
-        pad_token_ids: of which the first that is not None counts.
-        words: tokens that begin or end a text. If one of them is the padding token too, it tells nothing of a
-            single row.
+        pad_token_ids: the first that is not None counts.
+        words: tokens that begin or end a text. If the padding token is one of them, a single row may well
+            have it without padding and is not checked.
     """
     pad = next((token for token in pad_token_ids if token is not None), None)
     if pad is None or input_ids.numel() == 0 or torch.compiler.is_compiling():
@@ -237,13 +237,13 @@ def warn_of_padding(input_ids: Tensor, pad_token_ids: tuple, words: tuple) -> No
 
 
 def places_before_labels(labels: Tensor) -> Tensor:
-    """long[N]: places of long[B, T'] whose next position in the row is not IGNORE_INDEX."""
+    """The places in long[B, T'] whose next position in the row is not IGNORE_INDEX, as long[N]."""
     has_label = torch.nn.functional.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1))
     return has_label.flatten().nonzero().flatten()
 
 
 def positions_within(sequences: Tensor) -> Tensor:
-    """long[B, T]: how far each place is from the start of its run of equal numbers in long[B, T]."""
+    """The distance of each position in long[B, T] from the start of its run of equal numbers."""
     places = torch.arange(sequences.shape[1]).expand_as(sequences)
     is_start = torch.diff(sequences, prepend=sequences[:, :1] - 1) != 0
     return places - torch.where(is_start, places, 0).cummax(dim=1).values
@@ -252,13 +252,13 @@ def positions_within(sequences: Tensor) -> Tensor:
 def merge(
     plan: MergePlan, text_embeds: Tensor, image_features: Tensor, newline: Tensor | None = None
 ) -> MergedInputs:
-    """Lay the features over the text's embeddings.
+    """Write the image features over the text's embeddings.
 
     Args:
         plan: on the device of the embeddings.
         text_embeds: float[B, T', D], the embeddings of plan.token_ids.
-        image_features: float[V, D], in the order of the images; V = 0 keeps them in the autograd graph.
-        newline: float[D], the learnt end of a row; where there is one it stays in the graph as well.
+        image_features: float[V, D], in the order of the images; they stay in the autograd graph if V = 0.
+        newline: float[D], the learnt end of a row; if there is one, it always stays in the graph as well.
     """
     flat = text_embeds.flatten(0, 1)
     if plan.visual_rows is None:
@@ -274,7 +274,7 @@ def merge(
 
 
 def one_row(merged: MergedInputs) -> MergedInputs:
-    """All that is attended to in one row, as flash attention takes packed sequences: [1, K] for [B, T']."""
+    """Put all attended positions, [B, T'], in one row, [1, K], as flash attention takes packed sequences."""
     places = merged.attended_places
 
     def row(value: Tensor | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""CheckpointPlan: what a folder holds, found out once by its files, never by its name."""
+"""CheckpointPlan: what a folder holds, determined once from its files and never from its name."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ NOT_FETCHED = ("*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "original/*")  
 
 
 class Kind(Enum):
-    """What weights a folder has; the value says it in words."""
+    """The kind of weights in a folder; the value is its description."""
 
     MODEL = "a whole model"
     PROJECTOR = "stage 1's projector"
@@ -51,11 +51,11 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class CheckpointPlan:
-    """A checkpoint folder, each of whose files is read once, when it is first asked for.
+    """A checkpoint folder. Each of its files is read once, when it is first needed.
 
     Attributes:
         path: the folder.
-        kind: what weights it has; None if it has none.
+        kind: the kind of its weights; None if it has none.
     """
 
     path: Path
@@ -63,7 +63,7 @@ class CheckpointPlan:
 
     @cached_property
     def saved(self) -> dict:
-        """config.json as it stands; empty if there is none. Raises UserError if it is damaged."""
+        """The content of config.json; empty if there is none. Raises UserError if it is damaged."""
         file = self.path / "config.json"
         return read_json(file) if file.is_file() else {}
 
@@ -74,8 +74,10 @@ class CheckpointPlan:
 
     @cached_property
     def learned(self) -> dict[str, Tensor]:
-        """What learnt apart from a whole model: stage 1's projector by its own names, or what learnt beside
-        adapters by the plain model's names; perhaps nothing.
+        """The trained weights that are stored without a whole model; may be empty.
+
+        They are stage 1's projector by its own names, or the weights trained beside adapters by the plain
+        model's names.
 
         Raises UserError if the file is damaged, or the projector's is missing.
         """
@@ -86,14 +88,14 @@ class CheckpointPlan:
 
     @cached_property
     def projector_weights(self) -> list[str]:
-        """Names of the projector's weights, cut to its own; empty if there is none."""
+        """Names of the projector's weights, as the projector names them; empty if there is none."""
         if self.kind is Kind.PROJECTOR:
             return list(self.learned)
         return cut_to_projector(self.weights if self.kind is Kind.MODEL else list(self.learned))
 
     @cached_property
     def config(self) -> PretrainedConfig:
-        """The configuration of our class; the type of projector is the one that the weights have.
+        """The configuration of our class, with the projector type that the weights have.
 
         Raises UserError if config.json is missing or damaged, its family is unknown, or a value has the wrong
         type.
@@ -128,19 +130,19 @@ class CheckpointPlan:
         return (self.path / "preprocessor_config.json").is_file()
 
     def dtype(self, device: torch.device | str) -> torch.dtype:
-        """The dtype of a model that none is asked for, on that device."""
+        """The dtype of the model on that device if the caller asks for none."""
         return default_dtype(self.saved, device)
 
     def read_projector(self) -> dict[str, Tensor]:
-        """The projector of a whole model as it was saved, by its own names, and image_newline."""
+        """Read the projector of a whole model as it was saved, by its own names, and image_newline."""
         names = {name for name in self.weights if is_of_projector(name)}
         return projector_state(read_weights(self.path, names))
 
 
 def find_folder(name_or_path: str | Path, flag: str, cache_dir: str | None = None) -> Path:
-    """The folder itself, or the hub repository of that name, fetched into the cache.
+    """Return the folder itself, or download the hub repository of that name into the cache.
 
-    Raises UserError if there is neither, or the hub cannot be reached; names the flag.
+    Raises UserError, which names the flag, if there is neither or the hub cannot be reached.
     """
     path = Path(name_or_path)
     if path.is_dir():
@@ -169,7 +171,7 @@ def plan_checkpoint(
     """The plan of a folder or hub repository that has a configuration and weights.
 
     Raises:
-        UserError: if there is no folder, no config.json that can be read, or no weights; names what is there.
+        UserError: if there is no folder, no config.json that can be read, or no weights.
     """
     path = find_folder(name_or_path, flag, cache_dir)
     plan = look_at(path)

@@ -1,7 +1,7 @@
-"""Which batches of a training run compute their activations again in the backward pass.
+"""Sets which batches of a training run compute their activations again in the backward pass.
 
-Recomputation (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost") keeps of each layer its
-input alone. It costs another forward pass, which a batch that fits without it need not pay.
+Recomputation (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost") keeps only the input of each
+layer. It costs another forward pass, which a batch that fits into memory without it does not need.
 """
 
 from torch import nn
@@ -11,8 +11,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 def recompute_activations(decoder: nn.Module, recompute: bool) -> None:
     """Switch recomputation of the decoder's layers on or off, from the next forward pass on.
 
-    Whoever calls it has called the model's gradient_checkpointing_enable before. A vision tower inside the
-    decoder stays as it is.
+    The model's gradient_checkpointing_enable must have been called before. A vision tower inside the decoder
+    stays as it is.
     """
     for child in decoder.children():
         if isinstance(child, nn.ModuleList):

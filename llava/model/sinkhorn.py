@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 FLOOR = 1e-12  # keeps the kernel and its sums above 0
-ROWS_AT_ONCE = 16  # of float32[rows, V] scratch: a processor's cache holds them
+ROWS_AT_ONCE = 16  # rows of the float32[rows, V] scratch, which then fits into a processor's cache
 
 
 class TargetProbabilities(torch.autograd.Function):
-    """softmax(logits / tau) in float32 at the N target words alone: float32[N, N], [i, j] = S[i, targets[j]].
+    """S = softmax(logits / tau) in float32 at the N target tokens only: float32[N, N], S[i, targets[j]].
 
-    Works through blocks of rows, so that beside logits and their gradient no [N, V] tensor exists.
+    It works on blocks of rows, so that no [N, V] tensor exists beside the logits and their gradient.
     """
 
     @staticmethod

@@ -1,8 +1,8 @@
-"""Tokenizers that give the ids the language model was pretrained on.
+"""Tokenizers that give the ids that the language model was pretrained on.
 
 transformers 5 rebuilds Llama-style tokenizers from SentencePiece files and differs from them in three ways:
 text that begins with a space loses it, runs of spaces merge too early, and no BOS is added unless
-tokenizer_config.json asks for it. Here the pipeline is put right, in a form that stays right when the
+tokenizer_config.json asks for it. This module corrects the pipeline in a form that stays correct when the
 tokenizer is saved and loaded.
 """
 
@@ -22,7 +22,7 @@ from transformers.utils import cached_file
 from llava.errors import UserError
 from llava.model.files import AGAIN, check_present, first_line, read_json
 
-SPACE = "▁"  # SentencePiece writes a space so
+SPACE = "▁"  # SentencePiece's spelling of a space
 JSON_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -35,15 +35,15 @@ JSON_FILES = (
 def load_tokenizer(
     path: str | os.PathLike, padding_side: str, model_max_length: int | None = None
 ) -> PreTrainedTokenizerFast:
-    """Load a folder's (or hub repository's) tokenizer, exact to SentencePiece where it comes from there.
+    """Load a folder's (or hub repository's) tokenizer; a SentencePiece one gives exactly SentencePiece's ids.
 
-    A tokenizer.json is taken as it stands, whatever class tokenizer_config.json names; else tokenizer.model.
-    The padding token is the folder's own, else the unknown token, else the end of sequence: no row is ever
-    added.
+    A tokenizer.json is used as it is, whatever class tokenizer_config.json names; without one,
+    tokenizer.model is used. The padding token is the folder's own, else the unknown token, else the
+    end-of-sequence token, so that the embeddings need no new row.
 
     Args:
-        padding_side: "left" to generate, either to train.
-        model_max_length: tokens, image tokens included; default: what the folder says.
+        padding_side: "left" for generation, either side for training.
+        model_max_length: in tokens, image tokens included; by default the folder's.
     Raises:
         UserError: if a file is missing or damaged, the tokenizer is a slow one, or has no token to pad with.
     """
@@ -76,10 +76,11 @@ def load_tokenizer(
 
 
 def separator_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Ids of the words between tiles and after a row of them (`slice`): the pieces "," and "\\n" themselves.
+    """Ids of the separators between tiles and after a row of tiles (`slice`): the pieces "," and "\\n".
 
-    A SentencePiece vocabulary has no piece "\\n", and published checkpoints learnt the unknown token for it.
-    Where another vocabulary spells a word otherwise, as byte-level BPE does a newline, it is encoded.
+    A SentencePiece vocabulary has no piece "\\n", and published checkpoints were trained with the unknown
+    token for it. If another vocabulary spells a separator differently, as byte-level BPE does for a newline,
+    the separator is encoded.
     """
     vocabulary = tokenizer.get_vocab()
 
@@ -105,14 +106,14 @@ def _from_tokenizers(path: str | os.PathLike, file: str, options: dict) -> PreTr
     try:
         return PreTrainedTokenizerFast.from_pretrained(path, **options)
     except Exception as error:
-        # tokenizers raises Exception itself; transformers a KeyError for a part that is not there
+        # tokenizers raises the class Exception itself; transformers raises KeyError for a missing part
         if type(error) not in (Exception, KeyError):
             raise
         raise UserError(f"{file} is no tokenizer ({first_line(error)}); {AGAIN}") from error
 
 
 def _from_others(path: str | os.PathLike, options: dict) -> PreTrainedTokenizerBase:
-    """From the files of a family, such as vocab.json and merges.txt."""
+    """Load from the files of a family, such as vocab.json and merges.txt."""
     try:
         return AutoTokenizer.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
@@ -123,7 +124,7 @@ def _from_others(path: str | os.PathLike, options: dict) -> PreTrainedTokenizerB
 
 
 def _from_sentencepiece(path: str | os.PathLike, model_file: str, options: dict) -> PreTrainedTokenizerFast:
-    """Build from tokenizer.model: transformers' special tokens, SentencePiece's order of merges."""
+    """Build from tokenizer.model, with transformers' special tokens and SentencePiece's order of merges."""
     check_present(Path(model_file))
     try:
         pieces = SentencePieceProcessor(model_file=model_file)
@@ -137,9 +138,9 @@ def _from_sentencepiece(path: str | os.PathLike, model_file: str, options: dict)
     scores = {piece: pieces.get_score(i) for piece, i in vocab.items()}
     # transformers 5 orders merges by id, but runs of spaces have low ids and the lowest score
     backend.model = BPE(vocab, generate_merges(vocab, scores), fuse_unk=True, byte_fallback=True)
-    # folders from before there was a choice do not say, and are legacy
+    # folders from before this setting existed lack it, and are legacy
     _set_prepending(backend, every_section=config.get("legacy") is not False)
-    # this class loads a saved tokenizer.json as it stands; LlamaTokenizer would rebuild its own pipeline
+    # this class loads a saved tokenizer.json as it is; LlamaTokenizer would rebuild its own pipeline
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=llama.bos_token,
@@ -154,7 +155,7 @@ def _from_sentencepiece(path: str | os.PathLike, model_file: str, options: dict)
 
 
 def _keep_leading_spaces(backend: Tokenizer) -> None:
-    """Replace a Metaspace pre-tokenizer: unlike SentencePiece it adds no space where one already stands."""
+    """Replace a Metaspace pre-tokenizer, which unlike SentencePiece adds no space if one is already there."""
     metaspace = backend.pre_tokenizer
     if not _is_sentencepiece(backend) or not isinstance(metaspace, pre_tokenizers.Metaspace):
         return
@@ -163,14 +164,14 @@ def _keep_leading_spaces(backend: Tokenizer) -> None:
 
 
 def _set_prepending(backend: Tokenizer, every_section: bool) -> None:
-    """Put a space before each stretch between special tokens ("legacy"), or before the text's first alone."""
+    """Put a space before each section between special tokens ("legacy"), or only before the text's first."""
     to_pieces = normalizers.Replace(" ", SPACE)
     if every_section:
         backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), to_pieces])
         backend.pre_tokenizer = None
         return
     backend.normalizer = to_pieces
-    # no space is left in the text now, so the first step always adds its own; the second spells it as a piece
+    # the text has no spaces now, so the first step always adds one, which the second spells as in pieces
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="first", split=False),

@@ -1,11 +1,11 @@
-"""The cache of a training step, which keeps nothing."""
+"""A cache for training steps, which keeps nothing."""
 
 from torch import Tensor
 from transformers import Cache
 
 
 class KeepsNothing(Cache):
-    """Keys and values pass through it.
+    """A cache that returns the keys and values it is given and keeps none.
 
     Without a cache and a mask, transformers asks the device in each forward pass whether positions restart,
     as those of packed rows do, and waits for the answer. With any cache it does not ask.

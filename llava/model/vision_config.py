@@ -9,7 +9,8 @@ from itertools import pairwise
 
 from llava.errors import UserError
 
-# A tower of 24 layers gives these hidden states (0 is the embedding output); others scale them (SPEC 1).
+# The hidden states that a tower of 24 layers gives (0 is the embedding output); for other depths they are
+# scaled (SPEC 1).
 REFERENCE_LEVELS = (12, 16, 22)
 REFERENCE_DEPTH = 24
 
@@ -21,16 +22,16 @@ class CommonFields:
     Attributes:
         mm_vision_tower: folder or hub name of the tower; None makes a text-only model.
         mm_vision_config: the tower's own configuration, so that a model folder is complete in itself.
-        mm_vision_select_layer: hidden state handed to the projector; 0 is the embedding output, -1 the last.
+        mm_vision_select_layer: hidden state passed to the projector; 0 is the embedding output, -1 the last.
         mm_vision_select_feature: "patch" (class token removed) or "cls_patch".
-        mm_vision_levels: hidden states handed to multi-level projectors, ascending.
-        mm_vision_image_size: side of the square input in pixels; None is the tower's own.
+        mm_vision_levels: hidden states passed to multi-level projectors, ascending.
+        mm_vision_image_size: side of the square input in pixels; None means the tower's own.
         mm_projector_type: a key of multimodal_projector.builder.PROJECTORS, or mlpNx_gelu.
         mm_hidden_size: channels of the tower.
         scale_factor: s; compressing projectors give N / s**2 tokens.
-        patch_num, image_grid_pinpoints, mm_patch_merge_type: of tiles (llava.tiling); published
-            configurations may hold the number and the list as text.
-        slice_separator_ids: words of `slice`, between tiles and after a row of them.
+        patch_num, image_grid_pinpoints, mm_patch_merge_type: settings of tiling (llava.tiling); published
+            configurations may have the number and the list as text.
+        slice_separator_ids: token ids of the separators of `slice`, between tiles and after a row of tiles.
         elastic_scale_factors: s is drawn from these at each training step; None: always scale_factor.
         use_sinkhorn_lsd, sinkhorn_*: the regulariser of the loss in training (llava.model.sinkhorn).
     """
@@ -71,7 +72,7 @@ def plain_type(config_class: type) -> str:
 
 
 def vision_grid(fields: CommonFields) -> int:
-    """G of the configured tower, whose configuration is known by now: patches along a side of its input."""
+    """G, the number of patches along a side of the tower's input; the tower's configuration must be known."""
     assert fields.mm_vision_config is not None
     image_size = fields.mm_vision_image_size or fields.mm_vision_config["image_size"]
     return image_size // fields.mm_vision_config["patch_size"]
@@ -89,7 +90,7 @@ def resolve_select_layer(select_layer: int, depth: int) -> int:
 
 
 def default_levels(depth: int, selected: int) -> list[int]:
-    """Hidden states 12, 16, 22, 23 of 24, scaled to `depth`: strictly increasing, the last the selected."""
+    """Hidden states 12, 16 and 22 of 24, scaled to `depth`, and the selected one; strictly increasing."""
     levels = [round(level * depth / REFERENCE_DEPTH) for level in REFERENCE_LEVELS] + [selected]
     for i in reversed(range(len(levels) - 1)):
         levels[i] = min(levels[i], levels[i + 1] - 1)
@@ -104,7 +105,7 @@ def default_levels(depth: int, selected: int) -> list[int]:
 def resolve_levels(levels: list[int] | None, depth: int, select_layer: int) -> list[int]:
     """The levels a tower gives, as ascending indices of its hidden states.
 
-    Raises UserError if they are not strictly increasing or leave the tower's range.
+    Raises UserError if they are not strictly increasing or are outside the tower's range.
     """
     if levels is None:
         return default_levels(depth, resolve_select_layer(select_layer, depth))

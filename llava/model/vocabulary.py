@@ -1,4 +1,4 @@
-"""Words that are added to a language model, and the embeddings that they start from."""
+"""Adds tokens to the vocabulary of a language model and initialises their embeddings."""
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -7,11 +7,11 @@ from llava.model.zero3 import gathered
 
 
 def add_words(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, words: list[str]) -> None:
-    """Add `words` to the tokenizer and give each an embedding, at the input and at the output.
+    """Add `words` to the tokenizer and give each an input embedding and an output embedding.
 
-    A new word starts at the mean of the words that were known. The matrices may have more rows than the
-    tokenizer has words (Qwen2.5 has 151,936 rows for 151,665 words): a word that falls into such a spare row
-    starts at the mean too, since nothing has trained that row. Words that are known already keep their rows.
+    A new token starts at the mean of the known tokens. The matrices may have more rows than the tokenizer has
+    tokens (Qwen2.5 has 151,936 rows for 151,665 tokens). A token that gets such a spare row starts at the
+    mean too, since that row was never trained. Tokens that are already known keep their rows.
     """
     num_rows = model.get_input_embeddings().num_embeddings
     known = sorted(token for token in tokenizer.get_vocab().values() if token < num_rows)

@@ -1,4 +1,4 @@
-"""Parameters under DeepSpeed's ZeRO-3, which holds them in pieces."""
+"""Access to parameters under DeepSpeed's ZeRO-3, which splits them among the ranks."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -8,13 +8,13 @@ from torch import Tensor
 
 
 def gathered(parameters: Iterable[Tensor], write: bool = False) -> AbstractContextManager:
-    """Within it parameters that ZeRO-3 holds in pieces are whole on every rank; `write`: they are kept so.
+    """A context in which parameters split by ZeRO-3 are whole on every rank; `write` keeps changes to them.
 
-    A collective: every rank enters it, and with `write` every rank writes the same.
+    It is a collective: every rank must enter it, and with `write` every rank must write the same values.
     """
     pieces = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not pieces:
         return nullcontext()
-    # By its name: transformers refuses a folder whose code has an import statement of what is not installed
+    # Not by an import statement: transformers refuses a folder whose code has one of a missing package
     deepspeed = import_module("deepspeed")
     return deepspeed.zero.GatheredParameters(pieces, modifier_rank=0 if write else None)
