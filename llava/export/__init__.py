@@ -1,1 +1,1 @@
-"""A model folder that transformers and what is built on it load by themselves, and the way back."""
+"""Exports a model to a folder that transformers, and tools built on it, load; also converts it back."""

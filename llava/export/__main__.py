@@ -1,4 +1,4 @@
-"""Write a model's folder as transformers, vLLM and others load it, or the way back.
+"""Export a model to a folder that transformers, vLLM and others load, or convert such a folder back.
 
 python -m llava.export playground/checkpoints/llava-v1.5-7b playground/exported
 python -m llava.export playground/checkpoints/lora playground/exported --model-base lmsys/vicuna-7b-v1.5
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(args: Namespace) -> None:
-    """Raises UserError as export, restore and push, or if flags contradict one another."""
+    """Export or convert back. Raises UserError as export, restore and push do, or if flags contradict."""
     from llava.export.back import restore
     from llava.export.folder import export
     from llava.export.hub import push

@@ -1,4 +1,4 @@
-"""The way back: an exported folder to our own layout."""
+"""Converts an exported folder back to our own layout."""
 
 import json
 from pathlib import Path
@@ -23,12 +23,12 @@ from llava.model.tokenizer import load_tokenizer
 
 
 def restore(model: str, folder: Path) -> None:
-    """Write our layout of an exported folder, or of what transformers saved of one since.
+    """Write an exported folder, or what transformers has saved from one since, in our own layout.
 
     The weights keep every bit, and config.json is the one that was exported.
 
     Raises:
-        UserError: if llava.export did not write the folder, or as whole_folder.
+        UserError: if the folder does not come from llava.export, or as whole_folder does.
     """
     path = find_folder(model, "MODEL")
     exported = read_json(path / "config.json")
@@ -55,7 +55,7 @@ def restore(model: str, folder: Path) -> None:
 
 
 def without_image_token(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """The tokenizer as it was before <image> was added; no text of ours has it as a token."""
+    """The tokenizer as it was before <image> was added; in our own layout <image> is not a token."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     kept = [token for token in backend["added_tokens"] if token["content"] != DEFAULT_IMAGE_TOKEN]
     backend["added_tokens"] = kept

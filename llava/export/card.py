@@ -10,7 +10,7 @@ from pathlib import Path
 from llava.model.files import read_json
 
 RUN_FILE = "run.json"  # training writes it
-# Of run.json's training_arguments, in the words of the card
+# Maps keys of run.json's training_arguments to their descriptions in the card
 RECIPE = {
     "learning_rate": "learning rate",
     "mm_projector_lr": "learning rate of the projector",
@@ -80,14 +80,14 @@ The projector serves several budgets: `processor_kwargs={{"scale_factor": s}}` o
 
 
 def model_card(config, plan_path: Path, processor, num_tokens: int, name: str, loading: str) -> str:
-    """README.md.
+    """The text of README.md.
 
     Args:
         config: our own configuration.
         plan_path: the folder that was exported; its run.json and README.md are read if they are there.
-        processor: the exported one.
-        num_tokens: M.
-        name: of the repository or folder, for the examples.
+        processor: the exported processor.
+        num_tokens: M, the number of tokens a view.
+        name: the name of the repository or folder, for the title and the examples.
         loading: STOCK, NATIVE or WITH_CODE.
     """
     run = read_json(plan_path / RUN_FILE) if (plan_path / RUN_FILE).is_file() else {}
@@ -116,7 +116,7 @@ def model_card(config, plan_path: Path, processor, num_tokens: int, name: str, l
 
 
 def facts(config, run: dict, num_tokens: int) -> Iterator[tuple[str, object]]:
-    """Rows of the card's table; None for what is not known."""
+    """Rows of the card's table; a value that is not known is None."""
     yield "language model", shown(base_of(config, run)) or type(config).__name__
     yield "vision tower", shown(config.mm_vision_tower)
     yield "projector", config.mm_projector_type
@@ -142,7 +142,7 @@ def base_of(config, run: dict) -> str | None:
 
 
 def shown(name: str | None) -> str | None:
-    """A hub name as it is, of a path its last part: a card says nothing of the machine it was written on."""
+    """A hub name as it is, or the last part of a path: a card must not describe the machine it comes from."""
     return name if name is None or is_hub_name(name) else Path(name).name
 
 
@@ -151,7 +151,7 @@ def is_hub_name(name: str) -> bool:
 
 
 def license_fields(folder: Path) -> dict[str, str]:
-    """license, license_name and license_link of the card that the folder has; else "other"."""
+    """license, license_name and license_link from the folder's own card; without them license is "other"."""
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)

@@ -1,7 +1,7 @@
-"""One modelling file that holds all that an exported folder's classes need of this package.
+"""Makes one modelling file that holds all that an exported folder's classes need from this package.
 
-It is made from the sources: each top-level definition that the classes of llava.hf reach, below the imports
-of other packages that they use.
+The file is made from the sources. It has the imports of other packages and then each top-level definition
+that the classes of llava.hf use, directly or through other definitions.
 """
 
 import ast
@@ -13,7 +13,7 @@ from pathlib import Path
 
 PACKAGE = "llava"
 FILE = "modeling_visualprism.py"
-# From the Auto class that is asked to the class that it finds, each with the module that defines it
+# Maps an Auto class to the class that it loads, with the module that defines that class
 MODEL_CLASSES = {
     "AutoConfig": ("llava.hf.configuration", "VisualPrismConfig"),
     "AutoModel": ("llava.hf.modeling", "VisualPrismModel"),
@@ -28,13 +28,13 @@ HEAD = '''"""The classes of this folder's model, written by python -m llava.expo
 
 
 class Module:
-    """The text of a module of this package, by top-level names.
+    """The source of a module of this package, by top-level names.
 
     Attributes:
         name: such as llava.tiling.
-        definitions: from a name to the statement that defines it.
-        imports: from a name of this package to the module that it is imported from.
-        outside: from a name of another package to its import statement.
+        definitions: maps a name to the statement that defines it.
+        imports: maps a name from this package to the module that it is imported from.
+        outside: maps a name from another package to its import statement.
     """
 
     def __init__(self, name: str):
@@ -71,14 +71,14 @@ class Module:
 
 
 def defined_names(statement: ast.stmt) -> Iterator[str]:
-    """The names that a top-level statement gives to the module."""
+    """The names that a top-level statement defines in the module."""
     if isinstance(statement, ast.FunctionDef | ast.ClassDef):
         yield statement.name
         return
     if isinstance(statement, ast.If):
         for branch in (*statement.body, *statement.orelse):
             yield from defined_names(branch)
-    elif isinstance(statement, ast.Import | ast.ImportFrom):  # of a branch
+    elif isinstance(statement, ast.Import | ast.ImportFrom):  # inside a branch
         yield from (alias.asname or alias.name for alias in statement.names)
     for node in ast.walk(statement):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -103,10 +103,10 @@ def names_at_definition(node: ast.AST) -> Iterator[str]:
 
 @dataclass
 class Collected:
-    """What has been reached, each definition behind those that it needs when it runs."""
+    """The definitions found so far, each after those that it needs when it runs."""
 
     modules: dict[str, Module] = field(default_factory=dict)
-    pieces: dict[str, str] = field(default_factory=dict)  # from a definition's first name to its text
+    pieces: dict[str, str] = field(default_factory=dict)  # maps a definition's first name to its text
     outside: set[str] = field(default_factory=set)
     reached: set[tuple[str, bool]] = field(default_factory=set)  # first names, and whether they are called
     waiting: list[tuple[Module, str]] = field(default_factory=list)  # used by functions' bodies
@@ -117,7 +117,7 @@ class Collected:
         return self.modules[name]
 
     def add(self, module: Module, name: str, is_called: bool = False) -> None:
-        """A name that code of a module uses; `is_called`: while the file is imported."""
+        """Add a name that code of a module uses; `is_called`: the file calls it while it is imported."""
         if name in module.imports:
             self.add(self.module(module.imports[name]), name, is_called)
         elif name in module.definitions:
@@ -157,6 +157,6 @@ def add_code(folder: Path) -> None:
     (folder / FILE).write_text(modelling_file(), encoding="utf-8")
     for name, classes in (("config.json", MODEL_CLASSES), ("processor_config.json", PROCESSOR_CLASSES)):
         settings = json.loads((folder / name).read_text(encoding="utf-8"))
-        for part in (settings, settings.get("image_processor", {})):  # each is asked for its own class
+        for part in (settings, settings.get("image_processor", {})):  # each is read for its own class
             part["auto_map"] = {auto: f"{Path(FILE).stem}.{kind}" for auto, (_, kind) in classes.items()}
         (folder / name).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

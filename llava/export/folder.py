@@ -1,4 +1,4 @@
-"""What an exported folder holds, written whole or not at all."""
+"""Writes an exported folder, completely or not at all."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ from llava.model.vision_config import CommonFields
 from llava.wholefile import sync
 
 SOURCE_CONFIG = "llava_config"  # the key that keeps our own config.json, for the way back
-ROUNDED = 64  # rows of a vocabulary are a multiple, so that engines can share them out
-NUM_NAMED = 10  # weights that a message lists
-IDLE = "mask_token"  # of DINOv2, which only its own training reads
+ROUNDED = 64  # the vocabulary's rows are a multiple of it, so that engines can split them
+NUM_NAMED = 10  # the most weights that a message lists
+IDLE = "mask_token"  # of DINOv2; only its own training reads it
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `folder` when the block ends, and is removed if it fails.
+    """Yield a folder to fill, which becomes `folder` when the block ends and is removed if the block fails.
 
     Raises:
-        UserError: if there is something under that name that is no empty folder.
+        UserError: if `folder` exists and is not an empty folder.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; remove it or choose another folder.")
@@ -82,11 +82,11 @@ class Source:
     """A model of ours that is to be exported.
 
     Attributes:
-        plan: of its folder.
-        saved: its config.json.
-        config: of the whole model, mm_vision_config included.
-        shards: its weights by our names.
-        tokenizer: with <image> as a token of its own.
+        plan: the plan of its folder.
+        saved: the content of its config.json.
+        config: the configuration of the whole model, with mm_vision_config.
+        shards: its weights, by our names.
+        tokenizer: its tokenizer, with <image> added as a token.
     """
 
     plan: CheckpointPlan
@@ -105,7 +105,7 @@ class Source:
 
     @property
     def num_rows(self) -> int:
-        """Of the exported vocabulary."""
+        """The number of rows of the exported vocabulary."""
         needed = max(self.config.vocab_size, self.image_token_id + 1)
         return -(-needed // ROUNDED) * ROUNDED
 
@@ -120,7 +120,7 @@ class Source:
 
     @property
     def text_config(self) -> PretrainedConfig:
-        """Of the language model alone, as transformers knows it."""
+        """The configuration of the language model only, of transformers' own class."""
         kind = next(kind for kind in type(self.config).__mro__ if not issubclass(kind, CommonFields))
         names = kind.__dataclass_fields__.keys() - {"architectures", "transformers_version"}  # type: ignore[attr-defined]
         settings = {name: getattr(self.config, name) for name in names}
@@ -140,13 +140,13 @@ class Source:
         return chat_template(self.template, self.config.mm_use_im_start_end, Marks.of(self.tokenizer))
 
     def generation_config(self) -> GenerationConfig:
-        """The folder's own, in which the end of the template's turns ends an answer."""
+        """The folder's own settings, in which the end of the template's turns ends an answer."""
         if (self.plan.path / "generation_config.json").is_file():
             settings = GenerationConfig.from_pretrained(self.plan.path)
         else:
             settings = GenerationConfig.from_model_config(self.config)
         end_with_turns(SimpleNamespace(generation_config=settings), self.tokenizer, self.template)
-        if not settings.do_sample:  # refused beside it, and of no effect
+        if not settings.do_sample:  # SAMPLING has no effect then and is refused
             for name in SAMPLING:
                 setattr(settings, name, None)
         return settings
@@ -156,7 +156,8 @@ def open_source(model: str, model_base: str | None = None) -> Source:
     """Find a model and its weights; a whole model's stay in their files.
 
     Raises:
-        UserError: as load_pretrained_model; or if it is text-only, or an MPT, which nothing else runs.
+        UserError: as load_pretrained_model does, or if the model is text-only or an MPT, which no serving
+            engine runs.
     """
     plan = plan_checkpoint(model, "MODEL")
     if "text_config" in plan.saved:
@@ -179,7 +180,7 @@ def open_source(model: str, model_base: str | None = None) -> Source:
 
 
 def whole_model(plan: CheckpointPlan) -> Source:
-    """Of a whole model's folder; a tower that lies elsewhere is one shard more.
+    """The source for a whole model's folder; if the tower is stored elsewhere, it is one more shard.
 
     Raises:
         UserError: if weights are missing or unexpected.
@@ -203,7 +204,7 @@ def whole_model(plan: CheckpointPlan) -> Source:
 
 
 def published_tower(config: PretrainedConfig) -> dict[str, Tensor]:
-    """The weights of the tower that mm_vision_tower names, by our names, in the model's type."""
+    """The weights of the tower that mm_vision_tower names, by our names, in the model's dtype."""
     tower = build_vision_tower(config, needs_levels=False)
     load_vision_weights(tower, config.mm_vision_tower)
     dtype = config.dtype or torch.float32
@@ -221,10 +222,10 @@ def export(
 
     Args:
         model, model_base: as load_pretrained_model takes them.
-        name: what the model card calls it, such as its repository; by default the folder.
+        name: the model's name in the model card, such as its repository's; by default the folder's.
         with_code: put our classes' code into the folder, unless transformers has a class for the model.
     Raises:
-        UserError: as open_source and whole_folder.
+        UserError: as open_source and whole_folder do.
     """
     with whole_folder(folder) as scratch:
         source = open_source(model, model_base)
@@ -233,7 +234,7 @@ def export(
 
 
 def write_source(source: Source, folder: Path, name: str, with_code: bool) -> None:
-    """Fill an empty folder."""
+    """Write all files of an export into an empty folder."""
     own, tokenizer, mark = source.config, source.tokenizer, source.image_token_id
     images, template = source.image_processor(), source.chat_template()
     if source.stock:

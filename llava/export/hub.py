@@ -1,4 +1,4 @@
-"""An exported folder to the hub."""
+"""Uploads an exported folder to the hub."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from llava.model.files import first_line
 
 
 def push(folder: Path, repository: str) -> str:
-    """Upload a folder to a repository, which is made private where there is none; returns its address.
+    """Upload a folder to a repository and return its address; a repository that it creates is private.
 
     Raises:
-        UserError: if the hub refuses it, as without a login, or cannot be reached.
+        UserError: if the hub refuses the upload, for example without a login, or cannot be reached.
     """
     hub = HfApi()
     try:

@@ -1,4 +1,4 @@
-"""Models that are our own class of llava.hf."""
+"""Exports of models whose class is our own, in llava.hf."""
 
 import torch
 from transformers import PretrainedConfig
@@ -9,19 +9,19 @@ from llava.hf import VisualPrismConfig, VisualPrismImageProcessor, VisualPrismMo
 from llava.model.multimodal_projector.builder import VisionFields
 from llava.model.tokenizer import separator_ids
 
-# Of the training run alone; and the tower's configuration, which is vision_config
+# Keys that only the training run needs; and the tower's configuration, which becomes vision_config
 LEFT_OUT = ("mm_vision_config", "mm_hidden_size", "tune_mm_mlp_adapter", "tokenizer_model_max_length")
 
 
 def native_config(config: PretrainedConfig, text_config, vision_config, tokenizer, image_token_id: int):
-    """Our configuration, the words between slice's tiles included."""
+    """Our configuration, with the ids of the separators between slice's tiles."""
     names = [
         name for name in VisionFields.__dataclass_fields__ if name not in LEFT_OUT and "sinkhorn" not in name
     ]
     fields = {name: getattr(config, name) for name in names}
     if config.slice_separator_ids is None:
         fields["slice_separator_ids"] = separator_ids(tokenizer)
-    return VisualPrismConfig(  # type: ignore[call-arg]  # of transformers' classes, which mypy does not read
+    return VisualPrismConfig(  # type: ignore[call-arg]  # mypy does not read transformers' classes
         architectures=["VisualPrismForConditionalGeneration"],
         text_config=text_config,
         vision_config=vision_config,
@@ -32,7 +32,7 @@ def native_config(config: PretrainedConfig, text_config, vision_config, tokenize
 
 
 def native_processor(config: VisualPrismConfig, image_processor, tokenizer, chat_template: str):
-    """Our processor, which knows the tokens of each s that the model serves."""
+    """Our processor, with the number of tokens at each s that the model serves."""
     with torch.device("meta"):
         model = VisualPrismModel(config)
     side = model.vision_tower.image_size
@@ -53,12 +53,12 @@ def native_processor(config: VisualPrismConfig, image_processor, tokenizer, chat
 
 
 def tokens_by_scale(model: VisualPrismModel) -> dict[int, int]:
-    """From each s that the model serves to its tokens a view."""
-    model.tokens_per_view()  # refuses a configuration that serves not even its own s
+    """Maps each s that the model serves to its tokens a view."""
+    model.tokens_per_view()  # refuses a configuration that does not serve even its own s
     found = {}
     for scale_factor in range(1, model.vision_tower.grid_side + 1):
         try:
             found[scale_factor] = model.tokens_per_view(scale_factor)
-        except UserError:  # s divides no grid, or the weights fit another
+        except UserError:  # s does not divide the grid, or the weights need another
             continue
     return found

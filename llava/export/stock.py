@@ -1,4 +1,4 @@
-"""Models that are transformers' own LlavaForConditionalGeneration or LlavaNextForConditionalGeneration."""
+"""Exports of models that LlavaForConditionalGeneration or LlavaNextForConditionalGeneration can run."""
 
 from transformers import LlavaConfig, LlavaNextConfig, LlavaNextProcessor, LlavaProcessor, PretrainedConfig
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
@@ -8,7 +8,7 @@ from llava.model.multimodal_encoder.builder import VISION_TOWERS
 from llava.model.vision_config import CommonFields
 from llava.tiling import parse_pinpoints
 
-TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2")  # whose features theirs are
+TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2")  # transformers has our features of these
 IMAGE_OPTIONS = (
     *("do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean"),
     "image_std",
@@ -16,7 +16,7 @@ IMAGE_OPTIONS = (
 
 
 def is_stock(config: CommonFields) -> bool:
-    """Whether a class of transformers' computes the same as ours, its mm_vision_config known."""
+    """Whether a class of transformers computes the same as ours; mm_vision_config must be known."""
     tower = config.mm_vision_config or {}
     fits = (
         config.mm_projector_type == "mlp2x_gelu"
@@ -30,7 +30,7 @@ def is_stock(config: CommonFields) -> bool:
 
 
 def stock_config(config: PretrainedConfig, text_config, vision_config, image_token_id: int):
-    """Their configuration of a model that is_stock."""
+    """transformers' configuration of a model for which is_stock is True."""
     grid = vision_config.image_size // vision_config.patch_size
     select = "default" if drops_class_token(config) else "full"
     options = {
@@ -60,16 +60,16 @@ def drops_class_token(config) -> bool:
 
 
 def high_by_wide(config, side: int) -> list[list[int]]:
-    """anyres' resolutions as transformers writes them, the height first."""
+    """anyres' resolutions as transformers writes them, with the height first."""
     return [[height, width] for width, height in parse_pinpoints(config.image_grid_pinpoints, side)]
 
 
 def stock_processor(config, image_processor, tokenizer, chat_template: str):
-    """Their processor, with the arithmetic that ours has of the tower's image processor."""
+    """transformers' processor, with the arithmetic of the tower's image processor, as ours has it."""
     side = config.mm_vision_image_size or config.mm_vision_config["image_size"]
     options = {name: getattr(image_processor, name) for name in IMAGE_OPTIONS}
     options |= {
-        "crop_size": {"height": side, "width": side},  # they read it where nothing is cropped, too
+        "crop_size": {"height": side, "width": side},  # it is read even if nothing is cropped
         "do_center_crop": bool(getattr(image_processor, "do_center_crop", None)),
     }
     parts = {

@@ -1,4 +1,4 @@
-"""Weights of one layout into a folder of another, one shard in memory at a time."""
+"""Writes weights of one layout into a folder of another, with one shard in memory at a time."""
 
 import json
 import re
@@ -15,14 +15,15 @@ from llava.model.builder import SAVED_CONSTANTS
 from llava.model.files import INDEX, check_model, check_weights, model_file, read_bin, weight_map
 
 Shard = Callable[[], dict[str, Tensor]]  # reads its tensors when it is called
-WORDS = re.compile(r"(.*embed_tokens|lm_head)\.weight")  # a row for each word
+WORDS = re.compile(r"(.*embed_tokens|lm_head)\.weight")  # a row for each token
 TOWER, PLAIN_TOWER = "model.vision_tower.vision_tower.", "model.vision_tower."
 PROJECTOR, PLAIN_PROJECTOR = "model.mm_projector.", "model.multi_modal_projector."
 LANGUAGE, PLAIN_LANGUAGE = "model.", "model.language_model."
 KEPT = ("lm_head.", "model.image_newline")
 # transformers' names of the two maps of mlp2x_gelu
 LINEAR = {"0.": "linear_1.", "2.": "linear_2."}
-# What transformers' save_pretrained writes for its own Llava classes, ahead of our names of the same
+# Maps the prefixes that transformers' save_pretrained writes for its own Llava classes to those that exports
+# have
 OLD_NAMES = {
     "language_model.lm_head.": "lm_head.",
     "language_model.model.": PLAIN_LANGUAGE,
@@ -33,17 +34,17 @@ OLD_NAMES = {
 
 
 def exported_name(name: str, stock: bool) -> str | None:
-    """Our name of a weight as the exported folder has it; None for a constant that older folders hold.
+    """The exported folder's name for a weight of ours; None for a constant that older folders hold.
 
     Args:
-        stock: whether it is for transformers' own class, and not for ours of llava.hf.
+        stock: whether the export is for transformers' own class, and not for ours in llava.hf.
     """
     if name.endswith(SAVED_CONSTANTS):
         return None
     if name.startswith(KEPT):
         return name
     if name.startswith(TOWER):
-        rest = name.removeprefix(TOWER).removeprefix("vision_model.")  # of transformers before 5
+        rest = name.removeprefix(TOWER).removeprefix("vision_model.")  # as transformers before 5 named it
         return (PLAIN_TOWER if stock else TOWER) + rest
     if name.startswith(PROJECTOR):
         rest = name.removeprefix(PROJECTOR)
@@ -52,7 +53,7 @@ def exported_name(name: str, stock: bool) -> str | None:
 
 
 def our_name(name: str, stock: bool) -> str:
-    """An exported folder's name of a weight as ours; the inverse of exported_name."""
+    """Our name for a weight of an exported folder; the inverse of exported_name."""
     for old, new in OLD_NAMES.items():
         if name.startswith(old):
             name = new + name.removeprefix(old)
@@ -71,7 +72,7 @@ def our_name(name: str, stock: bool) -> str:
 
 
 def stored_shards(folder: Path) -> list[Shard]:
-    """The files of a whole model's folder. Raises UserError if one is missing or damaged."""
+    """The shards of a whole model's folder, one a file. Raises UserError if one is missing or damaged."""
     check_model(folder)
     file = model_file(folder)
     assert file is not None, folder
@@ -88,7 +89,7 @@ def read_shard(file: Path) -> dict[str, Tensor]:
 
 
 def shards_of(state: dict[str, Tensor]) -> list[Shard]:
-    """A state dict in shards of transformers' size; of tied weights the first name is kept."""
+    """Split a state dict into shards of transformers' size; tied weights keep only their first name."""
     found: dict[int, str] = {}
     state = {name: value for name, value in state.items() if found.setdefault(value.data_ptr(), name) == name}
     split = split_torch_state_dict_into_shards(state)
@@ -106,7 +107,7 @@ def write_shards(
     Args:
         renamed: gives a tensor's name and value in the new layout; a name of None leaves it out.
     Returns:
-        the names of all that was written.
+        the names of all weights that were written.
     """
     where, size = {}, 0
     for number, read in enumerate(shards, start=1):
@@ -125,8 +126,8 @@ def write_shards(
 
 
 def with_rows(name: str, value: Tensor, num_rows: int, known: Iterable[int]) -> Tensor:
-    """A table of words float[V, D] with rows added up to num_rows, each the mean of the known words'; any
-    other tensor as it is."""
+    """Extend a table of tokens float[V, D] to num_rows, where each new row is the mean of the known tokens';
+    any other tensor stays as it is."""
     if not WORDS.fullmatch(name) or len(value) >= num_rows:
         return value
     index = torch.tensor([row for row in known if row < len(value)])
@@ -135,5 +136,5 @@ def with_rows(name: str, value: Tensor, num_rows: int, known: Iterable[int]) -> 
 
 
 def without_rows(name: str, value: Tensor, num_rows: int) -> Tensor:
-    """A table of words cut to its first num_rows; any other tensor as it is."""
+    """Cut a table of tokens to its first num_rows; any other tensor stays as it is."""
     return value[:num_rows] if WORDS.fullmatch(name) else value

@@ -1,8 +1,8 @@
-"""Our models as transformers' own kind: `import llava.hf`, and its Auto classes load exported folders."""
+"""Our models as transformers models: after `import llava.hf` its Auto classes load exported folders."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-# transformers 5.17 has it at its top level only where torchvision is installed
+# transformers 5.17 has it at its top level only if torchvision is installed
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from llava.hf.configuration import VisualPrismConfig
@@ -22,7 +22,7 @@ AutoConfig.register(VisualPrismConfig.model_type, VisualPrismConfig, exist_ok=Tr
 AutoModel.register(VisualPrismConfig, VisualPrismModel, exist_ok=True)
 AutoModelForImageTextToText.register(VisualPrismConfig, VisualPrismForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(VisualPrismConfig, VisualPrismProcessor, exist_ok=True)
-# under both names: its arithmetic is the same whether torchvision is there or not
+# for both backends: its arithmetic is the same with and without torchvision
 AutoImageProcessor.register(
     VisualPrismConfig,
     image_processor_classes=dict.fromkeys(("pil", "torchvision"), VisualPrismImageProcessor),

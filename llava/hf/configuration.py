@@ -1,4 +1,4 @@
-"""The configuration of a model whose projector transformers has no class for."""
+"""The configuration of models that transformers has no class of its own for."""
 
 from transformers import LlavaConfig
 
@@ -12,6 +12,6 @@ class VisualPrismConfig(VisionFields, LlavaConfig):
     mm_projector_type: str | None = "visualprism"
 
     def vision_fields(self) -> VisionFields:
-        """What tower and projector are built by; the tower's own configuration is vision_config alone."""
+        """The settings that tower and projector are built from, with vision_config as the tower's."""
         fields = {name: getattr(self, name) for name in VisionFields.__dataclass_fields__}
         return VisionFields(**{**fields, "mm_vision_config": self.vision_config.to_dict()})

@@ -1,4 +1,4 @@
-"""Images to the pixels of their views, by the very arithmetic that a model was trained with."""
+"""Turns images into the pixels of their views, with the same arithmetic as in training."""
 
 # V views of all images, M tokens a view, s scale factor
 
@@ -16,7 +16,7 @@ from llava.errors import UserError
 from llava.mm_utils import process_images
 from llava.tiling import PATCH_MERGE_TYPES, PATCH_NUMS, TILED, Size, WholeImage, num_positions, tiling_of
 
-# What is handed on to the processor of one view; the rest of what a call may send has no effect
+# The settings that the processor of one view gets; the options of a call do not change them
 OPTIONS = (
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
     *("do_normalize", "image_mean", "image_std"),
@@ -28,15 +28,15 @@ class VisualPrismImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-a
 
 
 class VisualPrismImageProcessor(LlavaImageProcessorPil):
-    """process_images of llava.mm_utils.
+    """Runs llava.mm_utils.process_images.
 
     Args:
-        tokens_per_view: from each s that the model serves to its M; of a projector that does not compress
-            the one M, by 1.
+        tokens_per_view: maps each s that the model serves to its M; for a projector that does not compress,
+            it maps 1 to the only M.
         image_aspect_ratio, patch_num, image_grid_pinpoints, mm_patch_merge_type: as llava.tiling.tiling_of
             reads them.
-        options: those of a LlavaImageProcessor, crop_size being the tower's square; and scale_factor, the s
-            of calls that name none, which a projector that does not compress has not.
+        options: those of a LlavaImageProcessor, with the tower's square as crop_size; and scale_factor, the s
+            of calls that give none. It is None for a projector that does not compress.
     """
 
     valid_kwargs = VisualPrismImagesKwargs
@@ -62,10 +62,10 @@ class VisualPrismImageProcessor(LlavaImageProcessorPil):
         return tiling_of(self, dict(self.crop_size)["height"])
 
     def served(self, scale_factor: int | None) -> int | None:
-        """s of a call; None of a projector that does not compress.
+        """The s that a call uses; None for a projector that does not compress.
 
         Raises:
-            UserError: for an s that the model does not serve; this is what strangers may send to a server.
+            UserError: for an s that the model does not serve; any client of a server may send one.
         """
         if scale_factor is None:
             return self.scale_factor
@@ -82,23 +82,23 @@ class VisualPrismImageProcessor(LlavaImageProcessorPil):
         return scale_factor
 
     def num_image_tokens(self, size: Size, scale_factor: int | None = None) -> int:
-        """Positions that an image of (width, height) pixels takes. Raises UserError as served."""
+        """The number of positions of an image of (width, height) pixels. Raises UserError as served."""
         return num_positions(self.tiling, size, self.num_view_tokens(scale_factor))
 
     def num_view_tokens(self, scale_factor: int | None = None) -> int:
-        """M of a call. Raises UserError as served."""
+        """The M that a call uses. Raises UserError as served."""
         return self.tokens_per_view[str(self.served(scale_factor) or 1)]
 
     def preprocess(
         self, images, scale_factor: int | None = None, return_tensors: str | None = None, **others
     ) -> BatchFeature:
-        """Images in any form that transformers takes to the views of all.
+        """Turn images, in any form that transformers takes, into the views of all of them.
 
         Args:
-            scale_factor: s of all of them.
+            scale_factor: the s of all images.
         Returns:
-            pixel_values float[V, 3, H, W]; of tiles image_sizes long[V, 2], height and width of the image
-            that each is of; where the projector compresses, scale_factors long[V].
+            pixel_values float[V, 3, H, W]; with tiles also image_sizes long[V, 2], the height and width of
+            the image that each view belongs to; if the projector compresses, also scale_factors long[V].
         Raises:
             UserError: as served.
         """

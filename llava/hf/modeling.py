@@ -1,8 +1,8 @@
-"""A tower, a projector of our line-up and any language model of transformers, as one of transformers' models.
+"""A tower, one of our projectors and any language model of transformers, as one transformers model.
 
-The training classes (llava.model.language_model) are others: their weights' names, calls and placeholders of
--200 are LLaVA's, which published checkpoints and evaluators depend on. Tower, projector, tiling and the way
-from images to features are the same code.
+The training classes (llava.model.language_model) are different ones. Their names of weights, their calls and
+their placeholder -200 are LLaVA's, and published checkpoints and evaluators depend on them. Both have the
+same code for tower, projector, tiling and the way from images to features.
 """
 
 # V views of all images, M tokens a view, L positions of an image, B sequences, T tokens, D model width
@@ -40,14 +40,14 @@ class VisualPrismPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, Projector):  # its parts have had theirs, which are not the projector's
+        if isinstance(module, Projector):  # its parts were initialised, but not in the projector's way
             module.reset_parameters()
         if isinstance(module, VisualPrismModel) and hasattr(module, "image_newline"):
             init.normal_(module.image_newline, std=self.config.text_config.hidden_size**-0.5)
 
 
 class VisualPrismModel(ImageEncoder, VisualPrismPreTrainedModel):
-    """Without the head; image_newline float[D] is there where anyres joins tiles by spatial_unpad."""
+    """The model without the head; it has image_newline float[D] if mm_patch_merge_type is spatial_unpad."""
 
     def __init__(self, config: VisualPrismConfig):
         super().__init__(config)
@@ -76,12 +76,12 @@ class VisualPrismModel(ImageEncoder, VisualPrismPreTrainedModel):
         scale_factors: Tensor | None = None,
         **others,
     ) -> BaseModelOutputWithPooling:
-        """What stands in the place of the images' tokens.
+        """The features that replace the images' placeholder tokens.
 
         Args:
             pixel_values, image_sizes, scale_factors: as VisualPrismImageProcessor makes them.
         Returns:
-            pooler_output: of each image float[L, D], the separators of its tiles included.
+            pooler_output: for each image float[L, D], with the separators of its tiles.
         """
         factors = [None] * len(pixel_values) if scale_factors is None else scale_factors.tolist()
         images, first, found = grouped(self.tiling, len(pixel_values), image_sizes), 0, []
@@ -93,7 +93,7 @@ class VisualPrismModel(ImageEncoder, VisualPrismPreTrainedModel):
         return BaseModelOutputWithPooling(pooler_output=found)
 
     def _encoded(self, pixel_values: Tensor, factors: list[int | None]) -> list[Tensor]:
-        """Of each view float[M, D], those of one s in one call."""
+        """The tokens of each view, float[M, D]; the views with the same s are encoded in one call."""
         encoded: dict[int, Tensor] = {}
         for factor in dict.fromkeys(factors):
             places = [place for place, own in enumerate(factors) if own == factor]
@@ -102,15 +102,15 @@ class VisualPrismModel(ImageEncoder, VisualPrismPreTrainedModel):
         return [encoded[place] for place in range(len(factors))]
 
     def _laid_out(self, views: Tensor, size: tuple[int, int]) -> Tensor:
-        """One image's views float[T, M, D] to float[L, D]."""
+        """Lay out one image's views, float[T, M, D], as float[L, D]."""
         layout = self.tiling.layout(size, views.shape[1], len(views)).to(views.device)
         tokens = views.flatten(0, 1)
-        # COLUMN_END is -1 and ROW_END -2: behind the tokens, in this order
+        # COLUMN_END (-1) and ROW_END (-2) come after the tokens, in this order
         index = torch.where(layout < 0, len(tokens) - 1 - layout, layout)
         return torch.cat([tokens, self._ends().to(tokens)])[index]
 
     def _ends(self) -> Tensor:
-        """float[2, D], what stands at a COLUMN_END and at a ROW_END; float[0, D] where there are none."""
+        """The embeddings of COLUMN_END and ROW_END, float[2, D]; float[0, D] if there are none."""
         if self.config.image_aspect_ratio == "slice":
             embed = self.get_input_embeddings()
             return embed(torch.tensor(self.config.slice_separator_ids, device=embed.weight.device))
@@ -121,10 +121,10 @@ class VisualPrismModel(ImageEncoder, VisualPrismPreTrainedModel):
     def get_placeholder_mask(
         self, input_ids: Tensor | None, inputs_embeds: Tensor, image_features: Tensor
     ) -> Tensor:
-        """bool[B, T, D], True where image_features float[N, D] go.
+        """The mask bool[B, T, D], True at the positions for image_features float[N, D].
 
         Raises:
-            UserError: if there are not N places.
+            UserError: if the number of such positions is not N.
         """
         if input_ids is None:
             mark = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
@@ -139,7 +139,7 @@ class VisualPrismModel(ImageEncoder, VisualPrismPreTrainedModel):
         return mask.unsqueeze(-1).expand_as(inputs_embeds).to(inputs_embeds.device)
 
     def num_image_tokens(self, size: tuple[int, int], scale_factor: int | None = None) -> int:
-        """L of an image of (width, height) pixels."""
+        """L, the number of positions of an image of (width, height) pixels."""
         return num_positions(self.tiling, size, self.tokens_per_view(scale_factor))
 
     @can_return_tuple
@@ -155,7 +155,7 @@ class VisualPrismModel(ImageEncoder, VisualPrismPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         **kwargs,
     ) -> LlavaModelOutputWithPast:
-        """As transformers' LlavaModel; the images as get_image_features takes them."""
+        """As transformers' LlavaModel, but images are given as get_image_features takes them."""
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("give input_ids or inputs_embeds, and not both.")
         if inputs_embeds is None:
@@ -189,7 +189,7 @@ class VisualPrismForConditionalGeneration(VisualPrismPreTrainedModel, Generation
         return self.lm_head
 
     def get_image_features(self, pixel_values: Tensor, **options):
-        """As VisualPrismModel's."""
+        """As VisualPrismModel.get_image_features."""
         return self.model.get_image_features(pixel_values, **options)
 
     @can_return_tuple
@@ -207,7 +207,7 @@ class VisualPrismForConditionalGeneration(VisualPrismPreTrainedModel, Generation
         logits_to_keep: int | Tensor = 0,
         **kwargs,
     ) -> LlavaCausalLMOutputWithPast:
-        """As transformers' LlavaForConditionalGeneration; the images as get_image_features takes them."""
+        """As transformers' LlavaForConditionalGeneration, with images as get_image_features takes them."""
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -237,7 +237,7 @@ class VisualPrismForConditionalGeneration(VisualPrismPreTrainedModel, Generation
         """transformers' generate.
 
         Args:
-            scale_factor: s of all images, in place of the one that the processor made the prompts for.
+            scale_factor: the s of all images, in place of the one that the processor made the prompts for.
         """
         if scale_factor is not None and kwargs.get("pixel_values") is not None:
             inputs = kwargs.pop("input_ids", inputs)
@@ -245,7 +245,11 @@ class VisualPrismForConditionalGeneration(VisualPrismPreTrainedModel, Generation
         return super().generate(inputs, **kwargs)
 
     def _at_scale(self, input_ids: Tensor | None, kwargs: dict, scale_factor: int) -> tuple[Tensor, dict]:
-        """The prompts with as many tokens an image as s asks for, padded on the left, and their options."""
+        """Give each image in the prompts its number of tokens at s, and pad on the left.
+
+        Returns:
+            the new prompts, and `kwargs` with the options that fit them.
+        """
         if input_ids is None:
             raise UserError("scale_factor changes prompts, so generate needs input_ids beside it.")
         model, pixels, sizes = self.model, kwargs["pixel_values"], kwargs.get("image_sizes")

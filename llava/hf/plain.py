@@ -1,7 +1,7 @@
-"""Linear maps that serving engines leave alone.
+"""Linear maps that serving engines do not replace.
 
-An engine puts its own class in the place of each nn.Linear and may pack the weights away, while the
-evaluation forms of our projectors read weights to fold them. A projector is small, so nothing is lost.
+An engine replaces each nn.Linear by its own class and may pack the weights, but in evaluation our projectors
+read the weights to fold them. A projector is small, so nothing is lost without the engine's class.
 """
 
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from llava.model.multimodal_projector.mlp import LinearProjector
 
 
 class PlainLinear(nn.Module):
-    """What an nn.Linear computes, from its own parameters."""
+    """Computes what an nn.Linear computes, with the parameters of that nn.Linear."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -33,7 +33,7 @@ class PlainLinearProjector(PlainLinear, Projector):
 
 
 def left_alone(projector: Projector) -> Projector:
-    """The projector with a PlainLinear for each nn.Linear, by the same names and with the same parameters."""
+    """Replace each nn.Linear of the projector by a PlainLinear of the same name with the same parameters."""
     if isinstance(projector, LinearProjector):
         return PlainLinearProjector(projector)
     for module in list(projector.modules()):

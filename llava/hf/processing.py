@@ -1,4 +1,4 @@
-"""Chats with images to what a VisualPrismForConditionalGeneration takes."""
+"""Turns chats with images into the inputs of a VisualPrismForConditionalGeneration."""
 
 from transformers import ProcessorMixin
 from transformers.processing_utils import MultiModalData, ProcessingKwargs
@@ -14,10 +14,10 @@ class VisualPrismProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore
 
 
 class VisualPrismProcessor(ProcessorMixin):
-    """<image> in a text becomes as many tokens as its image takes; `scale_factor` is one of the options.
+    """Replaces each <image> in a text by as many tokens as its image takes; calls may give `scale_factor`.
 
     Args:
-        image_processor: a VisualPrismImageProcessor, which knows all about tokens.
+        image_processor: a VisualPrismImageProcessor, which computes the numbers of tokens.
         tokenizer: has <image> as a token.
     """
 
@@ -29,7 +29,7 @@ class VisualPrismProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **others) -> str:
-        """The text of an image's tokens, from what the image processor returned."""
+        """The text of an image's tokens, computed from what the image processor returned."""
         images = self.image_processor
         num_views, sizes = len(image_inputs["pixel_values"]), image_inputs.get("image_sizes")
         views = grouped(images.tiling, num_views, sizes)
@@ -38,7 +38,7 @@ class VisualPrismProcessor(ProcessorMixin):
         return self.image_token * images.num_image_tokens(views[image_idx][0], scale_factor)
 
     def _get_num_multimodal_tokens(self, image_sizes=None, **options) -> MultiModalData:
-        """Tokens and views of images of (height, width) pixels, which serving engines ask ahead of them."""
+        """The numbers of tokens and views of images of (height, width) pixels, for serving engines."""
         if image_sizes is None:
             return MultiModalData()
         images, scale_factor = self.image_processor, options.get("scale_factor")

@@ -1,4 +1,4 @@
-"""Which of a batch's views belong to one image."""
+"""Groups the views of a batch by image."""
 
 # V views, the images' tiles one after the other; without tiles each view is an image
 
@@ -9,12 +9,12 @@ from llava.tiling import Size, WholeImage
 
 
 def grouped(tiling: WholeImage, num_views: int, image_sizes: Tensor | None) -> list[tuple[Size, int]]:
-    """Of each image its size (width, height) and the number of its views.
+    """The size (width, height) of each image and the number of its views.
 
     Args:
         image_sizes: long[V, 2], height and width of the image that a view is of; None without tiles.
     Raises:
-        UserError: if sizes are missing, or views are not those of the sizes.
+        UserError: if sizes are missing, or the numbers of views do not fit the sizes.
     """
     if tiling.max_tiles == 1:
         return [((1, 1), 1)] * num_views  # the layout of a whole image does not depend on its size

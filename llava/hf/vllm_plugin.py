@@ -1,8 +1,8 @@
-"""What vLLM asks for in each of its processes, so that `vllm serve` takes exported folders."""
+"""The plugin that vLLM loads in each of its processes, so that `vllm serve` takes exported folders."""
 
 
 def register() -> None:
-    """Our class as vLLM's own, run by its backend for transformers' models; in vllm.general_plugins."""
+    """Register our class with vLLM's backend for transformers models; entry point vllm.general_plugins."""
     from vllm import ModelRegistry
 
     from llava.hf import VisualPrismForConditionalGeneration
