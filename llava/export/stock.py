@@ -8,7 +8,8 @@ from llava.model.multimodal_encoder.builder import VISION_TOWERS
 from llava.model.vision_config import CommonFields
 from llava.tiling import parse_pinpoints
 
-TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2")  # transformers has our features of these
+# Vision models from which transformers' classes take the same features as ours
+TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2")
 IMAGE_OPTIONS = (
     *("do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean"),
     "image_std",

@@ -22,8 +22,7 @@ LANGUAGE, PLAIN_LANGUAGE = "model.", "model.language_model."
 KEPT = ("lm_head.", "model.image_newline")
 # transformers' names of the two maps of mlp2x_gelu
 LINEAR = {"0.": "linear_1.", "2.": "linear_2."}
-# Maps the prefixes that transformers' save_pretrained writes for its own Llava classes to those that exports
-# have
+# Maps the prefixes that transformers' save_pretrained writes for its own Llava classes to those of exports
 OLD_NAMES = {
     "language_model.lm_head.": "lm_head.",
     "language_model.model.": PLAIN_LANGUAGE,
