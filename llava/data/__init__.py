@@ -1,1 +1,1 @@
-"""Records on disk to padded batches."""
+"""Turns records on disk into padded batches."""

@@ -1,4 +1,4 @@
-"""Samples to one batch: padded, or several to a row."""
+"""Collates samples into a batch, one or several to a row, with padding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llava.errors import UserError
 
 @dataclass
 class Collator:
-    """Pad samples of `SampleBuilder` to the longest; the mask comes from lengths, not from the ids."""
+    """Pads rows of `SampleBuilder` samples to the longest; the mask depends on lengths, not on the ids."""
 
     pad_token_id: int
     padding_side: str = "right"
@@ -28,10 +28,10 @@ class Collator:
         """Collate B samples, or B packs (lists) of samples.
 
         Returns:
-            input_ids long[B, T], labels long[B, T], attention_mask bool[B, T], record_names: list of str; if
-            any sample has an image, images float[num_images, 3, H, W] in the order of their <image>, or a
-            list where some have several views, and image_sizes [(width, height)]; of packs, sequence_ids
-            long[B, T]: the running number of a token's record in its row, -1 on padding.
+            input_ids long[B, T], labels long[B, T], attention_mask bool[B, T], record_names: list of str.
+            If any sample has an image: images float[num_images, 3, H, W] in the order of their <image>, or a
+            list of tensors if one has several views, and image_sizes [(width, height)]. For packs:
+            sequence_ids long[B, T], the number of a token's record in its row from 0, -1 on padding.
         """
         packs = [row if isinstance(row, list) else [row] for row in rows]
         samples = [sample for pack in packs for sample in pack]
@@ -57,7 +57,7 @@ class Collator:
 
 
 def _without_first(labels: Tensor) -> Tensor:
-    """Nothing precedes a record's first token, so it is no target; in a row, the record before it would."""
+    """Ignore the label of a record's first token, which in a packed row would follow another record."""
     return torch.cat([torch.full_like(labels[:1], IGNORE_INDEX), labels[1:]])
 
 

@@ -1,4 +1,4 @@
-"""Records of files as samples; bad ones fail the run or are counted and named, never dropped in silence."""
+"""A data set of samples from files of records. Bad records fail the run or are skipped, counted and named."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from llava.errors import UserError
 logger = logging.getLogger(__name__)
 
 NUM_LISTED = 20  # bad records named in one error
-BAD, TRUNCATED = 1, 2  # bits kept for each record
+BAD, TRUNCATED = 1, 2  # flag bits of each record
 
 T = TypeVar("T")
 
@@ -36,20 +36,22 @@ class SupervisedDataset(Dataset):
     """LLaVA records as samples, in the order of the files.
 
     Args:
-        data_paths: what `llava.data.files` finds a reader for.
+        data_paths: paths for which `llava.data.files` has a reader.
         builder: makes the samples.
-        image_folder: what image files are relative to; None if no record has an image.
-        weights, seed: of `mixture`, from which samplers draw an epoch; here each record is there once.
-        on_bad_record: "fail" raises; "skip" leaves out what is bad on disk, and puts the next good record in
-            the place of what proves bad when it is read. Both are listed in `bad_records`.
-        index_folder: of what is computed of the files once (see `llava.data.kept`); None: the user's cache.
-        num_workers: processes that open image headers where lengths depend on them.
-        check_images: "start" looks for all image files when an index is made; "lazy" for each as it is read.
+        image_folder: the folder to which image paths are relative; None if no record has an image.
+        weights, seed: passed to `mixture`, from which samplers draw an epoch; the data set itself holds each
+            record once.
+        on_bad_record: "fail" raises an error. "skip" leaves out records that the index finds bad; a record
+            that proves bad when it is read is replaced by the next good one. `bad_records` lists both kinds.
+        index_folder: stores what is computed once from the files (see `llava.data.kept`); None: the user's
+            cache folder.
+        num_workers: processes that open image headers, if lengths depend on them.
+        check_images: "start" looks for all image files when an index is made; "lazy" only when one is read.
     Raises:
-        BadRecord: on_bad_record "fail" and a record is bad: here for its form or a missing file, from
-            `__getitem__` for an image that cannot be read or an answer beyond model_max_length. Also if no
-            good record is left.
-        UserError: for a file itself, or an argument.
+        BadRecord: if on_bad_record is "fail" and a record is bad. The constructor raises it for a record's
+            form or a missing file, `__getitem__` for an image that cannot be read or an answer beyond
+            model_max_length. Both raise it if no good record is left.
+        UserError: for an error in a file as a whole, or in an argument.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class SupervisedDataset(Dataset):
         self._static_problems = [problem for index in self.indices for problem in index.problems]
         if self._static_problems and (on_bad_record == "fail" or not sum(sizes)):
             raise BadRecord(self._summary())
-        # shared, so that what a worker process finds is known here as well
+        # shared, so that this process also sees the flags that a worker process sets
         self._flags = torch.zeros(sum(sizes), dtype=torch.uint8).share_memory_()
         self.mixture = Mixture(sizes, weights, seed)
 
@@ -103,7 +105,7 @@ class SupervisedDataset(Dataset):
 
     @cached_property
     def modality_lengths(self) -> Tensor:
-        """long[N]: an estimate for grouping, words and visual positions; negative for text only."""
+        """long[N]: estimated lengths for grouping (words plus visual positions); negative for text only."""
         parts = [estimates(index, self.builder, self.cache, self.num_workers) for index in self.indices]
         lengths = torch.from_numpy(np.concatenate(parts))
         for index in ((lengths == 0) | (self._flags & BAD).bool()).nonzero().flatten().tolist():
@@ -113,22 +115,22 @@ class SupervisedDataset(Dataset):
 
     @property
     def lengths(self) -> Tensor:
-        """`modality_lengths` without the modality."""
+        """The absolute values of `modality_lengths`, which do not show the modality."""
         return self.modality_lengths.abs()
 
     @property
     def bad_records(self) -> list[str]:
-        """A message for each record left out so far, whether found on disk or, by any worker, on reading."""
+        """A message for each record skipped so far, whether the index or a worker found that it is bad."""
         found = (self._flags & BAD).nonzero().flatten().tolist()
         return self._static_problems + [self._problem(index) for index in found]
 
     @property
     def num_truncated(self) -> int:
-        """Records cut at model_max_length so far."""
+        """The number of records cut at model_max_length so far."""
         return int((self._flags & TRUNCATED).count_nonzero())
 
     def __getitem__(self, index: int) -> dict:
-        """One sample, as `SampleBuilder.load` says; in the place of a bad one the next good one."""
+        """Return a sample in the format of `SampleBuilder.load`; if it is bad, the next good one."""
         index = range(len(self))[index]  # IndexError past the end
         for step in range(len(self)):
             sample = self.read((index + step) % len(self))
@@ -137,16 +139,16 @@ class SupervisedDataset(Dataset):
         raise BadRecord(f"No good record is left in {self._files}; the first: {self._problem(index)}")
 
     def read(self, index: int) -> dict | None:
-        """This very record's sample; None if it is bad and to be skipped."""
+        """Return the sample of exactly this record; None if it is bad and to be skipped."""
         return self._unless_bad(index, self._load)
 
     def length(self, index: int) -> int:
-        """Exact positions of a record in the model's input; 0 if it is bad and to be skipped."""
+        """The exact number of a record's positions in the model's input; 0 if it is bad and to be skipped."""
         encoded = self.encoded(index)
         return 0 if encoded is None else encoded.length
 
     def encoded(self, index: int) -> EncodedRecord | None:
-        """A record as text alone; None if it is bad and to be skipped."""
+        """Return a record's encoded text, without pixels; None if it is bad and to be skipped."""
         encoded = self._unless_bad(index, self.encode)
         return None if encoded is None else encoded[0]
 
@@ -163,14 +165,14 @@ class SupervisedDataset(Dataset):
             return None
 
     def _record(self, index: int) -> tuple[dict, str, ImageSource]:
-        """A record, where it is, and where its image files are."""
+        """Return a record, its description for messages, and the function that finds its image files."""
         file = bisect_right(self._ends, index)
         of_file = self.indices[file]
         record, where, place = of_file.read(index - (self._ends[file - 1] if file else 0))
         return record, where, of_file.reader.source_of(place)
 
     def _problem(self, index: int) -> str:
-        """What is wrong with a record that was found bad; found out anew, for messages are not kept."""
+        """The error of a bad record. The record is read again, since messages are not stored."""
         try:
             self._load(index)
         except BadRecord as error:
@@ -178,7 +180,7 @@ class SupervisedDataset(Dataset):
         return f"{self._record(index)[1]}: could not be read when it was needed, but now can; run again."
 
     def encode(self, index: int) -> tuple[EncodedRecord, ImageSource]:
-        """A record as text alone, and where its image files are. Raises BadRecord."""
+        """Return a record's encoded text and the function that finds its image files. Raises BadRecord."""
         record, where, source_of = self._record(index)
         encoded = self.builder.encode(record, where, source_of)
         if encoded.truncated:
@@ -186,7 +188,7 @@ class SupervisedDataset(Dataset):
         return encoded, source_of
 
     def note_truncated(self, indices: Tensor) -> None:
-        """Count long[...] records as cut that an earlier run found to be."""
+        """Mark records as cut, given their indices, long[...], which an earlier run found."""
         self._flags[indices] |= TRUNCATED
 
     def _load(self, index: int) -> dict:

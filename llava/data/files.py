@@ -1,4 +1,4 @@
-"""Which reader takes a --data_path of records, and what to say of one that none takes."""
+"""Chooses the reader of a --data_path of records, or explains why no reader accepts it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ YAML_LINE = re.compile(r"(#|---|- \S|[\w.-]+:(\s|$))")
 
 
 def reader_of(path: str | Path, image_folder: str | Path | None = None) -> Reader:
-    """What reads a --data_path. Raises UserError as check_data_file."""
+    """Return the reader of a --data_path. Raises UserError like check_data_file."""
     tables = check_data_file(path)
     if tables is None:
         return JsonReader(path, image_folder)
@@ -39,17 +39,18 @@ def reader_of(path: str | Path, image_folder: str | Path | None = None) -> Reade
 
 
 def iter_records(path: str | Path) -> Iterator[Any]:
-    """The records of a file, as Reader.scan gives them. Raises UserError as that, and as check_data_file."""
+    """Iterate over a path's records. Raises UserError like Reader.scan and check_data_file."""
     return (record for record, _ in reader_of(path).scan())
 
 
 def check_data_file(path: str | Path) -> list[Path] | None:
-    """Whether a --data_path holds records, by its first bytes and its name, by its folder, or on the hub.
+    """Check that a --data_path holds records: by a file's first bytes and name, in a folder, or on the hub.
 
     Returns:
-        Its parquet or Arrow files; None for JSON and JSONL.
+        The path's parquet or Arrow files; None for JSON and JSONL.
     Raises:
-        UserError: if it is not there, or of another kind: says what it is, what is expected and what to do.
+        UserError: if the path does not exist, or is of another kind; the message says what it is, what is
+            expected and what to do. Also if pyarrow is needed and not installed.
     """
     tables = _tables(path)
     if tables is not None and importlib.util.find_spec("pyarrow") is None:
@@ -80,12 +81,12 @@ def _tables(path: str | Path) -> list[Path] | None:
 
 
 def _other_kind(head: bytes, suffix: str) -> tuple[str, str] | None:
-    """What a file that starts so is, if it holds no JSON, and what to do."""
+    """What a file with these first bytes is, and what to do with it; None if it may be JSON."""
     if kind := kind_of(head):
         return kind
     text = head.decode("utf-8-sig", "replace").lstrip()
     line = text.split("\n")[0].rstrip()
-    if suffix in (".jsonl", ".ndjson") or not text:  # a broken line is a bad record among good ones
+    if suffix in (".jsonl", ".ndjson") or not text:  # in JSONL a broken line is only one bad record
         return None
     if line == "{":
         return "one JSON object over several lines", "make it a list of records, or one record a line"

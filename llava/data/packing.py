@@ -1,4 +1,4 @@
-"""Several records in one row of model_max_length positions: less padding, the same loss."""
+"""Packs several records into one row of model_max_length positions, for less padding and the same loss."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from llava.data.record import BadRecord
 
 logger = logging.getLogger(__name__)
 
-NUM_OPEN_ROWS = 128  # enough to fill rows to a percent or two; bounds what a stream holds back
+NUM_OPEN_ROWS = 128  # enough to fill rows to a percent or two; limits the samples that a stream holds back
 
 T = TypeVar("T")
 
 
 def pack(items: Iterable[tuple[T, int]], capacity: int, num_open: int = NUM_OPEN_ROWS) -> Iterator[list[T]]:
-    """Put items, as they come, into rows: each where it leaves the least space (best fit).
+    """Put items into rows in the order in which they come, each into the row with the least space (best fit).
 
     Args:
-        items: (item, length), no length above `capacity`.
-        num_open: rows filled at once; beyond, the fullest is given out as it is.
+        items: (item, length); no length may exceed `capacity`.
+        num_open: the most rows filled at once; if there are more, the fullest row is yielded as it is.
     """
     spaces: list[tuple[int, int]] = []  # (space left, row), ascending
     rows: dict[int, list[T]] = {}
@@ -54,7 +54,7 @@ def pack(items: Iterable[tuple[T, int]], capacity: int, num_open: int = NUM_OPEN
 
 
 class _Lengths:
-    """int32[N]: exact lengths of a data set's records, negative where one is cut, 0 where it is bad."""
+    """Measures exact lengths of a data set's records, int32[N]: negative for one that is cut, 0 if bad."""
 
     def __init__(self, dataset: SupervisedDataset, first: int):
         self.dataset, self.first = dataset, first
@@ -71,10 +71,10 @@ class _Lengths:
 
 
 def exact_lengths(dataset: SupervisedDataset, num_workers: int = 0) -> Tensor:
-    """long[N]: positions of every record, 0 for a bad one that is skipped; measured once and kept.
+    """Return long[N]: the positions of each record, 0 for a skipped bad one; measured once and stored.
 
     Args:
-        num_workers: processes of each rank that measure.
+        num_workers: processes for each rank that measure.
     Raises:
         BadRecord: for a bad record that is not to be skipped.
     """
@@ -96,11 +96,11 @@ def exact_lengths(dataset: SupervisedDataset, num_workers: int = 0) -> Tensor:
 
 
 class PackedDataset(Dataset):
-    """Packs of a data set's records: fixed once, from their exact lengths in a seeded random order.
+    """Packs of a data set's records, made once from their exact lengths in a seeded random order.
 
     Args:
-        dataset: its records, as its mixture has them in the first epoch, are read as packs are asked for.
-        num_workers: processes of each rank that measure the records.
+        dataset: provides the records that its mixture has in the first epoch; they are read with their pack.
+        num_workers: processes for each rank that measure the records.
     Raises:
         BadRecord: if no good record is left.
     """
@@ -116,7 +116,7 @@ class PackedDataset(Dataset):
         packs = list(pack(zip(indices.tolist(), lengths[indices].tolist(), strict=True), capacity))
         if not packs:
             raise BadRecord("No good record is left to pack: each is listed above.")
-        # two tensors, not lists: see SupervisedDataset
+        # two tensors, since a list of objects would be copied into each worker as it is read
         self._records = torch.tensor([record for members in packs for record in members])
         self._ends = torch.tensor(list(accumulate(map(len, packs))))
         self.mixture = Mixture([len(packs)], seed=dataset.mixture.seed)
@@ -137,7 +137,7 @@ class PackedDataset(Dataset):
         return self._records[start : int(self._ends[index])].tolist()
 
     def __getitem__(self, index: int) -> list[dict]:
-        """A pack's samples, without what proves bad; if all do, the next pack in its place."""
+        """The good samples of a pack; if all its records prove bad, those of the next pack."""
         index = range(len(self))[index]
         for step in range(len(self)):
             samples = [self.dataset.read(record) for record in self.members((index + step) % len(self))]

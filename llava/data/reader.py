@@ -1,4 +1,4 @@
-"""What reads files of records, whatever kind they are of: a subclass of Reader for each kind."""
+"""The interface for reading files of records; each kind of file has its own subclass of Reader."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any, BinaryIO
 from llava.data.forms import as_record
 from llava.errors import UserError
 
-ImageSource = Callable[[str], "Path | BinaryIO"]  # a record's image file to where its bytes are
-Place = tuple[int, int]  # where an entry is within its file: two numbers that mean something to its reader
+ImageSource = Callable[[str], "Path | BinaryIO"]  # maps a record's image file to a path or an open file
+Place = tuple[int, int]  # where an entry is in its files: two numbers whose meaning depends on the reader
 
 
 class Reader(ABC):
-    """The entries of one --data_path: each record in turn, and any of them again by its place.
+    """Reads the entries of one --data_path: all in turn, or any one again by its place.
 
-    It is pickled to workers and holds no entries.
+    A reader is pickled for the workers, so it holds no entries.
 
     Args:
-        path: as it was given.
-        image_folder: what the names of image files are relative to; None if no record has an image.
-        files: that hold the records; None: `path` alone.
+        path: the --data_path as it was given.
+        image_folder: the folder to which image paths are relative; None if no record has an image.
+        files: the files that hold the records; None: only `path`.
     Attributes:
-        state: of each file its absolute path, size and time of change, which tell what was read.
-        size: of the files together, in bytes.
+        state: the absolute path, size and modification time of each file, which show whether it changed.
+        size: the total size of the files in bytes.
     """
 
     def __init__(
@@ -38,10 +38,13 @@ class Reader(ABC):
         self.size = sum(size for _, size, _ in self.state)
 
     def scan(self) -> Iterator[tuple[Any, Place]]:
-        """Every entry as a record, unchecked, in the order of the files; a BadRecord for one that has none.
+        """Yield every entry as an unchecked record, with its place, in the order of the files.
+
+        A BadRecord is yielded for an entry from which no record can be made.
 
         Raises:
-            UserError: if nothing after this entry can be read; names the file and where in it.
+            UserError: if the rest of a file cannot be read; the message names the file, and for JSON the line
+                and column.
         """
         return ((as_record(row), place) for row, place in self.rows())
 
@@ -51,25 +54,25 @@ class Reader(ABC):
 
     @abstractmethod
     def rows(self) -> Iterator[tuple[Any, Place]]:
-        """What `scan` makes records of: entries as they are."""
+        """Yield the entries as they are in the files, with their places; `scan` converts them to records."""
 
     @abstractmethod
     def row(self, place: Place) -> Any:
-        """What `read` makes a record of."""
+        """The entry at a place, as it is in the file; `read` converts it to a record."""
 
     @abstractmethod
     def done(self, place: Place) -> int:
-        """How much of `size` a scan has read when it comes to an entry."""
+        """The number of bytes, out of `size`, that a scan has read when it reaches the entry at a place."""
 
     def source_of(self, place: Place) -> ImageSource:
-        """Where the image files of the record at a place are: here below the image folder."""
+        """Return the function that finds the image files of the record at a place: in the image folder."""
         return self._below_the_folder
 
     def _below_the_folder(self, file: str) -> Path:
         return Path(self.image_folder or "") / file
 
     def _check_unchanged(self, file: int, stat: os.stat_result) -> None:
-        """Raises UserError unless the file of this number, with this stat now, is what it was."""
+        """Raise UserError if the file of this number, whose present stat is given, has changed."""
         if _state(self.files[file], stat) != self.state[file]:
             raise self._changed(file)
 

@@ -1,9 +1,9 @@
-"""LLaVA's training records, and what is wrong with one.
+"""LLaVA's training records, and the checks of their form.
 
 A record is {"id": ..., "image": file or [files], "system": words, "conversations": [{"from": "human" | "gpt",
-"value": words}, ...]}; the human speaks first, the gpt last, and each image has its <image> in a human turn.
-Text only: no "image". "system", or a first turn from "system", stands in the place of the template's own.
-`llava.data.forms` makes such records of other forms.
+"value": words}, ...]}. The first turn is the human's, the last the gpt's, and each image has one <image> in a
+human turn. A text-only record has no "image". "system", or a first turn from "system", replaces the system
+text of the template. `llava.data.forms` converts other formats to such records.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ SYSTEM = "system"
 MAX_SHOWN = 100  # characters of a value that a message shows
 
 _FILES = r"s?(_?(file|path|url|list)s?)?"
-# What else a key may be called, which forms.py does not know (in lower case, "-" as "_"), by its name here
+# Maps each key to other spellings of it that forms.py does not read (in lower case, with "_" for "-")
 SPELLINGS = {
     "image": re.compile(rf"(image|img|picture|photo){_FILES}"),
     "conversations": re.compile(r"conversations?|messages?|dialog(ue)?s?|turns|chat"),
     SYSTEM: re.compile(r"system(_?(prompt|message|text))?"),
 }
-UNSEEN = re.compile(rf"(video|audio|sound|speech){_FILES}")  # what no model of this package takes
+UNSEEN = re.compile(rf"(video|audio|sound|speech){_FILES}")  # keys of inputs that no model here accepts
 UNSEEN_KIND = "unseen"
 
 
@@ -38,7 +38,7 @@ class BadRecord(UserError):
 
 
 class Unclear(BadRecord):
-    """Stands for a row that does not say for certain what record it is; its message names no place."""
+    """Replaces a row that cannot be read as one certain record; its message does not say where the row is."""
 
     def __init__(self, problem: str, id: object = None):
         super().__init__(problem)
@@ -46,10 +46,10 @@ class Unclear(BadRecord):
 
 
 class Picture(str):
-    """The name, for messages, of a picture that is within the file of records, not in one of its own.
+    """The name, for messages, of a picture that is stored in the file of records, not in a file of its own.
 
     Attributes:
-        number: among the record's pictures, from 0.
+        number: the picture's index among the record's pictures, from 0.
     """
 
     number: int
@@ -62,43 +62,43 @@ class Picture(str):
 
 
 def describe_record(path: str | Path, index: int, record: object) -> str:
-    """Where a record is, for messages: file, position in the file from 0, and id."""
+    """Describe a record in messages by its file, its position in the file (from 0) and its id."""
     name = record.get("id", "none") if isinstance(record, dict) else getattr(record, "id", None) or "none"
     return f"{path}, record {index} (id {replace_surrogates(str(name))})"
 
 
 def image_files(record: dict) -> list[str]:
-    """The record's image files, in order; empty for text only. A Picture is among the rest."""
+    """The record's images in order, files and Pictures alike; empty for text only."""
     images = record.get("image") or []
     return [images] if isinstance(images, str) else list(images)
 
 
 def outside_files(record: dict) -> list[str]:
-    """Those of the image files that are files of their own."""
+    """The record's images that are files of their own."""
     return [file for file in image_files(record) if not isinstance(file, Picture)]
 
 
 def turns_of(record: dict) -> list[dict]:
-    """What human and gpt say in a valid record, by turns."""
+    """The human and gpt turns of a valid record, without a system turn."""
     turns = record["conversations"]
     return turns[1:] if turns[0]["from"] == SYSTEM else turns
 
 
 def system_text(record: dict) -> str | None:
-    """What stands in the place of the template's own system text; None if a valid record says nothing."""
+    """The system text that replaces the template's own; None if a valid record has none."""
     first = record["conversations"][0]
     text = first["value"] if first["from"] == SYSTEM else record.get(SYSTEM)
     return text if text and text.strip() else None
 
 
 def validate_record(record: object, where: str) -> None:
-    """Check a record's form, opening no file.
+    """Check a record's form without opening a file.
 
     Args:
-        record: as a reader gives it, by llava.data.forms.as_record.
-        where: names the record, as `describe_record` does.
+        record: a reader's record, converted by llava.data.forms.as_record.
+        where: describes the record, as `describe_record` does.
     Raises:
-        BadRecord: naming the record, the problem and the remedy.
+        BadRecord: if the form is wrong; the message names the record, the problem and the remedy.
     """
 
     def refuse(problem: str) -> NoReturn:
@@ -141,7 +141,7 @@ Refuse = Callable[[str], NoReturn]
 
 
 def _validate_keys(record: dict, refuse: Refuse) -> None:
-    """No key that means something is passed over in silence; one that says nothing may be there."""
+    """Refuse keys that have a meaning but are not read; a key with an empty value may be there."""
     for key, value in record.items():
         meaning = _meaning(key) if value else None
         if meaning == UNSEEN_KIND:
@@ -152,7 +152,7 @@ def _validate_keys(record: dict, refuse: Refuse) -> None:
 
 @lru_cache(maxsize=1024)  # the records of a set have the same few keys
 def _meaning(key: str) -> str | None:
-    """The name that a key of another spelling should have, UNSEEN_KIND, or None if it has no meaning here."""
+    """The proper name of a misspelt key, UNSEEN_KIND for one that matches UNSEEN, None for any other key."""
     plain = key.lower().replace("-", "_")
     if UNSEEN.fullmatch(plain):
         return UNSEEN_KIND
@@ -166,7 +166,7 @@ def _is_system_turn(turn: object) -> bool:
 
 
 def _validate_system(record: dict, refuse: Refuse) -> str:
-    """The system text, whether a key or the first turn says it; "" for none."""
+    """Check the system text, from the "system" key or the first turn, and return it; "" for none."""
     turns, text = record["conversations"], record.get(SYSTEM)
     if text is not None and not isinstance(text, str):
         refuse(f"'system' is {shown(text)}; make it words, or leave it out.")
@@ -205,10 +205,10 @@ def _refuse_turn(turn: object, index: int, expected: str, refuse: Refuse) -> NoR
 
 
 def _validate_characters(record: dict, system: str, refuse: Refuse) -> None:
-    """Tokenizers and file systems take no half of a character that UTF-16 writes as two."""
+    """Refuse lone surrogates, halves of a UTF-16 pair: tokenizers and file systems do not accept them."""
     for name, text in _texts(record, system).items():
         try:
-            text.encode()  # many times faster than the search
+            text.encode()  # many times faster than a search
         except UnicodeEncodeError:
             half = re.search("[\ud800-\udfff]", text)
             assert half is not None
@@ -219,13 +219,13 @@ def _validate_characters(record: dict, system: str, refuse: Refuse) -> None:
 
 
 def _texts(record: dict, system: str) -> dict[str, str]:
-    """What a record says, by names for messages."""
+    """Maps names for messages to the texts of a record."""
     texts = {"'id'": str(record.get("id")), "'system'": system}
     texts |= {f"image {number}": file for number, file in enumerate(image_files(record))}
     return texts | {f"turn {number}": turn["value"] for number, turn in enumerate(record["conversations"])}
 
 
 def shown(value: object) -> str:
-    """A value as Python writes it, the start alone if it is long."""
+    """The repr of a value, cut after MAX_SHOWN characters."""
     text = repr(value)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

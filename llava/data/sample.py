@@ -1,6 +1,6 @@
-"""A record to a sample: checks, template, ids and labels, the cut at model_max_length, pixels.
+"""Turns a record into a sample: checks, template, ids and labels, the cut at model_max_length, pixels.
 
-One set of rules, whether records come from a file or from a stream of shards.
+The rules are the same for records from files and from streams of shards.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from llava.mm_utils import get_aspect_ratio, image_size, input_side, load_image,
 from llava.textfile import absence, shown_name
 from llava.tiling import TILED
 
-DRAFT_MARGIN = 2  # at once the input's size, pixels would differ three times as much
+DRAFT_MARGIN = 2  # with 1, pixels would differ three times as much
 
 
 def check_record(record: Any, where: str, template: str) -> None:
-    """All that can be said of a record without opening a file. Raises BadRecord."""
+    """Run all checks of a record that need no file to be opened. Raises BadRecord."""
     validate_record(record, where)
     try:
         check_template(record, template)
@@ -39,7 +39,10 @@ def check_record(record: Any, where: str, template: str) -> None:
 
 
 def check_image_files(record: dict, where: str, image_folder: str | Path | None) -> None:
-    """Whether those images of a valid record that are files are in the folder. Raises BadRecord."""
+    """Check that a valid record's image files exist in the folder; skip pictures stored in the record's file.
+
+    Raises BadRecord if one is missing, or if there are image files but no folder.
+    """
     files = outside_files(record)
     if files and image_folder is None:
         raise BadRecord(f"{where}: it has an image but no folder was given; set --image_folder.")
@@ -55,10 +58,10 @@ def check_image_files(record: dict, where: str, image_folder: str | Path | None)
 def load_images(
     files: list[str], where: str, source_of: ImageSource, shortest_side: int | None = None
 ) -> list[Image.Image]:
-    """A record's images, read completely. Raises BadRecord.
+    """Read a record's images completely. Raises BadRecord.
 
     Args:
-        shortest_side: as load_image takes it.
+        shortest_side: see load_image.
     """
     return _named(where, lambda: [load_image(source_of(file), shortest_side=shortest_side) for file in files])
 
@@ -72,13 +75,14 @@ def _named(where: str, read: Callable[[], list]) -> list:
 
 @dataclass
 class EncodedRecord:
-    """A record as text alone, cut at model_max_length.
+    """The encoded text of a record, cut at model_max_length.
 
     Attributes:
-        input_ids, labels: of length T.
+        name: describes the record in messages.
+        input_ids, labels: both of length T.
         files: image files, one for each <image> in input_ids.
         length: positions in the model's input, visual ones included.
-        truncated: whether something was cut.
+        truncated: whether the record was cut.
     """
 
     name: str
@@ -91,19 +95,19 @@ class EncodedRecord:
 
 @dataclass
 class SampleBuilder:
-    """What makes a record into a sample.
+    """Makes samples of records.
 
     Args:
-        tokenizer: a fast one, of `load_tokenizer`.
-        image_processor: a PIL one of transformers; None if no record has an image.
+        tokenizer: a fast tokenizer from `load_tokenizer`.
+        image_processor: a PIL image processor of transformers; None if no record has an image.
         template: a name in `conv_templates`.
-        image_config: what `process_images` reads, `image_aspect_ratio` first of all.
-        visual_positions: positions that an image of (width, height) px takes in the model's input; with
-            square and pad it is a constant, and (1, 1) comes.
-        model_max_length: tokens, image tokens included; what is longer is cut at its end.
+        image_config: the config that `process_images` reads, with `image_aspect_ratio`.
+        visual_positions: maps an image's (width, height) in pixels to the positions that it takes in the
+            model's input. With square and pad the result is constant, and the argument is (1, 1).
+        model_max_length: the most tokens of a sample, image tokens included; a longer one is cut at its end.
         mm_use_im_start_end: put each image between <im_start> and <im_end>.
-        jpeg_draft: decode JPEG pictures at a half, a quarter or an eighth of their size where each side stays
-            at least DRAFT_MARGIN times that of the tower's input.
+        jpeg_draft: decode JPEG pictures at a half, a quarter or an eighth of their size, if each side then is
+            at least DRAFT_MARGIN times the side of the tower's input.
     Raises:
         UserError: for an unknown template or image_aspect_ratio, or jpeg_draft with tiles.
     """
@@ -130,16 +134,17 @@ class SampleBuilder:
         check_record(record, where, self.template)
 
     def estimate(self, record: dict, where: str, source_of: ImageSource) -> int:
-        """Words and visual positions, without tokenising; negative for text only."""
+        """Estimate the length as words plus visual positions, without tokenising; negative for text only."""
         words = sum(len(turn["value"].split()) for turn in record["conversations"])
         files = image_files(record)
         return words + sum(self._positions(files, where, source_of)) if files else -words
 
     def encode(self, record: dict, where: str, source_of: ImageSource) -> EncodedRecord:
-        """The text of a record that passed `check`; with tiles, image headers are read for their sizes.
+        """Encode the text of a record that passed `check`. With tiles, image sizes are read from headers.
 
         Raises:
-            BadRecord: if no word of an answer is left within model_max_length.
+            BadRecord: if no word of an answer is left within model_max_length, or, with tiles, an image's
+                header cannot be read.
         """
         conversation = conversation_from_record(record, self.template, self.mm_use_im_start_end)
         ids, labels = build_targets(conversation, self.tokenizer)
@@ -161,11 +166,12 @@ class SampleBuilder:
         return EncodedRecord(where, kept, labels[:num_kept], files[:num_images], length, num_kept < len(ids))
 
     def load(self, encoded: EncodedRecord, source_of: ImageSource) -> dict:
-        """One sample.
+        """Make a sample, reading its images.
 
         Returns:
-            name: where the record is; input_ids long[T], labels long[T]; images: a float[3, H, W], or
-            float[tiles, 3, H, W], for each <image> in input_ids; image_sizes: their (width, height) before.
+            A dict of name: describes the record in messages; input_ids long[T]; labels long[T]; images: a
+            list with float[3, H, W], or with tiles float[tiles, 3, H, W], for each <image> in input_ids;
+            image_sizes: the images' (width, height) before processing.
         Raises:
             BadRecord: for an image that cannot be read.
         """
@@ -173,7 +179,7 @@ class SampleBuilder:
         pixels = process_images(images, self.image_processor, self.image_config) if images else []
         return {
             "name": encoded.name,
-            # by way of numpy, which reads a list in a third of torch's time
+            # numpy converts a list in a third of the time that torch takes
             "input_ids": torch.from_numpy(np.array(encoded.input_ids, dtype=np.int64)),
             "labels": torch.from_numpy(np.array(encoded.labels, dtype=np.int64)),
             "images": list(pixels),

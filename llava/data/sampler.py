@@ -1,4 +1,4 @@
-"""The order of an epoch's records: at random, or in batches of one modality and similar lengths."""
+"""Samplers that order an epoch's records: at random, or in batches of one modality and similar lengths."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.utils.data import Sampler
 from llava.data.mixture import Mixture
 from llava.errors import UserError
 
-MAX_POOL = 50  # megabatches sorted together: enough for like lengths, few enough to stay random
+MAX_POOL = 50  # megabatches sorted together: enough for similar lengths, few enough for a random order
 
 
 class MixtureSampler(Sampler[int]):
-    """An epoch's records in random order, which the mixture's seed and the epoch alone decide.
+    """Yields an epoch's records in random order, which depends only on the mixture's seed and the epoch.
 
     Args:
         shuffle: False keeps the order of the files.
@@ -30,7 +30,7 @@ class MixtureSampler(Sampler[int]):
         return len(self.mixture)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose another order; a resumed run gets the same one for the same epoch."""
+        """Choose the epoch's order; a resumed run gets the same order for the same epoch."""
         self.epoch = epoch
 
     def _generator(self) -> torch.Generator:
@@ -44,18 +44,19 @@ class MixtureSampler(Sampler[int]):
 
 
 class ModalityLengthGroupedSampler(MixtureSampler):
-    """Megabatches (what all processes take in one step) of one modality, of similar lengths, in random order.
+    """Yields megabatches in random order, each of one modality and of records of similar lengths.
 
-    Every `world_size` batches of `batch_size` in a row go to the processes, one each, as accelerate deals
-    them out; each gets its share of the long and the short. What is left of either modality comes last,
-    images first, so that at most one megabatch is mixed.
+    A megabatch holds the records of one step on all processes: `world_size` batches of `batch_size`, which
+    accelerate gives to the processes one by one. Long and short records are spread evenly over its batches.
+    The rest of each modality, which fills no megabatch, comes last, images first, so that at most one
+    megabatch is mixed.
 
     Args:
-        mixture: of the records.
-        lengths: of each record, never 0, negative for text only: `SupervisedDataset.modality_lengths`; or
-            `lengths`, to group by length alone.
-        batch_size: samples a process takes at once.
-        world_size: batches in a step: processes times accumulation.
+        mixture: the mixture of the records.
+        lengths: one for each record, never 0, negative for text only: `SupervisedDataset.modality_lengths`;
+            or `SupervisedDataset.lengths`, to group only by length.
+        batch_size: samples that a process takes at once.
+        world_size: batches in a step, which is processes times accumulation.
     """
 
     def __init__(
@@ -81,18 +82,18 @@ class ModalityLengthGroupedSampler(MixtureSampler):
         text_only, text_rest = self._megabatches(indices[is_text], generator)
         megabatches = torch.cat([with_image, text_only])
         megabatches = megabatches[torch.randperm(len(megabatches), generator=generator)]
-        # process r of W takes each W-th record of a megabatch, from the r-th on
+        # batch r of W takes each W-th record of a megabatch, from the r-th on
         batch_size = self.megabatch_size // self.world_size
         by_process = megabatches.view(-1, batch_size, self.world_size).transpose(1, 2)
         yield from torch.cat([by_process.flatten(), image_rest, text_rest]).tolist()
 
     def _megabatches(self, indices: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """One modality's whole megabatches, a row each and longest first, and the indices left over."""
+        """One modality's whole megabatches, one a row, longest records first; and the indices left over."""
         indices = indices[torch.randperm(len(indices), generator=generator)]
         size = self.megabatch_size
         num_whole = len(indices) // size
         whole, rest = indices[: num_whole * size], indices[num_whole * size :]
-        # at least four pools, so that batches differ between epochs in a small set as well
+        # if possible four pools or more, so that batches differ between epochs in a small set as well
         pool_size = size * max(1, min(num_whole // 4, MAX_POOL))
         pools = [
             pool[self.lengths[pool].abs().argsort(descending=True, stable=True)]

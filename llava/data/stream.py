@@ -1,4 +1,4 @@
-"""Tar shards as an endless stream of samples, split over ranks and workers, that can start anywhere."""
+"""An endless stream of samples from tar shards, split over ranks and workers, that can start at any batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from llava.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-SHUFFLE_BUFFER = 1000  # samples held by a worker, as the bytes of their files
+SHUFFLE_BUFFER = 1000  # samples that a worker holds, as undecoded bytes
 
 T = TypeVar("T")
 
@@ -29,25 +29,25 @@ T = TypeVar("T")
 class ShardDataset(IterableDataset):
     """Samples (with `packing`, packs of them) of WebDataset shards, epoch after epoch.
 
-    An epoch deals its shards, shuffled, out to the readers: worker w of W on rank r of R reads each R·W-th
-    from r + R·w on, shuffles the samples in a buffer, and goes on to its share of the next epoch. All of it
-    follows from the seed, the epoch and the reader, so that a run which consumed k batches goes on where it
-    was: each worker passes over the samples of its batches before the k-th without looking into them. What is
-    bad counts as a sample, and the next good one stands in its place.
+    Each epoch shuffles the shards and deals them out to the readers. Worker w of W on rank r of R reads every
+    R·W-th shard from r + R·w on, shuffles the samples in a buffer, and continues with its share of the next
+    epoch. The order depends only on the seed, the epoch and the reader, so a run that consumed k batches can
+    be resumed: each worker skips the samples of its batches before the k-th without loading them. A bad
+    sample counts as a sample, and the next good one replaces it.
 
     Args:
-        data_paths: shards, braces and all.
+        data_paths: shards, with braces not yet expanded.
         builder: makes the samples.
-        seed: of every order.
-        batch_size: of the loader; with num_workers it tells where a batch came from.
-        num_workers: of the loader.
-        rank, world_size: this process, of how many.
+        seed: decides every random order.
+        batch_size: the loader's; with num_workers it shows which samples the earlier batches took.
+        num_workers: the loader's number of workers.
+        rank, world_size: this process's rank, and the number of processes.
         weights: passes over each of data_paths in an epoch.
         packing: fill rows of model_max_length.
-        shuffle_buffer: samples from which the next is drawn.
-        on_bad_record: "fail", or "skip" to count and log what is bad.
+        shuffle_buffer: the number of samples from which the next is drawn.
+        on_bad_record: "fail", or "skip" to leave out bad samples and shards, counting and logging them.
     Raises:
-        UserError: for missing shards, or fewer of them than readers.
+        UserError: if shards are missing, or an epoch has fewer shards than there are readers.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class ShardDataset(IterableDataset):
         self.packing = packing
         self.shuffle_buffer = shuffle_buffer
         self.on_bad_record = on_bad_record
-        self.start_batch = 0  # batches of this rank that a resumed run has behind it
+        self.start_batch = 0  # batches of this rank that were consumed before a run was resumed
         self._num_bad = torch.zeros(self.num_readers, dtype=torch.long).share_memory_()
         if len(self.mixture) < world_size * self.num_readers:
             raise UserError(
@@ -85,16 +85,16 @@ class ShardDataset(IterableDataset):
 
     @property
     def bad_records(self) -> list[str]:
-        """A line with the count; each was named in the log when it was met."""
+        """One line with the count, or none; the log named each bad sample or shard when it was found."""
         num_bad = int(self._num_bad.sum())
         return [f"{num_bad} bad sample(s) or shard(s), each named above"] if num_bad else []
 
     def __iter__(self) -> Iterator[dict | list[dict]]:
-        """Samples as `SampleBuilder.load` makes them, or lists of them; without end."""
+        """Yield samples in the format of `SampleBuilder.load`, or packs (lists) of them, without end."""
         info = get_worker_info()
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
         assert num_workers == self.num_readers
-        # A loader deals batches out from worker 0 on; after k of them it is the turn of reader k % W.
+        # A new loader takes its first batch from worker 0; after k batches the next reader is k % W.
         reader = (worker + self.start_batch) % num_workers
         num_batches = -((reader - self.start_batch) // num_workers)  # ceil((k - reader) / W)
         self._slot = worker
@@ -102,7 +102,7 @@ class ShardDataset(IterableDataset):
         return self._good(candidates)
 
     def _good(self, candidates: Iterator[tuple[int, list]]) -> Iterator[dict | list[dict]]:
-        """Loaded candidates; the next good one as often as bad ones precede it, so that positions stay."""
+        """Load candidates. A good one is yielded again for each bad one before it, so that positions stay."""
         num_waiting, last_good_epoch = 1, None
         for epoch, members in candidates:
             loaded = [sample for sample in map(self._load, members) if sample is not None]
@@ -116,14 +116,14 @@ class ShardDataset(IterableDataset):
                 self._check_progress(epoch - last_good_epoch)
 
     def _check_progress(self, num_bad_epochs: int) -> None:
-        """After so many epochs a reader has met about every shard."""
+        """Raise BadRecord for more bad epochs than readers: a reader has then read about every shard."""
         if num_bad_epochs > self.world_size * self.num_readers:
             raise BadRecord(f"{num_bad_epochs} epochs went by without a good record; each is named above.")
 
     def _candidates(
         self, reader: int
     ) -> Iterator[tuple[int, list[tuple[ShardSample, EncodedRecord | None]]]]:
-        """(epoch, members): what makes one sample or pack, no image of it opened."""
+        """Yield (epoch, members), where the members make up one sample or pack. No image is decoded yet."""
         from webdataset.filters import shuffle
 
         num_empty = 0
@@ -142,7 +142,7 @@ class ShardDataset(IterableDataset):
             self._check_progress(num_empty)
 
     def shards_of(self, epoch: int, reader: int) -> list[str]:
-        """The shards that this rank's reader takes in an epoch, in order."""
+        """The shards that a reader of this rank reads in an epoch, in order."""
         order = self.mixture.indices(epoch).tolist()
         random.Random(f"{self.mixture.seed} {epoch}").shuffle(order)
         first = self.rank + self.world_size * reader

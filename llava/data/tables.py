@@ -1,4 +1,4 @@
-"""Which parquet or Arrow files a --data_path means: a file, a folder of them, or a data set of the hub."""
+"""Finds the parquet or Arrow files of a --data_path: a file, a folder of them, or a data set of the hub."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from llava.errors import UserError
 
-STATE = "state.json"  # of a folder that datasets' save_to_disk wrote
-SPLITS = "dataset_dict.json"  # of one that holds such a folder for each split
+STATE = "state.json"  # in a folder that save_to_disk of the datasets library wrote
+SPLITS = "dataset_dict.json"  # in a folder that holds one such folder for each split
 PARQUET, ARROW = ".parquet", ".arrow"
-# First bytes; a stream of Arrow is what datasets writes
+# Maps a file's first bytes to its kind; the last entry is an Arrow stream, which datasets writes
 MARKS = {b"PAR1": PARQUET, b"ARROW1": ARROW, b"\xff\xff\xff\xff": ARROW}
-SHARD = re.compile(r"(.*?)[-_.]?\d+(-of-\d+)?(-\w+)?")  # the name of a shard without its number
+SHARD = re.compile(r"(.*?)[-_.]?\d+(-of-\d+)?(-\w+)?")  # group 1: a shard's name without its number
 TRAIN = "train"
 HUB_NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(:(?P<config>[^:/]*)(:(?P<split>[^:/]+))?)?")
 FILE_SUFFIXES = (
@@ -35,21 +35,22 @@ INSTALL = "pip install -e '.[train]'"
 
 
 def table_kind(head: bytes) -> str | None:
-    """PARQUET or ARROW by a file's first bytes; None for another file."""
+    """Return PARQUET or ARROW for a file's first bytes; None for any other file."""
     return next((kind for mark, kind in MARKS.items() if head.startswith(mark)), None)
 
 
 def is_hub_name(path: str | Path) -> bool:
-    """Whether it is OWNER/NAME, OWNER/NAME:CONFIG or OWNER/NAME:CONFIG:SPLIT, and no file or folder."""
+    """Whether `path` is OWNER/NAME, OWNER/NAME:CONFIG or OWNER/NAME:CONFIG:SPLIT, and no file or folder."""
     match = HUB_NAME.fullmatch(str(path))
     return match is not None and not match["name"].endswith(FILE_SUFFIXES) and not os.path.exists(path)
 
 
 def folder_files(folder: str | Path) -> list[Path]:
-    """The parquet or Arrow files of a folder, in order; those of `train` where names tell splits apart.
+    """The parquet or Arrow files of a folder, in order; if names show several splits, only those of `train`.
 
     Raises:
-        UserError: if it holds none, or several kinds or sets of them; says what to name instead.
+        UserError: if there are none, or several splits or sets and it is not clear which is meant; the
+            message says what to name instead.
     """
     folder = Path(folder)
     if (folder / SPLITS).is_file():
@@ -100,12 +101,13 @@ def _saved_files(folder: Path) -> list[Path]:
     return files
 
 
-@cache  # asked for by checks and by readers
+@cache  # both the checks and the readers call it
 def hub_files(path: str) -> list[Path]:
-    """The Arrow files of a data set of the hub, which the datasets library downloads, or finds in its cache.
+    """The Arrow files of a data set of the hub, which the datasets library downloads or takes from its cache.
 
     Raises:
-        UserError: if there is no such data set, configuration or split, or the hub cannot be reached.
+        UserError: if there is no such data set, configuration or split, the hub cannot be reached, or the
+            datasets library is not installed.
     """
     try:
         from datasets import load_dataset

@@ -1,4 +1,4 @@
-"""What the model reads and what it learns to say: ids and labels for every template and tokenizer."""
+"""Input ids and labels of a conversation, for every template and tokenizer."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from llava.mm_utils import encode_prompt
 
 
 def check_template(record: dict, template: str) -> None:
-    """Whether a template, a name in `conv_templates`, can lay a valid record out.
+    """Check that a template, a name in `conv_templates`, can express a valid record.
 
     Raises:
-        UserError: if the template is plain and the record is not one image and its caption, or
+        UserError: if the template is plain and the record is not one image with its caption, or
             has a system text.
     """
     conversation = conv_templates[template]
@@ -33,17 +33,17 @@ def check_template(record: dict, template: str) -> None:
 
 
 def conversation_from_record(record: dict, template: str, mm_use_im_start_end: bool = False) -> Conversation:
-    """Lay a valid record out in a template.
+    """Put a valid record into a template.
 
-    A system text of its own stands in the place of the template's, as Conversation.with_system puts it.
-    A turn's only image goes ahead of its words, on a line of its own; several stay where they are. `plain`
-    keeps the image alone of the human's turn, so that the caption follows it directly.
+    The record's own system text replaces the template's (Conversation.with_system). If a turn has one image,
+    the image moves before the words, on a line of its own; several images stay where they are. With `plain`,
+    only the image of the human's turn is kept, so that the caption follows it directly.
 
     Args:
         template: a name in `conv_templates`.
         mm_use_im_start_end: put each image between <im_start> and <im_end>.
     Raises:
-        UserError: if the template is unknown, and as check_template.
+        UserError: if the template is unknown; also like check_template.
     """
     conversation = template_named(template, "--version")
     check_template(record, template)
@@ -62,15 +62,15 @@ def conversation_from_record(record: dict, template: str, mm_use_im_start_end: b
 
 
 def build_targets(conversation: Conversation, tokenizer) -> tuple[list[int], list[int]]:
-    """Ids as inference makes them, and labels that fall on what the assistant says.
+    """Make the ids that inference would make, and labels for the tokens of the assistant's answers.
 
-    A token is a target if it lies inside a target segment; one that reaches from an end of turn into the
-    next turn, as only marks that the vocabulary lacks can make it, is none. Where one would reach from a
-    generation prompt into the answer (two newlines as one token), the prompt is tokenised to its end and the
-    answer by itself, since the model, given that prompt, would have to produce it so.
+    A token is a target if it lies inside a target segment. A token that reaches from an end of turn into the
+    next turn is no target; this happens only if the vocabulary lacks the template's marks. If a token would
+    reach from a generation prompt into the answer (two newlines as one token), the answer is tokenised apart
+    from the prompt, since the model has to produce the answer after exactly that prompt.
 
     Returns:
-        input_ids and labels, both of length T; labels are IGNORE_INDEX elsewhere, also at <image>.
+        input_ids and labels, both of length T; labels are IGNORE_INDEX for other tokens and at <image>.
     Raises:
         UserError: if the tokenizer is a slow one, or the template cannot express the conversation.
     """
@@ -105,6 +105,6 @@ def build_targets(conversation: Conversation, tokenizer) -> tuple[list[int], lis
 
 
 def _crosses(position: int, starts: list[int], spans: list[tuple[int, int]]) -> bool:
-    """Whether a token reaches over a position of the text. Tokens are in the order of the text."""
+    """Whether a token starts before a position of the text and ends after it. Tokens are in text order."""
     before = bisect_left(starts, position) - 1
     return before >= 0 and spans[before][1] > position

@@ -21,13 +21,14 @@ def validate(
     """Check files one record at a time.
 
     Args:
-        paths: as --data_path takes them.
-        image_folder: of records whose images are files of their own; None leaves those unchecked.
-        version: the conversation template.
+        paths: values that --data_path accepts.
+        image_folder: the folder of images that are files of their own. None: these are not looked for; with
+            check_images, their records are then bad.
+        version: the name of the conversation template.
         check_images: read each image completely.
-        report: takes a message for each problem.
+        report: is called with a message for each problem.
     Returns:
-        Counts of "problems", and of good "records" with their "images" and "turns".
+        The counts of "problems", and of good "records" with their "images" and "turns".
     Raises:
         UserError: for an unknown version, or shards that do not exist.
     """
@@ -60,13 +61,13 @@ def validate(
                     check(*entry)
                 except BadRecord as error:
                     problem(error)
-        except UserError as error:  # the file itself
+        except UserError as error:  # for the file as a whole
             problem(error)
     return counts
 
 
 def _records(file: str, image_folder: str | None) -> Iterator[tuple[Callable[[], Any], str, Callable]]:
-    """What reads each record, where it is, and what finds its images."""
+    """Yield a function that reads a record, the record's description and a function that finds its images."""
     from llava.data.files import reader_of
     from llava.data.record import describe_record
     from llava.data.shards import is_shards, read_shard
