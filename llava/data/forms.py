@@ -1,9 +1,9 @@
-"""Rows of the forms that other programs write, as LLaVA's records: the one place that knows those forms.
+"""Converts rows in the formats of other programs to LLaVA's records; no other module knows these formats.
 
-- `messages` and `images`, as TRL, ms-swift and LLaMA-Factory read them: {"role", "content"} for each turn,
-  the content being words or a list of parts. The same turns may be named `conversations`.
-- `texts` and `images`, as the_cauldron and FineVision have them: {"user", "assistant"} for two turns.
-- LLaVA's own, its pictures being within the row.
+- `messages` and `images`, as TRL, ms-swift and LLaMA-Factory read them: each turn is {"role", "content"},
+  where the content is a text or a list of parts. The same turns may be named `conversations`.
+- `texts` and `images`, as the_cauldron and FineVision have them: {"user", "assistant"} holds two turns.
+- LLaVA's own format with the pictures inside the row.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ SPEAKER_OF_ROLE = {"user": SPEAKERS[0], "assistant": SPEAKERS[1]}
 LLAVA_SPEAKERS = (*SPEAKERS, SYSTEM)
 TURNS = ("conversations", "messages", "texts")
 IMAGES = ("image", "images")
-FILE_KEYS = ("path", "url", "image", "image_url")  # of a picture: what names its file
-# What a form has beside its turns, and in them, that models here do not take
+FILE_KEYS = ("path", "url", "image", "image_url")  # keys of a picture that may name its file
+# Keys of these formats, beside the turns and in a turn, that are not supported here
 UNREAD_BESIDE = {"messages": ("tools", "objects")}
 UNREAD_IN_TURN = (
     *("tool_calls", "tool_call_id", "function_call", "reasoning_content", "thinking", "weight"),
     *("image", "images", "video", "videos", "audio", "audios"),
 )
-SAYS_NOTHING = (None, "", [], {}, 1)  # 1 is the weight of any turn
+SAYS_NOTHING = (None, "", [], {}, 1)  # a "weight" of 1 has no effect
 
 
 def as_record(row: Any) -> Any:
-    """A row of any form as a LLaVA record, whose form is still to be checked.
+    """Convert a row of any format to a LLaVA record, whose form is not checked yet.
 
-    A row of LLaVA's form, and what is no row, is given back itself. A picture within the row becomes a
-    `Picture`; its bytes may be left empty where they are not needed.
+    A row in LLaVA's format, and a value that is no row, is returned unchanged. A picture within the row
+    becomes a `Picture`; its bytes may be empty if they are not needed.
 
     Returns:
-        The record, or an Unclear where the row does not say for certain what it means.
+        The record, or an Unclear if the meaning of the row is not certain.
     """
     if not isinstance(row, dict) or _is_llavas(row):
         return row
@@ -46,10 +46,10 @@ def as_record(row: Any) -> Any:
 
 
 def image_values(row: dict) -> list:
-    """The row's pictures as it has them, in order: names of files, or objects with "bytes" and "path".
+    """The row's pictures as they are stored, in order: names of files, or objects with "bytes" and "path".
 
     Raises:
-        BadRecord: if it has two lists of pictures that differ.
+        BadRecord: if the row has two lists of pictures that differ.
     """
     lists = {key: as_list(row[key]) for key in IMAGES if _is_there(row.get(key))}
     own = [
@@ -68,14 +68,14 @@ def image_values(row: dict) -> list:
 
 
 def content_of(value: Any) -> bytes:
-    """The bytes of one of `image_values` of which as_record makes a Picture."""
+    """The bytes of a value from `image_values` that as_record converts to a Picture."""
     if _is_content(value):
         return value
     return content_of(value["bytes"] if _is_content(value.get("bytes")) else _file_of(value))
 
 
 def as_list(value: Any) -> list:
-    """A list as it is, none of nothing, and a list of one of anything else."""
+    """Return a list unchanged, an empty list for None, and a list of one for anything else."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
@@ -83,7 +83,7 @@ def _is_llavas(row: dict) -> bool:
     turns, image = row.get("conversations"), row.get("image")
     if type(turns) is not list or row.get("images") or row.get("messages") or _is_texts(row.get("texts")):
         return False
-    for turn in turns:  # a loop takes half the time of all()
+    for turn in turns:  # a loop takes half as long as all()
         if (
             type(turn) is not dict
             or len(turn) != 2
@@ -124,7 +124,7 @@ def _turns(key: str, turns: Any, num_images: int) -> Any:
 
 
 def _image(value: Any, number: int) -> Any:
-    """The name of a picture; what is none stays as it is, to be refused."""
+    """The name of a picture; a value that is no picture is returned unchanged, and is refused later."""
     if _is_content(value):
         return Picture.numbered(number)
     if not isinstance(value, dict):
@@ -142,7 +142,7 @@ def _image(value: Any, number: int) -> Any:
 
 
 def _file_of(value: Any) -> Any:
-    """What an object says of its picture's file; None for what says nothing."""
+    """The value with which an object names or holds its picture; None if there is none."""
     if not isinstance(value, dict):
         return None
     if _is_content(value.get("bytes")):
@@ -154,7 +154,10 @@ def _file_of(value: Any) -> Any:
 
 
 def _turn(turn: Any, number: int, marks: Counter) -> Any:
-    """LLaVA's turn; what is none stays as it is, to be refused. `marks` counts the pictures so far."""
+    """Convert a turn to LLaVA's format; a value that is no turn is returned unchanged, and is refused later.
+
+    `marks` counts the pictures so far.
+    """
     if not isinstance(turn, dict):
         return turn
     for key in UNREAD_IN_TURN:
@@ -167,7 +170,7 @@ def _turn(turn: Any, number: int, marks: Counter) -> Any:
 
 
 def _one(turn: dict, keys: tuple[str, str], number: int) -> Any:
-    """What a turn says under one of two names."""
+    """The value of a turn under either of two keys; None if there is none."""
     found = [turn[key] for key in keys if turn.get(key) is not None]
     if len(found) == 2 and found[0] != found[1]:
         raise BadRecord(f"turn {number}: '{keys[0]}' and '{keys[1]}' differ; keep one of them.")
@@ -175,7 +178,7 @@ def _one(turn: dict, keys: tuple[str, str], number: int) -> Any:
 
 
 def _parts(turn: Any) -> list:
-    """The parts of a turn's content, if it is in parts."""
+    """The parts of a turn's content; an empty list if it is not in parts."""
     content = (turn.get("content") or turn.get("value")) if isinstance(turn, dict) else None
     return content if isinstance(content, list) else []
 
@@ -208,7 +211,7 @@ def _is_picture(part: Any) -> bool:
 
 
 def _is_texts(value: Any) -> bool:
-    """Whether these are pairs of a question and an answer; `texts` may be anything else in other sets."""
+    """Whether a value is a list of question-answer pairs; in other data sets `texts` may be anything else."""
     return (
         bool(value)
         and isinstance(value, list)
@@ -217,7 +220,7 @@ def _is_texts(value: Any) -> bool:
 
 
 def _turns_of_texts(texts: list[dict], num_images: int) -> list[dict]:
-    """The turns, the pictures ahead of the first question's words unless they have places of their own."""
+    """Make the turns. Pictures go before the first question's words unless <image> marks their places."""
     turns = []
     for pair in texts:
         turns += [{"from": "human", "value": pair["user"]}, {"from": "gpt", "value": pair["assistant"]}]

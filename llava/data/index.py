@@ -1,4 +1,4 @@
-"""The index of one file of records: where each good one is, and what is counted of it. Made once and kept."""
+"""The index of one --data_path: the place and the counts of each good record. Made once and stored."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from llava.data.record import BadRecord, describe_record, image_files, outside_f
 from llava.data.sample import check_image_files, check_record
 from llava.progress import progress_bar
 
-FORMAT = 2  # goes up when the same file would get another index
-CHECKS = ("start", "lazy")  # when it is looked for image files
-SOURCE, FIRST, SECOND, WORDS, IMAGES = range(5)  # columns; the second and third are the record's place
-NUM_THREADS = 16  # that look for files, which takes long on a network's file system
+FORMAT = 2  # is increased when the same file would get another index
+CHECKS = ("start", "lazy")  # when image files are looked for
+SOURCE, FIRST, SECOND, WORDS, IMAGES = range(5)  # columns of an index; FIRST and SECOND are the place
+NUM_THREADS = 16  # threads that look for image files or open them, which is slow on a network file system
 FILES_AT_ONCE = 1000
-SPOT_CHECKS = 500  # records whose image files are looked for when a kept index is opened
-TICK = 0.05  # seconds between two changes that a file's time of change may not tell apart
+SPOT_CHECKS = 500  # records whose image files are checked when a stored index is opened
+TICK = 0.05  # seconds within which two changes of a file may get the same modification time
 
 
 class RecordIndex:
-    """The good records of a file, in its order.
+    """The good records of a file, in the order of the file.
 
     Attributes:
-        reader: reads them.
-        rows: int64[N, 5], by the columns above: the entry's number in the file, its place, the words of its
-            turns, its images.
-        problems: a message for each bad record, in the file's order.
-        key: tells indices apart.
+        reader: reads the records.
+        rows: int64[N, 5], with the columns above: the entry's number in the file, its place (two columns),
+            the number of words in its turns, and the number of its images.
+        problems: a message for each bad record, in the order of the file.
+        key: identifies the index.
     """
 
     def __init__(self, reader: Reader, kept: KeptArray):
@@ -58,7 +58,7 @@ class RecordIndex:
         return [message for _, message in self._kept.notes["problems"]]
 
     def read(self, row: int) -> tuple[Any, str, Place]:
-        """A record, where it is for messages, and its place."""
+        """Return a record, its description for messages, and its place."""
         source, *place = self.rows[row, : SECOND + 1].tolist()
         record = self.reader.read(tuple(place))
         return record, describe_record(self.reader.path, source, record), tuple(place)
@@ -71,13 +71,13 @@ def open_index(
     cache: ArrayCache,
     check_images: str = "start",
 ) -> RecordIndex:
-    """The index of a file: what is kept of an earlier start if the file is as it was, else a new one.
+    """Return the index of a file: the stored one if the file is unchanged, else a new one.
 
     Args:
-        template: a name in `conv_templates`, which decides what is a good record.
-        check_images: "start": a record is bad if an image file of it is missing; "lazy": it may be missing.
+        template: a name in `conv_templates`, which decides which records are good.
+        check_images: "start": a record is bad if one of its image files is missing; "lazy": it may be missing.
     Raises:
-        UserError: for the file itself.
+        UserError: for an error in the file as a whole.
     """
     reader = reader_of(path, image_folder)
     folder = None if image_folder is None else [str(image_folder), os.path.abspath(image_folder)]
@@ -107,7 +107,7 @@ class _Scan:
     def __init__(self, reader: Reader, template: str):
         self.reader, self.template = reader, template
         self.columns = array("q")
-        self.files: set[str] = set()  # of the images of good records
+        self.files: set[str] = set()  # image files of good records
         self.problems: list[tuple[int, str]] = []
         with progress_bar(f"reading {reader.path}", reader.size, "B", disable=False, unit_scale=True) as bar:
             for source, (record, place) in enumerate(reader.scan()):
@@ -129,7 +129,10 @@ class _Scan:
         self.files.update(files)
 
     def _refuse(self, source: int, record: Any) -> bool:
-        """Keep what is wrong with a record, named as good ones need not be; False if nothing is."""
+        """Store the problem of a record, with its description, which good records do not need.
+
+        Returns False if there is no problem.
+        """
         where = describe_record(self.reader.path, source, record)
         try:
             check_record(record, where, self.template)
@@ -145,7 +148,7 @@ class _Scan:
         return rows, {"problems": self.problems, "missing": [], "has_files": bool(self.files)}
 
     def without_missing_files(self) -> tuple[np.ndarray, dict]:
-        """The same after a look for the image files, each once."""
+        """The same without records whose image files are missing; looks for each file once."""
         rows, notes = self.result()
         missing = set(_missing(self.reader.image_folder, self.files, disable=False))
         if not missing:
@@ -160,12 +163,12 @@ class _Scan:
 
 
 def _missing(folder: str | Path | None, files: Iterable[str], **options) -> list[str]:
-    """Those of a folder's files that are not there. Options are of the bar."""
+    """The files that are missing from a folder. `options` are passed to the progress bar."""
     assert folder is not None
     base = os.fspath(folder)
 
     def look(names: list[str]) -> list[str]:
-        # joined as text, which is many times faster; a Path leaves out a "/" at a name's end, too
+        # first as text, many times faster; then missing files as Path, which drops a "/" at a name's end
         absent = [name for name in names if not os.path.isfile(os.path.join(base, name))]
         return [name for name in absent if not os.path.isfile(Path(base) / name)]
 
@@ -182,8 +185,8 @@ def _missing(folder: str | Path | None, files: Iterable[str], **options) -> list
 
 
 def _is_true(kept: KeptArray, reader: Reader) -> bool:
-    """Whether what was missing still is, and image files of some records are there still."""
-    if not kept.notes["has_files"]:  # pictures are within the records' own files
+    """Whether missing image files are still missing, and those of some records still exist."""
+    if not kept.notes["has_files"]:  # no good record has an image file of its own
         return True
     with_images = np.flatnonzero(kept.array[:, IMAGES])
     chosen = kept.array[with_images[:: max(1, len(with_images) // SPOT_CHECKS)]]

@@ -1,4 +1,4 @@
-"""Records of a JSON list or of JSONL, one at a time: the file is never in memory as a whole."""
+"""Reads records of a JSON list or of JSONL one at a time; the whole file is never in memory."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from llava.errors import UserError
 from llava.textfile import open_text
 
 CHUNK = 1 << 16  # characters read at once
-MAX_RECORD = 1 << 26  # characters in which a record of a JSON list must end
+MAX_RECORD = 1 << 26  # characters within which a record of a JSON list must end
 MARK = b"\xef\xbb\xbf"  # the byte order mark of UTF-8
 SPACE = re.compile(r"\s*")
 
 
 class JsonReader(Reader):
-    """A JSON list, or JSONL (one record a line). A place is a record's first byte and its length in bytes.
+    """Reads a JSON list or JSONL (one record a line). A place is (first byte, length in bytes) of a record.
 
-    For a line of JSONL that is no JSON comes a BadRecord that says so, for the lines after it are still good.
+    A line of JSONL that is not JSON becomes a BadRecord, since the lines after it can still be good.
     """
 
-    _file: int | None = None  # opened by each process for itself
+    _file: int | None = None  # each process opens its own
 
     def __getstate__(self) -> dict:
         return {**vars(self), "_file": None}
@@ -36,7 +36,7 @@ class JsonReader(Reader):
             os.close(self._file)
 
     def rows(self) -> Iterator[tuple[Any, Place]]:
-        """As Reader.rows. Raises UserError if the file is empty or, for a list, no JSON."""
+        """See Reader.rows. Raises UserError if the file is empty, or a list in it is not valid JSON."""
         with open_text(self.path, newline="") as file:
             first = len(MARK) if file.buffer.peek(len(MARK)).startswith(MARK) else 0  # type: ignore[attr-defined]
             start = file.read(1)
@@ -87,7 +87,7 @@ class _JsonLines:
     def _value(self, line: str, number: int) -> Any:
         try:
             return json.loads(line)
-        except (ValueError, RecursionError) as error:  # a number or a nesting without end, too
+        except (ValueError, RecursionError) as error:  # also for too long a number or too deep a nesting
             column, problem = getattr(error, "colno", 1), getattr(error, "msg", str(error))
             return BadRecord(_position(self.path, number, column, problem))
 
@@ -97,9 +97,9 @@ class _JsonList:
 
     def __init__(self, file: TextIO, path: str | Path, first: int):
         self.file, self.path = file, path
-        self.text, self.taken, self.ended = "", 0, False  # what is read, and how much of it is taken
-        self.line, self.column = 1, 1  # of the text's first character
-        self.byte = first  # of the first character that is not taken
+        self.text, self.taken, self.ended = "", 0, False  # text, characters of it parsed, end of file reached
+        self.line, self.column = 1, 1  # position of the text's first character
+        self.byte = first  # position of the first character that is not parsed
         self.decoder = json.JSONDecoder()
 
     def __iter__(self) -> Iterator[tuple[Any, Place]]:
@@ -120,7 +120,7 @@ class _JsonList:
                 return
 
     def _next(self) -> str:
-        """The next character that is no space, "" at the end; it is the first that is not taken."""
+        """Skip white space and return the next character without taking it; "" at the end of the file."""
         while True:
             self._take(SPACE.match(self.text, self.taken).end() - self.taken)  # type: ignore[union-attr]
             if self.taken < len(self.text) or self.ended:
@@ -131,19 +131,19 @@ class _JsonList:
         while True:
             try:
                 value, end = self.decoder.raw_decode(self.text, self.taken)
-                if end < len(self.text) or self.ended:  # else a number may go on
+                if end < len(self.text) or self.ended:  # else a number may continue in the next chunk
                     start = self.byte
                     self._take(end - self.taken)
                     return value, (start, self.byte - start)
             except json.JSONDecodeError as error:
                 if self.ended or len(self.text) - self.taken > MAX_RECORD:
                     raise self._error(error.msg, error.pos) from error
-            except (ValueError, RecursionError) as error:  # a number or a nesting without end
+            except (ValueError, RecursionError) as error:  # too long a number or too deep a nesting
                 raise self._error(str(error), self.taken) from error
             self._read()
 
     def _read(self) -> None:
-        """Read on, and let go of what is taken."""
+        """Read the next chunk, and drop the text that is parsed."""
         self.line, self.column = self._place(self.taken)
         self.text, self.taken = self.text[self.taken :], 0
         more = self.file.read(max(CHUNK, len(self.text)))
@@ -156,7 +156,7 @@ class _JsonList:
         self.taken = end
 
     def _place(self, position: int) -> tuple[int, int]:
-        """Line and column, from 1, of a position in the text."""
+        """The line and column, counted from 1, of a position in the text."""
         num_lines = self.text.count("\n", 0, position)
         if not num_lines:
             return self.line, self.column + position

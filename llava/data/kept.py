@@ -1,4 +1,4 @@
-"""What is computed of the data once, for all processes and later runs: arrays in files of a cache folder."""
+"""A cache folder of arrays that are computed from the data once, for all processes and later runs."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from llava.wholefile import whole_file
 
 logger = logging.getLogger(__name__)
 
-ENVIRONMENT = "LLAVA_INDEX_FOLDER"  # names the folder where --index_folder does not
+ENVIRONMENT = "LLAVA_INDEX_FOLDER"  # names the folder if --index_folder is not given
 
 
 class KeptArray:
-    """An array of a file, and notes behind it. It is pickled as the file's name; each process maps the file.
+    """A file with an array, followed by notes. It is pickled as its path; each process maps the file itself.
 
     Attributes:
-        array: read-only.
-        notes: JSON.
+        array: the read-only array.
+        notes: the notes, any JSON value.
     """
 
     def __init__(self, path: Path):
@@ -53,14 +53,14 @@ class KeptArray:
         return np.load(self.path, mmap_mode="r", allow_pickle=False)
 
     def is_whole(self) -> bool:
-        """Whether the file is there, and is what `write` writes."""
+        """Whether the file exists and can be read as `write` writes it."""
         try:
             return self.array is not None and self.notes is not None
         except (OSError, EOFError, ValueError):
             return False
 
     def write(self, array: np.ndarray, notes: Any) -> None:
-        """Write the file, whole or not at all. Raises UserError if the disk does not take it."""
+        """Write the file, whole or not at all. Raises UserError if it cannot be written."""
         try:
             with whole_file(self.path) as scratch, open(scratch, "wb") as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
@@ -72,10 +72,10 @@ class KeptArray:
 
 
 class ArrayCache:
-    """The folder of the kept arrays.
+    """The folder of the stored arrays.
 
     Args:
-        folder: None: below the user's cache folder.
+        folder: its path; None: `default_folder`.
     """
 
     def __init__(self, folder: str | Path | None = None):
@@ -88,13 +88,13 @@ class ArrayCache:
         make: Callable[[], tuple[np.ndarray, Any]],
         is_true: Callable[[KeptArray], bool] = lambda kept: True,
     ) -> KeptArray:
-        """An array that is kept under a key; if there is none, it is made by one process while others wait.
+        """Return the array stored under a key; if there is none, one process makes it while others wait.
 
         Args:
-            key: all that decides what the array is, as JSON.
-            what: names it, for messages.
-            make: gives the array and notes.
-            is_true: whether what was kept earlier is still so; if not, it is made anew.
+            key: everything that decides the content of the array, as JSON.
+            what: names the array in messages.
+            make: returns the array and the notes.
+            is_true: whether an array stored earlier is still right; if not, it is made again.
         """
         name = f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.npy"
         kept = KeptArray(self.folder / name)
@@ -107,7 +107,7 @@ class ArrayCache:
 
         lock = FileLock(path.with_suffix(".lock"), wait)
         try:
-            kept = KeptArray(path)  # which the process that had the lock may have made
+            kept = KeptArray(path)  # the process that had the lock may have made it
             if not (kept.is_whole() and is_true(kept)):
                 kept = KeptArray(path)
                 kept.write(*make())
@@ -117,7 +117,7 @@ class ArrayCache:
 
     @cached_property
     def _writable(self) -> Path:
-        """The folder, or one for temporary files if it cannot be written to, which is said."""
+        """The folder; if it cannot be written to, a temporary folder, with a warning."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
@@ -134,13 +134,13 @@ class ArrayCache:
 
 
 def default_folder() -> Path:
-    """llava/records in the user's cache folder, or what the environment names."""
+    """The folder that ENVIRONMENT names, else llava/records in the user's cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get(ENVIRONMENT) or Path(cache) / "llava" / "records")
 
 
 def temporary_folder() -> Path:
-    """One for all processes of this user; one for this process alone where that is another user's."""
+    """A folder for all processes of this user; if it belongs to another user, one only for this process."""
     folder = Path(tempfile.gettempdir()) / f"llava-records-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():

@@ -1,4 +1,4 @@
-"""Lengths and image sizes of all records: measured in parallel once, and kept beside the index."""
+"""Lengths and image sizes of all records, measured in parallel once and stored beside the index."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from llava.errors import UserError
 from llava.mm_utils import image_size
 from llava.progress import progress_bar
 
-AT_ONCE = 256  # records that a process measures before it tells what it found
+AT_ONCE = 256  # records that a process measures before it returns the results
 
-Measure = Callable[[range], np.ndarray]  # of records: what is found, one after another
+Measure = Callable[[range], np.ndarray]  # maps a range of records to the results, in order
 
 
 class _Parts(Dataset):
-    """What a measure finds of the records, AT_ONCE at a time."""
+    """The results of a measure, for AT_ONCE records at a time."""
 
     def __init__(self, measure: Measure, num_records: int):
         self.measure, self.num_records = measure, num_records
@@ -43,11 +43,11 @@ def _same(part: np.ndarray) -> np.ndarray:
 
 
 def in_parallel(measure: Measure, num_records: int, num_workers: int, what: str) -> np.ndarray:
-    """What is found of all records, in order, under a bar.
+    """Measure all records, in order, with a progress bar.
 
     Args:
-        num_workers: processes for each rank of this node. One of the ranks measures while the others wait,
-            and takes the processes of all.
+        num_workers: processes for each rank of this node. One rank measures while the others wait, so it uses
+            the processes of all ranks.
     """
     num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     loader = DataLoader(
@@ -55,7 +55,7 @@ def in_parallel(measure: Measure, num_records: int, num_workers: int, what: str)
         batch_size=None,
         collate_fn=_same,
         num_workers=max(num_workers, min(num_workers * num_ranks, os.cpu_count() or 1)),
-        generator=torch.Generator(),  # a later run, which measures nothing, draws the same numbers
+        generator=torch.Generator(),  # so that a later run, which measures nothing, draws the same numbers
     )
     parts = []
     with progress_bar(what, num_records, "record", disable=False) as bar:
@@ -66,7 +66,7 @@ def in_parallel(measure: Measure, num_records: int, num_workers: int, what: str)
 
 
 class _ImageSizes:
-    """int32[images, 2]: width and height of each image of records, (0, 0) where it cannot be read."""
+    """Measures int32[images, 2]: width and height of each image of records, (0, 0) if it cannot be read."""
 
     def __init__(self, index: RecordIndex):
         self.index = index
@@ -92,7 +92,7 @@ def _size(source) -> tuple[int, int]:
 def image_positions(
     index: RecordIndex, builder: SampleBuilder, cache: ArrayCache, num_workers: int = 0
 ) -> np.ndarray:
-    """int64[images]: the visual positions of every image of every record; 0 where it cannot be read."""
+    """int64[images]: the visual positions of every image of every record; 0 if it cannot be read."""
     num_images = int(index.rows[:, IMAGES].sum())
     if not builder.is_tiled:
         return np.full(num_images, builder.visual_positions((1, 1)) if num_images else 0)
@@ -102,7 +102,7 @@ def image_positions(
         return in_parallel(measure, len(index), num_workers, "opening image headers").reshape(-1, 2), []
 
     def is_true(kept: KeptArray) -> bool:
-        """Whether some of the images have their sizes still."""
+        """Whether the images of some records still have the stored sizes."""
         ends = index.rows[:, IMAGES].cumsum()
         rows = np.flatnonzero(index.rows[:, IMAGES])
         return all(
@@ -122,7 +122,7 @@ def image_positions(
 def estimates(
     index: RecordIndex, builder: SampleBuilder, cache: ArrayCache, num_workers: int = 0
 ) -> np.ndarray:
-    """int64[N]: what `SampleBuilder.estimate` says of every record; 0 where an image of it cannot be read."""
+    """int64[N]: `SampleBuilder.estimate` of every record; 0 if one of its images cannot be read."""
     words, num_images = index.rows[:, WORDS], index.rows[:, IMAGES]
     positions = image_positions(index, builder, cache, num_workers)
     ends = num_images.cumsum()
@@ -138,9 +138,9 @@ def estimates(
 def exact_lengths_key(
     index: RecordIndex, builder: SampleBuilder, cache: ArrayCache, num_workers: int = 0
 ) -> list:
-    """All that decides the exact lengths of an index's records."""
+    """The cache key of an index's exact lengths: everything that decides them."""
     tokenizer: Any = builder.tokenizer
-    tokenizer("")  # leaves the tokenizer as all calls do, whatever its file said of cutting and padding
+    tokenizer("")  # a call resets truncation and padding, which the tokenizer's file may have set
     state = [type(tokenizer).__name__, tokenizer.bos_token_id, tokenizer.backend_tokenizer.to_str()]
     positions = image_positions(index, builder, cache, num_workers)
     return [

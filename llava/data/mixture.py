@@ -1,4 +1,4 @@
-"""What an epoch takes of several files: each as often as its weight says."""
+"""The mixture of several files in an epoch, each used as often as its weight says."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from llava.errors import UserError
 
 @dataclass
 class Mixture:
-    """Several files, one after another, each passed over `weights` times an epoch.
+    """Several files, one after another, each passed over as often in an epoch as its weight says.
 
-    A weight's fraction is a share of the file drawn at random; the next epoch goes on where this one stopped
-    in the same random order, so that two epochs at 0.5 see the whole file once.
+    The fraction of a weight is a random share of the file. The next epoch continues in the same random order
+    where this one stopped, so that two epochs at 0.5 use the whole file once.
 
     Args:
-        sizes: items of each file.
+        sizes: the number of items in each file.
         weights: passes over each file in an epoch; default 1 each.
     Raises:
-        UserError: if no item is left.
+        UserError: if an epoch has no item.
     """
 
     sizes: Sequence[int]
@@ -41,11 +41,11 @@ class Mixture:
             )
 
     def __len__(self) -> int:
-        """Items of one epoch."""
+        """The number of items in one epoch."""
         return sum(self.counts)
 
     def indices(self, epoch: int) -> Tensor:
-        """long[len(self)]: items of an epoch, file by file, counted over all files."""
+        """long[len(self)]: the items of an epoch, file by file; items are numbered through all files."""
         generator = torch.Generator().manual_seed(self.seed)
         parts, offset = [], 0
         for size, count in zip(self.sizes, self.counts, strict=True):

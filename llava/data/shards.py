@@ -1,8 +1,8 @@
 """WebDataset shards: tar files whose members KEY.json, KEY.jpg, ... together are one record.
 
-A record is KEY.json, of any form that a JSON file may have, with its images KEY.jpg (jpeg, png, webp), or
-KEY.0.jpg, KEY.1.jpg for several, which stand in the place of its own "image"; or an image with a caption,
-KEY.txt, as img2dataset writes them. The webdataset library opens, reads and groups them, local or by URL.
+A record is KEY.json, in any format that a JSON file may have, with its image KEY.jpg (jpeg, png, webp), or
+images KEY.0.jpg, KEY.1.jpg, which replace the "image" of the JSON. It may also be an image with a caption,
+KEY.txt, as img2dataset writes it. The webdataset library opens local shards or URLs and groups the members.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llava.textfile import HEAD, TAR, kind_of
 
 IMAGE_SUFFIX = re.compile(r"(?:(\d+)\.)?(?:jpg|jpeg|png|webp)")
 UNSEEN_SUFFIX = re.compile(r"(?:\d+\.)?(?:mp4|mov|avi|mkv|webm|mp3|wav|flac|ogg|m4a)")  # video and sound
-END_OF_TAR = 1024  # bytes of zeros
+END_OF_TAR = 1024  # zero bytes that end a tar archive
 
 
 def is_shards(path: str | Path) -> bool:
@@ -33,7 +33,7 @@ def is_shards(path: str | Path) -> bool:
 
 
 def expand_shards(path: str) -> list[str]:
-    """The shards of a --data_path, braces expanded: 'shards/{000..127}.tar' are 128.
+    """Expand the braces of a --data_path of shards: 'shards/{000..127}.tar' gives 128 shards.
 
     Raises:
         UserError: if webdataset is not installed, or a local shard does not exist.
@@ -57,11 +57,11 @@ def expand_shards(path: str) -> list[str]:
 
 @dataclass
 class ShardSample:
-    """One key's members, as bytes.
+    """The members of one key, as bytes.
 
     Attributes:
         name: shard and key, for messages.
-        members: extension (all behind the key's first dot, in lower case) to content.
+        members: maps an extension (everything after the key's first dot, in lower case) to the content.
     """
 
     name: str
@@ -69,7 +69,7 @@ class ShardSample:
     members: dict[str, bytes]
 
     def record(self) -> dict:
-        """The record, unchecked, its images being members. Raises BadRecord."""
+        """The unchecked record, whose images are names of members. Raises BadRecord."""
         record = self._json()
         if not (isinstance(record, dict) and not record.keys().isdisjoint(TURNS)) and "txt" in self.members:
             record = {"conversations": self._caption()}
@@ -90,7 +90,7 @@ class ShardSample:
         return as_record({"id": self.key, **record, "image": self._images()})
 
     def open(self, member: str) -> BytesIO:
-        """A member's bytes, with a name that messages can give."""
+        """Open a member's bytes as a file, with a `name` for messages."""
         content = BytesIO(self.members[member])
         content.name = f"{self.key}.{member}"
         return content
@@ -98,7 +98,7 @@ class ShardSample:
     def _json(self) -> Any:
         try:
             return json.loads(self.members["json"]) if "json" in self.members else None
-        except ValueError as error:  # no JSON, or no UTF-8
+        except ValueError as error:  # not JSON, or not UTF-8
             raise BadRecord(f"{self.name}: {self.key}.json cannot be read ({error}); correct it.") from error
 
     def _caption(self) -> list[dict]:
@@ -118,10 +118,10 @@ class ShardSample:
 
 
 def read_shard(shard: str) -> Iterator[ShardSample]:
-    """A shard's samples, one after another.
+    """Yield the samples of a shard.
 
     Raises:
-        BadRecord: naming the shard, where it cannot be opened, or proves corrupt or cut short.
+        BadRecord: if the shard cannot be opened, or is corrupt or cut short; the message names it.
     """
     from webdataset.gopen import gopen
     from webdataset.tariterators import group_by_keys, tar_file_expander
@@ -146,18 +146,18 @@ def read_shard(shard: str) -> Iterator[ShardSample]:
 
 
 class _WatchedStream:
-    """A tar file being read from start to end.
+    """A tar file that is read from start to end, with checks of its start and its end.
 
-    tarfile takes a broken header for the archive's end; the zeros that end a whole one tell the difference.
-    Only a header broken in the last 10 KB, which tarfile has buffered by then, goes unnoticed.
+    tarfile mistakes a broken header for the end of the archive. The zeros at the end of a complete archive
+    show the difference. Only a broken header in the last 10 KB, which tarfile has then buffered, is missed.
     """
 
     def __init__(self, file, name: str):
         self.file, self.name = file, name
-        self.head = file.read(HEAD)  # until read() gives it out
+        self.head = file.read(HEAD)  # the first bytes, until read() returns them
         self.tail = b""
 
-    def __repr__(self) -> str:  # webdataset puts it into its messages
+    def __repr__(self) -> str:  # webdataset shows it in its messages
         return self.name
 
     def read(self, size: int = -1) -> bytes:
@@ -195,10 +195,10 @@ def expand_all(paths: Sequence[str]) -> list[list[str]]:
 
 
 def check_data_paths(paths: Sequence[str]) -> None:
-    """Whether each --data_path is there and of a kind that is read, without reading it.
+    """Check that each --data_path exists and is of a supported kind, without reading it.
 
     Raises:
-        UserError: for the first that is not; also as expand_all.
+        UserError: for the first path that fails; also like expand_all.
     """
     for path in paths:
         if not is_shards(path):

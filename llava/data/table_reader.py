@@ -1,4 +1,4 @@
-"""Records of parquet and Arrow files, a group of rows at a time; pictures are within the rows or files."""
+"""Reads records of parquet and Arrow files, one row group at a time; pictures are in the rows or in files."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from llava.errors import UserError
 from llava.textfile import HEAD, kind_of
 
 FILES_OPEN = 16  # in each process
-GROUPS_HELD, GROUPS_WITH_PICTURES_HELD = 8, 2  # of rows, decoded, in each process
-FILE_SHIFT = 32  # a place's first number is the file's above the row group's
-ROWS_AT_ONCE = 256  # that become Python's objects
-CONTENT = "bytes"  # of a picture, beside "path"
+GROUPS_HELD, GROUPS_WITH_PICTURES_HELD = 8, 2  # decoded row groups in each process
+FILE_SHIFT = 32  # a place's first number is (file number << FILE_SHIFT) | row group
+ROWS_AT_ONCE = 256  # rows that are converted to Python objects together
+CONTENT = "bytes"  # the field with a picture's bytes, beside "path"
 
 
 class TableReader(Reader):
-    """Rows of parquet or Arrow files. A place is the row group (in Arrow a batch) with its file, and the row.
+    """Reads rows of parquet or Arrow files. A place is (file and row group, row); Arrow's groups are batches.
 
-    A group is read when a row of it is needed, and a few are held. Arrow is mapped, so that nothing is read
-    but the row. The bytes of pictures are not read for the text of a record.
+    A group is read when one of its rows is needed, and a few groups are cached. Arrow files are mapped, so
+    that only the row is read. The text of a record is read without the bytes of its pictures.
     """
 
     def __init__(self, path: str | Path, image_folder: str | Path | None, files: Sequence[Path]):
         super().__init__(path, image_folder, files)
-        self._num_groups = 1  # of the file that is being scanned
+        self._num_groups = 1  # row groups of the file that is being scanned
 
     def __getstate__(self) -> dict:
         kept = ("path", "image_folder", "files", "state", "size", "_num_groups")
@@ -74,7 +74,7 @@ class TableReader(Reader):
 
     def source_of(self, place: Place) -> ImageSource:
         number, group = _file_and_group(place)
-        values: list = []  # of the row's pictures, once one is asked for
+        values: list = []  # the row's pictures, read when the first is asked for
 
         def source(file: str) -> Path | BinaryIO:
             if not isinstance(file, Picture):
@@ -119,7 +119,7 @@ class TableReader(Reader):
 
     @contextmanager
     def _named(self, number: int) -> Iterator[None]:
-        """What pyarrow says of a broken file as a UserError that names it."""
+        """Turn pyarrow's error for a broken file into a UserError that names the file."""
         try:
             yield
         except (pyarrow.ArrowException, OSError) as error:
@@ -135,10 +135,10 @@ def _file_and_group(place: Place) -> tuple[int, int]:
 
 
 class _Texts:
-    """Rows without the bytes of their pictures, which are empty here.
+    """Rows in which the bytes of pictures are empty.
 
     Args:
-        known: columns whose values were made when the table was read, in the place of the table's.
+        known: maps names to columns that are not in the table, since their values were made when it was read.
     """
 
     def __init__(self, table: pyarrow.Table, known: dict[str, list] | None = None):
@@ -162,7 +162,7 @@ def _marked(value: Any) -> Any:
 
 
 def _light(value: pyarrow.Scalar) -> Any:
-    """A value in Python, with no bytes for bytes, which are not looked at."""
+    """Convert a value to Python; binary values become b"" and are not read."""
     if not value.is_valid:
         return None
     if isinstance(value, pyarrow.ListScalar):
@@ -182,7 +182,7 @@ class _Parquet:
         self.num_groups = self.file.num_row_groups
 
     def whole(self, group: int) -> pyarrow.Table:
-        # without pyarrow's threads, which the fork of a data worker does not copy
+        # without pyarrow's threads, since the fork of a data worker does not copy them
         return self.file.read_row_group(group, use_threads=False)
 
     def texts(self, group: int) -> _Texts:
@@ -203,14 +203,14 @@ class _Parquet:
             column = table.column(name)
             if _num_pictures(column) == _num_values(leaf):
                 known[name] = list(map(_marked, column.to_pylist()))
-            else:  # some pictures are files, and only the bytes tell which
+            else:  # some pictures are files of their own, and only the bytes show which
                 whole = self.file.read_row_group(group, columns=[name], use_threads=False)
                 known[name] = list(map(_light, whole.column(name)))
         return _Texts(table.drop_columns(list(known)), known)
 
 
 def _num_values(leaf: Any) -> int | None:
-    """The values in a column that are there; None if the file does not say."""
+    """The number of values in a column that are not null; None if the file does not record it."""
     statistics = leaf.statistics
     if statistics is None or not statistics.has_null_count:
         return None
@@ -224,7 +224,7 @@ def _num_pictures(column: pyarrow.ChunkedArray) -> int:
 
 
 class _Arrow:
-    """The file is mapped: a batch is read where it is."""
+    """An Arrow file. It is memory-mapped, so that batches are read in place."""
 
     def __init__(self, path: Path):
         source = pyarrow.memory_map(str(path))
