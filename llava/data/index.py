@@ -75,7 +75,7 @@ def open_index(
 
     Args:
         template: a name in `conv_templates`, which decides which records are good.
-        check_images: "start": a record is bad if one of its image files is missing; "lazy": it may be missing.
+        check_images: "start": a record is bad if an image file of it is missing; "lazy": this is not checked.
     Raises:
         UserError: for an error in the file as a whole.
     """

@@ -1,1 +1,1 @@
-"""The serving room: chat in a terminal, a web page, an API."""
+"""Serving a model: chat in a terminal, a web page, an API."""

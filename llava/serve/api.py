@@ -61,7 +61,7 @@ def load_app(args: argparse.Namespace):
 
 
 def serve(args: argparse.Namespace) -> None:
-    """Load, then answer until the process is stopped."""
+    """Load the model, then answer requests until the process is stopped."""
     try:
         from llava.serve.app_process import run
 

@@ -1,4 +1,4 @@
-"""The HTTP application over an engine: OpenAI's chat completions, and what operators ask for."""
+"""The HTTP application for an engine: OpenAI's chat completions, and /health and /metrics for operators."""
 
 import asyncio
 import hmac
@@ -26,23 +26,23 @@ from llava.serve.threads import Threads
 
 logger = logging.getLogger(__name__)
 
-READING_THREADS = 2  # that read requests and their pictures while the model works
-FETCHING_THREADS = 8  # that also wait for pictures at addresses
-COLDEST = 1e-4  # temperature below which the likeliest token is certain, and its division overflows
+READING_THREADS = 2  # threads that read requests and their pictures while the model works
+FETCHING_THREADS = 8  # threads that also wait for pictures at addresses
+COLDEST = 1e-4  # temperature below which the likeliest token is certain, and division by it overflows
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may cost.
+    """The limits of one request.
 
     Args:
-        max_body_bytes: of the JSON, pictures in base64 included.
-        max_images: pictures a request.
-        max_prompt_tokens: positions of a prompt, visual tokens included; None: the model's context.
-        max_new_tokens: longest answer that may be asked for.
-        default_new_tokens: longest answer of a request that does not say.
-        seconds: from a request's head to its answer's end.
-        image: what one picture may be.
+        max_body_bytes: the most bytes of the JSON, pictures in base64 included.
+        max_images: the most pictures in a request.
+        max_prompt_tokens: the most positions of a prompt, visual tokens included; None: the model's context.
+        max_new_tokens: the most tokens of an answer that a request may ask for.
+        default_new_tokens: the most tokens of an answer if the request does not say.
+        seconds: the time from a request's head to the end of its answer.
+        image: the limits of one picture.
     """
 
     max_body_bytes: int = 32 * 2**20
@@ -55,7 +55,7 @@ class Limits:
 
 
 class Server:
-    """An engine, and the rules under which it is offered."""
+    """An engine with the model name, limits and API key under which it is offered."""
 
     def __init__(self, engine: Engine, model_name: str, limits: Limits, api_key: str | None = None):
         self.engine, self.model_name, self.limits = engine, model_name, limits
@@ -66,7 +66,7 @@ class Server:
         self._told_of_end: set[asyncio.Future] = set()
 
     def end(self) -> None:
-        """Take no more requests, and end those under way with a 503; called in the event loop."""
+        """Accept no more requests, and end open ones with a 503; is called in the event loop."""
         self.is_ending = True
         self.engine.end()
         for future in self._told_of_end:
@@ -76,13 +76,13 @@ class Server:
         if self._api_key is None:
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        # a header's bytes come as latin-1
+        # headers are decoded as latin-1
         is_key = hmac.compare_digest(given.strip().encode("latin-1"), self._api_key.encode())
         if scheme.lower() != "bearer" or not is_key:
             raise ApiError(401, "the API key is missing or wrong.", "invalid_api_key")
 
     async def prepared(self, body: bytes) -> tuple[ChatRequest, Request]:
-        """Read a body, in threads. Raises ApiError if it is refused."""
+        """Parse a body and prepare its request, in threads. Raises ApiError if it is refused."""
         try:
             chat = await self.reading.run(self.parse, body)
             threads = self.reading if all(map(is_data, chat.image_urls)) else self.fetching
@@ -91,13 +91,13 @@ class Server:
             raise ApiError(400, str(error)) from error
 
     def parse(self, body: bytes) -> ChatRequest:
-        """Raises UserError for what is no request, ApiError for another model's."""
+        """Parse a body. Raises UserError if it is no valid request, ApiError if it is for another model."""
         chat = read_request(body)
         self.check_model(chat.model)
         return chat
 
     def check_model(self, name: str) -> None:
-        """Raises ApiError for another model's name."""
+        """Raise ApiError if this is the name of another model."""
         if name != self.model_name:
             message = f"the model '{cut(name)}' is not here; '{self.model_name}' is."
             raise ApiError(404, message, "model_not_found")
@@ -105,7 +105,7 @@ class Server:
     def prepare(self, chat: ChatRequest) -> Request:
         """Read the images and tokenize.
 
-        Raises UserError if something is beyond a limit, or cannot be read.
+        Raises UserError if something exceeds a limit, or cannot be read.
         """
         limits, engine = self.limits, self.engine
         longest = chat.max_completion_tokens or chat.max_tokens or limits.default_new_tokens
@@ -142,7 +142,7 @@ class Server:
         return request
 
     async def chat(self, http: HttpRequest) -> Response:
-        """Answer one request; its place is free again when this ends, or the stream it returns."""
+        """Answer one request. Its place is freed when this call ends, or when the returned stream ends."""
         try:
             chat = Chat(self, self.engine.admit())
         except ShuttingDown:
@@ -170,7 +170,7 @@ class Server:
         return JSONResponse(Completion(self.model_name).whole("".join(texts), finish, chat.usage()))
 
     async def _body(self, http: HttpRequest, deadline: float) -> bytes:
-        """Read a body, no further than the limits."""
+        """Read a body within the limits of size and time."""
         limit = self.limits.max_body_bytes
         too_large = ApiError(413, f"the body is larger than {limit} bytes, this server's limit.")
         declared = http.headers.get("content-length", "")
@@ -193,10 +193,10 @@ class Server:
             raise self._gone() from None
 
     async def _unless_over(self, work: Awaitable, leaving: Awaitable | None = None):
-        """What `work` gives; it is cancelled if the server ends, or the client leaves, meanwhile."""
+        """Return the result of `work`; cancel it if the server ends or the client leaves before that."""
         working, ending = asyncio.ensure_future(work), asyncio.get_running_loop().create_future()
         waiting = {working, ending} | ({asyncio.ensure_future(leaving)} if leaving else set())
-        # an error of work that is given up is looked at, or asyncio would log it
+        # reads the error of cancelled work, which asyncio would log otherwise
         working.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._told_of_end.add(ending)
         try:
@@ -222,11 +222,11 @@ async def _disconnected(http: HttpRequest) -> None:
 def create_app(
     engine: Engine, model_name: str, limits: Limits | None = None, api_key: str | None = None
 ) -> FastAPI:
-    """The application; closes the engine when it shuts down.
+    """Build the application, which closes the engine when it shuts down.
 
     Args:
-        model_name: what clients call the model.
-        api_key: asked for below /v1, or None.
+        model_name: the model's name in requests.
+        api_key: the key that requests below /v1 must have; None: no key is needed.
     """
     server = Server(engine, model_name, limits or Limits(), api_key)
 
@@ -283,7 +283,7 @@ def create_app(
 
 
 def _shape_errors(app: FastAPI) -> None:
-    """Every error leaves in OpenAI's shape."""
+    """Send every error in OpenAI's format."""
 
     @app.exception_handler(ApiError)
     async def refused(request: HttpRequest, error: ApiError) -> Response:

@@ -1,4 +1,4 @@
-"""The answer to one chat request: its events, as a whole or as server-sent ones, and what ends it."""
+"""The answer to one chat request, as a whole or as server-sent events, and the errors that end it."""
 
 import asyncio
 import json
@@ -13,15 +13,15 @@ from llava.serve.engine import Event, Request, ShuttingDown, Ticket
 from llava.serve.protocol import ApiError, ChatRequest, Completion, usage
 
 RETRY_AFTER = 2  # seconds that a refused client is asked to wait
-GRACE = 5.0  # seconds past its time that an answer may take to notice it
+GRACE = 5.0  # seconds that an answer may take to end after its deadline
 
 
 class Chat:
-    """One request from its body to its answer.
+    """One request, from its body to its answer.
 
     Args:
-        server: llava.serve.app.Server.
-        ticket: the request's place with the engine.
+        server: the llava.serve.app.Server.
+        ticket: the request's place in the engine.
     """
 
     def __init__(self, server, ticket: Ticket):
@@ -49,7 +49,7 @@ class Chat:
         return chat
 
     async def answer(self) -> AsyncIterator[Event]:
-        """The answer's events. Raises ApiError if it ends in an error."""
+        """Yield the events of the answer. Raises ApiError if it ends in an error."""
         is_first = True
         while True:
             try:
@@ -80,7 +80,7 @@ class Chat:
 
 
 def failure(error: Exception) -> ApiError:
-    """What a client is told of the error that ended its answer."""
+    """The ApiError to send for an error that ended an answer."""
     if isinstance(error, ShuttingDown):
         return shutting_down()
     if isinstance(error, UserError):
@@ -104,7 +104,7 @@ def shutting_down() -> ApiError:
 
 
 class Stream(StreamingResponse):
-    """An answer as server-sent events; closes its request however it ends, before its first event too."""
+    """An answer as server-sent events. It closes its request however it ends, even before its first event."""
 
     def __init__(self, server, chat: Chat, with_usage: bool):
         super().__init__(self._events(with_usage), media_type="text/event-stream")
@@ -117,7 +117,7 @@ class Stream(StreamingResponse):
         except asyncio.CancelledError:
             if not self._server.is_ending:
                 raise
-            # the client reads nothing, and the process waits for it no longer
+            # the client does not read, and the process no longer waits for it
         finally:
             self._chat.close()
             if not self._is_whole:
@@ -141,5 +141,5 @@ class Stream(StreamingResponse):
 
 
 def _sse(body: dict) -> str:
-    # ASCII alone: some clients cut lines at U+0085 and U+2028 too
+    # only ASCII, as json.dumps writes by default: some clients also break lines at U+0085 and U+2028
     return f"data: {json.dumps(body)}\n\n"

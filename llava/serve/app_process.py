@@ -7,12 +7,12 @@ from contextlib import suppress
 import uvicorn
 from fastapi import FastAPI
 
-PATIENCE = 1.0  # seconds that requests under way have to take their 503, while new ones are refused
+PATIENCE = 1.0  # seconds in which open requests can receive their 503, while new ones are refused
 GRACE = 5  # seconds until connections that are still open are cut
 
 
 class _Process(uvicorn.Server):
-    """Ends the requests under way, where uvicorn alone would wait for them and then cut them off."""
+    """Ends open requests with an answer; uvicorn itself would wait for them and then cut them off."""
 
     async def shutdown(self, sockets=None) -> None:
         server = self.config.app.state.server  # type: ignore[union-attr]
@@ -26,8 +26,8 @@ class _Process(uvicorn.Server):
 def run(app: FastAPI, host: str, port: int) -> None:
     """Serve `app`, made by llava.serve.app.create_app, until SIGINT or SIGTERM.
 
-    Requests under way are then answered with a 503, streams with an event that says so, and SIGTERM ends the
-    process as it would end one that does not handle it.
+    Open requests are then answered with a 503, and open streams with an event that says so. After that,
+    SIGTERM ends the process as if the process did not handle it.
     """
     config = uvicorn.Config(app, host=host, port=port, timeout_graceful_shutdown=GRACE)
     with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when all is closed

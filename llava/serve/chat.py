@@ -1,6 +1,6 @@
-"""A conversation with a loaded model: its history, its pictures, answers that arrive piece by piece.
+"""A conversation with a loaded model: its history, its pictures, and answers that come piece by piece.
 
-s is the side of the squares of patches that a visual token stands for.
+s is the side, in patches, of the square that one visual token represents.
 """
 
 import time
@@ -26,11 +26,11 @@ from llava.visualization.words import WordAttention, word_attention
 
 @dataclass(frozen=True)
 class Turn:
-    """A question with its pictures, and the answer, or None while there is none.
+    """A question with its pictures, and the answer, which is None until there is one.
 
     Attributes:
-        ids: of the answer, its end mark left out.
-        scale_factor: s that it was given at; None is the checkpoint's own.
+        ids: token ids of the answer, without its end mark.
+        scale_factor: the answer's s; None is the checkpoint's own.
     """
 
     text: str
@@ -42,14 +42,14 @@ class Turn:
 
 @dataclass(frozen=True)
 class Timing:
-    """What an answer cost.
+    """The tokens and the time that an answer took.
 
     Attributes:
         prompt_tokens: positions of the prompt, visual tokens included.
         visual_tokens: positions that pictures took, separators of tiles included.
-        new_tokens: the answer's.
-        first_token: seconds until the first of them; pictures are encoded in that time.
-        seconds: in all.
+        new_tokens: tokens of the answer.
+        first_token: seconds until the first new token; pictures are encoded in that time.
+        seconds: seconds for the whole answer.
     """
 
     prompt_tokens: int
@@ -60,7 +60,7 @@ class Timing:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Of the tokens after the first; None if there is no other."""
+        """The speed of the tokens after the first; None if there are none."""
         later = self.new_tokens - 1
         return later / (self.seconds - self.first_token) if later > 0 else None
 
@@ -83,7 +83,7 @@ class Chat:
         turns: answered questions, oldest first.
         waiting: pictures that go with the next question.
         scale_factor: s of the next answers; None is the checkpoint's own.
-        timing: of the last answer; None before there is one.
+        timing: the last answer's Timing; None before there is one.
     """
 
     def __init__(self, loaded: LoadedModel):
@@ -95,7 +95,7 @@ class Chat:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all that was said and shown."""
+        """Forget all turns, waiting pictures and the timing."""
         self.turns: list[Turn] = []
         self.waiting: list[Image.Image] = []
         self.timing: Timing | None = None
@@ -111,9 +111,9 @@ class Chat:
         self.waiting.append(image)
 
     def set_visual_tokens(self, num_tokens: int) -> None:
-        """Spend that many tokens on each view of a picture from now on, earlier pictures included.
+        """Use this number of tokens for each view of a picture from now on, also for earlier pictures.
 
-        Raises UserError if the model cannot; names the choices.
+        Raises UserError if the model does not offer that number; the message names the choices.
         """
         budgets = token_budgets(self.model)
         if num_tokens not in budgets:
@@ -122,14 +122,14 @@ class Chat:
         self.scale_factor = budgets[num_tokens]
 
     def stop(self) -> None:
-        """End the answer that is on its way, from another thread, at the model's next token."""
+        """End the current answer at the model's next token; is called from another thread."""
         self._stopped.set()
 
     def withdraw(self) -> str:
-        """Take back the last question and its answer; its pictures wait for the next question again.
+        """Take back the last question and its answer; its pictures go with the next question again.
 
         Returns:
-            the question's text.
+            The question's text.
         Raises:
             UserError: if nothing was asked.
         """
@@ -140,21 +140,21 @@ class Chat:
         return turn.text
 
     def prompt(self, turns: list[Turn]) -> MarkedPrompt:
-        """The text that the model reads, up to where the last turn's answer begins, or through its end."""
+        """The prompt of the turns: up to the last answer if that is None, else with it."""
         wrap = getattr(self.model.config, "mm_use_im_start_end", False)
         said = [(turn.text, len(turn.images), turn.answer) for turn in turns]
         return chat_prompt(said, self.template, wrap)
 
     def ask(self, text: str, decoding: Decoding) -> Generator[str, None, None]:
-        """Ask a question about the waiting pictures and all before; gives the answer piece by piece.
+        """Ask a question about the waiting and all earlier pictures; yields the answer piece by piece.
 
-        What is wrong with the question is said at once, and `stop` counts from then on. Closing the iterator,
-        or an exception in its thread (KeyboardInterrupt), stops the model at its next token; what was said by
-        then is the answer. Without a word said, the question counts as not asked.
+        An error in the question is raised at once, and `stop` has an effect from then on. Closing the
+        iterator, or an exception in its thread (KeyboardInterrupt), stops the model at its next token; the
+        text so far is then the answer. If there is no text yet, the question counts as not asked.
 
         Args:
-            text: may say by <image> where the pictures go; by default they come first. Without waiting
-                pictures <image> is letters.
+            text: the question. <image> may mark where the pictures go; by default they come first. If no
+                pictures wait, <image> is ordinary text.
         Raises:
             UserError: if the text and the pictures disagree, or the conversation is too long for the model
                 or for the device's memory.
@@ -174,7 +174,7 @@ class Chat:
         return self._answer(turn, inputs, positions, visual)
 
     def _answer(self, turn: Turn, inputs: dict, positions: int, visual: int) -> Generator[str, None, None]:
-        """What the model says to a turn that was checked; keeps the turn and its timing."""
+        """Yield the answer to a turn that was checked; store the turn and its timing."""
         stream, shown = TextStream(self.tokenizer), ""
         start = time.perf_counter()
         first = None
@@ -207,12 +207,12 @@ class Chat:
                 self.waiting = self.waiting[len(turn.images) :]
 
     def attention(self, number: int) -> WordAttention:
-        """Where the words of an answer looked, in all pictures shown until then; runs the model once.
+        """The attention of an answer's words to all pictures up to that turn; runs the model once.
 
         Args:
-            number: of the turn, from 0.
+            number: the turn's number, from 0.
         Raises:
-            UserError: as word_attention; or if the device's memory is too small.
+            UserError: like word_attention; also if the device's memory is too small.
         """
         turn = self.turns[number]
         inputs, positions, _ = self.inputs([*self.turns[:number], replace(turn, answer=None)])
@@ -235,8 +235,8 @@ class Chat:
             ) from error
 
     def inputs(self, turns: list[Turn]) -> tuple[dict, int, int]:
-        """What `generate` takes so that the last turn is answered, at that turn's s; the positions of the
-        prompt, and those of its pictures."""
+        """Return the arguments of `generate` to answer the last turn at its s, the number of positions of the
+        prompt, and the number that its pictures take."""
         input_ids = tokenizer_image_token(self.prompt(turns), self.tokenizer, return_tensors="pt")[None]  # type: ignore[call-overload]
         images = [image for turn in turns for image in turn.images]
         inputs: dict = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids).bool()}
@@ -251,28 +251,31 @@ class Chat:
 
 
 def open_chat(model_path: str, model_base: str | None = None, **options) -> Chat:
-    """Load a model for a conversation, with the options of llava.inference.load_model."""
+    """Load a model for a conversation; options are those of llava.inference.load_model."""
     return Chat(load_model(model_path, model_base, **options))
 
 
 def token_budgets(model) -> dict[int, int]:
-    """Visual tokens of a view that a call may ask for, to s: most tokens first; none if they are fixed."""
+    """Maps each number of visual tokens a view that may be chosen to its s, most tokens first.
+
+    The dict is empty if the number is fixed.
+    """
     if model.get_vision_tower() is None or not model.get_projector().compresses:
         return {}
     budgets, grid = {}, model.get_vision_tower().grid_side
     for scale_factor in range(1, grid + 1):
         try:
             budgets[model.tokens_per_image(scale_factor)] = scale_factor
-        except UserError:  # it does not divide the grid, or the weights fit another alone
+        except UserError:  # s does not divide the grid, or the weights only fit another s
             continue
     return budgets
 
 
 def stream_tokens(model, stopped: Event, **inputs) -> Generator[int, None, None]:
-    """The ids that model.generate(**inputs) chooses for one sequence, as they come, made in a thread.
+    """Run model.generate(**inputs) for one sequence in a thread, and yield the new ids as they come.
 
     Args:
-        stopped: once set, the model ends at its next token. Closing the iterator sets it, and waits for that.
+        stopped: once set, the model ends at its next token. Closing the iterator sets it and waits for that.
     """
     queue: SimpleQueue = SimpleQueue()
 
@@ -280,7 +283,7 @@ def stream_tokens(model, stopped: Event, **inputs) -> Generator[int, None, None]
         end = None
         try:
             model.generate(**inputs, streamer=_ToQueue(queue), stopping_criteria=[_Stopped(stopped)])
-        except BaseException as error:  # raised again where the tokens are read
+        except BaseException as error:  # is raised again where the tokens are read
             end = error
         queue.put(end)
 
@@ -301,12 +304,12 @@ class _ToQueue(BaseStreamer):
         self.queue = queue
 
     def put(self, value: Tensor) -> None:
-        # The first that comes is the prompt: empty, for it is given as embeddings
+        # The first value is the prompt, which is empty since it is given as embeddings
         for token in value.flatten().tolist():
             self.queue.put(token)
 
     def end(self) -> None:
-        """Says nothing: the thread's own end does."""
+        """Do nothing: the end of the thread ends the stream."""
 
 
 class _Stopped(StoppingCriteria):

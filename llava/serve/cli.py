@@ -41,7 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def read_image(source: str):
-    """A picture by its path or address, PIL, RGB. Raises UserError if there is none."""
+    """Load a picture from a path or an address as an RGB PIL image. Raises UserError if there is none."""
     from llava.mm_utils import load_image
 
     if not source.startswith(ADDRESSES):
@@ -49,14 +49,14 @@ def read_image(source: str):
             raise UserError(f"{source}: there is no such picture.")
         return load_image(source)
     file = BytesIO(fetch(source))
-    file.name = source  # what an error calls it
+    file.name = source  # the name that errors show
     return load_image(file)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Load the model, then talk until the input ends.
+    """Load the model, then chat until the input ends.
 
-    Raises UserError for what the user can mend ahead of the conversation; says how.
+    Raises UserError for problems that the user can fix before the conversation; the message says how.
     """
     decoding = Decoding(args.temperature, args.top_p, max_new_tokens=args.max_new_tokens)
     images = [read_image(source) for source in args.image_file]
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def converse(chat, decoding, debug: bool) -> None:
-    """Read lines until the input ends: commands, and questions, which are answered."""
+    """Read lines until the input ends; run commands and answer questions."""
     with suppress(ImportError):
         import readline  # noqa: F401  # input() then has a history and arrow keys
     if isinstance(sys.stdin, TextIOWrapper):
@@ -95,7 +95,7 @@ def converse(chat, decoding, debug: bool) -> None:
 
 
 def obey(line: str, chat) -> None:
-    """Do what a line of the user's that starts with a slash says. Raises UserError if it makes no sense."""
+    """Run a command, which is a line that starts with a slash. Raises UserError if it is not known."""
     command, _, argument = line.partition(" ")
     argument = argument.strip()
     if command == "/image":
@@ -115,7 +115,7 @@ def obey(line: str, chat) -> None:
 
 
 def show(path: str, chat) -> None:
-    """Have a picture go with the next question; a path may be quoted or start with ~."""
+    """Add a picture to the next question; its path may be quoted or start with ~."""
     if len(path) > 1 and path[0] == path[-1] and path[0] in "'\"":
         path = path[1:-1]
     if not path:
@@ -127,7 +127,7 @@ def show(path: str, chat) -> None:
 
 
 def answer(question: str, chat, decoding, debug: bool) -> None:
-    """Print the answer as it comes; Ctrl-C keeps what was said so far."""
+    """Print the answer as it comes; Ctrl-C stops it and keeps the text so far."""
     print("ASSISTANT: ", end="", flush=True)
     try:
         with closing(chat.ask(question, decoding)) as pieces:

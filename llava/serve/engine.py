@@ -1,6 +1,6 @@
-"""The model behind a queue: one thread answers what waits, together where the settings agree.
+"""The model behind a queue: one thread answers waiting requests, in a batch if their settings agree.
 
-B requests of a batch, T prompt ids (one IMAGE_TOKEN_INDEX for each image).
+B is the number of requests in a batch, T the number of prompt ids (one IMAGE_TOKEN_INDEX for each image).
 """
 
 import logging
@@ -25,16 +25,16 @@ logger = logging.getLogger(__name__)
 
 
 class QueueFull(RuntimeError):
-    """As many requests as the engine admits are being answered or wait."""
+    """The engine has as many requests as it admits."""
 
 
 class ShuttingDown(QueueFull):
-    """The engine takes no more requests, and has ended those it had."""
+    """The engine accepts no more requests, and has ended those that it had."""
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One prompt, ready for the model; `length` counts its positions, an image's tokens included."""
+    """One prompt, ready for the model; `length` is the number of its positions, image tokens included."""
 
     input_ids: list[int]
     length: int
@@ -47,29 +47,29 @@ class Request:
 
     @property
     def total(self) -> int:
-        """Positions that prompt and answer may take."""
+        """The most positions that prompt and answer may take."""
         return self.length + self.decoding.max_new_tokens
 
     def fits(self, other: "Request") -> bool:
-        """Whether one call can answer both; a seeded request goes alone, or its batch would change it."""
+        """Whether one call can answer both; a request with a seed goes alone, as a batch would change it."""
         return self.seed is None and other.seed is None and self._settings == other._settings
 
     @property
     def _settings(self) -> tuple:
-        # answers of different length go together
+        # requests for answers of different lengths can share a batch
         return replace(self.decoding, max_new_tokens=1), self.scale_factor
 
 
 @dataclass(frozen=True)
 class Event:
-    """What came of a request since the last event.
+    """The progress of a request since the last event.
 
     Attributes:
-        text: to be added to the answer.
-        num_tokens: of the answer so far, its end mark included.
-        finish: with the last event, "stop" (the model or a stop text ended the answer) or "length" (the token
-            or the time limit did).
-        error: with the last event, why there is no answer.
+        text: the text to add to the answer.
+        num_tokens: tokens of the answer so far, its end mark included.
+        finish: in the last event, "stop" if the model or a stop text ended the answer, "length" if the token
+            or the time limit did.
+        error: in the last event, the reason if the request failed.
     """
 
     text: str = ""
@@ -79,7 +79,7 @@ class Event:
 
 
 class Ticket:
-    """A place with the engine, held from before a request is read until its answer is sent."""
+    """A place in the engine, held from before a request is read until its answer is sent."""
 
     def __init__(self, engine: "Engine"):
         self._engine = engine
@@ -90,23 +90,24 @@ class Ticket:
         """Queue a request.
 
         Args:
-            emit: called from the engine's thread with each event; must not block.
+            emit: is called with each event, in the engine's thread, or in another if the engine ends; it must
+                not block.
             deadline: time.monotonic() at which the answer is cut off.
         """
         self._answer = Answer(request, emit, deadline, self._engine.stopping(request.stop))
         self._engine._enqueue(self._answer)
 
     def close(self) -> None:
-        """Free the place, and end an answer under way; a second call does nothing."""
+        """Free the place, and end an unfinished answer; a second call does nothing."""
         if self._is_open:
             self._is_open = False
             self._engine._release(self._answer)
 
 
 class Answer:
-    """A request on its way: its tokens so far, and how much of their text was sent.
+    """A request that is being answered: its tokens so far, and the text of them that was sent.
 
-    Generation goes on behind the tokens there are, so that after a failure nothing is said anew.
+    Generation continues after the tokens so far, so that after a failure no text is sent twice.
     """
 
     def __init__(self, request: Request, emit: Callable[[Event], None], deadline: float, stopping: Stopping):
@@ -117,16 +118,16 @@ class Answer:
 
     @property
     def prompt_ids(self) -> list[int]:
-        """What the model reads before the next token."""
+        """The ids that the model reads before the next token."""
         return self.request.input_ids + self.stream.ids
 
     @property
     def num_left(self) -> int:
-        """Tokens that the answer may still take."""
+        """The number of tokens that the answer may still take."""
         return self.request.decoding.max_new_tokens - len(self.stream.ids)
 
     def push(self, token: int) -> None:
-        """Take the next token; send the text that is certain, or the end."""
+        """Add the next token; send the text that can no longer change, or the end of the answer."""
         self.stream.add(token)
         ids = self.stream.ids
         if token in self.stopping.eos_token_ids or self.stopping.is_over(self.stream.text):
@@ -137,7 +138,7 @@ class Answer:
             self._send(self.stopping.settled(self.stream.text), None)
 
     def _send(self, text: str, finish: str | None) -> None:
-        if finish is not None:  # never back to False: the client may have left meanwhile, in another thread
+        if finish is not None:  # is_done never turns False again: another thread sets it if the client leaves
             self.is_done = True
         new, self.sent = text[len(self.sent) :], text
         if new or finish:
@@ -150,7 +151,7 @@ class Answer:
 
 
 class _EachToken(StoppingCriteria):
-    """Hands the new id of every row to its answer; done are the rows that ended or whose client left."""
+    """Passes each row's new id to its answer; a row is done if its answer ended or its client left."""
 
     def __init__(self, answers: Sequence[Answer]):
         self.answers = answers
@@ -163,19 +164,19 @@ class _EachToken(StoppingCriteria):
 
 
 class Engine:
-    """Owns a loaded model.
+    """Owns a loaded model and answers requests in batches.
 
-    Requests are taken in their order: the oldest one that waits, and with it all later ones that fit its
-    settings and `token_budget`. Greedy answers are those of the request alone but for rounding. A batch ends
-    with its last answer; the place of an answer that ends earlier, or whose client left, is free at once.
+    A batch is the oldest waiting request and all later ones that fit its settings and `token_budget`. Greedy
+    answers are the same as for the request alone, apart from rounding. A batch ends with its last answer; the
+    place of an answer that ends earlier, or whose client left, is free at once.
 
-    If a batch fails, each of its answers is continued alone, so that only the request that is to blame fails.
+    If a batch fails, each of its answers is continued alone, so that only the faulty request fails.
 
     Args:
         loaded: the model.
-        token_budget: prompt and answer tokens of a batch, padding and visual tokens included.
-        max_requests: places; `admit` refuses more.
-        on_batch: called with the size of each batch.
+        token_budget: the most prompt and answer tokens in a batch, padding and visual tokens included.
+        max_requests: the number of places; `admit` refuses more requests.
+        on_batch: is called with the size of each batch.
     """
 
     def __init__(
@@ -198,12 +199,12 @@ class Engine:
         self._thread.start()
 
     def stopping(self, more: Sequence[str] = ()) -> Stopping:
-        """Where an answer ends, `more` being texts of a request's own."""
+        """The rule for where an answer ends; `more` holds a request's own stop texts."""
         return Stopping(self.model, self.tokenizer, self.template, more)
 
     @property
     def num_open(self) -> int:
-        """Places taken: requests that are read, wait, or are being answered."""
+        """The number of places in use, by requests that are being read, wait, or are being answered."""
         return self._num_open
 
     @property
@@ -216,14 +217,14 @@ class Engine:
 
     @property
     def is_alive(self) -> bool:
-        """Whether requests are taken and answered."""
+        """Whether requests are accepted and answered."""
         return self._thread.is_alive() and not self._is_closed
 
     def admit(self) -> Ticket:
-        """A place for one request.
+        """Reserve a place for one request.
 
         Raises:
-            QueueFull: if all are taken.
+            QueueFull: if no place is free.
             ShuttingDown: once the engine ends.
         """
         with self._changed:
@@ -238,12 +239,13 @@ class Engine:
         """Tokenize a prompt and make its pixels, in the caller's thread.
 
         Args:
-            prompt: with one <image> for each image; of a MarkedPrompt, as tokenizer_image_token reads it.
-            images: taken one at a time, so that a generator holds a single one of them in memory; no more are
-                asked for once the prompt is too long.
+            prompt: has one <image> for each image; tokenizer_image_token decides which <image> count.
+            images: taken one at a time, so that a generator keeps only one in memory; no more are taken once
+                the prompt is too long.
             options: stop, scale_factor and seed of the Request.
         Raises:
-            UserError: if the model cannot take this, or it is longer than the model's context.
+            UserError: if the model cannot take the images or the scale_factor, or if prompt and answer are
+                longer than the model's context.
         """
         scale_factor = options.get("scale_factor")
         is_blind = self.model.get_vision_tower() is None
@@ -265,7 +267,7 @@ class Engine:
         return Request(input_ids, length, pixels, sizes, decoding, **options)
 
     def _check_length(self, length: int, num_visual: int, decoding: Decoding) -> None:
-        """Raises UserError if the prompt and its answer are longer than the model's context."""
+        """Raise UserError if the prompt and its answer are longer than the model's context."""
         if length + decoding.max_new_tokens > self.loaded.context_length:
             raise UserError(
                 f"the prompt takes {length} tokens ({num_visual} of them visual) and the answer up to "
@@ -274,7 +276,7 @@ class Engine:
             )
 
     def end(self) -> None:
-        """Take no more requests, and end all answers with ShuttingDown; does not wait for the model."""
+        """Accept no more requests, and end all answers with ShuttingDown, without waiting for the model."""
         with self._changed:
             self._is_closed = True
             for answer in (*self._waiting, *self._running):
@@ -283,7 +285,7 @@ class Engine:
             self._changed.notify()
 
     def close(self) -> None:
-        """End all answers with an error and stop the thread."""
+        """End all answers with ShuttingDown, and wait for the thread to end."""
         self.end()
         self._thread.join()
 
@@ -311,20 +313,20 @@ class Engine:
                         self._answer([answer])
 
     def _answer(self, batch: list[Answer]) -> bool:
-        """Answer a batch, and say whether that went well. If a batch of one fails, its request fails."""
+        """Answer a batch, and return whether that succeeded. If a batch of one fails, its request fails."""
         try:
             self.on_batch(len(batch))
             self._generate(batch)
-        except Exception as error:  # the thread serves everyone: a batch that fails must not end it
+        except Exception as error:  # the thread serves all requests: a batch that fails must not end it
             if not isinstance(error, UserError):
                 logger.exception("a batch of %d requests failed", len(batch))
             if len(batch) == 1:
-                batch[0].fail(error.with_traceback(None))  # whose frames hold the batch's tensors
+                batch[0].fail(error.with_traceback(None))  # a traceback's frames hold the batch's tensors
             return False
         return True
 
     def _next_batch(self) -> list[Answer]:
-        """Wait for requests; an empty list once the engine is closed."""
+        """Wait for requests and return the next batch, or an empty list once the engine is closed."""
         with self._changed:
             self._running = []
             self._changed.wait_for(lambda: self._waiting or self._is_closed)
@@ -346,10 +348,10 @@ class Engine:
     def _generate(self, batch: list[Answer]) -> None:
         requests = [answer.request for answer in batch]
         first = requests[0]
-        # at least one, where it was an answer's last token that failed
+        # at least 1: no answer has tokens left if a batch failed at its last token
         longest = max(1, *(answer.num_left for answer in batch))
         decoding = replace(first.decoding, max_new_tokens=longest, compiled=self.loaded.compiled)
-        # texts that end a row are looked for by its answer; generate needs to know the ids alone
+        # each answer looks for its own stop texts; generate needs only the ids
         stopping = self.stopping().kwargs()
         ends = {key: stopping[key] for key in ("eos_token_id", "pad_token_id")}
         # stays on the CPU: the model plans its merge there

@@ -1,4 +1,4 @@
-"""Pictures and questions to begin with, drawn here: nothing is downloaded."""
+"""Example questions with pictures, which are drawn here so that nothing is downloaded."""
 
 import atexit
 import shutil
@@ -17,7 +17,7 @@ def questions() -> list[list[dict]]:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     rows = []
     for name, (background, draw, text) in EXAMPLES.items():
-        # twice as large and scaled down: smooth edges
+        # drawn twice as large and scaled down, for smooth edges
         image = Image.new("RGB", (2 * SIDE, 2 * SIDE), background)
         draw(ImageDraw.Draw(image))
         image.resize((SIDE, SIDE)).save(folder / f"{name}.png")
@@ -55,7 +55,7 @@ def _bars(pen) -> None:
     pen.text((440, 90), "Visitors", fill="#333333", font=font, anchor="mm")
 
 
-# name: background, what is drawn on twice SIDE pixels, question
+# Maps a name to (background, function that draws on a square of 2 * SIDE pixels a side, question)
 EXAMPLES: dict[str, tuple[str, Callable, str]] = {
     "shape": ("#dfe7f5", _circle, "what shape is in the image?"),
     "house": ("#bfe3f7", _house, "Describe the picture."),

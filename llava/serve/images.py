@@ -1,4 +1,4 @@
-"""Pictures that strangers send, as data URLs or at public addresses; limited before they are read."""
+"""Reads pictures that clients send, as data URLs or public addresses; limits are checked before decoding."""
 
 import base64
 import binascii
@@ -21,11 +21,11 @@ from llava.fetch import connect, in_time, timed_tls
 from llava.pictures import ImageError, load_image
 from llava.text import replace_surrogates
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # Pillow's others call programs, or are seldom read
-MAX_ASPECT = 100  # longer to shorter side; the image processor enlarges the shorter to the tower's
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")  # Pillow's other formats call programs, or are seldom read
+MAX_ASPECT = 100  # longer to shorter side; the image processor enlarges the shorter to the tower's input
 MAX_REDIRECTS = 3
-MAX_HOST = 253  # letters of a name, as DNS has it
-MAX_HEAD = 1000  # characters of a data URL ahead of its data
+MAX_HOST = 253  # characters of a host name in DNS
+MAX_HEAD = 1000  # characters of a data URL before its data
 DATA_URL = re.compile(
     r"data:\s*(?:image/[\w.+-]+)?\s*(?:;\s*[\w.+-]+=[^;,]*)*(;\s*base64\s*)?,", re.IGNORECASE
 )
@@ -35,13 +35,13 @@ GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # the only part of IPv6 that 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What one picture may be.
+    """The limits of one picture.
 
     Args:
-        max_bytes: of the encoded file.
-        max_pixels: of the square around it, which `pad` makes.
+        max_bytes: the most bytes of the encoded file.
+        max_pixels: the most pixels of the square around the picture, which `pad` makes.
         allow_urls: whether https URLs are fetched.
-        seconds: that the fetches of a request may take together.
+        seconds: the time that all fetches of a request may take together.
     """
 
     max_bytes: int = 10 * 2**20
@@ -51,9 +51,9 @@ class ImageLimits:
 
 
 def read_images(urls: Iterable[str], limits: ImageLimits) -> Iterator[Image.Image]:
-    """A request's `image_url`s as RGB images, each when it is asked for.
+    """Yield the pictures at a request's `image_url`s as RGB images, each read only when it is asked for.
 
-    Raises UserError if one is no picture, beyond a limit, or may not be fetched.
+    Raises UserError if one is not a picture, exceeds a limit, or may not or cannot be fetched.
     """
     deadline = time.monotonic() + limits.seconds
     for url in urls:
@@ -65,7 +65,7 @@ def is_data(url: str) -> bool:
 
 
 def read_image(url: str, limits: ImageLimits, deadline: float) -> Image.Image:
-    """One of read_images, fetched by time.monotonic() == `deadline`."""
+    """Read one picture for read_images; a fetch must end by time.monotonic() == `deadline`."""
     if is_data(url):
         return decode_image(data_of(url, limits.max_bytes), limits.max_pixels)
     if not limits.allow_urls:
@@ -74,7 +74,7 @@ def read_image(url: str, limits: ImageLimits, deadline: float) -> Image.Image:
 
 
 def data_of(url: str, max_bytes: int) -> bytes:
-    """The bytes within a data URL."""
+    """The decoded bytes of a data URL."""
     url = replace_surrogates(url.lstrip())
     head = DATA_URL.match(url[:MAX_HEAD])
     if head is None:
@@ -102,7 +102,7 @@ def within(data: bytes, max_bytes: int) -> bytes:
 
 
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
-    """An encoded picture as RGB, its size checked by the header before a pixel is made."""
+    """Decode a picture to RGB; its size is checked from the header before any pixel is decoded."""
     try:
         return load_image(BytesIO(data), FORMATS, partial(check_size, max_pixels=max_pixels))
     except ImageError as error:
@@ -111,7 +111,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
 
 
 class TooLarge(UserError):
-    """A picture of more pixels than the server takes."""
+    """A picture with more pixels, or a longer side relative to the other, than the server accepts."""
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
@@ -128,12 +128,12 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def fetch(url: str, limits: ImageLimits, deadline: float) -> bytes:
-    """What an https URL answers by time.monotonic() == `deadline`, every hop at a public address."""
+    """Fetch an https URL by time.monotonic() == `deadline`; redirects too must lead to public addresses."""
     for _ in range(MAX_REDIRECTS + 1):
         try:
             status, location, data = _get(url, limits.max_bytes, deadline)
         except (OSError, http.client.HTTPException) as error:
-            # not the error's own words: they tell what stands at an address
+            # without the error's own text, which would reveal what is at an address
             raise UserError(f"image_url of {urlsplit(url).hostname} could not be fetched.") from error
         if status == 200:
             return data
@@ -141,13 +141,13 @@ def fetch(url: str, limits: ImageLimits, deadline: float) -> bytes:
             raise UserError(f"image_url of {urlsplit(url).hostname} answered with status {status}.")
         try:
             url = urljoin(url, location)
-        except ValueError as error:  # a bracket that is none
+        except ValueError as error:  # an invalid bracket
             raise UserError(f"image_url of {urlsplit(url).hostname} leads to no address.") from error
     raise UserError(f"image_url leads through more than {MAX_REDIRECTS} redirects.")
 
 
 def _get(url: str, max_bytes: int, deadline: float) -> tuple[int, str | None, bytes]:
-    """Status, Location and body of one hop; no body but of a 200."""
+    """The status, Location and body of one request; the body is read only for status 200."""
     host, target = split_url(url)
     address = in_time(deadline, public_address, host)
     with closing(_Pinned(host, address, deadline)) as connection:
@@ -166,7 +166,7 @@ def split_url(url: str) -> tuple[str, str]:
         parts = urlsplit(url)
         is_plain = parts.scheme == "https" and parts.hostname and parts.port in (None, 443)
         host = parts.hostname.encode("idna").decode() if is_plain else ""  # type: ignore[union-attr]
-    except ValueError:  # a port or a bracket that is none, a name too long
+    except ValueError:  # an invalid port or bracket, or too long a name
         host = ""
     if not host or len(host) > MAX_HOST or parts.username is not None:
         raise UserError("image_url must be a data URL or https://host/..., without a port or a user's name.")
@@ -175,10 +175,10 @@ def split_url(url: str) -> tuple[str, str]:
 
 
 def public_address(host: str) -> str:
-    """The address to connect to; a host with any address that is not public is refused.
+    """The address to connect to for a host, all of whose addresses must be public.
 
     Raises:
-        UserError: if it has one.
+        UserError: if an address is not public.
         OSError: if the name cannot be resolved.
     """
     addresses = [str(entry[4][0]) for entry in socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)]
@@ -188,7 +188,7 @@ def public_address(host: str) -> str:
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is one of the open internet; IPv4 addresses within IPv6 ones count as themselves."""
+    """Whether an address is on the public internet; for IPv6 that embeds IPv4, the IPv4 address decides."""
     ip = ipaddress.ip_address(address.split("%")[0])
     if ip.version == 6:
         inner = ip.ipv4_mapped or ip.sixtofour
@@ -199,9 +199,9 @@ def is_public(address: str) -> bool:
 
 
 class _Pinned(http.client.HTTPSConnection):
-    """Connects to the address that was checked: a second look-up of the name might give another.
+    """Connects to the address that was checked, since a second look-up of the name might give another.
 
-    At time.monotonic() == `deadline` the connection ends, whatever it is at.
+    At time.monotonic() == `deadline` the connection ends, whatever it is doing.
     """
 
     def __init__(self, host: str, address: str, deadline: float, port: int = 443):
@@ -209,4 +209,4 @@ class _Pinned(http.client.HTTPSConnection):
         super().__init__(host, port, context=self._tls)
         self._create_connection = lambda place, *_: connect(
             (address, place[1]), deadline
-        )  # its socket's maker
+        )  # HTTPSConnection makes its socket with this

@@ -1,4 +1,4 @@
-"""What /metrics shows, as Prometheus reads it."""
+"""The metrics that /metrics shows, in Prometheus's format."""
 
 from functools import partial
 from typing import Any
@@ -9,7 +9,7 @@ from llava.serve.engine import Engine
 
 
 class Metrics:
-    """What /metrics shows."""
+    """The metrics of a server and its engine."""
 
     def __init__(self, engine: Engine):
         self.registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""What the web page's buttons do: questions, answers that stream, and where the words of an answer looked."""
+"""The actions of the web page's controls: questions, streamed answers, and the attention of their words."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ BUG = "The model failed on this, and the server's log says why. Try again, or as
 
 @dataclass
 class PageSession:
-    """A visitor's conversation, the messages of it on the page, and the answer whose words are shown.
+    """A visitor's conversation, its messages on the page, and the answer whose words are shown.
 
     Attributes:
-        turn: number of that answer in the conversation; None: there is none.
-        num_answers: how many were given, those that Retry replaced included.
-        attention: of the answer last looked into, beside its Turn.
-        word: the one looked at, or None: the whole answer.
-        is_over: the visitor began a new one; an answer that is still on its way is shown no more.
+        turn: the number of that answer in the conversation; None if there is none.
+        num_answers: the number of answers given, those that Retry replaced included.
+        attention: the Turn of the answer that was inspected last, and its attention.
+        word: the index of the word whose attention is shown; None: the whole answer.
+        is_over: whether the visitor began a new conversation; an unfinished answer is then no longer shown.
     """
 
     chat: Chat
@@ -44,35 +44,35 @@ class PageSession:
 
 @dataclass(frozen=True)
 class Page:
-    """The page's events.
+    """The actions of the page's events.
 
-    `ask`, `retry` and `reset` give (message box, messages shown, session, timing, number of answers given,
-    the column of the answer's words) as they are next. `look`, `look_at_all` and `at_layer` give (words,
-    pictures lit where the model looked, a line about them), and `words` and `choose` the column beside
-    these. After an error the page is as it was before, and a toast says what went wrong.
+    `ask`, `retry` and `reset` give new values of (message box, messages shown, session, timing, number of
+    answers given, column with the answer's words). `look`, `look_at_all` and `at_layer` give (words, pictures
+    lit by the model's attention, a line about them); `words` and `choose` give these and the column. After
+    an error the page is as it was before, and a toast shows the error.
 
     Args:
         chat: a conversation with the model; each session gets a fresh one.
-        examples: what may be asked first, {"text", "files": [path]} each.
+        examples: example questions, each {"text", "files": [path]}.
     """
 
     chat: Chat
     examples: Sequence[dict] = ()
 
     def example(self, event: gr.SelectData) -> dict:
-        """The message box with the example that was clicked."""
+        """The content of the message box for the clicked example."""
         return self.examples[event.index]
 
     def ask(
         self, message: dict, session: PageSession | None, num_tokens, temperature, top_p, max_new_tokens
     ) -> Iterator[tuple]:
-        """Ask what was typed, about the pictures beside it.
+        """Ask the typed question about the pictures in the message box.
 
         Args:
             message: {"text", "files": [path]}.
             session: None at first.
-            num_tokens: visual tokens of a view; None: the model's own.
-            temperature, top_p, max_new_tokens: as Decoding takes them.
+            num_tokens: visual tokens of a view; None: the model's own number.
+            temperature, top_p, max_new_tokens: see Decoding.
         """
         session = session or PageSession(self.chat.fresh())
         answer = self._ask(message, session, num_tokens, temperature, top_p, max_new_tokens)
@@ -81,7 +81,7 @@ class Page:
     def retry(
         self, message: dict, session: PageSession | None, num_tokens, temperature, top_p, max_new_tokens
     ) -> Iterator[tuple]:
-        """Answer the last question anew; as ask, but what is being typed stays."""
+        """Answer the last question again, like `ask`, but keep the content of the message box."""
         session = session or PageSession(self.chat.fresh())
         answer = self._retry(session, num_tokens, temperature, top_p, max_new_tokens)
         yield from _unless_it_fails(session, gr.skip(), answer)
@@ -111,25 +111,25 @@ class Page:
         return None, *_emptied()
 
     def words(self, session: PageSession | None) -> tuple:
-        """Offer the words of the answer that has just come."""
+        """Show the words of the newest answer, to be clicked."""
         return self._offer(session, None if session is None else session.turn)
 
     def choose(self, session: PageSession | None, event: gr.SelectData) -> tuple:
-        """Offer the words of the answer that was clicked in the conversation, or whose question was."""
+        """Show the words of the clicked answer, or of the answer to the clicked question, to be clicked."""
         index = event.index if isinstance(event.index, int) else event.index[0]
         before = session.shown[:index] if session else []
         return self._offer(session, sum(message["role"] == "assistant" for message in before))
 
     def look(self, session: PageSession | None, layer: int, event: gr.SelectData) -> tuple:
-        """Where the clicked word looked."""
+        """Show the attention of the clicked word."""
         return self._look(session, layer, event.index)
 
     def look_at_all(self, session: PageSession | None, layer: int) -> tuple:
-        """Where the whole answer looked, the mean over its tokens."""
+        """Show the attention of the whole answer, the mean over its tokens."""
         return self._look(session, layer, None)
 
     def at_layer(self, session: PageSession | None, layer: int) -> tuple:
-        """The same word in another layer; nothing is run anew."""
+        """Show the attention of the same word in another layer, without running the model again."""
         if session is None or session.attention is None or session.turn is None:
             return gr.skip(), gr.skip(), gr.skip()
         return self._look(session, layer, session.word)
@@ -153,7 +153,7 @@ class Page:
 
 
 def _looked(session: PageSession | None, layer: int, word: int | None) -> tuple:
-    """Where a word looked, or with None the whole answer. Raises UserError if that cannot be shown."""
+    """The attention of a word, or of the whole answer for None. Raises UserError if it cannot be shown."""
     if session is None or session.turn is None or session.turn >= len(session.chat.turns):
         raise UserError("Ask first: there is no answer to look into.")
     turn = session.chat.turns[session.turn]
@@ -175,16 +175,17 @@ def _looked(session: PageSession | None, layer: int, word: int | None) -> tuple:
 
 
 def stop(session: PageSession | None) -> None:
-    """End the answer that is on its way.
+    """End the current answer.
 
-    No method of Page: for each visitor gradio copies a state's callback with what it holds, the model too.
+    This is no method of Page, since gradio copies a state's callback for each visitor with all that it holds.
+    For a method, that would include the model.
     """
     if session is not None:
         session.chat.stop()
 
 
 def _picture(path: str) -> Image.Image:
-    """An uploaded picture; an error calls it by its own name, not by its place on the server."""
+    """Load an uploaded picture; an error shows the file's name, but not its path on the server."""
     try:
         return decode_image(Path(path).read_bytes(), ImageLimits.max_pixels)
     except UserError as error:
@@ -194,7 +195,7 @@ def _picture(path: str) -> Image.Image:
 def _answer(
     session: PageSession, text: str, num_tokens, temperature, top_p, max_new_tokens
 ) -> Iterator[None]:
-    """Answer on the page; gives nothing, each time that there is more to see, and at the end."""
+    """Answer on the page; yields None each time that there is more to show, and at the end."""
     if num_tokens is not None:
         session.chat.set_visual_tokens(int(num_tokens))
     decoding = Decoding(temperature, top_p, max_new_tokens=int(max_new_tokens))
@@ -202,7 +203,7 @@ def _answer(
     session.chat.timing = session.turn = session.attention = None
     with closing(session.chat.ask(text, decoding)) as pieces:
         session.shown = [*session.shown, {"role": "assistant", "content": said}]
-        yield  # the question, and a session that Stop can reach, ahead of the first word
+        yield  # shows the question, and makes the session known to Stop, before the first word
         for piece in pieces:
             if session.is_over:
                 return
@@ -219,11 +220,14 @@ def _answer(
 
 
 def _steps(session: PageSession, message, answer: Iterator[None]) -> Iterator[tuple]:
-    """What the page shows at each step of an answer. The first sets the box and hides the old words."""
+    """Yield the page's new values at each step of an answer.
+
+    The first step sets the message box and hides the words of the old answer.
+    """
     column = gr.update(visible=False)
     for _ in answer:
         yield message, *_talk(session), column
-        message = column = gr.skip()  # by now the next question may be typed, and the new words be shown
+        message = column = gr.skip()  # the next question may be being typed, and the new words be shown
 
 
 def _talk(session: PageSession) -> tuple:
@@ -232,16 +236,16 @@ def _talk(session: PageSession) -> tuple:
 
 
 def _emptied() -> tuple:
-    """What follows the message box, of a new conversation."""
+    """The values of a new conversation, except the message box."""
     return [], None, "", None, gr.update(visible=False)
 
 
 def _unless_it_fails(session: PageSession, message, answer: Generator[tuple, None, None]) -> Iterator[tuple]:
-    """An answer on the page. If it fails, the conversation is as it was before, and a toast says why.
+    """Show an answer on the page. If it fails, the conversation is restored, and a toast says why.
 
     Args:
-        message: what the message box holds again after a failure.
-        answer: ends early once the session is over.
+        message: the content of the message box after a failure.
+        answer: the steps of the answer; they end early once the session is over.
     """
     chat = session.chat
     talk = list(chat.turns), list(chat.waiting), chat.timing
@@ -255,22 +259,22 @@ def _unless_it_fails(session: PageSession, message, answer: Generator[tuple, Non
     except Exception as error:
         chat.turns, chat.waiting, chat.timing = talk
         session.shown, session.turn, session.attention = looked
-        _log_if_bug(error)  # also where the visitor has left the conversation, and no toast is shown
+        _log_if_bug(error)  # also if the visitor has left the conversation, and no toast is shown
         if not session.is_over:
             _show(error)
             restored = message, *_talk(session), gr.update(visible=session.turn is not None)
             yield restored if has_begun else (gr.skip(),) * len(restored)
-    if session.is_over:  # what the old conversation showed last may arrive after the page was emptied
+    if session.is_over:  # the old conversation's last output may arrive after the page was emptied
         yield gr.skip(), *_emptied()
 
 
 def _log_if_bug(error: Exception) -> None:
-    """Print the traceback of what no visitor can mend."""
+    """Print the traceback of an error that no visitor can fix."""
     if not isinstance(error, UserError):
         traceback.print_exception(error)
 
 
 def _show(error: Exception) -> None:
-    """Say in a toast, which takes HTML, what went wrong."""
+    """Show an error in a toast, which takes HTML."""
     text = str(error)
     gr.Warning(html.escape(text[:1].upper() + text[1:]) if isinstance(error, UserError) else BUG)

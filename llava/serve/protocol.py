@@ -1,4 +1,4 @@
-"""The part of OpenAI's chat completions that a vision-language model can keep: requests, answers, errors."""
+"""The part of OpenAI's chat completions that this server supports: requests, answers, errors."""
 
 import json
 import re
@@ -13,17 +13,17 @@ from llava.errors import UserError
 from llava.text import replace_surrogates
 
 MAX_MESSAGE = 1000  # characters of an error's message
-MAX_ECHO = 100  # characters of a client's own text in it
+MAX_ECHO = 100  # characters of a client's own text in an error's message
 
 
 def neutral(names: str, *values: Any) -> dict[str, tuple[Any, ...]]:
-    """Fields to the values that ask for nothing, of which null is always one."""
+    """Maps each field name to its neutral values, which ask for nothing; None (null) is always one."""
     return dict.fromkeys(names.split(), (None, *values))
 
 
 # Fields of OpenAI, vLLM, SGLang, transformers, Text Generation Inference and llama.cpp that would change the
-# answer or its form and are not honoured. With a value that asks for something a field is refused. All others
-# that are not in ChatRequest are ignored.
+# answer or its form, but are not supported. Such a field is refused if its value is not neutral. All other
+# fields that are not in ChatRequest are ignored.
 NEUTRAL = {
     **neutral(
         "allowed_token_ids audio chat_template custom_logit_processor do_sample ebnf grammar guided_choice "
@@ -54,7 +54,7 @@ NEUTRAL = {
     **neutral("response_format", {"type": "text"}),
     **neutral("verbosity", "medium"),
 }
-# The same of a message's own fields
+# The same for the fields of a message
 NEUTRAL_IN_MESSAGE = {
     **neutral("audio function_call"),
     **neutral("partial prefix", False),
@@ -69,7 +69,7 @@ StopText = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 def tagged(tag: str, kind) -> Any:
-    """A choice of a union. `explain` knows its tag, which is no field's name, by the brackets."""
+    """One choice of a union. The tag's brackets show `explain` that it is not the name of a field."""
     return Annotated[kind, Tag(f"({tag})")]
 
 
@@ -83,11 +83,11 @@ def part_type(value: Any) -> str | None:
 
 
 class ApiError(Exception):
-    """What a client is told.
+    """An error that is sent to the client.
 
     Args:
-        status: of HTTP.
-        code: short word that programs compare, or None.
+        status: the HTTP status.
+        code: a short word that programs compare, or None.
         retry_after: seconds until the client may ask again.
     """
 
@@ -96,7 +96,7 @@ class ApiError(Exception):
         self.status, self.message, self.code, self.retry_after = status, message, code, retry_after
 
     def body(self) -> dict:
-        """In OpenAI's shape."""
+        """The response body, in OpenAI's format."""
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
         kind = "server_error" if self.status >= 500 else kinds.get(self.status, "invalid_request_error")
         message = cut(self.message, MAX_MESSAGE)
@@ -104,7 +104,7 @@ class ApiError(Exception):
 
 
 def cut(text: str, most: int = MAX_ECHO) -> str:
-    """A text for a message, without its end where it is longer than `most` characters."""
+    """Cut a text for a message after `most` characters."""
     return text if len(text) <= most else f"{text[:most]}..."
 
 
@@ -128,7 +128,7 @@ StopTexts = Annotated[list[StopText], Field(max_length=4)]
 
 
 class Message(BaseModel):
-    """One message. An assistant's may be without content; it is then an empty answer."""
+    """One message. If the assistant's message has no content, it is an empty answer."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -137,7 +137,7 @@ class Message(BaseModel):
 
     @property
     def text(self) -> str:
-        """The text parts, a line each."""
+        """The text parts, joined by line breaks."""
         if isinstance(self.content, str):
             return self.content
         return "\n".join(part.text for part in self.content or () if isinstance(part, TextPart))
@@ -149,7 +149,7 @@ class Message(BaseModel):
         return [part.image_url.url for part in self.content or () if isinstance(part, ImagePart)]
 
     def check(self, place: str) -> None:
-        """Raises UserError for what its role may not say; `place` names the message."""
+        """Raise UserError for anything that its role may not send; `place` names the message."""
         refuse_unsupported(self.model_extra or {}, NEUTRAL_IN_MESSAGE, f"{place}.")
         if self.content is None and self.role != "assistant":
             raise UserError(f"{place}.content must be a text or a list of parts.")
@@ -166,8 +166,8 @@ class StreamOptions(BaseModel):
 class ChatRequest(BaseModel):
     """A body of /v1/chat/completions.
 
-    `scale_factor`, the compression side of this call, is ours; `top_k`, `min_p` and `repetition_penalty` are
-    those of vLLM.
+    `scale_factor`, the side in patches of the square that one visual token represents, is our own field.
+    `top_k`, `min_p` and `repetition_penalty` are those of vLLM.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -195,11 +195,11 @@ class ChatRequest(BaseModel):
 
     @property
     def image_urls(self) -> list[str]:
-        """Of all messages, in order."""
+        """The image URLs of all messages, in order."""
         return [url for message in self.messages for url in message.image_urls]
 
     def check(self) -> None:
-        """Raises UserError for a field that cannot be kept, or messages that make no conversation."""
+        """Raise UserError for an unsupported field, or for messages that do not form a conversation."""
         refuse_unsupported(self.model_extra or {}, NEUTRAL)
         turns = [message for message in self.messages if message.role not in ("system", "developer")]
         if self.messages[len(self.messages) - len(turns) :] != turns:
@@ -213,7 +213,7 @@ class ChatRequest(BaseModel):
             message.check(f"messages[{index}]")
 
     def prompt(self, template: Conversation, use_im_start_end: bool) -> MarkedPrompt:
-        """The conversation in the template's words. Raises UserError where the template cannot express it."""
+        """The prompt of the conversation. Raises UserError if the template cannot express it."""
         system = [m.text for m in self.messages if m.role in ("system", "developer")]
         if system:
             template = template.with_system("\n".join(system))
@@ -227,16 +227,16 @@ class ChatRequest(BaseModel):
 
 
 def refuse_unsupported(fields: dict[str, Any], neutral: dict[str, tuple[Any, ...]], place: str = "") -> None:
-    """Raises UserError for a field of the table whose value asks for something."""
+    """Raise UserError if a field of the table `neutral` has a value that is not neutral."""
     for name, values in neutral.items():
         if fields.get(name) not in values:
             raise UserError(f"{place}{name} is not supported; leave it out.")
 
 
 def read_request(body: bytes) -> ChatRequest:
-    """A body's request, lone surrogates in it replaced by U+FFFD.
+    """Parse and check a request's body; lone surrogates are replaced by U+FFFD.
 
-    Raises UserError if it is none; names the first place that is wrong.
+    Raises UserError if it is not a valid request; the message names the first error's place.
     """
     try:
         try:
@@ -244,7 +244,7 @@ def read_request(body: bytes) -> ChatRequest:
         except ValidationError as error:
             if error.errors(include_url=False)[0]["type"] != "json_invalid":
                 raise
-            # a lone surrogate is JSON, but pydantic takes none
+            # a lone surrogate is valid JSON, but pydantic refuses it
             chat = ChatRequest.model_validate_json(_replaced(body) or body)
     except ValidationError as error:
         raise UserError(explain(error)) from error
@@ -253,7 +253,7 @@ def read_request(body: bytes) -> ChatRequest:
 
 
 def _replaced(body: bytes) -> str | None:
-    """A JSON text with U+FFFD for its lone surrogates; None if it is no JSON."""
+    """A JSON text with its lone surrogates replaced by U+FFFD; None if it is not JSON."""
     try:
         return replace_surrogates(json.dumps(json.loads(body), ensure_ascii=False))
     except (ValueError, RecursionError):
@@ -261,13 +261,13 @@ def _replaced(body: bytes) -> str | None:
 
 
 def explain(error: ValidationError) -> str:
-    """What is wrong with a body first, in a sentence."""
+    """The first error of a body, as a sentence."""
     first = error.errors(include_url=False)[0]
     kind, value, place = first["type"], first["input"], ""
     for step in first["loc"]:
         if isinstance(step, int):
             place += f"[{step}]"
-        elif not step.startswith("("):  # no tag of ours
+        elif not step.startswith("("):  # not a tag made by `tagged`
             place += f".{step}" if place else step
     place = place or "the body"
     if kind == "json_invalid":
@@ -289,7 +289,7 @@ def explain(error: ValidationError) -> str:
 
 
 class Completion:
-    """The bodies that answer one request, as a whole or in pieces."""
+    """The response bodies for one request, as a whole or in pieces."""
 
     def __init__(self, model: str):
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}

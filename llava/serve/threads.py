@@ -1,4 +1,4 @@
-"""Work that blocks, beside an event loop."""
+"""Runs blocking work in threads beside an event loop."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 class Threads:
     """Runs calls in threads, at most `number` at once.
 
-    A call whose caller left keeps its place until it ends; one that waits for a place leaves nothing behind.
+    If its caller is cancelled, a running call keeps its thread until it ends; a waiting call is not started.
     """
 
     def __init__(self, number: int):

@@ -19,7 +19,7 @@ KEEP_FILES = (3600, 86400)  # seconds: how often visitors' files are deleted, an
 FONTS = ("ui-sans-serif", "system-ui", "sans-serif")
 HOW = "Add a picture or take an example, and ask about it. Then click a word to see where the model looked."
 CLICK = "Click a word of an answer, and see."
-# A toast says what went wrong, so the panels that gradio lays over every output after an error are hidden
+# A toast shows an error, so the panels that gradio lays over every output after an error are hidden
 CSS = """
 [data-testid="status-tracker"]:has(.error) { display: none !important; }
 .gradio-container > .main { padding: 16px clamp(12px, 2.5vw, 32px) !important; }
@@ -67,11 +67,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def build(chat, name: str | None = None):
-    """The page as gradio Blocks.
+    """Build the page as gradio Blocks.
 
     Args:
-        chat: llava.serve.chat.Chat with the model; its own conversation is not used.
-        name: of the model, in the title; None: the name of the folder that it was loaded from.
+        chat: a llava.serve.chat.Chat with the model; its own conversation is not used.
+        name: the model's name in the title; None: the name of the folder from which it was loaded.
     """
     import gradio as gr
 
@@ -100,10 +100,10 @@ def build(chat, name: str | None = None):
 
 
 def _talk(examples: Sequence[dict]) -> tuple:
-    """The conversation: (message box, messages shown, timing, its three buttons).
+    """Build the conversation: (message box, messages shown, timing, three buttons).
 
     Args:
-        examples: what may be asked first; shown until something was asked.
+        examples: example questions, shown until the first question.
     """
     import gradio as gr
 
@@ -134,7 +134,7 @@ def _talk(examples: Sequence[dict]) -> tuple:
 
 
 def _looking(visible: bool, num_layers: int) -> tuple:
-    """Where the model looked: (words, whole answer, layer, pictures, a line, column of an answer)."""
+    """Build the attention panel: (words, whole-answer button, layer, pictures, line of text, column)."""
     import gradio as gr
 
     with gr.Column(visible=visible, elem_id="looked"):
@@ -157,7 +157,7 @@ def _looking(visible: bool, num_layers: int) -> tuple:
 
 
 def _settings(budgets: dict[int, int], own: int | None) -> list:
-    """How the next answer is given: visual tokens of a view, temperature, top p, longest answer."""
+    """Build the settings of the next answer: visual tokens of a view, temperature, top p, longest answer."""
     import gradio as gr
 
     with gr.Accordion("Settings of the next answer", elem_id="settings"):
@@ -175,14 +175,14 @@ def _settings(budgets: dict[int, int], own: int | None) -> list:
 
 
 def _connect(page, state, talk, looked, settings) -> None:
-    """What each control does. Whatever runs the model waits for its turn at it."""
+    """Connect each control to its action. Only one action at a time runs the model; others wait."""
     import gradio as gr
 
     from llava.serve import page_session
 
     message, shown, timing, (stop, retry, reset) = talk
     words, whole, layer, pictures, line, column = looked
-    num_answers = gr.State(None)  # its change says that an answer is complete
+    num_answers = gr.State(None)  # changes when an answer is complete
     talk = [message, shown, state, timing, num_answers, column]
     heat, offered = [words, pictures, line], [words, pictures, line, column]
     model = {"concurrency_id": "model", "concurrency_limit": 1}
@@ -192,7 +192,7 @@ def _connect(page, state, talk, looked, settings) -> None:
             [message, state, *settings],
             talk,
             api_name=action.__name__,
-            show_progress_on=message,  # on the conversation it would be a bubble ahead of the question
+            show_progress_on=message,  # in the conversation, progress would be a bubble before the question
             **model,
         )
         for trigger, action in ((message.submit, page.ask), (retry.click, page.retry))
@@ -210,7 +210,7 @@ def _connect(page, state, talk, looked, settings) -> None:
 
 
 def launch_options() -> dict:
-    """What gradio's launch takes beside the address."""
+    """The arguments of gradio's launch other than the address."""
     import gradio as gr
 
     theme = gr.themes.Soft(primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", font=FONTS)
@@ -218,7 +218,7 @@ def launch_options() -> dict:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Load the model and serve the page until interrupted. Raises UserError for what the user can mend."""
+    """Load the model and serve the page until interrupted. Raises UserError for what the user can fix."""
     try:
         import cv2  # noqa: F401
         import gradio  # noqa: F401
