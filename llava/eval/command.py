@@ -1,4 +1,4 @@
-"""What the published commands share: those that answer a file of questions."""
+"""The part that is shared by the published commands which answer a file of questions."""
 
 import argparse
 from collections.abc import Callable
@@ -19,11 +19,11 @@ class AnswerCommand:
         module: its name after `python -m`.
         description: for --help.
         questions: what --question-file is, for --help.
-        load: from the parsed flags to question rows.
-        max_new_tokens: default of the flag.
-        own_flags: adds those that other commands lack.
-        published_row: from an answer row to a row of --answers-file, where that is of a format of its own;
-            the answer rows are then kept beside it, in FILE.progress.
+        load: reads the question rows that the parsed flags name.
+        max_new_tokens: the default of --max_new_tokens.
+        own_flags: adds flags that not all of these commands have.
+        published_row: turns an answer row into a row of --answers-file, if that file has a format of its
+            own; the answer rows are then kept beside it, in FILE.progress.
     """
 
     module: str
@@ -50,7 +50,7 @@ class AnswerCommand:
         """Answer all questions of this chunk that have no answer yet; complete the answers file.
 
         Raises:
-            UserError: for what the user can mend; says how. The answers so far stay in the file.
+            UserError: for a problem that the user can fix; says how. The answers so far stay in the file.
         """
         questions = get_chunk(self.load(args), args.num_chunks, args.chunk_idx)
         session, path = Session(args), Path(args.answers_file)
@@ -68,7 +68,7 @@ class AnswerCommand:
 
 
 def print_skipped(answered: Answered) -> None:
-    """A line for each question that was left out, and their number, if there are any."""
+    """Print a line for each question that was left out, and their number if there are any."""
     for question_id, reason in answered.skipped:
         print(f"skipped question {question_id}: {reason}")
     if answered.skipped:

@@ -1,6 +1,7 @@
-"""Questions to prompts, prompts to batches, batches to answers, their images read ahead of the model.
+"""Make prompts from questions, batches from prompts, and answers from batches.
 
-B questions of a batch, T prompt ids (one IMAGE_TOKEN_INDEX for each image), n images.
+Images are read ahead, while the model works on an earlier batch. In the prompt ids each image is one
+IMAGE_TOKEN_INDEX.
 """
 
 from array import array
@@ -31,12 +32,12 @@ from llava.mm_utils import (
 )
 from llava.tiling import TILED
 
-READ_AHEAD = 4  # batches whose images are being read, a thread each, while the model works on another
+READ_AHEAD = 4  # batches whose images are read, one thread each, while the model works on another batch
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One question, tokenized; `length` counts the positions the language model sees, an image's included."""
+    """One tokenized question; `length` is its number of positions in the language model, with its images."""
 
     question: dict
     input_ids: Sequence[int]
@@ -52,10 +53,10 @@ P = TypeVar("P", bound=HasLength)
 
 
 def make_prompt(question: dict, model, tokenizer, template: Conversation, image_folder: Path) -> Prompt:
-    """Tokenize one question; of its images the sizes alone are read, and these only where they matter.
+    """Tokenize one question; read only the sizes of its images, and only if they affect the prompt's length.
 
     Raises:
-        UserError: if its text and its image disagree, or there is no such image.
+        UserError: if its text and its images disagree, or an image whose size matters cannot be read.
     """
     (prompt,) = PromptMaker(model, tokenizer, template, image_folder)([question])
     if isinstance(prompt, UserError):
@@ -64,7 +65,7 @@ def make_prompt(question: dict, model, tokenizer, template: Conversation, image_
 
 
 class PromptMaker:
-    """Makes prompts of questions, list after list: each distinct text is tokenized once, in one call a list.
+    """Makes prompts from lists of questions, with one tokenizer call per list and once per distinct text.
 
     Args:
         image_folder: where relative image paths start.
@@ -73,12 +74,12 @@ class PromptMaker:
     def __init__(self, model, tokenizer, template: Conversation, image_folder: Path):
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.image_folder = image_folder
-        # packed, for a benchmark may have a hundred thousand texts; by text and number of images
+        # maps (text, number of images) to ids; packed, because a benchmark may have a hundred thousand texts
         self._input_ids: dict[tuple[str, int], array] = {}
-        self._positions: dict[str, int] = {}  # by image path, for many questions may be about one image
+        self._positions: dict[str, int] = {}  # by image path, because many questions may be about one image
 
     def __call__(self, questions: Sequence[dict]) -> list[Prompt | UserError]:
-        """For each question its prompt, or the error that says why it cannot be asked."""
+        """Return for each question its prompt, or the error that says why it cannot be asked."""
         texts: dict[tuple[str, int], str] = {}
         checked: list[UserError | tuple[dict, int]] = []
         for question in questions:
@@ -92,7 +93,7 @@ class PromptMaker:
         return [one if isinstance(one, UserError) else self._prompt(*one) for one in checked]
 
     def _new_text(self, question: dict, known: dict) -> dict[tuple[str, int], str]:
-        """The prompt's text by what it is made of, unless that is known."""
+        """Return {(question text, number of images): prompt text}, or {} if that prompt is known already."""
         key = question["text"], len(images_of(question))
         if key[1] and self.model.get_vision_tower() is None:
             raise UserError("it has an image, but the model is text-only; pass a multimodal --model-path")
@@ -102,7 +103,7 @@ class PromptMaker:
         return {key: question_prompt(*key, self.template, wrap)}
 
     def _num_visual(self, question: dict) -> int:
-        """The positions that its images take."""
+        """Return the number of positions that the question's images take."""
         images = images_of(question)
         if images and get_aspect_ratio(self.model.config) in TILED:
             return sum(map(self._positions_of, images))
@@ -125,12 +126,12 @@ class PromptMaker:
 def split_batches(
     prompts: Sequence[P], batch_size: int | None, token_budget: int, max_new_tokens: int
 ) -> list[Sequence[P]]:
-    """Cut prompts sorted by falling length into batches.
+    """Split prompts, which are sorted by decreasing length, into batches.
 
     Args:
-        prompts: or whatever else stands for them and has their `length`.
-        batch_size: questions at a time; None: as many as `token_budget` holds.
-        token_budget: prompt and answer tokens of a batch, padding and visual tokens included.
+        prompts: the prompts, or other objects that have their `length`.
+        batch_size: questions per batch; None: as many as fit into `token_budget`, but at least one.
+        token_budget: prompt and answer tokens per batch, including padding and visual tokens.
     """
     batches: list[Sequence[P]] = []
     start = 0
@@ -154,15 +155,15 @@ def answer_batches(
     refuse: Callable[[dict, UserError], None],
     progress: Callable[[list[Prompt], float], None] = lambda batch, share: None,
 ) -> Iterator[tuple[dict, str]]:
-    """Answer batch after batch, and give each answer as soon as its batch is done.
+    """Answer batch after batch, and yield each answer as soon as its batch is done.
 
-    Greedy answers do not depend on the batch but for rounding, of which float32 leaves nothing to see.
+    Greedy answers depend on the rest of the batch only by rounding, which has no visible effect in float32.
 
     Args:
         image_folder: where relative image paths start.
-        refuse: called with a question whose image cannot be read and the reason; may raise.
-        progress: called many times with the batch that the model works on and the share of it, 0 to 1, that
-            is done.
+        refuse: called with a question whose image cannot be read, and with the reason; may raise.
+        progress: called many times with the batch that the model works on, and with the fraction of it, 0 to
+            1, that is done.
     Yields:
         (question, answer text), in the batches' order.
     Raises:
@@ -180,7 +181,7 @@ def answer_batches(
             refuse(question, error)
         if not good:
             continue
-        # stays on the CPU: the model plans its merge there, and moves what it needs
+        # the ids stay on the CPU: the model plans there where the visual tokens go, and moves what it needs
         input_ids, attention_mask = left_pad(
             [prompt.input_ids for prompt in good], generation["pad_token_id"]
         )
@@ -202,8 +203,8 @@ def read_batch(batch: list[Prompt], image_folder: Path, image_processor, model_c
     """Load a batch's images.
 
     Returns:
-        (prompts whose image could be read, images as process_images gives them or None, their (width,
-        height), and (question, error) of the others).
+        (prompts whose images could be read, their images as process_images returns them or None, the (width,
+        height) of each image, and (question, error) of each other prompt).
     """
     good, images, failed = [], [], []
     for prompt in batch:
@@ -217,7 +218,7 @@ def read_batch(batch: list[Prompt], image_folder: Path, image_processor, model_c
 
 
 def open_image(image: str | bytes, folder: Path) -> Image.Image:
-    """An image by its path below a folder or by an encoded file's bytes; UserError if it cannot be read."""
+    """Load an image by its path below a folder, or from an encoded file's bytes; UserError if that fails."""
     return load_image(_source(image, folder))
 
 
@@ -225,12 +226,12 @@ def _source(image: str | bytes, folder: Path) -> Path | BytesIO:
     if isinstance(image, str):
         return folder / image
     file = BytesIO(image)
-    file.name = "in the benchmark's data"  # what an error calls it
+    file.name = "in the benchmark's data"  # the name in error messages
     return file
 
 
 def _read_ahead(read: Callable, batches: Iterable) -> Iterator[tuple]:
-    """`map(read, batches)` with the next READ_AHEAD results made in threads meanwhile."""
+    """Like `map(read, batches)`, but threads compute the next READ_AHEAD results in the meantime."""
     with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="images") as pool:
         waiting = deque()
         for batch in batches:

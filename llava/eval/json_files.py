@@ -1,4 +1,4 @@
-"""Reading JSON lines that may be damaged: each problem is named by file, line and byte, with its remedy."""
+"""Read JSON-lines files that may be damaged; errors name file, line and byte, and say how to repair it."""
 
 import json
 import os
@@ -14,12 +14,12 @@ from llava.progress import by_bytes
 from llava.text import replace_surrogates
 from llava.textfile import open_bytes
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows editors put it ahead of UTF-8
-SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # how JSON may write one
-FLOAT_LIMIT = 10**308  # numbers beyond have no float
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows editors put it before UTF-8 text
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # the start of a surrogate's escape in JSON
+FLOAT_LIMIT = 10**308  # whole numbers below it fit into a float
 ANEW = "fetch or make the file anew"
 
-PLAIN = {str, int, dict, list}  # types all of whose values fit
+PLAIN = {str, int, dict, list}  # types whose values need no further check
 ID = (str, float)  # the form of a question's id
 NAMES = {
     str: "a string",
@@ -36,11 +36,11 @@ class Line(NamedTuple):
     """A line of a file.
 
     Attributes:
-        number: from 1.
-        start: the bytes of the file ahead of it.
-        content: its bytes, the line end included.
+        number: its number in the file, from 1.
+        start: the number of bytes before it in the file.
+        content: its bytes, including the line end.
         is_last: whether the file ends with it.
-        otherwise: what to do with the file if no line of it is worth keeping.
+        otherwise: the remedy that errors suggest if no line of the file is worth keeping.
     """
 
     path: str | Path
@@ -51,7 +51,7 @@ class Line(NamedTuple):
     otherwise: str = ANEW
 
     def error(self, problem: str, byte: int = 0) -> UserError:
-        """What to raise for a problem that begins at a byte of this line, counted from 0."""
+        """Return the error to raise for a problem that begins at `byte` of this line, counted from 0."""
         file, good, before = shlex.quote(str(self.path)), shlex.quote(f"{self.path}.good"), self.number - 1
         remedies = []
         if before:
@@ -65,12 +65,12 @@ class Line(NamedTuple):
         return UserError(f"{where}: {problem} ({place}); {'; or '.join(remedies)}.")
 
     def row(self, form: dict | None = None) -> dict:
-        """The line's object.
+        """Parse the line into its object.
 
         Args:
-            form: as misfit takes it.
+            form: the expected form, see misfit.
         Raises:
-            UserError: for a line that is damaged, no object, or not of the form.
+            UserError: if the line is damaged, is not a JSON object, or does not have the form.
         """
         if b"\0" in self.content:
             raise self.error("holds NUL bytes, as a power cut leaves them", self.content.index(b"\0"))
@@ -83,7 +83,7 @@ class Line(NamedTuple):
         except json.JSONDecodeError as error:
             byte = len(text[: error.pos].encode())
             raise self.error(f"not JSON ({error.msg}); one object a line is expected", byte) from None
-        except (ValueError, RecursionError) as error:  # a number, or brackets, without end
+        except (ValueError, RecursionError) as error:  # a number too long, or brackets nested too deeply
             raise self.error(f"not JSON that can be read ({error})") from None
         if not isinstance(row, dict):
             raise self.error(f"expected a JSON object, got {type(row).__name__}")
@@ -93,10 +93,10 @@ class Line(NamedTuple):
 
 
 def lines_of(path: str | Path, otherwise: str = ANEW) -> Iterator[Line]:
-    """The lines of a file, one after another, those that are blank left out.
+    """Yield the lines of a file one by one, without blank lines.
 
     Raises:
-        UserError: if the file cannot be opened, or is no text in UTF-8.
+        UserError: if the file cannot be opened, or its first bytes show that it is not text in UTF-8.
     """
     with open_bytes(path) as file:
         start, size = 0, os.fstat(file.fileno()).st_size
@@ -109,12 +109,12 @@ def lines_of(path: str | Path, otherwise: str = ANEW) -> Iterator[Line]:
 
 
 def read_jsonl(path: str | Path, form: dict | None = None) -> list[dict]:
-    """All rows of a JSON-lines file.
+    """Read all rows of a JSON-lines file.
 
     Args:
-        form: of each row, as misfit takes it.
+        form: the expected form of each row, see misfit.
     Raises:
-        UserError: naming the file (missing), or the line that is damaged, no object or not of the form.
+        UserError: if the file is missing, or a line is damaged, not an object, or not of the form; names it.
     """
     return [line.row(form) for line in lines_of(path)]
 
@@ -123,13 +123,13 @@ class GrowingFile:
     """A JSON-lines file that a run appends to; a kill may have cut off its last line.
 
     Args:
-        path: may be missing.
-        kind: what messages call such a file.
+        path: path of the file, which may be missing.
+        kind: the name of such a file in messages.
         row_start: the bytes that every row starts with.
         otherwise: as for Line.
     Attributes:
-        end: bytes of the whole lines, once `rows` has read them.
-        note: what to tell a user about the bytes behind them, "" for nothing.
+        end: the size of all complete lines in bytes, once `rows` has read them.
+        note: a message for the user about the bytes after them; "" if there is nothing to tell.
     """
 
     def __init__(self, path: Path, kind: str, row_start: bytes, otherwise: str):
@@ -137,10 +137,10 @@ class GrowingFile:
         self.end, self.note = 0, ""
 
     def rows(self, form: dict) -> Iterator[tuple[Line, dict]]:
-        """Whole lines and their rows.
+        """Yield each complete line and its row.
 
         Raises:
-            UserError: for a damaged line, or an end that is no row's beginning.
+            UserError: if a line is damaged, or the incomplete last line cannot be the beginning of a row.
         """
         self.end, self.note = 0, ""
         for line in lines_of(self.path, self.otherwise) if self.path.exists() else ():
@@ -160,19 +160,19 @@ class GrowingFile:
             )
 
     def cut(self) -> None:
-        """Remove what stands behind the whole lines."""
+        """Remove the bytes after the complete lines."""
         if self.path.exists():
             os.truncate(self.path, self.end)
 
 
 def misfit(value: object, form: Any, name: str = "") -> str:
-    """What is wrong with a JSON value, "" if it has the form.
+    """Say what is wrong with a JSON value; return "" if it has the expected form.
 
     Args:
-        form: a type (of numbers, the finite ones); a tuple of forms, any of which will do; [form], a list of
-            that; [form, ...], one that is not empty; {str: form}, an object of that; or {name: form}, an
-            object with these fields and maybe others, where a field "name?" may be null or missing.
-        name: what messages call the value.
+        form: a type (numbers must be finite); a tuple of alternative forms; [form], a list of such items;
+            [form, ...], such a list that is not empty; {str: form}, an object with such values; or {name:
+            form}, an object with these fields and maybe others ("name?" may be null or missing).
+        name: the name of the value in messages.
     """
     if isinstance(form, dict):
         return _misfit_of_object(value, form, name)
@@ -182,7 +182,7 @@ def misfit(value: object, form: Any, name: str = "") -> str:
         if len(form) > 1 and not value:
             return f"{name or 'the list'} is empty"
         for place, item in enumerate(value):
-            if misfit(item, form[0]):  # names are made for what is wrong alone: there may be a million items
+            if misfit(item, form[0]):  # only a wrong item gets a name made: there may be a million items
                 return misfit(item, form[0], f"{name} item {place}".strip())
         return ""
     if isinstance(form, tuple):
@@ -198,7 +198,7 @@ def misfit(value: object, form: Any, name: str = "") -> str:
 def _is_of_type(value: object, kind: type) -> bool:
     if type(value) is kind and kind in PLAIN:
         return True
-    if isinstance(value, bool):  # to Python, true is a number
+    if isinstance(value, bool):  # in Python, True is an int
         return kind in (bool, object)
     if kind is float and isinstance(value, int):
         return abs(value) < FLOAT_LIMIT
@@ -240,11 +240,11 @@ def _in_words(form: Any) -> str:
 
 
 def parse(text: str) -> object:
-    """What a JSON text holds, with U+FFFD for each lone surrogate, which no UTF-8 file takes.
+    """Parse a JSON text; lone surrogates, which UTF-8 cannot encode, become U+FFFD.
 
     Raises:
-        json.JSONDecodeError: for a text that is not JSON.
-        ValueError, RecursionError: for numbers or brackets without end.
+        json.JSONDecodeError: if the text is not JSON.
+        ValueError, RecursionError: if a number is too long or brackets are nested too deeply.
     """
     value = json.loads(text)
     return without_surrogates(value) if SURROGATE.search(text) else value

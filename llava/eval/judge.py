@@ -1,4 +1,4 @@
-"""A judging model behind any OpenAI-compatible endpoint, its replies kept so that none is paid for twice."""
+"""A judging model at an OpenAI-compatible endpoint. Replies are kept, so that none is paid for twice."""
 
 import hashlib
 import json
@@ -13,20 +13,20 @@ from llava.eval.json_files import GrowingFile, without_surrogates
 from llava.progress import is_first_process
 
 ATTEMPTS = 5
-TIMEOUT = 120  # seconds a request
-ROW_START = b'{"key"'  # of every line of a judge's memory
+TIMEOUT = 120  # seconds per request
+ROW_START = b'{"key"'  # every line of the file of replies starts with it
 ROW = {"key": str, "reply": str}
 
 
 class Judge:
-    """Call it with a prompt, and a system text if there is one, to get the reply.
+    """A judging model; call it with a prompt, and perhaps a system text, to get its reply.
 
     Args:
         url: the endpoint's base, such as http://localhost:8000/v1.
-        model: its name there.
-        key_env: environment variable that holds the key; may be unset for a server of one's own.
-        memory: JSON-lines file of replies, appended to.
-        pause: seconds before the second attempt, doubled each time.
+        model: the name of the model at the endpoint.
+        key_env: environment variable that holds the API key; may be unset for a server of one's own.
+        memory: JSON-lines file of all replies so far; new ones are appended.
+        pause: seconds before the second attempt, doubled for each further one.
     Raises:
         UserError: if a line of `memory` is damaged.
     """
@@ -42,12 +42,12 @@ class Judge:
         otherwise = "delete it, and the judge is asked everything again"
         kept = GrowingFile(memory, "a judge's replies", ROW_START, otherwise)
         self.replies = {row["key"]: row["reply"] for _, row in kept.rows(ROW)}
-        kept.cut()  # what a kill or a power cut left
+        kept.cut()  # removes what a kill or a power cut left after the last complete line
         if kept.note and is_first_process():
             print(kept.note, flush=True)
 
     def __call__(self, prompt: str, system: str = "") -> str:
-        """The reply, greedy. Raises UserError if the endpoint refuses or stays silent."""
+        """Return the reply, at temperature 0. Raises UserError if the endpoint refuses or does not reply."""
         key = hashlib.sha256(f"{self.model}\n{system}\n{prompt}".encode()).hexdigest()
         if key not in self.replies:
             self.replies[key] = self._ask(prompt, system)

@@ -1,7 +1,7 @@
-"""How long each question's prompt is, which decides who shares a batch: kept in a file beside the answers.
+"""The length of each question's prompt, kept in a file beside the answers.
 
-Batches depend on the lengths of all prompts. A resumed run reads those of the answered questions from the
-file, so that it makes the same batches and tokenises only what is left.
+The batches depend on the lengths of all prompts. A resumed run reads the lengths of the answered questions
+from the file. So it makes the same batches, and tokenises only the other questions.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ PROMPTS_AT_ONCE = 1024  # tokenised in one call
 
 
 class Length(NamedTuple):
-    """Of one prompt: its question's place in the list, its ids, and the positions that the model sees."""
+    """One prompt's place in the list of questions, its number of ids, and its positions in the model."""
 
     place: int
     num_ids: int
@@ -27,16 +27,16 @@ class Length(NamedTuple):
 
 
 def lengths_of(answers: Path) -> Path:
-    """Where the lengths of an answers file's prompts are kept."""
+    """Return the path of the file that keeps the prompt lengths for an answers file."""
     return answers.with_name(f"{answers.name}.lengths")
 
 
 class LengthFile:
-    """The lengths of a list of questions under one set of settings.
+    """The file of the prompt lengths of a list of questions under one set of settings.
 
     Args:
-        answers: path of the answers file that this one stands beside.
-        settings: JSON values; lengths of other questions or settings are not read.
+        answers: path of the answers file; this file lies in the same folder.
+        settings: JSON values; lengths that were written for other questions or settings are not read.
     """
 
     def __init__(self, answers: Path, questions: list[dict], settings: dict):
@@ -48,7 +48,7 @@ class LengthFile:
         self._of = digest.hexdigest()
 
     def read(self) -> list[Length]:
-        """What `write` was given; nothing if the file is missing, damaged, or of something else."""
+        """Return what `write` was given; [] if there is no intact file for these questions and settings."""
         try:
             saved = json.loads(self.path.read_bytes())
         except (OSError, ValueError):
@@ -69,15 +69,15 @@ def measure(
     refuse: Callable[[dict, UserError], None],
     processes,
 ) -> list[Length]:
-    """The lengths of all prompts, the longest first: what is too large for the memory fails at once.
+    """Return the lengths of all prompts, the longest first, so that one too large for the memory fails soon.
 
-    Each process tokenises its part of what is not known: the questions are many where the answers are short.
+    Each process tokenises its part of the other prompts: benchmarks with short answers have many questions.
 
     Args:
-        file: has the lengths that an earlier run found, and is written where there are new ones.
-        kept: keys of the answered questions; those whose length is known are not tokenised.
+        file: holds the lengths that an earlier run found; it is written if they have changed.
+        kept: keys of the answered questions; they are not tokenised if `file` has their lengths.
         make_prompts: a PromptMaker.
-        refuse: called with a question that cannot be asked and the reason; may raise.
+        refuse: called with a question that cannot be asked, and with the reason; may raise.
         processes: accelerate's PartialState.
     """
     from accelerate.utils import gather_object

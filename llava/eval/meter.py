@@ -1,4 +1,4 @@
-"""How far a model has come with a batch while it generates the answers."""
+"""Progress within a batch, while a model generates its answers."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,17 +9,17 @@ from transformers.modeling_layers import GradientCheckpointingLayer as Transform
 
 
 class Meter:
-    """Tells the share of a batch's arithmetic that is done, whenever a transformer block has run.
+    """Reports the fraction of a batch's computation that is done, each time a transformer block has run.
 
-    On a CPU a batch may take a minute, most of it in the one pass over images and prompts that precedes the
-    first token of an answer; so finished answers alone would say nothing for a minute. The arithmetic of a
-    block is taken to be its weights times the positions that it sees. How many tokens the answers will take
-    is not known: the longest allowed for the first batch, and as many as in the last batch from then on.
-    What a compiled graph does is not counted.
+    On a CPU a batch may take a minute, most of it in the one pass over images and prompts before the first
+    token of an answer; a count of finished answers would stand still for that long. The computation of a
+    block is estimated as its number of weights times the positions it processes. The number of tokens in the
+    answers is not known in advance: the first batch assumes the maximum, and each later batch assumes the
+    number of the batch before. Computation in a compiled graph is not counted.
 
     Args:
-        max_new_tokens: longest answer, tokens.
-        tell: is given the share, from 0 to 1 and never falling within a batch.
+        max_new_tokens: maximum answer length in tokens.
+        tell: called with the fraction, from 0 to 1; it never decreases within a batch.
     """
 
     def __init__(self, model, max_new_tokens: int, tell: Callable[[float], None]):
@@ -41,9 +41,9 @@ class Meter:
         """Watch one call of generate.
 
         Args:
-            num_rows: beams included.
+            num_rows: number of sequences, counting each beam.
             length: positions of the longest prompt.
-            images: as process_images gives them.
+            images: as process_images returns them.
         """
         num_views = 0 if images is None else sum(len(one) if one.ndim == 4 else 1 for one in images)
         in_tower = self._per_patch * self._tower.num_patches * num_views if num_views else 0
@@ -56,7 +56,7 @@ class Meter:
                 hook.remove()
 
     def _count(self, block, inputs, output) -> None:
-        if torch.compiler.is_compiling():  # a compiled graph cannot tell, and is not to be broken for it
+        if torch.compiler.is_compiling():  # to report from a compiled graph would break the graph
             return
         hidden = output if isinstance(output, Tensor) else output[0]
         self._done += self._weights[block] * hidden[..., 0].numel()

@@ -1,4 +1,4 @@
-"""What every report page is made of: its frame, style sheet, formats, packages' versions."""
+"""The parts that all report pages share: frame, style sheet, text formats and package versions."""
 
 import base64
 import platform
@@ -48,7 +48,7 @@ figure { margin: 0 0 16px; } figcaption { color: var(--soft); font-size: 13px; m
 .right { color: var(--good); font-weight: 600; } .wrong { color: var(--bad); font-weight: 600; }
 code { font-size: 13px; overflow-wrap: anywhere; }
 """
-# What templates extend as "page": they fill its blocks, and `made_with` is a dictionary of names to values
+# Templates extend it as "page" and fill its blocks; `made_with` maps names to values
 PAGE = f"""\
 <!doctype html>
 <html lang="en">
@@ -80,7 +80,7 @@ PAGE = f"""\
 
 
 def environment(autoescape: bool):
-    """A Jinja environment with PAGE, and the formats below as filters; `autoescape` for HTML."""
+    """Make a Jinja environment with PAGE, and with clock and cell as filters; `autoescape` is for HTML."""
     from jinja2 import DictLoader, Environment
 
     made = Environment(
@@ -95,29 +95,29 @@ def environment(autoescape: bool):
 
 
 def clock(seconds: float) -> str:
-    """12.3 s, 3 min 05 s."""
+    """Format a time as 12.3 s or 3 min 05 s."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
 
 
 def cell(text: str) -> str:
-    """A text, which a model may have said, for a cell of a markdown table."""
+    """Format a text, perhaps a model's answer, for a cell of a Markdown table."""
     return " ".join(text.replace("|", "\\|").split())
 
 
 def embed_bytes(content: bytes, kind: str) -> str:
-    """An encoded picture as a data: address, so that the page is one file; `kind` is jpeg or png."""
+    """Turn an encoded picture into a data: address, so that the page is one file; `kind` is jpeg or png."""
     return f"data:image/{kind};base64," + base64.b64encode(content).decode("ascii")
 
 
 def embed(path: Path) -> str:
-    """A picture file as a data: address."""
+    """Turn a picture file into a data: address."""
     return embed_bytes(path.read_bytes(), "jpeg" if path.suffix.lower() in (".jpg", ".jpeg") else "png")
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that answers depend on."""
+    """Return the versions of Python and of the packages that answers depend on."""
     versions = {"Python": platform.python_version()}
     for package in PACKAGES:
         try:

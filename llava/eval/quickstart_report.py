@@ -1,9 +1,9 @@
-"""One page about a quick start: accuracy beside blind answering, losses, tokens, heatmaps, samples, times.
+"""Write a report on a quick start: accuracy beside blind baselines, losses, tokens, heatmaps, samples, times.
 
     python -m llava.eval.quickstart_report --run_dir playground/quickstart
 
-Reads what scripts/quickstart.sh left in the folder; writes report.md, report.html (one file, pictures inside)
-and loss.png there.
+It reads what scripts/quickstart.sh left in the folder, and writes report.md, report.html (one file, including
+its pictures) and loss.png there.
 """
 
 import csv
@@ -39,7 +39,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Step:
-    """One command of the run, over all its starts: seconds in sum, the highest peak (None: not measured)."""
+    """One command of the run: total seconds and highest memory peak (None: not measured) of its starts."""
 
     name: str
     seconds: float
@@ -47,10 +47,10 @@ class Step:
 
 
 def read(path: Path, parse: Callable[[str], Any] = json.loads):
-    """Content of a file that the quick start made.
+    """Return the content of a file that the quick start made.
 
     Raises:
-        UserError: naming the file, if it is missing or no JSON.
+        UserError: if the file is missing or not JSON; names the file.
     """
     try:
         return parse(path.read_text(encoding="utf-8"))
@@ -71,7 +71,7 @@ def tab_separated(text: str) -> list[list[str]]:
 
 
 def read_losses(run_dir: Path) -> list[Losses]:
-    """Both stages' losses from their trainer_state.json."""
+    """Read the losses of both stages from their trainer_state.json."""
     stages = []
     for name, title in STAGES.items():
         history = read(run_dir / name / "trainer_state.json")["log_history"]
@@ -81,7 +81,7 @@ def read_losses(run_dir: Path) -> list[Losses]:
 
 
 def read_steps(path: Path) -> list[Step]:
-    """times.tsv: a command that was interrupted and resumed has several lines, which are added up."""
+    """Read times.tsv, and add up the several lines of a command that was interrupted and resumed."""
     seconds: dict[str, float] = {}
     peaks: dict[str, float] = {}
     for name, took, peak, _ in read(path, tab_separated):
@@ -92,7 +92,7 @@ def read_steps(path: Path) -> list[Step]:
 
 
 def token_counts(config: dict) -> dict:
-    """What the model folder's config.json says of an image's way from pixels to tokens."""
+    """Compute image size, grid, patches and visual tokens from the config.json of a model folder."""
     image_size = config.get("mm_vision_image_size") or config["mm_vision_config"]["image_size"]
     grid = image_size // config["mm_vision_config"]["patch_size"]
     scale = config["scale_factor"]
@@ -107,7 +107,7 @@ def token_counts(config: dict) -> dict:
 
 
 def pick_samples(questions: list[dict], answers: list[dict], image_folder: Path) -> list[dict]:
-    """Evenly spaced questions with their answers: not chosen by whether they are right."""
+    """Return evenly spaced questions with their answers, whether these are right or wrong."""
     from llava.eval.metrics import exact_match
 
     said = {row["question_id"]: row["text"] for row in answers}
@@ -124,7 +124,7 @@ def pick_samples(questions: list[dict], answers: list[dict], image_folder: Path)
 
 
 def score_rows(scores: dict) -> list[dict]:
-    """The accuracy table: a row an answerer, a cell {percent, low, high, correct, total} a column."""
+    """The accuracy table: one row per answerer, one cell {percent, low, high, correct, total} per column."""
     return [
         {
             "name": title,
@@ -145,7 +145,7 @@ def score_rows(scores: dict) -> list[dict]:
 
 
 def describe_machine() -> dict[str, str]:
-    """Processor, cores, memory, GPU and versions of the packages that matter."""
+    """Describe the platform, cores, memory, GPU and the versions of Python and relevant packages."""
     import psutil
     import torch
 
@@ -158,7 +158,7 @@ def describe_machine() -> dict[str, str]:
 
 
 def plot_losses(stages: list[Losses], path: Path) -> None:
-    """Draw a panel a stage: the loss as logged."""
+    """Draw the logged losses, one panel per stage."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.9), layout="constrained", dpi=160)
@@ -177,15 +177,15 @@ def plot_losses(stages: list[Losses], path: Path) -> None:
 
 
 def memory(mib: float | None) -> str:
-    """MiB as 1.23 GiB."""
+    """Format a number of MiB as 1.23 GiB."""
     return f"{mib / 1024:.2f} GiB" if mib else "not measured"
 
 
 def gather(run_dir: Path, image_folder: Path) -> dict:
-    """Everything the page shows, by the names its templates use.
+    """Collect everything that the page shows, under the names that its templates use.
 
     Raises:
-        UserError: naming a file that is missing or unreadable.
+        UserError: if a file is missing or unreadable; names the file.
     """
     scores = read(run_dir / "scores.json")
     steps = read_steps(run_dir / "times.tsv")
@@ -218,7 +218,7 @@ def gather(run_dir: Path, image_folder: Path) -> dict:
 
 
 def write_report(run_dir: Path, image_folder: Path) -> tuple[Path, Path]:
-    """Write report.md and report.html into `run_dir`; returns their paths. Errors as `gather`."""
+    """Write report.md and report.html into `run_dir` and return their paths. Raises as `gather` does."""
     facts = gather(run_dir, image_folder)
     plain, escaping = environment(autoescape=False), environment(autoescape=True)
     for made in (plain, escaping):
