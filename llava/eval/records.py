@@ -1,8 +1,8 @@
-"""Questions in, answers out: JSON-lines files that survive being killed and are never mixed up.
+"""Question files and answers files in JSON lines; a killed run leaves an answers file that can be continued.
 
 A question row is {"question_id", "text", "image"?, ...}; an answer row is LLaVA's {"question_id", "prompt",
 "text", "answer_id", "model_id", "metadata"}, followed by the question's "answer_fields", if it has any.
-`metadata` holds the settings that made the answer: a file tells by itself whether it may be continued.
+`metadata` holds the settings that made the answer, so that the file itself shows whether it may be continued.
 """
 
 import glob
@@ -24,28 +24,28 @@ from llava.wholefile import whole_file
 # Forms of rows, as json_files.misfit takes them
 QUESTION = {"question_id": ID, "text": str, "image?": (str, bytes, [(str, bytes)])}
 ANSWER = {"question_id": ID, "text": str}
-OWN_ANSWER = {**ANSWER, "prompt": str, "metadata?": {}}  # of an AnswerFile
+OWN_ANSWER = {**ANSWER, "prompt": str, "metadata?": {}}  # a row of an AnswerFile
 ANOTHER_FILE = "delete it or choose another --answers-file or --output-dir"
-ROW_START = b'{"question_id"'  # of every line that AnswerFile writes
+ROW_START = b'{"question_id"'  # every line that AnswerFile writes starts with it
 WEIGHT_FILES = ("*.safetensors", "*.bin", "config.json")
 SAMPLES, SAMPLE_BYTES = 32, 4096  # read from each weight file: enough to tell two trainings apart
 
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
-    """Write rows as JSON lines, whole or not at all."""
+    """Write rows as JSON lines, either all of them or none."""
     with whole_file(path) as scratch, scratch.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def load_questions(path: str | Path, **more) -> list[dict]:
-    """Rows {"question_id", "text", "image"?} of a question file, in its order.
+    """Read the rows {"question_id", "text", "image"?} of a question file, in its order.
 
-    One id may have several texts: TextVQA's published file has the images' ids.
+    One id may occur with several texts: the ids in TextVQA's published file are those of the images.
 
     Args:
         more: further fields that each row needs, and their forms.
     Raises:
-        UserError: as read_jsonl and check_questions.
+        UserError: as for read_jsonl and check_questions.
     """
     rows, form = [], {**QUESTION, **more}
     for number, line in enumerate(lines_of(path), start=1):
@@ -56,10 +56,10 @@ def load_questions(path: str | Path, **more) -> list[dict]:
 
 
 def load_answers(path: str | Path, form: dict = ANSWER) -> list[dict]:
-    """The rows of an answers file, for scoring.
+    """Read the rows of an answers file, for scoring.
 
     Raises:
-        UserError: as read_jsonl; or if there are none.
+        UserError: as for read_jsonl, or if there are no rows.
     """
     rows = read_jsonl(path, form)
     if not rows:
@@ -68,20 +68,20 @@ def load_answers(path: str | Path, form: dict = ANSWER) -> list[dict]:
 
 
 def key_of(question: dict) -> tuple:
-    """What tells a question from all others of its file."""
+    """Return the id and the text of a question, which together are unique in its file."""
     return question["question_id"], replace_surrogates(question["text"])
 
 
 def check_questions(
     rows: list[dict], where: str | Path, key: Callable = itemgetter("question_id")
 ) -> list[dict]:
-    """The rows, found fit to be asked; a lone surrogate, which no tokenizer takes, becomes U+FFFD.
+    """Check question rows and return them; lone surrogates, which no tokenizer accepts, become U+FFFD.
 
     Args:
-        where: the file or benchmark they are from, for messages.
-        key: of a row, by which no two may be the same.
+        where: the file or benchmark that they are from, for messages.
+        key: returns the key of a row, which must be unique.
     Raises:
-        UserError: if there are none, for a row that is not of the form QUESTION, or a key that stands twice.
+        UserError: if there are no rows, a row does not have the form QUESTION, or a key occurs twice.
     """
     for number, row in enumerate(rows, start=1):
         if problem := misfit(row, QUESTION):
@@ -90,7 +90,7 @@ def check_questions(
 
 
 def _askable(rows: list[dict], where: str | Path, key: Callable) -> list[dict]:
-    """As check_questions, of rows that are of the form."""
+    """Do the rest of check_questions for rows that have the form QUESTION."""
     if not rows:
         raise UserError(f"{where}: holds no questions.")
     for row in rows:
@@ -105,7 +105,7 @@ def _askable(rows: list[dict], where: str | Path, key: Callable) -> list[dict]:
 
 
 def images_of(question: dict) -> list[str | bytes]:
-    """A question's images in the order of their places in the text: paths, or the bytes of encoded files."""
+    """Return a question's images in their order in the text: paths, or the bytes of encoded files."""
     images = question.get("image")
     if not images:
         return []
@@ -113,12 +113,12 @@ def images_of(question: dict) -> list[str | bytes]:
 
 
 def texts_by_id(questions: list[dict], answers: list[dict], path: str | Path = "") -> dict:
-    """{question_id: answer text} in question order, for scoring.
+    """Return {question_id: answer text} in question order, for scoring.
 
     Args:
         questions: rows {"question_id"}.
         answers: rows {"question_id", "text"}, exactly one for each question.
-        path: of the answers, for messages.
+        path: path of the answers file, for messages.
     Raises:
         UserError: for missing, duplicate or unknown ids.
     """
@@ -141,7 +141,7 @@ def texts_by_id(questions: list[dict], answers: list[dict], path: str | Path = "
 
 
 def get_chunk(rows: list, num_chunks: int, chunk_idx: int) -> list:
-    """Part `chunk_idx` of `num_chunks` contiguous parts of nearly equal size; joined they are `rows`.
+    """Split `rows` into `num_chunks` contiguous parts of nearly equal size; return part `chunk_idx`.
 
     Raises:
         UserError: if not 0 <= chunk_idx < num_chunks.
@@ -154,7 +154,7 @@ def get_chunk(rows: list, num_chunks: int, chunk_idx: int) -> list:
 
 
 def model_fingerprint(folder: str | Path) -> str:
-    """A short hash of a folder's config and of samples of its weights: another training, another value."""
+    """Return a short hash of a folder's config and of samples of its weights, which tells trainings apart."""
     digest = hashlib.sha256()
     files = sorted({file for pattern in WEIGHT_FILES for file in Path(folder).glob(pattern)})
     for path in files:
@@ -168,34 +168,34 @@ def model_fingerprint(folder: str | Path) -> str:
 
 
 class Kept(NamedTuple):
-    """An answer, and where its row stands: the rows themselves stay in the files, for they are large."""
+    """An answer and the position of its row; the rows are large, so they stay in the files."""
 
     text: str
     path: Path
-    start: int  # bytes ahead of the row
+    start: int  # bytes before the row
     size: int  # bytes
 
 
 class AnswerFile:
-    """The answers of one model under one set of settings, written line by line, resumable at any point.
+    """The answers of one model under one set of settings, written line by line; a run can always be resumed.
 
-    Several processes may fill one file: the first appends to it, number n to `path`.partn beside it. Opening
-    reads them all, however many processes there are now, and passes over what a kill or a power cut left
-    behind the last whole line: a part of a line, NUL bytes. `finish` leaves one file, in question order.
+    Several processes may write: process 0 appends to `path`, and process n to `path`.partn beside it. Opening
+    reads all these files, however many processes there are now. It ignores what a kill or a power cut left
+    after the last complete line: part of a line, NUL bytes. `finish` merges them, in question order.
 
     Args:
         path: the answers file; may exist.
-        questions: the rows that it is to hold, in their final order.
+        questions: the questions that it is to have answers to, in their final order.
         model_id: the model's name, kept in each row.
-        settings: whatever changes answers (JSON values); kept in each row as `metadata`.
+        settings: everything that changes answers (JSON values); kept in each row as `metadata`.
         process: number of this process, from 0.
     Attributes:
-        answered: each question's answer, by what `key_of` gives of the question.
-        notes: what to tell a user about the files.
+        answered: maps `key_of` of each answered question to its answer.
+        notes: messages for the user about the files.
         recorded: the settings that all rows record.
     Raises:
-        UserError: if a line is damaged, or holds an answer of another model, under other settings, to
-            another question, or a second and different answer to a question.
+        UserError: if a line is damaged, or its answer is from another model or other settings, to another
+            question, or different from an earlier answer to the same question.
     """
 
     def __init__(
@@ -203,10 +203,10 @@ class AnswerFile:
     ):
         self.path = Path(path)
         self.model_id = model_id
-        self.settings = json.loads(json.dumps(settings))  # as they will be read back
+        self.settings = json.loads(json.dumps(settings))  # as they are when read back
         part = self.path.with_name(f"{self.path.name}.part{process}") if process else self.path
         self._own = self._file(part)
-        # in order; each key is its own value, so that the answers share it
+        # in order; maps each key to itself, so that the answers share one object
         self._keys = {key: key for key in map(key_of, questions)}
         self._ids = {question_id for question_id, _ in self._keys}
         self._is_open = False
@@ -228,7 +228,7 @@ class AnswerFile:
                 key = self._check(line, row)
                 now = Kept(row["text"], path, line.start, len(line.content))
                 kept = answered.setdefault(key, now)
-                # the same row twice is what a kill during `finish` leaves
+                # a kill during `finish` may leave the same row twice
                 if kept.text != now.text:
                     raise line.error(f"answers question {row['question_id']} a second time and otherwise")
                 num_older += kept is now and "dtype" not in (row.get("metadata") or {})
@@ -243,7 +243,7 @@ class AnswerFile:
         return answered
 
     def _check(self, line: Line, row: dict) -> tuple:
-        """The key of the question that a row answers."""
+        """Check a row, and return the key of the question that it answers."""
         question_id = row["question_id"]
         if row.get("model_id") != self.model_id or row.get("metadata") != self.settings:
             mine = {"model_id": self.model_id, **self.settings}
@@ -259,7 +259,7 @@ class AnswerFile:
         return self._keys[question_id, row["prompt"]]
 
     def append(self, question: dict, text: str) -> None:
-        """Add one answer; it is on disk when this returns to the caller."""
+        """Add one answer; it is in the file when this returns."""
         question_id = question["question_id"]
         name = replace_surrogates(f"{self.model_id}/{question_id}/{text}")
         row = {
@@ -274,7 +274,7 @@ class AnswerFile:
         }
         if not self._is_open:
             self._own.path.parent.mkdir(parents=True, exist_ok=True)
-            self._own.cut()  # what a killed run left behind the last whole line
+            self._own.cut()  # removes what a killed run left after the last complete line
             self._is_open = True
         content = replace_surrogates(json.dumps(row, ensure_ascii=False) + "\n").encode()
         with self._own.path.open("ab") as file:
@@ -283,13 +283,13 @@ class AnswerFile:
         self.answered[key_of(question)] = Kept(text, self._own.path, start, len(content))
 
     def rows(self) -> list[dict]:
-        """{"question_id", "text"} of each answer; in question order after `finish`."""
+        """Return {"question_id", "text"} for each answer; in question order after `finish`."""
         return [{"question_id": key[0], "text": kept.text} for key, kept in self.answered.items()]
 
     def finish(self) -> None:
-        """Make one file of what all processes wrote, in question order, each question once.
+        """Merge what all processes wrote into one file, in question order, with each question once.
 
-        For one process alone, when no other writes any more.
+        Only one process may call it, when no other process writes any more.
         """
         parts = self._parts()
         if parts:
@@ -310,10 +310,10 @@ class AnswerFile:
 
 
 def as_recorded_now(before: dict, now: dict) -> dict:
-    """Settings that an earlier version recorded, with those that it did not.
+    """Complete the settings that an earlier version recorded with those that it did not record.
 
-    Its attention was transformers' choice, and no weights were quantised. Its dtype is not known, so it is
-    taken to be the present one.
+    That version left the choice of attention to transformers, and did not quantise weights. Its dtype is not
+    known, so the present one is assumed.
     """
     added = {name: value for name, value in now.items() if name == "dtype"}
     added |= {name: None for name in now if name in ("attn_implementation", "bits")}
@@ -321,13 +321,13 @@ def as_recorded_now(before: dict, now: dict) -> dict:
 
 
 def changes(before: dict, now: dict) -> str:
-    """What differs between two sets of settings, in words."""
+    """Describe the differences between two sets of settings in words."""
     names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
     return ", ".join(f"{name} was {before.get(name)!r}, now {now.get(name)!r}" for name in names)
 
 
 def _repeated(rows: list[dict], key: Callable) -> list:
-    """Ids of the rows whose key stands more than once."""
+    """Return the ids of the rows whose key occurs more than once."""
     if len(set(map(key, rows))) == len(rows):
         return []
     counts = Counter(map(key, rows))

@@ -1,7 +1,7 @@
-"""Results of one model in one folder: results.json, report.md and report.html, made of what each task left.
+"""The results of one model in one folder: results.json, report.md and report.html, from each task's files.
 
-Below the folder, TASK/result.json holds scores, settings, times and versions, TASK/credits.jsonl what each
-answer was given, and TASK/samples.json answers to look at, their pictures inside.
+In that folder, TASK/result.json holds scores, settings, times and versions, TASK/credits.jsonl holds the
+credit of each answer, and TASK/samples.json holds sample answers, including their pictures.
 """
 
 import json
@@ -18,18 +18,18 @@ from llava.eval.task import Scores, Task
 from llava.eval.tasks.shared import read_json
 from llava.wholefile import write_text
 
-NUM_SHOWN = 60  # answers to look at, of all tasks together
-WRONG_SHARE = 0.75  # of those, as far as there are wrong and right ones
-MAX_PICTURES = 4  # of one answer
+NUM_SHOWN = 60  # sample answers in the report, over all tasks
+WRONG_SHARE = 0.75  # fraction of wrong answers among them, if there are enough of both
+MAX_PICTURES = 4  # per answer
 THUMBNAIL = 240  # pixels of the longer side
 MAX_TEXT = 1500  # characters of a question or an answer
 
-# The published comparison: task to column, and the tasks that its average is over
+# The published comparison: PUBLISHED maps tasks to columns, AVERAGED are the tasks in its average
 PUBLISHED = {"gqa": "GQA", "vizwiz": "VizWiz", "vqav2": "VQAv2", "mmvet": "MM-Vet"}
 AVERAGED = (*PUBLISHED, "pope", "mmbench")
 NOT_RUN = "–"
 
-# Forms of what save_result writes, as json_files.misfit takes them
+# The forms of the files that save_result writes, for json_files.misfit
 NUMBER_OR_NONE = (float, type(None))
 SCORES = {
     "headline": [str, ...],
@@ -52,10 +52,10 @@ SAMPLE = {"question": str, "said": str, "expected": str, "credit": NUMBER_OR_NON
 
 
 def read_results(folder: Path) -> list[dict]:
-    """What `save_result` wrote below a folder, by name of the task.
+    """Read what `save_result` wrote below a folder, sorted by task name.
 
     Raises:
-        UserError: for a file that is damaged.
+        UserError: if a file is damaged.
     """
     return [_read_result(file) for file in sorted(folder.glob("*/result.json"))]
 
@@ -84,11 +84,11 @@ def _anew(path: Path) -> str:
 
 
 def check_folder(folder: Path, model_id: str, settings: dict) -> None:
-    """Raises UserError if a folder holds results of another model or under other settings."""
+    """Raise UserError if a folder holds results of another model or under other settings."""
     now = {"model_id": model_id, **settings}
     for result in read_results(folder):
         before = as_recorded_now({"model_id": result["model_id"], **result["settings"]}, now)
-        before.pop("max_new_tokens", None)  # each task's own
+        before.pop("max_new_tokens", None)  # differs between tasks
         if before != now:
             raise UserError(
                 f"{folder} has results of {result['name']} that were made otherwise "
@@ -106,18 +106,18 @@ def save_result(
     session: Session,
     data: Path,
 ) -> None:
-    """Write what one task came to into its own folder.
+    """Write the results of one task into its own folder.
 
     Args:
         rows: all questions that were to be asked, in order.
-        scores: None where a server or a judge has to say.
-        files: the submission's.
+        scores: None if they are still to come from a server or a judge.
+        files: the files of the submission.
         data: where relative image paths start.
     """
     path = folder / "result.json"
     before = _read_result(path) if path.is_file() else {}
     timing = before.get("timing") or {"answers": 0, "seconds": 0.0}
-    if answered.num_new:  # a run that was killed left its answers, but not its time
+    if answered.num_new:  # a killed run left its answers, but not its time
         timing = {
             "answers": timing["answers"] + answered.num_new,
             "seconds": timing["seconds"] + answered.seconds,
@@ -137,7 +137,7 @@ def save_result(
         "submission": [str(file) for file in files],
         "submit_to": task.submit_to,
         "scores": scores and scores_as_json(scores),
-        # of these very answers, as long as none is new
+        # an earlier server score is only valid while no answer is new
         "server_score": dict(session.args.server_score).get(
             task.name, None if answered.num_new else before.get("server_score")
         ),
@@ -149,7 +149,7 @@ def save_result(
 
 
 def scores_as_json(scores: Scores) -> dict:
-    """Everything but each answer's credit."""
+    """Return everything except the credit of each answer."""
     return {
         "headline": list(scores.headline),
         "table": {
@@ -162,7 +162,7 @@ def scores_as_json(scores: Scores) -> dict:
 
 
 def pick_samples(rows: list[dict], answers: list[dict], credit: dict, data: Path) -> list[dict]:
-    """Up to NUM_SHOWN answers, evenly spaced over the wrong ones, then over the right ones.
+    """Return up to NUM_SHOWN answers, evenly spaced over the wrong ones, then over the right ones.
 
     Returns:
         [{"question", "said", "expected", "credit" or None, "pictures": data: addresses}].
@@ -182,7 +182,7 @@ def pick_samples(rows: list[dict], answers: list[dict], credit: dict, data: Path
 
 
 def wrong_first(rows: list, credits: list[float | None], count: int) -> list:
-    """`count` rows, those without full credit first, which get WRONG_SHARE of the places or what is left."""
+    """Return up to `count` rows; first WRONG_SHARE of them without full credit, or more if others are few."""
     wrong = [row for row, credit in zip(rows, credits, strict=True) if credit is not None and credit < 1]
     others = [row for row, credit in zip(rows, credits, strict=True) if credit is None or credit >= 1]
     num_wrong = min(len(wrong), max(round(WRONG_SHARE * count), count - len(others)))
@@ -190,20 +190,20 @@ def wrong_first(rows: list, credits: list[float | None], count: int) -> list:
 
 
 def spaced(rows: list, count: int | None) -> list:
-    """`count` rows evenly spaced, or all where there are no more or count is None."""
+    """Return `count` evenly spaced rows, or all rows if there are no more or `count` is None."""
     count = len(rows) if count is None else min(count, len(rows))
     return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def _expected(answer: str | list[str] | None) -> str:
-    """The annotated answer; of several annotators' the most frequent first, each once."""
+    """Return the annotated answer, or the distinct answers of several annotators, the most frequent first."""
     if not isinstance(answer, list):
         return "" if answer is None else str(answer)
     return ", ".join(sorted(dict.fromkeys(map(str, answer)), key=lambda text: -answer.count(text)))
 
 
 def thumbnail(image: str | bytes, folder: Path) -> str:
-    """A picture as a small JPEG in a data: address."""
+    """Turn a picture into a small JPEG in a data: address."""
     from llava.eval.generation import open_image
 
     picture = open_image(image, folder)
@@ -214,11 +214,11 @@ def thumbnail(image: str | bytes, folder: Path) -> str:
 
 
 def published_table(results: list[dict]) -> dict[str, str]:
-    """The published README's row for this model: columns to texts, NOT_RUN where a score is missing."""
+    """Map the columns of the published README's table to this model's texts, or NOT_RUN without a score."""
     headlines = {result["name"]: _headline(result)[0] for result in results}
     values = {name: headline["value"] for name, headline in headlines.items() if headline}
     tokens = sorted(result["visual_tokens"] for result in results if result["visual_tokens"])
-    # tiles are as many as an image's size asks for
+    # with tiles the number of tokens depends on an image's size
     row = {"tokens": " to ".join(dict.fromkeys(f"{n:.0f}" for n in tokens[:1] + tokens[-1:])) or NOT_RUN}
     for name, column in PUBLISHED.items():
         row[column] = f"{values[name]:.1f}" if name in values else NOT_RUN
@@ -228,12 +228,12 @@ def published_table(results: list[dict]) -> dict[str, str]:
 
 
 def markdown_table(row: dict[str, str]) -> str:
-    """A table of one row."""
+    """Format one row as a Markdown table."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (row, ["---"] * len(row), row.values()))
 
 
 def _headline(result: dict) -> tuple[dict | None, str | None, bool]:
-    """The number to quote, what it measures, and whether that is points: a server's ahead of our own."""
+    """Return the score to quote (a server's, if there is one), its measure, and whether it is in points."""
     if result["server_score"] is not None:
         return {"value": result["server_score"], "low": None, "high": None}, "server", False
     if not result["scores"]:
@@ -244,13 +244,13 @@ def _headline(result: dict) -> tuple[dict | None, str | None, bool]:
 
 
 def _shown(score: dict, is_points: bool) -> dict:
-    """A score in percent or points: {"value", "low", "high", "total"}."""
+    """Convert a score to percent or points: {"value", "low", "high", "total"}."""
     factor = 1 if is_points else 100
     return score | {name: factor * score[name] for name in ("value", "low", "high")}
 
 
 def _facts(result: dict, samples: list[dict]) -> dict:
-    """What the templates show of a task."""
+    """Collect what the templates show about a task."""
     timing, facts = result["timing"], {**result, "samples": samples, "speed": None, "parts": []}
     facts["headline"], facts["measure"], facts["in_points"] = _headline(result)
     if timing["seconds"]:
@@ -267,7 +267,7 @@ def _facts(result: dict, samples: list[dict]) -> dict:
 
 
 def write_report(folder: Path) -> str:
-    """Write results.json, report.md and report.html; gives the headlines and the published row as text."""
+    """Write results.json, report.md and report.html; return the headlines and the published row as text."""
     results = read_results(folder)
     each = max(6, NUM_SHOWN // len(results))
     tasks = []
@@ -286,7 +286,7 @@ def write_report(folder: Path) -> str:
         for name, value in results[0]["settings"].items()
         if value is not None and name != "max_new_tokens"
     }
-    # results of several days may come of several versions
+    # results of different days may be from different versions
     versions = {
         name: " / ".join(sorted({result["versions"].get(name, NOT_RUN) for result in results}))
         for name in dict.fromkeys(name for result in results for name in result["versions"])

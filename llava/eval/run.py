@@ -3,8 +3,8 @@
     python -m llava.eval.run --model-path MODEL --tasks gqa,pope,textvqa
     accelerate launch -m llava.eval.run --model-path MODEL --tasks all       several GPUs
 
-Killed anywhere, the same command goes on where it stopped, on any number of GPUs; other tasks are added to
-the report of the same --output-dir. Without --max_new_tokens each benchmark has its own longest answer.
+If a run is killed, the same command continues where it stopped, on any number of GPUs. Other tasks are added
+to the report of the same --output-dir. Without --max_new_tokens each benchmark sets its own maximum length.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 class _List(argparse.Action):
-    """As --help, ahead of the flags that are required."""
+    """Acts like --help, so that the required flags may be missing."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         print("\n".join(task.describe(namespace.data_root) for task in TASKS.values()))
@@ -66,7 +66,7 @@ class _List(argparse.Action):
 
 
 def server_score(text: str) -> tuple[str, float]:
-    """A --server-score value: a task that is submitted, and its score in percent."""
+    """Parse a --server-score value: the name of a task with a submission, and its score in percent."""
     submitted = [task.name for task in TASKS.values() if task.submit_to]
     name, _, number = text.partition("=")
     try:
@@ -81,10 +81,10 @@ def server_score(text: str) -> tuple[str, float]:
 
 
 def choose_tasks(names: str) -> list[Task]:
-    """The tasks of a --tasks value, in TASKS' order.
+    """Return the tasks of a --tasks value, in the order of TASKS.
 
     Raises:
-        UserError: for an unknown name; lists the known ones.
+        UserError: for an unknown name or no name; lists the known ones.
     """
     chosen = {name.strip() for name in names.split(",") if name.strip()}
     if chosen == {"all"}:
@@ -97,7 +97,7 @@ def choose_tasks(names: str) -> list[Task]:
 
 
 def check_files(tasks: list[Task], data_root: Path) -> None:
-    """Raises UserError naming every missing file of every task, and the tasks that could run."""
+    """Raise UserError if files are missing; it names all of them, and the tasks that have all their files."""
     missing = {task.name: task.missing(data_root) for task in tasks}
     lines = [line for found in missing.values() for line in found]
     if lines:
@@ -106,14 +106,14 @@ def check_files(tasks: list[Task], data_root: Path) -> None:
 
 
 def limited(rows: list[dict], limit: int | None) -> list[dict]:
-    """`limit` rows evenly spaced, those of one "group" counting as one: they are scored together."""
+    """Return `limit` evenly spaced rows; rows of a "group" count as one, because they are scored together."""
     groups = [row.get("group", row["question_id"]) for row in rows]
     kept = set(report.spaced(list(dict.fromkeys(groups)), limit))
     return [row for row, group in zip(rows, groups, strict=True) if group in kept]
 
 
 def output_dir(args: argparse.Namespace) -> Path:
-    """--output-dir, or a folder of its own for a model, a scale factor and a limit."""
+    """Return --output-dir, or else a folder named after the model, scale factor and limit."""
     if args.output_dir:
         return args.output_dir
     from llava.mm_utils import get_model_name_from_path
@@ -127,13 +127,13 @@ def evaluate(args: argparse.Namespace) -> None:
     """Ask, score and report all chosen tasks.
 
     Raises:
-        UserError: for what the user can mend; says how.
+        UserError: for a problem that the user can fix; says how.
     """
     tasks = choose_tasks(args.tasks)
     if idle := {name for name, _ in args.server_score} - {task.name for task in tasks}:
         raise UserError(f"--server-score {', '.join(sorted(idle))}: not among --tasks; add it there.")
     check_files(tasks, args.data_root)
-    read_config(args.model_path)  # a wrong folder should not wait for torch
+    read_config(args.model_path)  # fails on a wrong folder before torch is imported
     session, folder = Session(args), output_dir(args)
     report.check_folder(folder, session.model_id, session.settings)
     judge = None
@@ -148,11 +148,11 @@ def evaluate(args: argparse.Namespace) -> None:
     if session.processes.is_main_process:
         print(report.write_report(folder))
         print(f"report: {folder / 'report.html'}")
-    session.processes.destroy_process_group()  # gloo's threads may abort a process that ends with them
+    session.processes.destroy_process_group()  # gloo's threads may abort a process that ends while they run
 
 
 def ask(task: Task, session: Session, args: argparse.Namespace, folder: Path) -> tuple[list[dict], Answered]:
-    """A task's questions, and what the model answered."""
+    """Ask a task's questions; return their rows and the model's answers."""
     data = args.data_root / task.folder
     rows = limited(check_questions(task.load(data), f"{task.name} ({data})"), args.limit)
     if session.processes.is_main_process:
@@ -164,7 +164,7 @@ def ask(task: Task, session: Session, args: argparse.Namespace, folder: Path) ->
 def settle(
     task: Task, rows: list[dict], answered: Answered, judge: Judge | None, folder: Path
 ) -> tuple[Scores | None, list[Path]]:
-    """Scores, where right answers or a judge are at hand, and the submission's files, where there is one."""
+    """Return scores, if right answers or a judge are available, and the submission's files, if any."""
     skipped = {question_id for question_id, _ in answered.skipped}
     rows = [row for row in rows if row["question_id"] not in skipped]
     answers = texts_by_id(rows, answered.rows)

@@ -22,7 +22,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def read_images(image_file: str, sep: str) -> list[str | bytes]:
-    """Paths, and what is at http addresses. Raises UserError for an address that gives nothing."""
+    """Return paths, and the content of http addresses. Raises UserError if one cannot be fetched."""
     images: list[str | bytes] = []
     for source in (part.strip() for part in image_file.split(sep)):
         if source.startswith(ADDRESSES):
@@ -36,12 +36,12 @@ def read_images(image_file: str, sep: str) -> list[str | bytes]:
 
 
 def answer(args: argparse.Namespace) -> str:
-    """The answer's text.
+    """Return the answer's text.
 
     Args:
-        args: with the attributes of `parse_args`; those that LLaVA's own command lacks may be absent.
+        args: has the attributes that `parse_args` sets; those of flags that LLaVA lacks may be absent.
     Raises:
-        UserError: for what the user can mend; says how.
+        UserError: for a problem that the user can fix; says how.
     """
     from llava.eval.generation import answer_batches, make_prompt
 
@@ -74,7 +74,7 @@ def answer(args: argparse.Namespace) -> str:
 
 
 def eval_model(args: argparse.Namespace) -> None:
-    """Print the answer: the call that LLaVA's documentation shows for use from Python."""
+    """Print the answer. LLaVA's documentation shows this call for use from Python."""
     print(answer(args))
 
 

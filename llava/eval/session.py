@@ -1,7 +1,7 @@
-"""One model under one set of flags, and the loop in which it answers: what every evaluation command shares.
+"""A model under one set of flags, and the loop in which it answers; all evaluation commands use it.
 
-Started by `accelerate launch` or torchrun, each process answers a part of the batches; all of them need to
-see the folder that the answers go to.
+Under `accelerate launch` or torchrun, each process answers a part of the batches; all processes need access
+to the folder of the answers.
 """
 
 import argparse
@@ -22,32 +22,32 @@ from llava.loading import default_dtype, dtype_flag
 from llava.progress import progress_bar
 from llava.textfile import absence, shown_name
 
-# The flags that say which model answers, and how
+# The flags that determine which model answers, and how
 FLAGS = (*MODEL, *SAMPLING, "--num_beams", "--batch_size", "--token_budget", "--on_bad_record")
-PATIENCE = timedelta(days=7)  # for a process that is done to wait for the others
+PATIENCE = timedelta(days=7)  # how long a finished process waits for the others
 
 
 def model_folder(name_or_path: str, flag: str = "--model-path") -> Path:
-    """The folder itself, or the hub repository of that name, fetched as loading fetches it.
+    """Return the folder itself, or fetch the hub repository of that name, as loading does.
 
     Raises:
-        UserError: if there is neither.
+        UserError: if there is neither such a folder nor such a repository.
     """
     if Path(name_or_path).is_dir():
         return Path(name_or_path)
-    from llava.model.plan import find_folder  # brings torch
+    from llava.model.plan import find_folder  # imports torch
 
     return find_folder(name_or_path, f"{flag} {name_or_path}: no config.json there;")
 
 
 def read_config(model_path: str) -> dict:
-    """config.json of a model folder or hub repository.
+    """Return config.json of a model folder or hub repository.
 
     Raises:
         UserError: if there is none, or it is damaged; names the folder.
     """
     folder = model_folder(model_path)
-    if not (folder / "config.json").is_file():  # said ahead of the import, which brings torch
+    if not (folder / "config.json").is_file():  # checked before the next import, which imports torch
         raise UserError(f"--model-path {model_path}: no config.json there; pass a model folder.")
     from llava.model.plan import look_at
 
@@ -56,15 +56,15 @@ def read_config(model_path: str) -> dict:
 
 @dataclass(frozen=True)
 class Answered:
-    """What came of a list of questions.
+    """The result of answering a list of questions.
 
     Attributes:
-        rows: {"question_id", "text"} in question order; on the first process alone, elsewhere empty.
-        skipped: (question_id, reason) of those left out; always empty under --on_bad_record fail.
-        num_new: how many were answered now, by all processes.
-        seconds: that this took, without loading the model.
-        visual_tokens: sequence positions of an image, on average; None if there was nothing to ask.
-        settings: what the answers were made with, as in the rows' metadata.
+        rows: {"question_id", "text"} in question order; empty on all processes but the first.
+        skipped: (question_id, reason) of questions left out; always empty under --on_bad_record fail.
+        num_new: the number of questions that this run answered, over all processes.
+        seconds: the time that these took, without loading the model.
+        visual_tokens: average sequence positions per image; None if nothing was asked or there is no image.
+        settings: the settings that the answers were made with, as in the rows' metadata.
     """
 
     rows: list[dict]
@@ -76,12 +76,12 @@ class Answered:
 
 
 class Session:
-    """A model that is loaded when the first unanswered question comes.
+    """A model under one set of flags; it is loaded only if a question has no answer yet.
 
     Args:
         args: the values of FLAGS.
     Raises:
-        UserError: for a folder that holds no model, an unknown template, or impossible settings.
+        UserError: if the folder holds no model, the template is unknown, or the settings are impossible.
     """
 
     def __init__(self, args: argparse.Namespace):
@@ -89,8 +89,8 @@ class Session:
         sampled = args.temperature > 0
         self.args = args
         self.model_id = Path(args.model_path).resolve().name
-        # everything that changes an answer by more than the order of its sums does, as kept in each row's
-        # metadata; a compiler and the size of a batch change that order alone
+        # everything that changes an answer by more than rounding, as kept in each row's metadata; a compiler
+        # and the batch size are left out, because they change only the order of sums
         self.settings = {
             "conv_mode": args.conv_mode or config.get("conv_version") or DEFAULT_TEMPLATE,
             "temperature": args.temperature,
@@ -104,7 +104,7 @@ class Session:
             ),
         }
         self.template = template_named(self.settings["conv_mode"])
-        # here, so that --help and a wrong flag need no torch
+        # imported here, so that --help and a wrong flag need no torch
         import torch
         from accelerate import PartialState
 
@@ -114,18 +114,18 @@ class Session:
             if several:
                 raise UserError("--device: a launcher gives each process its own device; leave the flag out.")
             check_device(args.device)
-        # accelerate sees several processes on CPUs only if told that they are CPUs
+        # accelerate recognises several processes on CPUs only with cpu=True
         self.processes = PartialState(cpu=several and not torch.cuda.is_available(), timeout=PATIENCE)
         self.device = torch.device(args.device) if args.device else self.processes.device
         self.settings |= {
             "bits": next((bits for bits in (4, 8) if loading[f"load_{bits}bit"]), None),
-            "attn_implementation": loading["attn_implementation"],  # some of transformers' compute in 8 bits
-            # the one that is computed in, whatever flag or device led to it
+            "attn_implementation": loading["attn_implementation"],  # some implementations compute in 8 bits
+            # the dtype of the computation, whether a flag, the config or the device determined it
             "dtype": dtype_flag(loading["torch_dtype"] or default_dtype(config, self.device)),
         }
 
     def devices(self) -> dict[str, str]:
-        """What this runs on, for a report."""
+        """Describe the hardware of this run, for a report."""
         import torch
 
         device = self.device
@@ -141,18 +141,18 @@ class Session:
     def answer(
         self, questions: list[dict], path: str | Path, image_folder: str | Path, max_new_tokens: int
     ) -> Answered:
-        """Answer what has no answer yet in an answers file, and complete the file.
+        """Answer the questions that have no answer yet in an answers file, and complete the file.
 
-        Which questions share a batch depends on the questions and the flags alone, not on the number of
-        processes nor on where an earlier run stopped: so the answers do not either.
+        The batches depend only on the questions and the flags, not on the number of processes or on where an
+        earlier run stopped. Therefore the answers do not depend on these either.
 
         Args:
-            questions: rows {"question_id", "text", "image"?}; the text is asked as it stands.
+            questions: rows {"question_id", "text", "image"?}; the text is asked unchanged.
             path: the answers file; continued if it exists.
             image_folder: where relative image paths start.
-            max_new_tokens: longest answer, tokens.
+            max_new_tokens: maximum answer length in tokens.
         Raises:
-            UserError: for what the user can mend; says how. The answers so far stay in the file.
+            UserError: for a problem that the user can fix; says how. The answers so far stay in the file.
         """
         from accelerate.utils import gather_object
 
@@ -169,10 +169,10 @@ class Session:
             print(*lines, sep="\n", flush=True)
         num_questions = len(questions)
         questions = refusals.without_image(questions, Path(image_folder))
-        state.wait_for_everyone()  # all have read the files before one writes
+        state.wait_for_everyone()  # no process writes before all have read the files
         seconds, visual_tokens = 0.0, None
         if any(key_of(question) not in kept for question in questions):
-            _ = self._loaded  # not timed
+            _ = self._loaded  # loads the model, which is not timed
             start = time.perf_counter()
             visual_tokens = self._ask(questions, answers, kept, Path(image_folder), decoding, refusals)
             state.wait_for_everyone()
@@ -202,7 +202,7 @@ class Session:
         decoding,
         refusals: "_Refusals",
     ) -> float | None:
-        """Answer this process's part of the batches; gives the sequence positions of an image on average."""
+        """Answer this process's part of the batches; return the average sequence positions per image."""
         from tqdm import tqdm
 
         from llava.eval.generation import Prompt, PromptMaker, answer_batches, split_batches
@@ -214,17 +214,17 @@ class Session:
         budget = args.token_budget // decoding.num_beams
         batches = split_batches(lengths, args.batch_size, budget, decoding.max_new_tokens)
         unfinished = [batch for batch in batches if _num_new((questions[one.place] for one in batch), kept)]
-        mine = [  # neighbours are alike in length
+        mine = [  # adjacent batches have similar lengths, so all processes get similar work
             [questions[one.place] for one in batch]
             for batch in unfinished[state.process_index :: state.num_processes]
         ]
-        # an answered question's picture may be gone by now
+        # errors are dropped: the image of an answered question may no longer exist
         prompts = ([one for one in make_prompts(batch) if isinstance(one, Prompt)] for batch in mine)
         part = f", process 1 of {state.num_processes}" if state.num_processes > 1 else ""
         num_done, total = 0, sum(_num_new(batch, kept) for batch in mine)
 
         def progress(batch: list, share: float) -> None:
-            """The bar moves within a batch, by the share of it that is done."""
+            """Advance the bar within a batch, by the fraction of it that is done."""
             new = _num_new((prompt.question for prompt in batch), kept)
             bar.update(max(0, num_done + int(share * new) - bar.n))
 
@@ -256,7 +256,7 @@ class Session:
 
 def _positions_per_image(lengths: list[Length], questions: list[dict]) -> float | None:
     num_images = sum(len(images_of(questions[one.place])) for one in lengths)
-    # an image has one id in its prompt
+    # each image is one id in its prompt
     positions = num_images + sum(one.length - one.num_ids for one in lengths)
     return positions / num_images if num_images else None
 
@@ -267,10 +267,10 @@ def _num_new(questions: Iterable[dict], kept: set) -> int:
 
 
 class _Refusals:
-    """Questions that cannot be asked: an error, or noted in `skipped` ({key_of(question): reason})."""
+    """If a question cannot be asked: raises an error, or puts {key_of(question): reason} in `skipped`."""
 
     def __init__(self, kept: set, skip: bool):
-        self.kept = kept  # keys of questions that are answered already and may be asked once more
+        self.kept = kept  # keys of answered questions, which may be asked again; their errors are ignored
         self.skip = skip
         self.skipped: dict = {}
 
@@ -284,7 +284,7 @@ class _Refusals:
         self.skipped[key_of(question)] = str(reason)
 
     def without_image(self, questions: list[dict], folder: Path) -> list[dict]:
-        """The questions whose image files exist, looked for ahead of loading a model."""
+        """Drop unanswered questions whose image files are missing; called before a model is loaded."""
         open_questions = [question for question in questions if key_of(question) not in self.kept]
         names = {image for q in open_questions for image in images_of(q) if isinstance(image, str)}
         with progress_bar("image files", len(names), "file") as bar:

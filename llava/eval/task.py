@@ -1,4 +1,4 @@
-"""What a benchmark is: its files, its questions, and how answers become scores or a submission."""
+"""The definition of a benchmark: its files, its questions, and how answers become scores or a submission."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ class File:
     """A file or folder that a benchmark needs.
 
     Args:
-        path: below the benchmark's folder; may be a pattern (a*.json), of which one must be there.
+        path: its path below the benchmark's folder, or a pattern (a*.json) that some file must match.
         source: where to get it: an address, or the command that makes it.
     """
 
@@ -22,14 +22,14 @@ class File:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a benchmark's answers are worth.
+    """The scores of a benchmark's answers.
 
     Args:
-        table: {part: {measure: Score}}, as the tables of `llava.eval.metrics`.
-        headline: (part, measure) of the number that is quoted.
-        credit: {question_id: 0..1}, what each answer was given; the report shows wrong answers first.
-        points: measures that are points; the others are fractions, shown in percent.
-        unparsed: answers that name no option, or on which the judge's reply has no score.
+        table: {part: {measure: Score}}, like the tables of `llava.eval.metrics`.
+        headline: (part, measure) of the number to quote.
+        credit: {question_id: 0..1}, the credit of each answer; the report shows wrong answers first.
+        points: the measures that are in points; the others are fractions, shown in percent.
+        unparsed: number of answers that name no option, or for which the judge's reply has no score.
     """
 
     table: Table
@@ -45,22 +45,23 @@ class Scores:
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark. Answers reach `score`, `export` and `judge` as {question_id: text}, one for each row.
+    """A benchmark. `score`, `export` and `judge` get the answers as {question_id: text}, one for each row.
 
     Args:
-        name: in --tasks, and of the folder of its results.
-        title: as papers write it.
-        folder: below --data-root.
-        needs: what must be there before anything starts.
-        load: from that folder to question rows {"question_id" (its own), "text": the user's whole turn, the
-            answer's instruction included, "image"?: a path relative to the folder, the bytes of an encoded
-            image, or a list of these, "answer"?: what the report shows as expected (a text or a list of
-            texts), "group"?: the same for rows that are scored together, and whatever scoring needs}.
-        max_new_tokens: longest answer, tokens.
-        score: (rows, answers) to scores, where the right answers are known.
-        export: (rows, answers, folder) writes the submission's files there and gives their paths.
-        submit_to: where those go.
-        judge: (rows, answers, ask) to scores by a judging model; ask(prompt, system text) gives its reply.
+        name: its name in --tasks, and the name of the folder of its results.
+        title: its name in papers.
+        folder: its folder below --data-root.
+        needs: the files that must exist before anything starts.
+        load: reads from that folder question rows {"question_id" (unique), "text": the user's whole turn,
+            including how to answer, "image"?: a path relative to the folder, the bytes of an encoded image,
+            or a list of these, "answer"?: what the report shows as expected (a text or a list of texts),
+            "group"?: the same for rows that are scored together, and other fields that scoring needs}.
+        max_new_tokens: maximum answer length in tokens.
+        score: computes scores from (rows, answers), if the right answers are known.
+        export: takes (rows, answers, folder), writes the submission's files there and returns their paths.
+        submit_to: where to submit those files.
+        judge: takes (rows, answers, ask) and returns a judging model's scores; ask(prompt, system text)
+            returns its reply.
     """
 
     name: str
@@ -75,7 +76,7 @@ class Task:
     judge: Callable[[list[dict], dict, Callable[..., str]], Scores] | None = None
 
     def describe(self, data_root: Path) -> str:
-        """As a Markdown list: its name, what comes of its answers, its files and their sources."""
+        """Return a Markdown list of its name, how it is scored or submitted, its files and their sources."""
         ways = ["scored here"] if self.score else ["scored by a judge, --judge-url"] if self.judge else []
         ways += [f"a submission for {self.submit_to}"] if self.submit_to else []
         lines = [f"- `{self.name}`, {self.title}: {'; '.join(ways)}"]
@@ -85,7 +86,7 @@ class Task:
         return "\n".join(lines)
 
     def missing(self, data_root: Path) -> list[str]:
-        """A line for each file that is not there: which, and where it comes from."""
+        """Return a line for each missing file, with its path and its source."""
         folder = data_root / self.folder
         return [
             f"{self.name}: {folder / file.path} is missing; {file.source}"
