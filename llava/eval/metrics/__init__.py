@@ -1,6 +1,6 @@
-"""Pure metrics: standard library and numpy, with rapidfuzz for edit distance.
+"""Pure metrics; they need the standard library and numpy, and rapidfuzz for the edit distance.
 
-A benchmark's `*_table` takes one small tuple an answer and returns {row: {column: Score}}.
+A benchmark's `*_table` takes one small tuple per answer and returns {row: {column: Score}}.
 """
 
 from llava.eval.metrics.docvqa import anls

@@ -10,16 +10,16 @@ from llava.errors import UserError
 
 
 def anls(prediction: str, answers: Sequence[str], threshold: float = 0.5) -> float:
-    """Similarity to the nearest answer, case and white space aside; the benchmark's score is its mean.
+    """Return the similarity to the nearest answer, up to case and white space; the benchmark takes its mean.
 
     Args:
-        threshold: similarities below it count 0; one of just `threshold` counts, as in the official tool.
+        threshold: a lower similarity counts as 0; a similarity equal to it counts, as in the official tool.
     Returns:
-        0..1: 1 - edits / length of the longer text, characters.
+        0..1: 1 - (number of edits) / (length of the longer text in characters).
     Raises:
         UserError: if there are no answers.
     """
-    from rapidfuzz.distance import Levenshtein  # here, so that all other metrics do without it
+    from rapidfuzz.distance import Levenshtein  # imported here: other metrics do not need it
 
     if isinstance(answers, str) or not answers:
         raise UserError(f"anls: expected a list of at least one answer, got {answers!r}.")

@@ -1,7 +1,7 @@
 """GQA: exact match of a word or phrase.
 
 Source: Hudson and Manning, "GQA: a new dataset for real-world visual reasoning and compositional question
-answering", 2019, and its evaluation tool; the balanced split's questions count alike.
+answering", 2019, and its evaluation tool. All questions of the balanced split have equal weight.
 """
 
 from collections.abc import Iterable
@@ -16,16 +16,16 @@ class GQAAnswer(NamedTuple):
 
 
 def normalize_gqa_answer(text: str) -> str:
-    """Lower case without a period at the end, as LLaVA submits it; the tool itself changes nothing."""
+    """Return the text in lower case without final periods, as LLaVA submits it; the tool changes nothing."""
     return text.strip().rstrip(".").lower()
 
 
 def gqa_correct(prediction: str, answer: str) -> bool:
-    """Whether a prediction, normalised, is the annotated answer."""
+    """Return whether the normalised prediction equals the annotated answer."""
     return normalize_gqa_answer(prediction) == answer
 
 
 def gqa_table(answers: Iterable[GQAAnswer]) -> Table:
-    """{"overall" | "open" | "binary": {"accuracy": Score}}; open questions are those of type "query"."""
+    """Return {"overall" | "open" | "binary": {"accuracy": Score}}; questions of type "query" are open."""
     rows = ((row.correct, ["open" if row.structural_type == "query" else "binary"]) for row in answers)
     return mean_table("accuracy", rows, ("open", "binary"))

@@ -1,4 +1,4 @@
-"""LLaVA-Bench (in the wild): what a judge gives an answer, beside what it gives GPT-4's.
+"""LLaVA-Bench (in the wild): a judge's points for an answer, compared with its points for GPT-4's answer.
 
 Source: Liu et al., "Visual instruction tuning", 2023, section 5.1, and LLaVA's summary of the reviews.
 """
@@ -19,11 +19,11 @@ CATEGORIES = {"conv": "conversation", "detail": "detail", "complex": "complex re
 class LlavaBenchAnswer(NamedTuple):
     category: str  # a key of CATEGORIES
     reference: float  # points of GPT-4's answer, 1 to 10
-    points: float  # of the model's
+    points: float  # points of the model's answer, 1 to 10
 
 
 def parse_score_pair(review: str) -> tuple[float, float] | None:
-    """The two scores, 1 to 10, of a review's first line, "8 7.5" or "8, 7.5"; None if it is anything else."""
+    """Return the two scores, 1 to 10, in a review's first line, "8 7.5" or "8, 7.5"; None for other lines."""
     first = review.strip().split("\n")[0].strip()
     if not (pair := re.fullmatch(r"(\d+(?:\.\d+)?)[ ,]+(\d+(?:\.\d+)?)", first)):
         return None
@@ -32,7 +32,7 @@ def parse_score_pair(review: str) -> tuple[float, float] | None:
 
 
 def llava_bench_table(answers: Iterable[LlavaBenchAnswer]) -> Table:
-    """The score relative to GPT-4's, which is what is quoted, and both, of 10 points.
+    """Return the score relative to GPT-4's, which is the one to quote, and the points of both, out of 10.
 
     Returns:
         {"overall" | category: {"relative": Score (a fraction), "points": Score, "GPT-4's points": Score}}.

@@ -13,18 +13,18 @@ from llava.eval.metrics.table import Table, mean_table
 class CircularAnswer(NamedTuple):
     question: Hashable  # the same for all rotations of a question
     correct: bool
-    first: bool  # whether the options stand in their first order
+    first: bool  # whether the options are in their original order
     labels: tuple[str, ...] = ()  # e.g. its category
 
 
 def circular_table(answers: Iterable[CircularAnswer]) -> Table:
-    """Accuracy of whole questions, and of the first order alone.
+    """Return two accuracies: with all rotations of a question right, and in the original order only.
 
     Returns:
         {"overall" | label: {"circular": Score, "vanilla": Score}}, fractions in 0..1 of `total` questions.
     Raises:
-        UserError: if there are no answers, or a question has not exactly one first order, or its rotations
-            bear different labels.
+        UserError: if there are no answers, a question does not have exactly one answer in the original
+            order, or the rotations of a question have different labels.
     """
     questions: dict[Hashable, list[CircularAnswer]] = {}
     for row in answers:

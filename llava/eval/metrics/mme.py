@@ -1,4 +1,4 @@
-"""MME: two yes/no questions an image, one of each answer; 200 points a task.
+"""MME: two yes/no questions per image, one with each answer; at most 200 points per task.
 
 Source: Fu et al., "MME: a comprehensive evaluation benchmark for multimodal large language models", 2023,
 and its evaluation tool.
@@ -39,18 +39,19 @@ class MMEAnswer(NamedTuple):
 
 
 def parse_mme_answer(text: str) -> Literal["yes", "no", "other"]:
-    """What the first four characters say, in any case; "other" is wrong whatever was asked."""
+    """Find yes or no in the first four characters, in upper or lower case; "other" is always wrong."""
     start = text.lower()[:4]
     return "yes" if "yes" in start else "no" if "no" in start else "other"
 
 
 def mme_table(answers: Iterable[MMEAnswer]) -> Table:
-    """Points by task, and their sums for perception (2000 at most) and cognition (800).
+    """Return the points of each task, and their sums for perception (at most 2000) and cognition (800).
 
     Returns:
-        {task: {"accuracy", "accuracy_plus", "score"}}, then {"perception" | "cognition": {"score"}}: accuracy
-        of questions and of images with both questions right, fractions in 0..1 of `total` images; score =
-        100 (accuracy + accuracy_plus). Tasks without answers, and totals of none but such, have no row.
+        {task: {"accuracy", "accuracy_plus", "score"}}, then {"perception" | "cognition": {"score"}}. Accuracy
+        counts right questions, accuracy_plus counts images with both questions right; both are fractions in
+        0..1, `total` is the number of images, and score = 100 (accuracy + accuracy_plus). Tasks without
+        answers have no row; neither does a sum without answered tasks.
     Raises:
         UserError: for an unknown task, or an image without exactly two answers.
     """
@@ -79,7 +80,7 @@ def mme_table(answers: Iterable[MMEAnswer]) -> Table:
 
 
 def _right_by_image(answers: Iterable[MMEAnswer]) -> dict[str, list[int]]:
-    """For each answered task, in TASKS' order, how many of its two questions each image has right."""
+    """Map each answered task, in the order of TASKS, to the number of right answers (0 to 2) per image."""
     pairs: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for task, image, correct in answers:
         if task not in TASKS:

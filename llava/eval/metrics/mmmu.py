@@ -52,12 +52,13 @@ class MMMUAnswer(NamedTuple):
 
 
 def parse_multiple_choice(response: str, options: dict[str, str]) -> str | None:
-    """The option that a response names; of several the one named last.
+    """Return the option that a response names; if there are several, the one named last.
 
-    Looked for in turn: "(B)"; "B" between spaces; in a response of over five words, the option's text.
+    It looks in turn for "(B)", for "B" between spaces, and, in a response of over five words, for the
+    option's text.
 
     Args:
-        options: letter to text.
+        options: maps letters to texts.
     Returns:
         A letter, or None if no option is found.
     """
@@ -75,23 +76,23 @@ def parse_multiple_choice(response: str, options: dict[str, str]) -> str | None:
 
 
 def guess_option(options: Sequence[str], question_id: str, seed: int = 42) -> str:
-    """A random letter for a response that names none, as the official tool takes one.
+    """Return a random letter for a response that names none, as the official tool does.
 
-    It depends on the question and the seed alone, not on how many were guessed before.
+    It depends only on the question and the seed, not on how many were guessed before.
     """
     return random.Random(f"{seed} {question_id}").choice(options)
 
 
 def open_answer_correct(response: str, gold: str | Sequence[str]) -> bool:
-    """Whether the key part of a response contains a gold text, or a number equal to a gold number.
+    """Return whether the key part of a response contains a gold text, or a number equal to a gold number.
 
-    The key part of each line is its shortest end after a phrase like "therefore"; without any, all is key.
-    Numbers are compared at two decimals; a text of one character must stand beside a space.
+    The key part of a line is the shortest remainder after a phrase like "therefore"; if no line has one, it
+    is the whole response. Numbers are rounded to two decimals. A one-character text must be next to a space.
 
     Args:
-        gold: an answer, or several of which any will do.
+        gold: an answer, or several alternatives.
     Raises:
-        UserError: if a gold answer is empty: every response would contain it.
+        UserError: if there is no gold answer, or an empty one, which every response would contain.
     """
     golds = [gold] if isinstance(gold, str) else list(gold)
     if not golds or not all(answer.strip() for answer in golds):
@@ -107,7 +108,7 @@ def open_answer_correct(response: str, gold: str | Sequence[str]) -> bool:
 
 
 def mmmu_table(answers: Iterable[MMMUAnswer]) -> Table:
-    """Accuracy, every question counting alike, and how often no option could be read.
+    """Return the accuracy, with equal weight for all questions, and how often no option could be read.
 
     Returns:
         {"overall" | discipline | subject: {"accuracy": Score, "unparsed": Score}}, fractions in 0..1.
@@ -128,7 +129,7 @@ def _labels(subject: str) -> list[str]:
 
 
 def _key_parts(response: str) -> list[str]:
-    """The end of each line after its key phrase; all of the response if there is none."""
+    """Return the end of each line after its key phrase, or the whole response if there is none."""
     response = response.strip().strip(".").lower()
     *lines, last = response.split("\n")
     phrases = [(line, KEY_PHRASES) for line in lines] + [(last, (*KEY_PHRASES, "="))]
@@ -146,7 +147,7 @@ def _key_parts(response: str) -> list[str]:
 
 
 def _forms(text: str) -> list[str | float]:
-    """A number at two decimals, or a text in lower case; one character with a space on either side."""
+    """Return a number at two decimals or a lower-case text; one character gets a space before or after it."""
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]

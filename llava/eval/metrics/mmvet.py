@@ -14,11 +14,11 @@ CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 
 class MMVetAnswer(NamedTuple):
     score: float  # 0..1
-    capabilities: Sequence[str]  # of CAPABILITIES
+    capabilities: Sequence[str]  # members of CAPABILITIES
 
 
 def parse_correctness(reply: str) -> float | None:
-    """The number from 0.0 to 1.0 that a judge's reply begins with; None if there is none."""
+    """Return the number from 0.0 to 1.0 that a judge's reply begins with, or None if there is none."""
     try:
         value = float(reply.split()[0])
     except (IndexError, ValueError):
@@ -27,7 +27,7 @@ def parse_correctness(reply: str) -> float | None:
 
 
 def mmvet_table(answers: Iterable[MMVetAnswer]) -> Table:
-    """Mean scores over all, by ability, and by the set of abilities that a question needs ("only ocr, math").
+    """Return mean scores: over all, by ability, and by the set of abilities needed (as "only ocr, math").
 
     Returns:
         {"overall" | ability | "only ...": {"score": Score}}, fractions in 0..1.

@@ -1,4 +1,4 @@
-"""OCRBench: 1000 questions on text in images, a point each if the answer is contained in what was said.
+"""OCRBench: 1000 questions on text in images, with a point for each prediction that contains the answer.
 
 Source: Liu et al., "OCRBench: on the hidden mystery of OCR in large multimodal models", 2023, and its tool.
 """
@@ -34,7 +34,7 @@ class OCRBenchAnswer(NamedTuple):
 def ocrbench_correct(dataset_name: str, answers: str | Sequence[str], prediction: str) -> int:
     """1 if the prediction contains one of the answers, else 0.
 
-    Case does not count; in HME100k, of formulas, case does and spaces do not.
+    Case is ignored, except in HME100k, which has formulas: there case counts and spaces are ignored.
     """
     formula = dataset_name == "HME100k"
 
@@ -49,7 +49,7 @@ def ocrbench_correct(dataset_name: str, answers: str | Sequence[str], prediction
 
 
 def ocrbench_table(answers: Iterable[OCRBenchAnswer]) -> Table:
-    """Points, the number of right answers: of 1000 in all, as the file has 1000 questions.
+    """Return the points, which are the number of right answers: at most 1000, as the file has 1000 questions.
 
     Returns:
         {"overall" | "Text Recognition" | category: {"points": Score}}, each out of its `total`; "Text

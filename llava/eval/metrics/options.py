@@ -1,16 +1,16 @@
-"""Which option an answer names, where a letter is asked for: ScienceQA, SEED-Bench, MMBench."""
+"""Find the option that an answer names, if a letter was asked for: ScienceQA, SEED-Bench, MMBench."""
 
 import re
 from collections.abc import Collection
 
 
 def parse_option_letter(text: str, letters: Collection[str]) -> str | None:
-    """The letter of "B", "B. a dog" or "... The answer is B."; None if no one option is named so.
+    """Return the letter in "B", "B. a dog" or "... The answer is B."; None unless one option is named so.
 
-    Source: LLaVA's ScienceQA evaluation; besides, "B." counts, and so does "The answer is B" with no period.
+    Source: LLaVA's ScienceQA evaluation; in addition, "B." and "The answer is B" without a period count.
 
     Args:
-        letters: those that the question offers, e.g. "ABCD".
+        letters: the letters of the question's options, e.g. "ABCD".
     """
     text = text.strip()
     if match := re.match(r"([A-Z])(\. |\.?$)", text):

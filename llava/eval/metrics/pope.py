@@ -25,9 +25,9 @@ class PopeAnswer(NamedTuple):
 
 
 def parse_yes_no(text: str) -> YesNo:
-    """What the first sentence says: no, if it has the word "No", "no" or "not", else yes.
+    """Return "no" if the first sentence has the word "No", "no" or "not", else "yes".
 
-    A sentence ends at a period, commas are dropped, words end at spaces; so "NO" and "nothing" are a yes.
+    A sentence ends at a period, commas are dropped, and words end at spaces. So "NO" and "nothing" mean yes.
 
     Source: LLaVA's POPE evaluation.
     """
@@ -36,11 +36,11 @@ def parse_yes_no(text: str) -> YesNo:
 
 
 def pope_table(answers: Iterable[PopeAnswer]) -> Table:
-    """Accuracy, precision, recall, F1 and share of yes, "yes" being the positive class.
+    """Return accuracy, precision, recall, F1 and the fraction of yes; "yes" is the positive class.
 
     Returns:
         {category | "mean": {"accuracy" | "precision" | "recall" | "f1" | "yes_ratio": Score}}, fractions in
-        0..1; a ratio over nothing is 0. "mean" weighs the categories alike: its F1 is what papers quote.
+        0..1; a ratio with denominator 0 is 0. "mean" weighs all categories equally; papers quote its F1.
     Raises:
         UserError: if there are no answers, or one is neither yes nor no.
     """
@@ -72,7 +72,7 @@ def pope_table(answers: Iterable[PopeAnswer]) -> Table:
 
 
 def _measures(counts: np.ndarray) -> np.ndarray:
-    """Counts of CELLS, int[..., 4], to MEASURES, float64[5, ...]."""
+    """Turn counts of CELLS, int[..., 4], into MEASURES, float64[5, ...]."""
     true_yes, false_yes, false_no, true_no = np.moveaxis(counts, -1, 0)
     said_yes, total = true_yes + false_yes, counts.sum(axis=-1)
     return np.stack(

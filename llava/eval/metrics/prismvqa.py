@@ -1,4 +1,4 @@
-"""PrismVQA: accuracy by family beside what guessing reaches, and the mean of the families."""
+"""PrismVQA: the accuracy in each family of questions beside its chance level, and the mean over families."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -13,15 +13,15 @@ from llava.eval.metrics.table import Score, Table
 class PrismVQAAnswer(NamedTuple):
     family: str
     correct: bool
-    chance: float  # of the question's form, 0..1
+    chance: float  # chance level of the question's form, 0..1
 
 
 def prismvqa_table(answers: Iterable[PrismVQAAnswer]) -> Table:
-    """Accuracy and chance.
+    """Return the accuracy and the chance level of each family, and their means.
 
     Returns:
-        {"mean" | family: {"accuracy" | "chance": Score}}, fractions in 0..1. The mean's interval draws each
-        family's questions anew; chance is known, so its interval has no width.
+        {"mean" | family: {"accuracy" | "chance": Score}}, fractions in 0..1. For the mean's interval each
+        family is resampled separately; chance is known, so its interval has width 0.
     Raises:
         UserError: if there are no answers, or a family is called "mean".
     """

@@ -1,4 +1,4 @@
-"""How far a score can be trusted: 95% intervals of a proportion and of a mean."""
+"""95% confidence intervals of a proportion and of a mean."""
 
 import math
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ SEED = 0
 
 
 def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of `correct / total`.
+    """Return Wilson's score interval of `correct / total`.
 
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
 
     Args:
         correct: successes, 0..total.
-        total: trials; 0 trials say nothing, so the interval is (0, 1).
+        total: trials; for 0 trials the interval is (0, 1).
         z: standard normal quantile; 1.96 is 95%.
     Returns:
         (low, high), fractions in 0..1.
@@ -39,10 +39,10 @@ def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, f
 def bootstrap_interval(
     scores: Sequence[float], *, resamples: int = RESAMPLES, seed: int = SEED
 ) -> tuple[float, float]:
-    """The 95% percentile bootstrap interval of the mean of `scores`; their order does not matter.
+    """Return the 95% percentile bootstrap interval of the mean of `scores`; their order does not matter.
 
     Source: B. Efron, "Bootstrap methods: another look at the jackknife", 1979. Equal scores give an interval
-    of no width: for few questions, all right or all wrong, `wilson_interval` says more.
+    of width 0; if few questions are all right or all wrong, `wilson_interval` is more informative.
 
     Returns:
         (low, high), in the unit of the scores.
@@ -55,9 +55,9 @@ def bootstrap_interval(
 def resampled_means(
     scores: Sequence[float], rng: np.random.Generator, resamples: int = RESAMPLES
 ) -> np.ndarray:
-    """Means of `resamples` draws of len(scores) scores with replacement, float64[resamples].
+    """Return the means of `resamples` draws of len(scores) scores with replacement, float64[resamples].
 
-    How often each distinct score is drawn is multinomial, so the questions need not be drawn one by one.
+    The counts of the distinct scores in a draw are multinomial, so scores need not be drawn one by one.
     """
     if not len(scores):
         raise UserError("bootstrap: expected at least one score, got none.")
@@ -67,6 +67,6 @@ def resampled_means(
 
 
 def percentile_interval(resampled: np.ndarray) -> tuple[float, float]:
-    """The middle 95% of resampled values, float64[resamples]."""
+    """Return the bounds of the middle 95% of the resampled values, float64[resamples]."""
     low, high = np.quantile(resampled, (0.025, 0.975))
     return float(low), float(high)

@@ -1,7 +1,7 @@
 """ScienceQA: questions of school exams with two to five options.
 
 Source: Lu et al., "Learn to explain: multimodal reasoning via thought chains for science question answering",
-2022; the parts are the columns of its results.
+2022; the table's rows are the columns of its results.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ class ScienceQAAnswer(NamedTuple):
 
 
 def science_qa_table(answers: Iterable[ScienceQAAnswer]) -> Table:
-    """Accuracy by subject, context and grade.
+    """Return the accuracy by subject, context and grade.
 
     A question with both a hint and an image counts in both TXT and IMG. LLaVA's ScienceQA-IMG is "IMG".
 

@@ -1,4 +1,4 @@
-"""SEED-Bench: multiple choice on images and video frames, in twelve types.
+"""SEED-Bench: multiple choice on images and video frames, with twelve types of questions.
 
 Source: Li et al., "SEED-Bench: benchmarking multimodal LLMs with generative comprehension", 2023.
 """
@@ -19,7 +19,7 @@ class SeedAnswer(NamedTuple):
 
 
 def seed_table(answers: Iterable[SeedAnswer]) -> Table:
-    """{"overall" | "image" | "video" | question type: {"accuracy": Score}}.
+    """Return {"overall" | "image" | "video" | question type: {"accuracy": Score}}.
 
     Raises:
         UserError: if there are no answers, or for a data type that is neither image nor video.

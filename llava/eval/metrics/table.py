@@ -1,4 +1,4 @@
-"""What every benchmark's scoring returns: rows (parts of the benchmark) by columns (measures) of scores."""
+"""The table of scores that each benchmark returns: rows are its parts, columns are measures."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from llava.eval.metrics.proportion import bootstrap_interval
 
 
 class Score(NamedTuple):
-    """A mean or a sum, the bounds of its 95% bootstrap interval, and the number of items it rests on."""
+    """A mean or a sum, the bounds of its 95% bootstrap interval, and the number of items behind it."""
 
     value: float
     low: float
@@ -21,22 +21,22 @@ Table = dict[str, dict[str, Score]]
 
 
 def mean_score(values: Sequence[float]) -> Score:
-    """The mean of one number an item.
+    """Return the mean of the values, one per item.
 
     Raises:
-        UserError: if there are none.
+        UserError: if there are no values.
     """
     low, high = bootstrap_interval(values)
     return Score(math.fsum(values) / len(values), low, high, len(values))
 
 
 def mean_table(column: str, rows: Iterable[tuple[float, Iterable[str]]], order: Sequence[str] = ()) -> Table:
-    """Means over all items and over each label's items.
+    """Return the mean over all items, and the mean over the items of each label.
 
     Args:
         column: name of the measure, e.g. "accuracy".
-        rows: for each item its score and the labels of the parts that it counts in.
-        order: labels to list first; others follow by alphabet.
+        rows: for each item its score and the labels of the parts that it belongs to.
+        order: labels to list first; others follow in alphabetical order.
     Returns:
         {"overall" | label: {column: Score}}; a label without items has no row.
     Raises:

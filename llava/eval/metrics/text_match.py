@@ -2,10 +2,10 @@
 
 
 def normalise(text: str) -> str:
-    """Lower-case, single spaces, no period at the end: "  Dark  red. " becomes "dark red"."""
+    """Make lower case and single spaces, and drop final periods: "  Dark  red. " becomes "dark red"."""
     return " ".join(text.casefold().split()).rstrip(". ")
 
 
 def exact_match(prediction: str, answer: str) -> bool:
-    """Whether two texts are equal but for case, white space and a trailing period."""
+    """Return whether two texts are equal apart from case, white space and trailing periods."""
     return normalise(prediction) == normalise(answer)

@@ -1,6 +1,6 @@
-"""Short open answers against those of ten people: TextVQA, VQAv2, VizWiz.
+"""Compare short open answers with those of ten people: TextVQA, VQAv2, VizWiz.
 
-Normalisation is that of the EvalAI server. Its oddities are kept, since published scores have them in.
+Answers are normalised as on the EvalAI server. Its oddities are kept, because published scores include them.
 """
 
 import re
@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from llava.errors import UserError
 
-KNOWN_ANSWERS = 2**14  # kept as processed: people and models give the same short answers again and again
+KNOWN_ANSWERS = 2**14  # size of the cache of processed answers: the same short answers are very frequent
 NUM_ANSWERS = 10  # people asked for each question
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = {"a", "an", "the"}
@@ -28,7 +28,7 @@ CONTRACTIONS = """
 
 
 def _missing_apostrophe() -> dict[str, str]:
-    """Each contraction under its spellings that leave exactly one apostrophe out."""
+    """Map each spelling that leaves exactly one apostrophe out of a contraction to the contraction."""
     table = {"somebody'd": "somebodyd"}  # the wrong way round in the official table, too
     for word in CONTRACTIONS.split():
         for match in re.finditer("'", word):
@@ -40,22 +40,23 @@ APOSTROPHES = _missing_apostrophe()
 
 
 def normalize_vqa_answer(raw: str) -> str:
-    """An answer as the EvalAI server compares it: lower case, no punctuation, articles or number words.
+    """Normalise as the EvalAI server does: lower case, digits for number words, no punctuation or articles.
 
     Source: the answer processor of the TextVQA challenge (Singh et al., "Towards VQA models that can read",
-    2019), after the VQA evaluation (Antol et al., "VQA: visual question answering", 2015).
+    2019), which follows the VQA evaluation (Antol et al., "VQA: visual question answering", 2015).
     """
     text = raw.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     return _processed(_one_line(text))
 
 
 def vqa_soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """TextVQA's accuracy: min(1, matches / 3) averaged over the ten ways to leave one person out.
+    """Return TextVQA's accuracy: min(1, matches / 3), averaged over the ten ways to leave one person out.
 
-    Source: Singh et al., "Towards VQA models that can read", 2019; both sides by `normalize_vqa_answer`.
+    Source: Singh et al., "Towards VQA models that can read", 2019. `normalize_vqa_answer` makes both
+    sides comparable.
 
     Args:
-        answers: those of the ten people.
+        answers: the answers of the ten people.
     Returns:
         0..1.
     Raises:
@@ -65,17 +66,17 @@ def vqa_soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """VQAv2's and VizWiz's accuracy of a submitted answer.
+    """Return VQAv2's and VizWiz's accuracy of a submitted answer.
 
-    The same average as `vqa_soft_accuracy`, but processed otherwise: commas and "'s" get no treatment of
-    their own, and where all ten people gave one answer, both sides are compared as they stand.
+    It averages as `vqa_soft_accuracy` does, but normalises differently: there is no special rule for commas
+    and "'s", and if all ten people gave the same answer, both sides are compared without normalisation.
 
     Source: the VQA evaluation tool (Goyal et al., "Making the V in VQA matter", 2017); VizWiz uses it too
     (Gurari et al., "VizWiz grand challenge", 2018).
 
     Args:
-        prediction: the answer as submitted; LLaVA submits `normalize_vqa_answer` of what the model said.
-        answers: those of the ten people.
+        prediction: the answer as submitted; LLaVA submits `normalize_vqa_answer` of the model's answer.
+        answers: the answers of the ten people.
     Returns:
         0..1.
     Raises:
@@ -108,7 +109,7 @@ def _processed(text: str) -> str:
 
 
 def _process_punctuation(text: str) -> str:
-    """A mark beside a space goes, one within a word becomes a space, as do periods but before a digit."""
+    """Drop marks that occur beside a space, turn others into spaces; drop periods that precede no digit."""
     in_number = re.search(r"(?<=\d),+(?=\d)", text)
     result = text
     for mark in PUNCTUATION:
