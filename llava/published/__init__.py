@@ -1,6 +1,6 @@
-"""The commands that LLaVA, TokenPacker and VisualPrism published, by the names that scripts of others call.
+"""The commands that LLaVA, TokenPacker and VisualPrism published, under the names that users' scripts call.
 
-Each name is a file of a few lines, which calls `main` of its entry in COMMANDS.
+Each command has a file of a few lines, which calls `main` of its entry in COMMANDS.
 """
 
 from llava.published import answering, gone, scoring, submissions

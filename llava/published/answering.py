@@ -38,7 +38,7 @@ def load_science_qa(args: argparse.Namespace) -> list[dict]:
 COMMANDS = (
     LOADER,
     replace(LOADER, module="llava.eval.model_vqa", max_new_tokens=1024),  # for open conversation
-    replace(LOADER, module="llava.eval.model_vqa_loader_pope"),  # as VisualPrism's script for POPE calls it
+    replace(LOADER, module="llava.eval.model_vqa_loader_pope"),  # the name in VisualPrism's script for POPE
     AnswerCommand(
         module="llava.eval.model_vqa_mmbench",
         description="Answer MMBench's questions, which hold their images, into a JSON-lines file." + GOES_ON,

@@ -1,4 +1,4 @@
-"""What a published command is: its name, its flags and the function that it calls."""
+"""The definition of a published command: its name, its flags and the function that it calls."""
 
 import argparse
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llava.command import Parser, exit_code
 
-ANSWERS = "answers, JSON lines"  # the help of a flag
+ANSWERS = "answers, JSON lines"  # a flag's help text
 GOES_ON = (
     "\n\nA command that was killed goes on where it stopped. If nothing is left to do, no model is loaded."
 )
@@ -16,14 +16,14 @@ GOES_ON = (
 
 @dataclass(frozen=True)
 class Command:
-    """A command with a name that scripts of others call.
+    """A command under a name that users' scripts call.
 
     Args:
-        name: of the module, such as llava.eval.eval_pope, or the path of the script.
-        description: for --help.
-        flags: each flag to its help, if it is a required path, or else to the options of add_argument.
-        action: from the parsed flags to what the command does.
-        own_flags: adds those that are no such pairs.
+        name: the name of the module, such as llava.eval.eval_pope, or the path of the script.
+        description: the text for --help.
+        flags: maps each flag to its help, if it is a required path, or else to options of add_argument.
+        action: does the work of the command, given the parsed flags.
+        own_flags: adds the flags that `flags` cannot express.
     """
 
     name: str
@@ -52,5 +52,5 @@ def command(
     own_flags: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
     note: str = "",
 ) -> Callable[[Callable[[argparse.Namespace], object]], Command]:
-    """Makes a Command of the function below it, whose docstring is what --help says, and then `note`."""
+    """Decorate a function to make it a Command; --help shows the function's docstring, followed by `note`."""
     return lambda action: Command(name, f"{cleandoc(action.__doc__ or '')}{note}", flags, action, own_flags)

@@ -1,4 +1,4 @@
-"""LLaVA's serving commands that are gone: each says what replaces it."""
+"""LLaVA's serving commands that no longer exist: each says what replaces it."""
 
 import sys
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Gone:
     replacement: str
 
     def main(self, argv: list[str] | None = None) -> int:
-        """Gives the exit status of a wrong command line, whatever the flags."""
+        """Return the exit status of a wrong command line, whatever the flags are."""
         print(f"{self.module} is gone; {self.replacement}", file=sys.stderr)
         return 2
 

@@ -69,14 +69,14 @@ def score_textvqa(args: argparse.Namespace) -> None:
 def analyse_science_qa(
     problems: dict[str, dict], answers: list[dict], letters: Sequence[str] = LETTERS, path: str | Path = ""
 ) -> list[dict]:
-    """A row of LLaVA's analysis for each problem.
+    """Make a row of LLaVA's analysis for each problem.
 
     Args:
         answers: rows {"question_id", "prompt", "text"}, exactly one for each problem.
-        letters: names of the options.
-        path: of the answers, for messages.
+        letters: the letters of the options.
+        path: path of the answers file, for messages.
     Raises:
-        UserError: as texts_by_id; or if there are too few letters.
+        UserError: as for texts_by_id, or if there are too few letters.
     """
     most = max(len(problem["choices"]) for problem in problems.values())
     if len(letters) < most:
@@ -187,7 +187,7 @@ def add_ocr_bench_flags(parser: argparse.ArgumentParser) -> None:
     GOES_ON,
 )
 def answer_ocr_bench(args: argparse.Namespace) -> None:
-    """Answer and score OCRBench: questions with "predict" and "result" into OUTPUT_FOLDER/SAVE_NAME.json."""
+    """Answer and score OCRBench; write questions, "predict" and "result" to OUTPUT_FOLDER/SAVE_NAME.json."""
     rows = check_questions(ocr_bench.read_questions(args.OCRBench_file), args.OCRBench_file)
     session, kept = Session(args), args.output_folder / f"{args.save_name}.answers.jsonl"
     answered = session.answer(rows, kept, args.image_folder, args.max_new_tokens)

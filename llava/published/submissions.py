@@ -41,7 +41,7 @@ def convert_mmbench(args: argparse.Namespace) -> None:
     """Turn MMBench's answers, RESULT_DIR/EXPERIMENT.jsonl, into the spreadsheet that the server takes."""
     questions = mmbench.read_questions(args.annotation_file, instruction="")
     path = args.result_dir / f"{args.experiment}.jsonl"
-    # --all-rounds asked with rotated options, too
+    # with --all-rounds the file also has answers to rotated options
     rows = [row for row in load_answers(path) if row.get("round_id", 0) == 0]
     upload = args.upload_dir / f"{args.experiment}.xlsx"
     mmbench.write_submission(questions, texts_by_id(questions, rows, path), upload)

@@ -52,8 +52,8 @@ def normalize_vqa_answer(raw: str) -> str:
 def vqa_soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Return TextVQA's accuracy: min(1, matches / 3), averaged over the ten ways to leave one person out.
 
-    Source: Singh et al., "Towards VQA models that can read", 2019. `normalize_vqa_answer` makes both
-    sides comparable.
+    Source: Singh et al., "Towards VQA models that can read", 2019. Both sides are
+    normalised by `normalize_vqa_answer`.
 
     Args:
         answers: the answers of the ten people.

@@ -1,4 +1,4 @@
-"""Every benchmark by its name in --tasks; one small file each."""
+"""TASKS maps the name of each benchmark in --tasks to its Task; each benchmark has a small file."""
 
 from llava.eval.task import Task
 from llava.eval.tasks import (

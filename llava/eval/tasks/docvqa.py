@@ -1,6 +1,6 @@
-"""DocVQA: questions on scanned documents. val is scored here by ANLS, a server scores test.
+"""DocVQA: questions on scanned documents. val is scored here by ANLS; a server scores test.
 
-Source: Mathew et al., "DocVQA: a dataset for VQA on document images", 2021; asked as TokenPacker asks it.
+Source: Mathew et al., "DocVQA: a dataset for VQA on document images", 2021; the prompts are TokenPacker's.
 """
 
 import json
@@ -19,12 +19,12 @@ VAL_FILES, TEST_FILES = "val_v1.0*.json", "test_v1.0*.json"
 
 
 def read_questions(path: str | Path, form: dict = QUESTION) -> list[dict]:
-    """Rows {"question_id", "text", "image": a file name, "answer" and "question_types" if they are known}.
+    """Read rows {"question_id", "text", "image": a file name, "question_types" (may be empty), "answer"?}.
 
     Args:
-        form: of each question in the file.
+        form: the expected form of each question in the file.
     Raises:
-        UserError: if the file is missing or no DocVQA file.
+        UserError: if the file is missing or is not a DocVQA file.
     """
     published = read_json(path)
     if not isinstance(published, dict) or "data" not in published:
@@ -34,7 +34,7 @@ def read_questions(path: str | Path, form: dict = QUESTION) -> list[dict]:
     return [
         {
             "question_id": question["questionId"],
-            # older files have "documents/" before it
+            # older files have "documents/" before the name
             "image": PurePosixPath(question["image"]).name,
             "text": f"{question['question']}\n{SINGLE_WORD}",
             "question_types": question.get("question_types") or [],
@@ -45,19 +45,19 @@ def read_questions(path: str | Path, form: dict = QUESTION) -> list[dict]:
 
 
 def load(folder: Path, pattern: str, form: dict = QUESTION) -> list[dict]:
-    path = max(folder.glob(pattern))  # the one with question types, where there are both
+    path = max(folder.glob(pattern))  # if both files exist, the one with question types
     return [row | {"image": f"images/{row['image']}"} for row in read_questions(path, form)]
 
 
 def score(rows: list[dict], answers: dict) -> Scores:
-    """ANLS over all and by question type, where the file has types; a question may be of several."""
+    """Return ANLS over all, and by question type if the file has types; a question may have several."""
     credit = {row["question_id"]: anls(answers[row["question_id"]], row["answer"]) for row in rows}
     table = mean_table("anls", ((credit[row["question_id"]], row["question_types"]) for row in rows))
     return Scores(table, ("overall", "anls"), credit)
 
 
 def submission(answers: dict) -> str:
-    """The server's file: what the model said without a period at its end, by DocVQA's ids."""
+    """Return the server's file: DocVQA's ids with the answers, without final periods."""
     return json.dumps([{"questionId": i, "answer": text.rstrip(".")} for i, text in answers.items()])
 
 

@@ -1,4 +1,4 @@
-"""easy-VQA: open questions on the colour and shape of a drawn figure, beside what blind guessing reaches."""
+"""easy-VQA: open questions on the colour and shape of a drawn figure, and two baselines without the image."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from llava.eval.records import QUESTION, load_questions, texts_by_id
 from llava.eval.task import File, Scores, Task
 
 CATEGORIES = ("color", "shape")
-# Forms of rows, as json_files.misfit takes them
+# The forms of rows, for json_files.misfit
 TRAIN_QUESTION = {"text": str, "answer": str}
 TEST_QUESTION = {**QUESTION, **TRAIN_QUESTION, "category": str}
 TEST, TRAIN, IMAGES = "test_questions.jsonl", "train_questions.jsonl", "test/images"
@@ -20,17 +20,17 @@ TEST, TRAIN, IMAGES = "test_questions.jsonl", "train_questions.jsonl", "test/ima
 def score(
     questions: list[dict], answers: list[dict], train_questions: list[dict], answers_file: str | Path = ""
 ) -> dict:
-    """Exact-match accuracy of a model and of two baselines that never see an image.
+    """Return the exact-match accuracy of a model and of two baselines that never see an image.
 
-    `question_only` answers each question text with its most frequent training answer (the overall one for a
-    text that training never asks); `majority` always gives the most frequent training answer. Ties fall to
-    the alphabetically first answer.
+    `majority` always gives the most frequent training answer. `question_only` gives the most frequent
+    training answer to the same question text, or that of `majority` for a text that training does not have.
+    Ties go to the alphabetically first answer.
 
     Args:
         questions: test rows {"question_id", "text", "answer", "category"}.
         answers: rows {"question_id", "text"}, exactly one for each question.
         train_questions: rows {"text", "answer"} of the train split.
-        answers_file: where the answers are from, for messages.
+        answers_file: the file of the answers, for messages.
     Returns:
         {"model" | "question_only" | "majority": {"overall" | "color" | "shape": {"correct", "total",
         "accuracy", "low", "high"}}}; accuracy and the 95% Wilson bounds are fractions in 0..1.
@@ -49,7 +49,7 @@ def score(
 
 
 def _baselines(train_questions: list[dict]) -> tuple[Callable[[dict], str], Callable[[dict], str]]:
-    """Two functions from a question to an answer: by its text, and blind to it."""
+    """Return two functions that answer a question: one uses its text, the other ignores it."""
     if not train_questions:
         raise UserError("the train question file is empty; the baselines are counted from it.")
     overall, by_text = Counter(), defaultdict(Counter)
@@ -88,7 +88,7 @@ def _tally(questions: list[dict], answer_of: Callable[[dict], str]) -> dict:
 
 
 def load(folder: Path) -> list[dict]:
-    """Test rows, each with what the two baselines answer."""
+    """Return the test rows, each with the answers of the two baselines."""
     question_only, majority = _baselines(load_questions(folder / TRAIN, answer=str))
     return [
         row | {"question_only": question_only(row), "majority": majority(row)}
@@ -97,7 +97,7 @@ def load(folder: Path) -> list[dict]:
 
 
 def score_task(rows: list[dict], answers: dict) -> Scores:
-    """Accuracy over all and by category, and of the two baselines."""
+    """Return the accuracy over all and by category, and that of the two baselines."""
     credit = {
         row["question_id"]: float(exact_match(answers[row["question_id"]], row["answer"])) for row in rows
     }

@@ -1,4 +1,4 @@
-"""GQA: questions that a scene graph answers, on the balanced split of testdev.
+"""GQA: questions that can be answered from a scene graph; the balanced split of testdev.
 
 Source: Hudson and Manning, "GQA: a new dataset for real-world visual reasoning and compositional question
 answering", 2019; the question file is LLaVA-1.5's.
@@ -19,7 +19,7 @@ ANNOTATION = {"answer": str, "types": {"structural": str}}
 
 
 def load(folder: Path) -> list[dict]:
-    """Question rows with "answer" and "structural_type"."""
+    """Return question rows with "answer" and "structural_type"."""
     rows = images_in(IMAGES, load_questions(folder / QUESTIONS, image=str))
     ids = [str(row["question_id"]) for row in rows]
     annotations = read_json(folder / ANNOTATIONS, {str: ANNOTATION})
@@ -39,7 +39,7 @@ def score(rows: list[dict], answers: dict) -> Scores:
 
 
 def submission(answers: dict) -> str:
-    """The file that GQA's own eval.py reads."""
+    """Return the content of the file that GQA's own eval.py reads."""
     return json.dumps(
         [{"questionId": i, "prediction": normalize_gqa_answer(text)} for i, text in answers.items()]
     )

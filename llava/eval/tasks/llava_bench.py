@@ -15,7 +15,7 @@ from llava.eval.tasks.shared import find, images_in
 
 QUESTIONS, CONTEXT, REFERENCES = "questions.jsonl", "context.jsonl", "answers_gpt4.jsonl"
 
-# Of LLaVA's rule.json, word for word; it is the same for all three categories
+# Taken from LLaVA's rule.json, word for word; it is the same for all three categories
 SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."
 RULE = (
     "We would like to request your feedback on the performance of two AI assistants in response to the user "
@@ -33,7 +33,7 @@ RULE = (
 
 
 def load(folder: Path) -> list[dict]:
-    """Question rows with "category", "context", a description of the image, and "answer", GPT-4's."""
+    """Return question rows with "category", "context" (a description of the image) and "answer" (GPT-4's)."""
     captions = read_jsonl(folder / CONTEXT, {"image": str, "caption": (str, [str])})
     contexts = {row["image"]: row["caption"] for row in captions}
     references = {row["question_id"]: row["text"] for row in load_answers(folder / REFERENCES)}
@@ -46,7 +46,7 @@ def load(folder: Path) -> list[dict]:
 
 
 def review_prompt(row: dict, answer: str) -> str:
-    """What the judge is asked: GPT-4 is assistant 1, the model assistant 2."""
+    """Return the prompt for the judge, in which GPT-4 is assistant 1 and the model is assistant 2."""
     return (
         f"[Context]\n{row['context']}\n\n[Question]\n{row['text']}\n\n"
         f"[Assistant 1]\n{row['answer']}\n\n[End of Assistant 1]\n\n"
@@ -55,10 +55,10 @@ def review_prompt(row: dict, answer: str) -> str:
 
 
 def judge(rows: list[dict], answers: dict, ask: Callable[..., str]) -> Scores:
-    """Scores of the questions on which the judge's reply begins with two scores; the others are counted.
+    """Score the questions for which the judge's reply begins with two scores; count the others as unparsed.
 
     Raises:
-        UserError: if no reply does: another judge is needed.
+        UserError: if no reply begins with two scores, so that another judge is needed.
     """
     replies = {
         row["question_id"]: ask(review_prompt(row, answers[row["question_id"]]), SYSTEM) for row in rows
@@ -72,7 +72,7 @@ def judge(rows: list[dict], answers: dict, ask: Callable[..., str]) -> Scores:
             f"question {question_id} being {reply[:80]!r}; choose another judge."
         )
     table = llava_bench_table(LlavaBenchAnswer(row["category"], *pairs[row["question_id"]]) for row in scored)  # type: ignore[misc]
-    # as good as GPT-4's is full credit
+    # an answer as good as GPT-4's gets full credit
     credit = {i: min(1.0, pair[1] / pair[0]) for i, pair in pairs.items() if pair}
     unparsed = len(rows) - len(scored)
     return Scores(
@@ -81,7 +81,7 @@ def judge(rows: list[dict], answers: dict, ask: Callable[..., str]) -> Scores:
 
 
 def export(rows: list[dict], answers: dict, folder: Path) -> list[Path]:
-    """LLaVA's own review script reads the answers as they are."""
+    """Return the answers file itself, which LLaVA's own review script can read."""
     return [folder / "answers.jsonl"]
 
 

@@ -1,7 +1,7 @@
-"""MMBench and MMBench-CN: a question counts if it is right under every rotation of its options, on dev.
+"""MMBench and MMBench-CN, dev: a question counts if it is right under every rotation of its options.
 
-Source: Liu et al., "MMBench: is your multi-modal model an all-around player?", 2023. The server's judge also
-reads answers that name no letter; here they count as wrong, and are counted.
+Source: Liu et al., "MMBench: is your multi-modal model an all-around player?", 2023. On the server a judge
+also interprets answers that name no letter. Here they are wrong, and counted as unparsed.
 """
 
 import csv
@@ -18,14 +18,14 @@ from llava.textfile import open_text
 INSTRUCTIONS = {"en": OPTION_LETTER, "cn": "请直接回答选项字母。"}
 COLUMNS = "ABCD"
 SCORED = {"answer", "category", "l2-category"}  # columns that scoring needs
-ROTATION = 1_000_000  # question n's rotations are n, n + ROTATION, n + 2 ROTATION, ...
+ROTATION = 1_000_000  # the ids of question n's rotations are n, n + ROTATION, n + 2 ROTATION, ...
 NOT_UPLOADED = ("hint", "category", "source", "image", "comment", "l2-category")
-PREDICTION_COLUMN = 6  # of the upload, from 0
+PREDICTION_COLUMN = 6  # its index in the upload, from 0
 
 
 def read_table(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a tsv file; an image is base64, or the index of another row that has it."""
-    csv.field_size_limit(2**31 - 1)  # an image is one field
+    """Read the rows of a tsv file; an image is in base64, or is the index of another row with that image."""
+    csv.field_size_limit(2**31 - 1)  # a whole image is one field
     try:
         with open_text(path, newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
@@ -42,7 +42,7 @@ def read_table(path: str | Path) -> list[dict[str, str]]:
 
 
 def read_questions(path: str | Path, instruction: str, all_rounds: bool = False) -> list[dict]:
-    """Question rows {"question_id", "text", "image": bytes, "options": texts of A, B, ..., "columns"}.
+    """Read question rows {"question_id", "text", "image": bytes, "options": texts of A, B, ..., "columns"}.
 
     Args:
         instruction: follows the options on a line of its own; may be empty.
@@ -65,7 +65,7 @@ def read_questions(path: str | Path, instruction: str, all_rounds: bool = False)
                     "image": images[int(columns["index"])],
                     "options": options,
                     "columns": columns,
-                    # of LLaVA's answer rows
+                    # fields of LLaVA's answer rows
                     "answer_fields": {
                         "round_id": shift,
                         "options": rotated,
@@ -77,9 +77,9 @@ def read_questions(path: str | Path, instruction: str, all_rounds: bool = False)
 
 
 def _images(table: list[dict], path: str | Path) -> dict[int, bytes]:
-    """The encoded image of each index; rows that name another row share its bytes.
+    """Map each index to its encoded image; rows that name another row share its bytes.
 
-    Takes the column "image" out of the rows, so that no picture is held twice.
+    This removes the column "image" from the rows, so that no image is in memory twice.
     """
     images, named = {}, {}
     for columns in table:
@@ -109,7 +109,7 @@ def _images(table: list[dict], path: str | Path) -> dict[int, bytes]:
 
 
 def _decoded(cell: str, index: int, path: str | Path) -> bytes:
-    """An image's bytes; an empty one would be a question without an image."""
+    """Decode an image; an empty one is an error, since it would make a question without an image."""
     try:
         image = b64decode(cell, validate=True)
     except ValueError:
@@ -120,7 +120,7 @@ def _decoded(cell: str, index: int, path: str | Path) -> bytes:
 
 
 def _options(columns: dict) -> list[str]:
-    """The texts of A, B, ... up to the first that is not given."""
+    """Return the texts of A, B, ... before the first that is not given."""
     texts = [columns.get(letter, "") for letter in COLUMNS]
     return texts[: next((i for i, text in enumerate(texts) if not _is_given(text)), len(texts))]
 
@@ -130,8 +130,8 @@ def _is_given(text: str) -> bool:
 
 
 def load(folder: Path, name: str, language: str) -> list[dict]:
-    """Rows of a tsv file, with "answer", a letter, and "group", the same for the rotations of a question."""
-    _openpyxl()  # should it be missing, say so before any question is asked
+    """Read a tsv file's rows with "answer" (a letter) and "group" (the same for a question's rotations)."""
+    _openpyxl()  # fails before any question is asked, if it is missing
     rows = read_questions(folder / name, INSTRUCTIONS[language])
     for row in rows:
         if absent := SCORED - row["columns"].keys():
@@ -164,7 +164,7 @@ def _openpyxl():
 
 
 def write_submission(rows: list[dict], answers: dict, path: Path) -> None:
-    """The server's spreadsheet: the question file's columns and what the model said.
+    """Write the server's spreadsheet: the question file's columns and the model's answers.
 
     Args:
         rows: with "question_id" and "columns".
@@ -175,7 +175,7 @@ def write_submission(rows: list[dict], answers: dict, path: Path) -> None:
 
     def text_cell(text: str):
         cell = openpyxl.cell.WriteOnlyCell(sheet, openpyxl.cell.cell.ILLEGAL_CHARACTERS_RE.sub("", text))
-        cell.data_type = "s"  # "= 5" is no formula
+        cell.data_type = "s"  # so that "= 5" is not a formula
         return cell
 
     names = [name for name in rows[0]["columns"] if name not in NOT_UPLOADED] if rows else []

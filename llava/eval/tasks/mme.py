@@ -1,4 +1,4 @@
-"""MME: two yes/no questions an image, one of each answer, in ten tasks of perception and four of cognition.
+"""MME: two yes/no questions per image, one with each answer; ten tasks of perception, four of cognition.
 
 Source: Fu et al., "MME: a comprehensive evaluation benchmark for multimodal large language models", 2023; the
 question file is LLaVA-1.5's.
@@ -21,10 +21,10 @@ YES_OR_NO = "Please answer yes or no."
 
 
 def load(folder: Path) -> list[dict]:
-    """Question rows with "answer", "yes" or "no", "line": MME's own, "category" and "file".
+    """Return question rows with "answer" ("yes" or "no"), "line" (MME's own text), "category" and "file".
 
-    The published ids are the images'; here the first and the second question of an image have ids of their
-    own, and the image as "group".
+    In the published file both questions of an image have the image's id. Here each has an id of its own, and
+    the image as "group".
     """
     truth, times, rows = {}, Counter(), []
     for row in images_in(IMAGES, load_questions(folder / QUESTIONS, question_id=str, image=str)):
@@ -48,7 +48,7 @@ def load(folder: Path) -> list[dict]:
 
 
 def _read_truth(folder: Path, name: str) -> dict[str, str]:
-    """{words of a question: "question<tab>answer"} of an image's file, which may lie a folder deeper."""
+    """Read an image's {words of a question: "question<tab>answer"}; the file may be one folder deeper."""
     deeper = folder / "questions_answers_YN"
     path = (deeper if deeper.is_dir() else folder) / name
     if not path.is_file():
@@ -60,25 +60,25 @@ def _read_truth(folder: Path, name: str) -> dict[str, str]:
 
 
 def _words(text: str) -> str:
-    """A question without its instruction, which MME and LLaVA word otherwise."""
+    """Return a question without its instruction, for which MME and LLaVA use different words."""
     return " ".join(text.replace(SINGLE_WORD, "").replace(YES_OR_NO, "").split())
 
 
 def score(rows: list[dict], answers: dict) -> Scores:
-    """Points of tasks, perception and cognition."""
+    """Return the points of the tasks, of perception and of cognition."""
     said = {question_id: parse_mme_answer(text) for question_id, text in answers.items()}
     credit = credit_of(rows, said)
     table = mme_table(
         MMEAnswer(row["category"], row["group"], bool(credit[row["question_id"]])) for row in rows
     )
-    headline = "perception" if "perception" in table else "cognition"  # --limit may leave one
+    headline = "perception" if "perception" in table else "cognition"  # --limit may leave only one
     return Scores(
         table, (headline, "score"), credit, points=("score",), unparsed=list(said.values()).count("other")
     )
 
 
 def export(rows: list[dict], answers: dict, folder: Path) -> list[Path]:
-    """A file a task as MME's calculation.py reads them: an image's two questions in lines that follow."""
+    """Write one file per task for MME's calculation.py, with an image's two questions in adjacent lines."""
     lines = defaultdict(list)
     for row in sorted(rows, key=lambda row: row["group"]):
         said = " ".join(answers[row["question_id"]].split())  # a tab or a new line would end the field

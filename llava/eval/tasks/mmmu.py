@@ -1,8 +1,8 @@
 """MMMU val: 900 college questions in thirty subjects, multiple choice or open, on one to seven images.
 
 Source: Yue et al., "MMMU: a massive multi-discipline multimodal understanding and reasoning benchmark for
-expert AGI", 2024. Prompts are those of its tool for LLaVA-1.5, but that every image is shown, where it is
-mentioned; the tool shows the first alone.
+expert AGI", 2024. The prompts are those of its tool for LLaVA-1.5, except that every image is shown, at the
+place where it is mentioned; the tool shows only the first image.
 """
 
 import ast
@@ -20,14 +20,14 @@ from llava.eval.metrics import (
 from llava.eval.task import File, Scores, Task
 from llava.eval.tasks.shared import OPTION_LETTER, SINGLE_WORD
 
-FILES = "*/validation-*.parquet"  # a folder a subject
+FILES = "*/validation-*.parquet"  # one folder per subject
 LETTERS = "ABCDEFGHIJ"
 MENTION = re.compile(r"<image (\d)>")
 COLUMNS = ("id", "question", "options", "answer", "question_type", *(f"image_{i}" for i in range(1, 8)))
 
 
 def load(folder: Path) -> list[dict]:
-    """Question rows with "options" {letter: text}, empty for an open question, "answer" and "subject"."""
+    """Return rows with "options" ({letter: text}, empty for an open question), "answer" and "subject"."""
     try:
         from pyarrow import parquet
     except ImportError:
@@ -40,9 +40,9 @@ def load(folder: Path) -> list[dict]:
 
 
 def question_row(published: dict) -> dict:
-    """A row of the parquet files as a question, its "image" holding encoded files in the order shown."""
+    """Turn a row of the parquet files into a question; "image" has encoded files in the order shown."""
     is_choice = published["question_type"] == "multiple-choice"
-    # lists are written as Python writes them
+    # the files hold lists as Python literals
     options = dict(zip(LETTERS, ast.literal_eval(published["options"]), strict=False)) if is_choice else {}
     listed = "".join(f"({letter}) {text}\n" for letter, text in options.items())
     text = f"{published['question']}\n" + (f"{listed}\n{OPTION_LETTER}" if is_choice else SINGLE_WORD)
@@ -50,7 +50,7 @@ def question_row(published: dict) -> dict:
     images = {i: published[f"image_{i}"] for i in range(1, 8) if published[f"image_{i}"]}
     if absent := [number for number in mentioned if int(number) not in images]:
         raise UserError(f"MMMU question {published['id']} mentions image {absent[0]}, which it lacks.")
-    # an image that is not mentioned comes ahead of the question
+    # images that are not mentioned come before the question
     unmentioned = [i for i in images if str(i) not in mentioned]
     text = "<image>\n" * len(unmentioned) + MENTION.sub("<image>", text)
     answer = published["answer"]
@@ -65,7 +65,7 @@ def question_row(published: dict) -> dict:
 
 
 def score(rows: list[dict], answers: dict) -> Scores:
-    """Accuracy over all, by discipline and by subject; where no option is named, one is guessed."""
+    """Return the accuracy over all, by discipline and by subject; if no option is named, one is guessed."""
     judged = {row["question_id"]: _judge(row, answers[row["question_id"]]) for row in rows}
     credit = {question_id: float(answer.correct) for question_id, answer in judged.items()}
     unparsed = sum(not answer.parsed for answer in judged.values())

@@ -14,7 +14,7 @@ from llava.eval.tasks.shared import WHOLE_NUMBER, one_file, read_json
 
 QUESTIONS = "mm-vet.json"
 QUESTION = {"imagename": str, "question": str, "answer": str, "capability": [str, ...]}
-ID_PREFIX = "v1_"  # of the benchmark's ids; LLaVA's answers have the number alone
+ID_PREFIX = "v1_"  # of the benchmark's ids; LLaVA's answers have only the number
 
 _MEME = (
     "Can you explain this meme? | This meme is poking fun at the fact that the names of the countries "
@@ -22,7 +22,7 @@ _MEME = (
     "landscapes, while Greenland is mostly covered in ice and snow. The meme is saying that the person has "
     "trust issues because the names of these countries do not accurately represent their landscapes. | "
 )
-# Of MM-Vet's evaluator, word for word
+# The prompt of MM-Vet's evaluator, word for word
 RULE = (
     "Compare the ground truth and prediction from AI models, to give a correctness score for the prediction. "
     "<AND> in the ground truth means it is totally right only when all elements in the ground truth are "
@@ -46,7 +46,7 @@ RULE = (
 
 
 def load(folder: Path) -> list[dict]:
-    """Question rows with "answer" and "capability"; asked as they stand, as LLaVA-1.5 does."""
+    """Return question rows with "answer" and "capability"; the text is unchanged, as LLaVA-1.5 asks it."""
     return [
         {
             "question_id": int(question_id.removeprefix(ID_PREFIX)),
@@ -67,13 +67,13 @@ def _published(path: Path) -> dict[str, dict]:
 
 
 def review_prompt(row: dict, answer: str) -> str:
-    """What the judge is asked: to complete the last row of a table."""
+    """Return the prompt for the judge, which asks it to complete the last row of a table."""
     truth = row["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
     return f"{RULE}\n" + " | ".join([row["text"], truth, answer, ""])
 
 
 def judge(rows: list[dict], answers: dict, ask: Callable[..., str]) -> Scores:
-    """Mean scores; a reply that begins with no score gives 0, as in MM-Vet's evaluator, and is counted."""
+    """Return mean scores; a reply without a score at its start gives 0, as in MM-Vet, and is unparsed."""
     found = {
         row["question_id"]: parse_correctness(ask(review_prompt(row, answers[row["question_id"]])))
         for row in rows
@@ -84,7 +84,7 @@ def judge(rows: list[dict], answers: dict, ask: Callable[..., str]) -> Scores:
 
 
 def submission(answers: dict) -> str:
-    """The evaluator's file: {"v1_0": what the model said, ...}."""
+    """Return the evaluator's file: {"v1_0": the model's answer, ...}."""
     return json.dumps({f"{ID_PREFIX}{i}": text for i, text in answers.items()}, indent=2, ensure_ascii=False)
 
 

@@ -1,7 +1,7 @@
-"""OCRBench: 1000 questions on text in images, a point each.
+"""OCRBench: 1000 questions on text in images, one point each.
 
-Source: Liu et al., "OCRBench: on the hidden mystery of OCR in large multimodal models", 2023; asked as
-TokenPacker asks it.
+Source: Liu et al., "OCRBench: on the hidden mystery of OCR in large multimodal models", 2023; the
+prompts are TokenPacker's.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ QUESTIONS, IMAGES = "OCRBench.json", "OCRBench_Images"
 
 
 def read_questions(path: str | Path) -> list[dict]:
-    """Rows {"question_id": place in the file, "text", "image", "answer", "published": the file's own row}."""
+    """Read rows {"question_id": index in the file, "text", "image", "answer", "published": its own row}."""
     return [
         {
             "question_id": i,

@@ -1,4 +1,4 @@
-"""POPE: is an object in the image? Yes/no questions over three ways of choosing absent objects.
+"""POPE: yes/no questions on whether an object is in the image; absent objects are chosen in three ways.
 
 Source: Li et al., "Evaluating object hallucination in large vision-language models", 2023; the question
 file is LLaVA-1.5's.
@@ -20,20 +20,22 @@ LABEL = {"image": str, "text": str, "label": str}
 
 
 def load(folder: Path) -> list[dict]:
-    """Question rows with "category" and "answer", "yes" or "no"."""
+    """Return question rows with "category" and "answer" ("yes" or "no")."""
     return images_in(IMAGES, with_labels(read_questions(folder / QUESTIONS), folder / LABEL_FOLDER))
 
 
 def read_questions(path: str | Path) -> list[dict]:
-    """Question rows, each with its "category"."""
+    """Read question rows, each with its "category"."""
     return load_questions(path, image=str, category=str)
 
 
 def with_labels(rows: list[dict], folder: Path) -> list[dict]:
-    """Rows with their "answer" from a folder of label files, which number their lines each from 1.
+    """Return the rows with their "answer" from a folder of label files.
+
+    Each label file numbers its lines from 1, so labels are found by category, image and question text.
 
     Raises:
-        UserError: for a missing file, or a question without a label.
+        UserError: if a file is missing, or a question has no label.
     """
     labels = {}
     for category in CATEGORIES:
@@ -50,7 +52,7 @@ def with_labels(rows: list[dict], folder: Path) -> list[dict]:
 
 
 def _words(text: str) -> str:
-    """The question itself; an instruction follows it on a line of its own."""
+    """Return the question without the instruction that follows it on a line of its own."""
     return text.split("\n")[0].strip()
 
 

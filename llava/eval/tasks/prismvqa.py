@@ -1,4 +1,4 @@
-"""PrismVQA: rendered scenes, eight families of questions with short answers, each beside its chance."""
+"""PrismVQA: eight families of questions with short answers on rendered scenes, scored beside chance."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ QUESTIONS, IMAGES = "test.jsonl", "test/images"
 
 
 def load(folder: Path) -> list[dict]:
-    """Question rows with "answer", "family" and "chance".
+    """Return question rows with "answer", "family" and "chance".
 
     Raises:
-        UserError: for a row that lacks one of these.
+        UserError: if a row lacks one of these, or one has the wrong type.
     """
     rows = load_questions(folder / QUESTIONS)
     for row in rows:

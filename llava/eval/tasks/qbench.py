@@ -1,4 +1,4 @@
-"""Q-Bench, perception: multiple choice on sharpness, light, colour and other low-level looks of an image.
+"""Q-Bench, perception: multiple choice on sharpness, light, colour and other low-level properties of images.
 
 Source: Wu et al., "Q-Bench: a benchmark for general-purpose foundation models on low-level vision", 2024.
 """
@@ -17,12 +17,12 @@ QUESTION = {"question": str, "img_path": str, "candidates": [str, ...]}
 DEV_QUESTION = {**QUESTION, "correct_ans": str}
 CHOOSE = {
     "en": "\nChoose between one of the options as follows:\n",
-    "zh": "\\在下列选项中选择一个:\n",  # LLaVA asks with this backslash; published scores have it in
+    "zh": "\\在下列选项中选择一个:\n",  # LLaVA's prompt has this backslash, and so have published scores
 }
 
 
 def load(folder: Path, name: str, language: str, has_answers: bool) -> list[dict]:
-    """Question rows with "published", the file's own row, and "answer", a letter, where the file has them."""
+    """Read question rows with "published" (the file's own row) and, if has_answers, "answer" (a letter)."""
     rows = []
     for i, published in enumerate(read_json(folder / name, [DEV_QUESTION if has_answers else QUESTION])):
         options = published["candidates"]
@@ -42,13 +42,13 @@ def load(folder: Path, name: str, language: str, has_answers: bool) -> list[dict
 
 
 def option_of(text: str, options: list[str]) -> str | None:
-    """The letter that an answer names, or whose text it repeats."""
+    """Return the letter that an answer names, or the letter of the option whose text it repeats."""
     repeated = [letter for letter, option in zip(LETTERS, options, strict=False) if exact_match(text, option)]
     return letter_of(text, len(options)) or (repeated[0] if repeated else None)
 
 
 def score(rows: list[dict], answers: dict) -> Scores:
-    """Accuracy over all, and by the numbers that the file gives a question's type and concern."""
+    """Return the accuracy over all, and by the numbers that the file gives as type and concern."""
     said = {
         row["question_id"]: option_of(answers[row["question_id"]], row["published"]["candidates"])
         for row in rows
@@ -63,7 +63,7 @@ def score(rows: list[dict], answers: dict) -> Scores:
 
 
 def export(rows: list[dict], answers: dict, folder: Path) -> list[Path]:
-    """Q-Bench's file: its own rows, with what the model said as "response"."""
+    """Write Q-Bench's file: its own rows, with the model's answers as "response"."""
     path = folder / "answers_upload.jsonl"
     write_jsonl(path, [row["published"] | {"response": answers[row["question_id"]]} for row in rows])
     return [path]

@@ -1,4 +1,4 @@
-"""ScienceQA: school exams with two to five options, a part of them on a picture (ScienceQA-IMG).
+"""ScienceQA: school exam questions with two to five options, some of them on an image (ScienceQA-IMG).
 
 Source: Lu et al., "Learn to explain: multimodal reasoning via thought chains for science question
 answering", 2022; the question file is LLaVA-1.5's.
@@ -28,7 +28,7 @@ PROBLEMS, SPLITS, IMAGES = "problems.json", "pid_splits.json", "images/test"
 
 
 def read_questions(path: str | Path, instruction: str = OPTION_LETTER) -> list[dict]:
-    """Rows {"question_id", "text", "image"?} of LLaVA's conversations, asked as LLaVA-1.5 asks them.
+    """Read rows {"question_id", "text", "image"?} from LLaVA's conversations, with LLaVA-1.5's prompts.
 
     Args:
         instruction: follows the question on a line of its own; may be empty.
@@ -45,7 +45,7 @@ def read_questions(path: str | Path, instruction: str = OPTION_LETTER) -> list[d
 
 
 def read_problems(folder: Path, split: str = "test") -> dict[str, dict]:
-    """{id: problem} of a split, in its order."""
+    """Read {id: problem} of a split, in the order of the split."""
     problems = read_json(folder / PROBLEMS, {str: PROBLEM})
     splits = read_json(folder / SPLITS, {str: [str, ...]})
     if split not in splits:
@@ -61,7 +61,7 @@ def read_problems(folder: Path, split: str = "test") -> dict[str, dict]:
 
 
 def load(folder: Path) -> list[dict]:
-    """Question rows with "answer", a letter, and "problem"."""
+    """Return question rows with "answer" (a letter) and "problem"."""
     rows = read_questions(folder / QUESTIONS)
     problems = annotations_of([row["question_id"] for row in rows], read_problems(folder), folder / SPLITS)
     for row, problem in zip(rows, problems, strict=True):
@@ -72,7 +72,7 @@ def load(folder: Path) -> list[dict]:
 
 
 def score(rows: list[dict], answers: dict) -> Scores:
-    """Accuracy over all, and by the columns of ScienceQA's results; "IMG" is what LLaVA-1.5 reports."""
+    """Return the accuracy over all, and by the columns of ScienceQA's results; LLaVA-1.5 reports "IMG"."""
     said = {
         row["question_id"]: letter_of(answers[row["question_id"]], len(row["problem"]["choices"]))
         for row in rows
@@ -88,7 +88,7 @@ def score(rows: list[dict], answers: dict) -> Scores:
         )
         for row in rows
     )
-    headline = "IMG" if "IMG" in table else "overall"  # --limit may leave no picture
+    headline = "IMG" if "IMG" in table else "overall"  # --limit may leave no question with an image
     return Scores(table, (headline, "accuracy"), credit, unparsed=list(said.values()).count(None))
 
 

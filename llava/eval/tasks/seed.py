@@ -1,4 +1,4 @@
-"""SEED-Bench: multiple choice on images and on the middle frames of videos, in twelve types.
+"""SEED-Bench: multiple choice on images and on middle frames of videos, twelve types of questions.
 
 Source: Li et al., "SEED-Bench: benchmarking multimodal LLMs with generative comprehension", 2023; the
 question file is LLaVA-1.5's.
@@ -16,7 +16,7 @@ from llava.eval.tasks.shared import EVAL_ZIP, annotations_of, credit_of, letter_
 
 QUESTIONS, ANNOTATIONS = "llava-seed-bench.jsonl", "SEED-Bench.json"
 NUM_OPTIONS = 4
-# Of the whole file, as json_files.misfit takes it
+# The form of the whole file, for json_files.misfit
 ALL = {
     "question_type": {str: ID},
     "questions": [{"question_id": ID, "answer": str, "question_type_id": ID, "data_type": str}],
@@ -24,10 +24,10 @@ ALL = {
 
 
 def annotate(rows: list[dict], path: str | Path) -> list[dict]:
-    """Rows with what SEED-Bench.json has on them: "published", and "answer", a letter, and "question_type".
+    """Add from SEED-Bench.json to rows: "published" (its own row), "answer" (a letter) and "question_type".
 
     Raises:
-        UserError: if rows and annotations are not of the same questions.
+        UserError: if rows and annotations are not for the same questions.
     """
     published = read_json(path, ALL)
     names = {number: name for name, number in published["question_type"].items()}
@@ -36,7 +36,7 @@ def annotate(rows: list[dict], path: str | Path) -> list[dict]:
             f"{path}: question {odd[0]['question_id']} is of type {odd[0]['question_type_id']!r}, which "
             '"question_type" lacks; fetch it again.'
         )
-    # LLaVA's ids are numbers where they can be
+    # LLaVA's ids are numbers where that is possible
     annotations = {str(question["question_id"]): question for question in published["questions"]}
     found = annotations_of([str(row["question_id"]) for row in rows], annotations, path)
     return [
@@ -61,7 +61,7 @@ def score(rows: list[dict], answers: dict) -> Scores:
 
 
 def submission(rows: list[dict], answers: dict) -> str:
-    """The leaderboard's file: what the model said, under SEED-Bench's own ids."""
+    """Return the leaderboard's file: the model's answers under SEED-Bench's own ids."""
     return "".join(
         json.dumps(
             {"question_id": row["published"]["question_id"], "prediction": answers[row["question_id"]]},

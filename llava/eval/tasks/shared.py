@@ -1,4 +1,4 @@
-"""What several benchmarks have in common: LLaVA-1.5's instructions, sources, and how files are read."""
+"""The parts that several benchmarks share: LLaVA-1.5's instructions, sources, reading files, scoring."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -21,12 +21,12 @@ EVAL_ZIP = "in eval.zip of LLaVA-1.5, see https://github.com/haotian-liu/LLaVA/b
 
 
 def read_json(path: str | Path, form: object = (dict, list)) -> Any:
-    """A JSON file.
+    """Read a JSON file.
 
     Args:
-        form: of its value, as json_files.misfit takes it.
+        form: the expected form of its value, see json_files.misfit.
     Raises:
-        UserError: if it is missing, damaged or not of the form; names it, and the place where it can.
+        UserError: if it is missing, damaged or not of the form; names the file and, if possible, the place.
     """
     text = read_text(path)
     try:
@@ -39,15 +39,15 @@ def read_json(path: str | Path, form: object = (dict, list)) -> Any:
 
 
 def images_in(folder: str, rows: list[dict]) -> list[dict]:
-    """The rows with their image paths put below `folder`."""
+    """Return the rows with `folder` put before their image paths."""
     return [row | {"image": f"{folder}/{row['image']}"} for row in rows]
 
 
 def find(table: dict, key, where: str | Path):
-    """`table[key]`.
+    """Return `table[key]`.
 
     Raises:
-        UserError: if there is none: the files do not belong together.
+        UserError: if there is no such key, because the files do not belong together.
     """
     if key not in table:
         raise UserError(
@@ -58,12 +58,13 @@ def find(table: dict, key, where: str | Path):
 
 
 def annotations_of(keys: list, annotations: dict, where: str | Path) -> list:
-    """The annotation of each question's key.
+    """Return the annotation of each key, in order.
 
     Args:
+        keys: a key for each question.
         where: the annotations' file, for messages.
     Raises:
-        UserError: if a question has none, or one is of no question: a file is cut, or of another edition.
+        UserError: if a question has no annotation or the reverse: a file is cut off or of another edition.
     """
     if missing := annotations.keys() - set(keys):
         raise UserError(
@@ -74,18 +75,18 @@ def annotations_of(keys: list, annotations: dict, where: str | Path) -> list:
 
 
 def answers_by_id(path: str | Path) -> dict:
-    """{question_id: text} of an answers file. Errors as load_answers and by_id."""
+    """Return {question_id: text} of an answers file. Raises as load_answers and by_id do."""
     return by_id(load_answers(path), path)
 
 
 def by_id(rows: list[dict], path: str | Path) -> dict:
-    """{question_id: text} of an answers file's rows. Raises UserError for an id that stands twice."""
+    """Return {question_id: text} of an answers file's rows. Raises UserError if an id occurs twice."""
     ids = dict.fromkeys(row["question_id"] for row in rows)
     return texts_by_id([{"question_id": i} for i in ids], rows, path)
 
 
 def one_file(name: str, submission: Callable[[list[dict], dict], str]) -> Callable:
-    """A task's `export` of one file, which holds what `submission` makes of the rows and answers."""
+    """Return a task's `export`, which writes what `submission` makes from rows and answers to one file."""
 
     def export(rows: list[dict], answers: dict, folder: Path) -> list[Path]:
         write_text(folder / name, submission(rows, answers))
@@ -95,23 +96,23 @@ def one_file(name: str, submission: Callable[[list[dict], dict], str]) -> Callab
 
 
 def credit_of(rows: list[dict], said: dict) -> dict:
-    """{question_id: 1.0 or 0.0}: whether what an answer was understood to say is the row's "answer"."""
+    """Return {question_id: 1.0 or 0.0}: whether the parsed answer in `said` equals the row's "answer"."""
     return {row["question_id"]: float(said[row["question_id"]] == row["answer"]) for row in rows}
 
 
 def letter_of(text: str, num_options: int) -> str | None:
-    """The option that an answer names, of the first `num_options`; None if it names no one of them."""
+    """Return which of the first `num_options` options an answer names; None unless it names one of them."""
     return parse_option_letter(text, LETTERS[:num_options])
 
 
 def open_answer_scores(
     rows: list[dict], answers: dict, accuracy: Callable[[str, Sequence[str]], float], part: str | None = None
 ) -> Scores:
-    """Scores of short answers that ten people gave, too: rows have them as "answer".
+    """Score short answers against those of ten people, which the rows have as "answer".
 
     Args:
-        accuracy: (what the model said, the ten answers) to 0..1.
-        part: key of the rows that tells the benchmark's parts apart.
+        accuracy: turns (the model's answer, the ten answers) into 0..1.
+        part: the key under which each row has the name of its part of the benchmark; None: no parts.
     """
     credit = {row["question_id"]: accuracy(answers[row["question_id"]], row["answer"]) for row in rows}
     table = mean_table(

@@ -1,4 +1,4 @@
-"""TextVQA: questions on text in pictures, asked with the words that an OCR system read there, on val.
+"""TextVQA val: questions on text in images; the prompts include the words that an OCR system read there.
 
 Source: Singh et al., "Towards VQA models that can read", 2019; the question file is LLaVA-1.5's.
 """
@@ -21,10 +21,10 @@ ANNOTATION = {"question_id": ID, "image_id": ID, "question": str, "answers": [st
 
 
 def question_of(prompt: str) -> str:
-    """The question alone, lower case, of the three layouts that LLaVA's files have.
+    """Return only the question, in lower case, of a prompt in any of the three layouts in LLaVA's files.
 
-    It is the first line, the second after "Reference OCR token:", or stands between "Question:" and
-    "Short answer:".
+    It is the first line; or the second, if the first begins with "Reference OCR token:"; or the text between
+    "Question:" and "Short answer:".
     """
     if match := re.search(r"^OCR tokens: .*Question: (.*?) Short answer:", prompt, re.DOTALL):
         return match[1].strip().lower()
@@ -33,10 +33,10 @@ def question_of(prompt: str) -> str:
 
 
 def find_annotations(path: str | Path, asked: list[tuple[str, str]]) -> list[dict]:
-    """The annotation of each (image id, prompt); published files have no other id.
+    """Return the annotation of each (image id, prompt); published files have no other id.
 
     Raises:
-        UserError: if one has none, or an annotation is left over.
+        UserError: if a prompt has no annotation, or an annotation has no prompt.
     """
     left = defaultdict(list)
     for annotation in read_json(path, {"data": [ANNOTATION]})["data"]:
@@ -59,7 +59,7 @@ def find_annotations(path: str | Path, asked: list[tuple[str, str]]) -> list[dic
 
 
 def load(folder: Path) -> list[dict]:
-    """Question rows under the annotations' ids, with "answer", ten texts."""
+    """Return question rows with the annotations' ids, and with "answer" (ten texts)."""
     rows = images_in(IMAGES, load_questions(folder / QUESTIONS, image=str))
     found = find_annotations(folder / ANNOTATIONS, [(row["question_id"], row["text"]) for row in rows])
     return [

@@ -23,12 +23,12 @@ def load(folder: Path) -> list[dict]:
 
 
 def read_questions(path: str | Path) -> list[dict]:
-    """Question rows, each with its one image."""
+    """Read question rows, each of which has one image."""
     return load_questions(path, image=str)
 
 
 def submission(rows: list[dict], answers: dict) -> str:
-    """The server's file: answers by the images' file names."""
+    """Return the server's file: answers with the file names of their images."""
     return json.dumps(
         [
             {
@@ -41,10 +41,10 @@ def submission(rows: list[dict], answers: dict) -> str:
 
 
 def load_val(folder: Path) -> list[dict]:
-    """Rows of val, asked as LLaVA-1.5 asks test, with "answer", ten texts, and "answer_type"."""
+    """Read val with LLaVA-1.5's prompts for test; rows have "answer" (ten texts) and "answer_type"."""
     return [
         {
-            "question_id": row["image"],  # one question an image
+            "question_id": row["image"],  # each image has one question
             "image": f"val/{row['image']}",
             "text": f"{row['question']}\n{UNANSWERABLE}\n{SINGLE_WORD}",
             "answer": [given["answer"] for given in row["answers"]],

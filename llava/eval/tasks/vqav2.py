@@ -1,4 +1,4 @@
-"""VQAv2: open questions on COCO pictures, each answered by ten people. A server scores test-dev; val is here.
+"""VQAv2: open questions on COCO images with ten people's answers; val is scored here, test-dev by a server.
 
 Source: Goyal et al., "Making the V in VQA matter", 2017; the question files are LLaVA-1.5's.
 """
@@ -30,26 +30,26 @@ VAL_ANSWERS = "v2_mscoco_val2014_annotations.json"
 
 
 def load(folder: Path) -> list[dict]:
-    """Rows of test-dev; each has the ids of all test questions as "test_ids", one list for all of them."""
+    """Read test-dev; each row has the ids of all test questions as "test_ids", the same list object."""
     test_ids = read_test_ids(folder)
     rows = images_in("test2015", load_questions(folder / TEST_DEV, image=str))
     return [row | {"test_ids": test_ids} for row in rows]
 
 
 def read_test_ids(folder: Path) -> list:
-    """The ids of all test questions."""
+    """Read the ids of all test questions."""
     return [line.row({"question_id": ID})["question_id"] for line in lines_of(folder / TEST)]
 
 
 def submission(answers: dict, test_ids: Iterable[int]) -> str:
-    """The server's file: it wants every test question, so those outside test-dev get an empty answer."""
+    """Return the server's file; it needs all test questions, so those outside test-dev get "" as answer."""
     return json.dumps(
         [{"question_id": i, "answer": normalize_vqa_answer(answers.get(i, ""))} for i in test_ids]
     )
 
 
 def load_val(folder: Path) -> list[dict]:
-    """Rows of val, asked as LLaVA-1.5 asks test-dev, with "answer", ten texts, and "answer_type"."""
+    """Read val with LLaVA-1.5's prompts for test-dev; rows have "answer" (ten texts) and "answer_type"."""
     published = read_json(folder / VAL_ANSWERS, {"annotations": [ANNOTATION]})["annotations"]
     annotations = {row["question_id"]: row for row in published}
     questions = read_json(folder / VAL_QUESTIONS, {"questions": [QUESTION]})["questions"]
@@ -68,7 +68,7 @@ def load_val(folder: Path) -> list[dict]:
 
 
 def accuracy(said: str, answers: Sequence[str]) -> float:
-    """0..1 of what a model said, submitted as LLaVA submits it."""
+    """Return the accuracy, 0..1, of a model's answer that is submitted as LLaVA submits it."""
     return vqa_accuracy(normalize_vqa_answer(said), answers)
 
 
