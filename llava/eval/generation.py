@@ -65,7 +65,7 @@ def make_prompt(question: dict, model, tokenizer, template: Conversation, image_
 
 
 class PromptMaker:
-    """Makes prompts from lists of questions, with one tokenizer call per list and once per distinct text.
+    """Makes prompts from lists of questions; it tokenizes each distinct text once, in one call per list.
 
     Args:
         image_folder: where relative image paths start.

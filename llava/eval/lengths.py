@@ -71,7 +71,8 @@ def measure(
 ) -> list[Length]:
     """Return the lengths of all prompts, the longest first, so that one too large for the memory fails soon.
 
-    Each process tokenises its part of the other prompts: benchmarks with short answers have many questions.
+    Each process tokenises its part of the prompts whose length is not known, because benchmarks with short
+    answers have many questions.
 
     Args:
         file: holds the lengths that an earlier run found; it is written if they have changed.

@@ -12,7 +12,7 @@ class Meter:
     """Reports the fraction of a batch's computation that is done, each time a transformer block has run.
 
     On a CPU a batch may take a minute, most of it in the one pass over images and prompts before the first
-    token of an answer; a count of finished answers would stand still for that long. The computation of a
+    token of an answer; a count of finished answers would not change for that long. The computation of a
     block is estimated as its number of weights times the positions it processes. The number of tokens in the
     answers is not known in advance: the first batch assumes the maximum, and each later batch assumes the
     number of the batch before. Computation in a compiled graph is not counted.

@@ -4,7 +4,8 @@
     accelerate launch -m llava.eval.run --model-path MODEL --tasks all       several GPUs
 
 If a run is killed, the same command continues where it stopped, on any number of GPUs. Other tasks are added
-to the report of the same --output-dir. Without --max_new_tokens each benchmark sets its own maximum length.
+to the report of the same --output-dir. Without --max_new_tokens each benchmark has its own maximum answer
+length.
 """
 
 import argparse

@@ -24,7 +24,7 @@ ALL = {
 
 
 def annotate(rows: list[dict], path: str | Path) -> list[dict]:
-    """Add from SEED-Bench.json to rows: "published" (its own row), "answer" (a letter) and "question_type".
+    """Add fields from SEED-Bench.json: "published" (its own row), "answer" (a letter) and "question_type".
 
     Raises:
         UserError: if rows and annotations are not for the same questions.
