@@ -8,7 +8,7 @@ from llava.published import COMMANDS, gone
 
 ROOT = Path(__file__).parents[2]
 GONE = {command.module for command in gone.COMMANDS}
-FILE = '''"""A published name: llava/published says what it does."""
+FILE = '''"""A published command name; llava/published defines what it runs."""
 
 from llava.published import COMMANDS
 
