@@ -1,4 +1,4 @@
-"""What every projector is: vision features in, tokens of the language model out."""
+"""The base classes of projectors, which turn vision features into tokens of the language model."""
 
 import math
 from typing import ClassVar
@@ -16,18 +16,18 @@ from llava.model.zero3 import gathered
 # The projectors' legend: B images, G grid side of the tower, N = G*G patches, s scale_factor, g = G/s,
 # M = g*g output tokens, C tower width, L levels, E projector width, h heads, D language model width.
 
-NORM_EPS = 1e-6  # of the layer norms
+NORM_EPS = 1e-6  # epsilon of the layer norms
 
 
 class Projector(nn.Module):
-    """VisionFeatures to float[B, M, D].
+    """Turns VisionFeatures into float[B, M, D].
 
     Attributes:
-        Options: what this kind can be asked for beside its widths and s.
+        Options: the class of this kind's options, beside its widths and s.
         needs_levels: whether VisionFeatures.levels must be given.
         needs_attention: whether VisionFeatures.attention and keys must be given.
-        compresses: whether scale_factor says how many tokens come out; forward then takes one for the call.
-        highest_rate: the peak learning rate above which it was seen to learn badly; None: none is known.
+        compresses: whether scale_factor sets the number of output tokens; then forward takes a scale_factor.
+        highest_rate: the peak learning rate above which it was seen to learn badly; None: no rate is known.
     """
 
     Options: ClassVar[type[ProjectorOptions]] = ProjectorOptions
@@ -38,12 +38,12 @@ class Projector(nn.Module):
 
     @classmethod
     def from_fields(cls, fields: CommonFields, llm_width: int) -> "Projector":
-        """As the multimodal keys of config.json ask, for a language model of that width."""
+        """Build the projector that the multimodal keys of config.json ask for; `llm_width` is D."""
         return cls(fields.mm_hidden_size, llm_width, **cls.arguments(fields))
 
     @classmethod
     def arguments(cls, fields: CommonFields) -> dict:
-        """What the constructor takes beside the two widths."""
+        """The constructor's arguments beside the two widths."""
         given: dict = {"scale_factor": fields.scale_factor} if cls.compresses else {}
         if cls.needs_levels:
             given["num_levels"] = len(fields.mm_vision_levels)  # type: ignore[arg-type]
@@ -53,44 +53,44 @@ class Projector(nn.Module):
 
     @classmethod
     def prepare_for_ranks(cls, fields: CommonFields) -> None:
-        """Change the options that a run on several ranks needs otherwise."""
+        """Change those options that must be different in a run on several ranks."""
 
     def output_grid(self, grid: int, scale_factor: int | None = None) -> int:
-        """Side of the output grid: tokens are that many squared equal squares of the image, row-major.
+        """Side of the output grid. The tokens are equal squares of the image, in row-major order.
 
         Args:
             grid: G.
-            scale_factor: s of a call, for one that compresses; by default the module's own.
+            scale_factor: s of a call, for a projector that compresses; by default the module's own.
         """
         return grid
 
     def num_tokens(self, num_patches: int, scale_factor: int | None = None) -> int:
-        """M of a tower's N features, the class token counted where it is kept; s as in output_grid."""
+        """M for N features, which include the class token if it is kept; scale_factor as in output_grid."""
         return num_patches
 
     def forward(self, features: VisionFeatures) -> Tensor:
         raise NotImplementedError
 
     def initialize(self) -> None:
-        """reset_parameters; parts of a projector built under ZeRO-3 are in pieces by then."""
+        """Call reset_parameters with whole weights; ZeRO-3 has split those of finished submodules by now."""
         with gathered(self.parameters(), write=True):
             self.reset_parameters()
 
     def prepare_to_compile(self) -> None:
-        """Do now, for the weights as they are, what a compiled graph would do at every call."""
+        """Compute once, from the present weights, what a compiled graph would compute at every call."""
 
     def reset_parameters(self) -> None:
-        """Initial weights; transformers calls it too, where a checkpoint lacks them."""
+        """Set the initial weights. transformers calls this too, for weights that a checkpoint lacks."""
         for child in self.modules():
             if child is not self and hasattr(child, "reset_parameters"):
                 child.reset_parameters()
 
 
 class Compressor(Projector):
-    """G*G patches to (G/s)**2 tokens.
+    """Turns G*G patches into (G/s)**2 tokens.
 
     Args:
-        scale_factor: s of the calls that do not say; a model says it in each, by its configuration.
+        scale_factor: s of calls that do not give one; a model gives it in each call, from its configuration.
         others: arguments of the class that this one is mixed into.
     """
 
@@ -120,11 +120,11 @@ class Compressor(Projector):
         """
         features = VisionFeatures(*features)  # published code passes a pair
         scale_factor = scale_factor or self.scale_factor
-        self.output_grid(grid_side(features.selected.shape[1]), scale_factor)  # refuses what does not divide
+        self.output_grid(grid_side(features.selected.shape[1]), scale_factor)  # raises if s does not divide G
         return self.compress(features, scale_factor)
 
     def compress(self, features: VisionFeatures, scale_factor: int) -> Tensor:
-        """As forward; s divides the grid's side."""
+        """Compress as forward does; s is known to divide the grid's side."""
         raise NotImplementedError
 
 
@@ -142,7 +142,7 @@ class FixedScaleCompressor(Compressor):
 
 
 def grid_side(num_patches: int) -> int:
-    """G of N = G*G patches. Raises UserError if N is not a square, as with the class token kept."""
+    """G for N = G*G patches. Raises UserError if N is not a square, for example with the class token."""
     side = math.isqrt(num_patches)
     if side * side != num_patches:
         raise UserError(
@@ -153,7 +153,7 @@ def grid_side(num_patches: int) -> int:
 
 
 def compressed_side(grid: int, scale_factor: int) -> int:
-    """g = G/s. Raises UserError if s is not a positive divisor of G; names those that are."""
+    """g = G/s. Raises UserError if s is not a positive divisor of G; the message lists the divisors."""
     if scale_factor < 1 or grid % scale_factor:
         divisors = [s for s in range(1, grid + 1) if grid % s == 0]
         raise UserError(
@@ -181,14 +181,14 @@ def to_tokens(maps: Tensor) -> Tensor:
 def downsample(maps: Tensor, scale_factor: int) -> Tensor:
     """float[B, C, G, G] to float[B, C, g, g], bilinear without aligned corners.
 
-    At a whole factor a sample is the centre of its block: the middle pixel where s is odd, the mean of the
-    middle four (summed in float32) where it is even.
+    With an integer factor each sample is the centre of its block: the middle pixel if s is odd, the mean of
+    the middle four (summed in float32) if s is even.
     """
     middle = (scale_factor - 1) // 2
     if scale_factor % 2:
         return maps[..., middle::scale_factor, middle::scale_factor]
     if scale_factor > 2:
-        # the middles alone, side by side: backwards, pooling is slow where windows do not touch
+        # Only the middle pixels, side by side: pooling has a slow backward pass if windows do not touch
         blocks = maps.unflatten(-1, (-1, scale_factor)).unflatten(-3, (-1, scale_factor))
         middles = blocks[..., middle : middle + 2, :, middle : middle + 2].permute(0, 2, 3, 4, 5, 1)
         maps = middles.flatten(3, 4).flatten(1, 2).permute(0, 3, 1, 2)
@@ -200,7 +200,7 @@ def two_layer_map(in_width: int, out_width: int) -> nn.Sequential:
 
 
 def reset_linear_maps(module: nn.Module) -> None:
-    """Weights of linear maps and convolutions trunc-normal with sigma 0.02, biases 0 (SPEC 1)."""
+    """Draw weights of linear maps and convolutions trunc-normal, sigma 0.02; set biases to 0 (SPEC 1)."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             init.trunc_normal_(part.weight, std=0.02)

@@ -1,4 +1,4 @@
-"""Which projector a configuration asks for. A new one is a file and a line of PROJECTORS."""
+"""Builds the projector that a configuration asks for. A new one needs a file and a line in PROJECTORS."""
 
 import dataclasses
 import logging
@@ -48,7 +48,7 @@ def all_options() -> dict[str, tuple[type, dataclasses.Field]]:
 if TYPE_CHECKING:
 
     class VisionFields(CommonFields):
-        """The checker sees no options: their names are known at run time."""
+        """For the type checker, without the options: their names are known only at run time."""
 
 else:
     VisionFields = dataclasses.make_dataclass(
@@ -64,7 +64,8 @@ else:
         },
     )
 MLP_TYPE = re.compile(r"mlp([1-9]\d*)x_gelu")
-# A weight that one type of projector alone has; VisualPrism without HKVE shares TokenPacker's.
+# Maps a weight to the type of projector that it identifies. The first match counts, because VisualPrism
+# without HKVE has TokenPacker's weight too.
 SIGNATURES = {
     "k_mix.0.weight": "visualprism_v2",
     "q_fusion_weights": "visualprism",
@@ -73,13 +74,13 @@ SIGNATURES = {
 
 
 def copy_fields(config: CommonFields, fields: CommonFields) -> None:
-    """Set a configuration's multimodal keys."""
+    """Set the multimodal keys of `config` to those of `fields`."""
     for name in VisionFields.__dataclass_fields__:
         setattr(config, name, getattr(fields, name))
 
 
 def is_known(projector_type: str | None) -> bool:
-    """Whether a --mm_projector_type names a class."""
+    """Whether there is a projector class for a --mm_projector_type."""
     if not isinstance(projector_type, str):  # a YAML or JSON file may hold anything
         return False
     return projector_type in PROJECTORS or bool(MLP_TYPE.fullmatch(projector_type))
@@ -99,15 +100,16 @@ def build_projector(fields: VisionFields, llm_width: int) -> Projector:
 
 
 def projector_type_of(names: list[str], declared: str | None, source: str) -> str | None:
-    """The projector's type: what config.json declares, unless that cannot be meant.
+    """Return the projector's type that config.json declares, unless the weights must decide.
 
-    Published TokenPacker and VisualPrism configurations lack the type or say `linear`. For these two, and for
-    a type that this package does not know, the names of the weights decide, and a warning says so.
+    Published TokenPacker and VisualPrism configurations lack the type or say `linear`. In these cases, and
+    for a type that this package does not know, the names of the weights decide. A warning is logged if they
+    give another type than the declared one.
 
     Args:
-        names: of the projector's weights, cut to its own.
+        names: names of the projector's weights, without the prefix that the whole model adds.
         declared: config.json's mm_projector_type.
-        source: the folder, for the warning.
+        source: the checkpoint's folder or file, for the warning.
     """
     if declared not in (None, "linear") and is_known(declared):
         return declared

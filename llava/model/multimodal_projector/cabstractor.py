@@ -11,12 +11,12 @@ from llava.model.multimodal_projector.base import Compressor, pooled_maps, to_ma
 from llava.model.multimodal_projector.norms import ChannelNorm
 from llava.model.multimodal_projector.squeeze_excitation import SqueezeExcitation
 
-DEPTH = 3  # blocks ahead of the pooling, and again after it; the paper's
+DEPTH = 3  # blocks before the pooling, and as many after it, as in the paper
 
 
 class RegNetBlock(nn.Module):
     """Residual bottleneck of ratio 1 (Radosavovic et al. 2020, "Designing Network Design Spaces", block Y):
-    1x1, depthwise 3x3, squeeze and excitation, 1x1. The norm is of the channels, without batch statistics."""
+    1x1, depthwise 3x3, squeeze and excitation, 1x1. The norms are over channels, without batch statistics."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -38,7 +38,7 @@ class RegNetBlock(nn.Module):
 
 
 class CAbstractor(Compressor):
-    """G*G patches to (G/s)**2 tokens; no parameter depends on s or on G, so there are no learnt positions.
+    """Turns G*G patches into (G/s)**2 tokens. No parameter depends on s or G: there are no learnt positions.
 
     Args:
         vision_width: C.

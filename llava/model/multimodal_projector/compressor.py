@@ -1,6 +1,6 @@
 """Compression by region attention, the part that TokenPacker and VisualPrism share (SPEC 1 and 2).
 
-Attribute names are those of published checkpoints: a file format.
+Attribute names are those of published checkpoints and belong to the file format.
 """
 
 # Legend: multimodal_projector/base.py
@@ -14,10 +14,10 @@ from llava.model.multimodal_projector.region_attention import RegionAttention
 
 
 class RegionCompressor(Compressor):
-    """G*G patches to (G/s)**2 tokens: each query gathers from its own region; no parameter depends on s or G.
+    """Turns G*G patches into (G/s)**2 tokens: a query attends to its region. No parameter depends on s or G.
 
-    A subclass makes the parts of its own in `add_parts`, and `queries` from them; and may make
-    `keys_and_values`, which are by default two-layer maps of all levels, as in TokenPacker.
+    A subclass creates its own submodules in `add_parts` and uses them in `queries`. It may override
+    `keys_and_values`, which by default applies two-layer maps to all levels, as in TokenPacker.
 
     Args:
         vision_width: C, which is E too.
@@ -25,7 +25,7 @@ class RegionCompressor(Compressor):
         scale_factor: s; forward may override it.
         num_levels: L.
         num_heads: h, by default E // 128, at least 1.
-        options: of the class's Options; None: their defaults.
+        options: an instance of the class's Options; None: the defaults.
     """
 
     needs_levels = True
@@ -57,7 +57,7 @@ class RegionCompressor(Compressor):
         return True
 
     def add_parts(self, width: int, num_levels: int, options) -> None:
-        """What a subclass has beside the compression: of E, L and its options."""
+        """Create the submodules of a subclass, given E, L and its options."""
         raise NotImplementedError
 
     def reset_parameters(self) -> None:
@@ -79,5 +79,5 @@ class RegionCompressor(Compressor):
         )
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """query float[B, M, E], key and value float[B*M, s*s, E] by regions, to float[B, M, D]."""
+        """query float[B, M, E], key and value float[B*M, s*s, E] grouped by region, to float[B, M, D]."""
         return self.mlp(self.clip_attn.attend(query, key, value))

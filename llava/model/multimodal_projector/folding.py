@@ -1,4 +1,4 @@
-"""Evaluation forms: weights folded once, the same function for less at every call, and never out of date."""
+"""Evaluation forms compute the same function with less work, from folded weights that are kept up to date."""
 
 # Legend: multimodal_projector/base.py
 
@@ -17,7 +17,7 @@ from llava.model.multimodal_projector.region_attention import (
 
 
 def own_tensors(module: nn.Module) -> list[Tensor]:
-    """Parameters and buffers, in a fixed order; several times faster than the module's own iterators."""
+    """The parameters and buffers in a fixed order; several times faster than the module's own iterators."""
     tensors, modules = [], [module]
     while modules:
         part = modules.pop()
@@ -28,13 +28,16 @@ def own_tensors(module: nn.Module) -> list[Tensor]:
 
 
 def fingerprint(module: nn.Module) -> list[tuple]:
-    """Changes when a parameter or buffer is written to, replaced or moved; costs no device work."""
+    """A list that changes if a parameter or buffer is written to, replaced or moved; needs no device work."""
     return [(t.data_ptr(), t.dtype, 0 if t.is_inference() else t._version) for t in own_tensors(module)]
 
 
 @contextmanager
 def made_to_keep(device: torch.device) -> Iterator[None]:
-    """Tensors made inside serve every later call: with gradients of the inputs, and without autocast."""
+    """Make tensors for all later calls.
+
+    They are no inference tensors, so a later call may have gradients of its inputs. Autocast is off.
+    """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
@@ -44,7 +47,7 @@ def made_to_keep(device: torch.device) -> Iterator[None]:
 
 
 class Foldable(nn.Module):
-    """A module with an evaluation form, made at the first call and again when a weight has changed.
+    """A module with an evaluation form, which is made at the first call and again when a weight has changed.
 
     Attributes:
         folds: whether there is an evaluation form.
@@ -52,16 +55,19 @@ class Foldable(nn.Module):
 
     folds = True
     _folded: tuple[list, object] | None = None
-    _kept: object | None = None  # by prepare_to_compile
+    _kept: object | None = None  # set by prepare_to_compile
 
     def train(self, mode: bool = True) -> "Foldable":
-        # weights may be replaced, in ways that leave no trace, while the mode changes
+        # around a change of mode, weights may be replaced in ways that the fingerprint does not show
         self._folded = self._kept = None
         return super().train(mode)
 
     def folded_form_serves(self) -> bool:
-        """In evaluation, unless gradients of the weights themselves are wanted, which folding would hide, or
-        ZeRO-3 holds the weights in pieces, which it gathers for the modules that own them alone."""
+        """Whether the evaluation form can be used: in evaluation mode, with two exceptions.
+
+        Folding would hide the gradients of the weights, if they are wanted. ZeRO-3 gathers the weights that
+        it has split only for the modules that own them.
+        """
         if not self.folds or self.training:
             return False
         is_in_pieces = any(hasattr(p, "ds_id") for p in self.parameters())
@@ -69,19 +75,19 @@ class Foldable(nn.Module):
         return not is_in_pieces and not wants_gradients
 
     def fold(self, products: bool):
-        """The form of the weights as they are now.
+        """Make the folded form of the present weights.
 
         Args:
-            products: whether matrices are multiplied together. It saves work at every call, but costs more
+            products: whether matrices are multiplied together. This saves work at every call, but costs more
                 than it saves if the form is made at every call.
         """
         raise NotImplementedError
 
     def folded(self):
-        """The evaluation form of the weights as they are now; made again when any of them changed.
+        """Return the evaluation form of the present weights; it is made again when any of them has changed.
 
-        A compiled graph cannot look whether weights changed. There the form is that of prepare_to_compile, or
-        it is made in the graph, where the compiler merges its small operations with others.
+        A compiled graph cannot check whether weights have changed. It uses the form that prepare_to_compile
+        made. Without one the form is made in the graph, where the compiler merges its small operations.
         """
         if torch.compiler.is_compiling():
             return self.fold(products=False) if self._kept is None else self._kept
@@ -93,23 +99,23 @@ class Foldable(nn.Module):
 
     @torch.no_grad()
     def prepare_to_compile(self) -> None:
-        """Fold now, for compiled graphs: they see no weights that change until train or eval is called."""
+        """Fold now for compiled graphs, which ignore changes of the weights until train or eval is called."""
         if self.folded_form_serves():
             self._kept = self.folded()
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right, at least in float32 and rounded once; in half precision some CPUs take seconds for it."""
+    """left @ right, in float32 or wider and rounded once; in half precision it takes some CPUs seconds."""
     wide = torch.promote_types(left.dtype, torch.float32)
     return (left.to(wide) @ right.to(wide)).to(left.dtype)
 
 
 class FoldedAttention:
-    """A compressor's region attention without constant work: its scale and the biases of its values folded.
+    """A compressor's region attention, with its scale and the bias of its values folded into the weights.
 
     Args:
-        attention: the compressor's.
-        after: a linear map that follows; the out-projection is multiplied into it. By default none follows.
+        attention: the compressor's attention.
+        after: a linear map that follows; the out-projection is multiplied into it. By default there is none.
     """
 
     def __init__(self, attention: RegionAttention, after: nn.Linear | None = None):
@@ -122,7 +128,7 @@ class FoldedAttention:
             self.bias = product(after.weight, self.bias) + after.bias
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """query float[B, M, E], key and value float[B*M, s*s, E] by regions, to float[B, M, ...]."""
+        """query float[B, M, E], key and value float[B*M, s*s, E] grouped by region, to float[B, M, ...]."""
         projected = F.linear(query.flatten(0, 1), self.query_weight, self.query_bias)
         weights = attention_weights(projected, key, self.key_map)
         gathered = weighted_values(weights, value, self.value_map)

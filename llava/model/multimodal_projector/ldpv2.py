@@ -10,10 +10,10 @@ from llava.model.multimodal_projector.base import Compressor, pooled_maps, to_ma
 
 
 class LDPv2(Compressor):
-    """G*G patches to (G/s)**2 tokens; no parameter depends on s or on G.
+    """Turns G*G patches into (G/s)**2 tokens; no parameter depends on s or on G.
 
     `peg` is the positional encoding generator of Chu et al. 2021 ("Conditional Positional Encodings for
-    Vision Transformers"): a depthwise 3x3 convolution added to what it reads.
+    Vision Transformers"): a depthwise 3x3 convolution whose output is added to its input.
 
     Args:
         vision_width: C.
@@ -28,8 +28,8 @@ class LDPv2(Compressor):
 
     def compress(self, features: VisionFeatures, scale_factor: int) -> Tensor:
         first, activation, second = self.mlp
-        # The paper pools after the second map. A mean commutes with an affine map, so that M positions go
-        # through it instead of N.
+        # The paper pools after the second map. A mean commutes with an affine map, so here M positions go
+        # through that map instead of N.
         pooled = pooled_maps(to_maps(activation(first(features.selected))), scale_factor)
         maps = to_maps(second(to_tokens(pooled)))
         return to_tokens(maps + self.peg(maps))

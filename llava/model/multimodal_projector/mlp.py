@@ -10,7 +10,7 @@ from llava.model.vision_config import CommonFields
 
 
 class IdentityProjector(Projector):
-    """float[B, N, C] as it is; C must be the language model's width."""
+    """Returns float[B, N, C] unchanged; C must be the language model's width."""
 
     def __init__(self, vision_width: int, llm_width: int):
         if vision_width != llm_width:
@@ -25,7 +25,7 @@ class IdentityProjector(Projector):
 
 
 class LinearProjector(nn.Linear, Projector):
-    """float[B, N, C] to float[B, N, D] by one affine map."""
+    """Maps float[B, N, C] to float[B, N, D] by one affine map."""
 
     def __init__(self, vision_width: int, llm_width: int):
         super().__init__(vision_width, llm_width)
@@ -35,7 +35,7 @@ class LinearProjector(nn.Linear, Projector):
 
 
 class MLP(nn.Sequential, Projector):
-    """`depth` affine maps, GELU between; named 0, 2, ... as published."""
+    """`depth` affine maps with GELU between them, named 0, 2, ... as in published checkpoints."""
 
     def __init__(self, vision_width: int, llm_width: int, depth: int = 2):
         layers = [nn.Linear(vision_width, llm_width)]
@@ -49,7 +49,7 @@ class MLP(nn.Sequential, Projector):
 
 
 class MLPProjector(MLP):
-    """float[B, N, C] to float[B, N, D]; --mm_projector_type names the depth."""
+    """Maps float[B, N, C] to float[B, N, D]; --mm_projector_type contains the depth."""
 
     @classmethod
     def arguments(cls, fields: CommonFields) -> dict:

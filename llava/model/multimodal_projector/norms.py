@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 
 class NormOverRanks(torch.autograd.Function):
-    """Normalise by the mean and the variance of all ranks' maps: one collective forward and one backward.
+    """Normalise by the mean and the variance of all ranks' maps, with one collective call in each pass.
 
-    Every rank must run both. Ranks' moments are joined as by Chan, Golub and LeVeque 1983, "Algorithms for
-    Computing the Sample Variance", and nothing waits for the device.
+    Every rank must run the forward and the backward pass. The ranks' moments are combined as in Chan, Golub
+    and LeVeque 1983, "Algorithms for Computing the Sample Variance". Nothing waits for the device.
     """
 
     @staticmethod
@@ -25,11 +25,12 @@ class NormOverRanks(torch.autograd.Function):
         eps: float,
         counts: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """float[B, C, G, G] to the same shape; float32[C], [C] and [1]: mean, variance, count of all.
+        """Returns normalised maps, and over all ranks mean float32[C], variance float32[C], count float32[1].
 
         Args:
-            earlier: mean and variance to take where no rank counts.
-            counts: whether this rank's maps are in the statistics.
+            maps: float[B, C, G, G].
+            earlier: mean and variance to use where no rank counts.
+            counts: whether this rank's maps enter the statistics.
         """
         values = maps.float()
         variance, mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
@@ -73,10 +74,10 @@ def _by_channel(vector: Tensor) -> Tensor:
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm with the right gradient for a single image, which learns nothing where `left_out` is set.
+    """Batch norm with the right gradient for one image; its running statistics stay where `left_out` is set.
 
-    On the CPU torch (2.13) takes the gradient of one image in channels-last order for one in channels-first
-    order, and so gives each position another's.
+    On the CPU torch (2.13) mistakes the gradient of one image in channels-last order for one in
+    channels-first order, so each position gets the gradient of another.
     """
 
     left_out = False
@@ -95,9 +96,9 @@ class BatchNorm(nn.BatchNorm2d):
 class SyncBatchNorm(BatchNorm):
     """Batch norm whose statistics are those of all ranks' batches together, on any device.
 
-    torch.nn.SyncBatchNorm runs on GPUs alone and waits for them in each call. The running statistics are the
-    same on every rank, so that it does not matter which one saves. Where `left_out` is set, this rank's maps
-    are normalised and take part in the collectives, and count for nothing in the statistics.
+    torch.nn.SyncBatchNorm runs only on GPUs and waits for them in each call. The running statistics are the
+    same on every rank, so it does not matter which rank saves them. Where `left_out` is set, this rank's maps
+    are normalised and take part in the collectives, but do not enter the statistics.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -113,7 +114,7 @@ class SyncBatchNorm(BatchNorm):
 
     @torch.no_grad()
     def _learn(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """Move the running statistics, unless every rank is left out."""
+        """Update the running statistics, unless every rank is left out."""
         any_counts, unbiased = count > 0, variance * count / (count - 1).clamp(min=1)
         momentum = (self.momentum * any_counts).to(self.running_mean.dtype)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
@@ -122,10 +123,10 @@ class SyncBatchNorm(BatchNorm):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of each position: no statistics of a batch."""
+    """Layer norm over the channels of each position, without batch statistics."""
 
     def forward(self, maps: Tensor) -> Tensor:
-        """float[B, C, ...], as a rule float[B, C, G, G], to the same shape."""
+        """float[B, C, ...], usually float[B, C, G, G], to the same shape."""
         return super().forward(maps.movedim(1, -1)).movedim(-1, 1)
 
 
@@ -134,7 +135,7 @@ NORMS: dict[str, type[nn.Module]] = {"batch": BatchNorm, "sync_batch": SyncBatch
 
 @contextmanager
 def kept_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch norms inside learn no statistics from what passes through within the block."""
+    """Within the block the batch norms of `module` do not update their running statistics."""
     norms = [part for part in module.modules() if isinstance(part, BatchNorm)]
     for norm in norms:
         norm.left_out = True

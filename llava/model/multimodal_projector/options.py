@@ -1,7 +1,8 @@
 """Options of projectors: each is declared once, in its projector's file, as a field of a ProjectorOptions.
 
-From there follow the trainer's flag, the key of config.json, the study's YAML key, what a resumed or second
-stage may not change, and the table in docs/projectors.md. This file needs no torch, so that --help is quick.
+The declaration gives the trainer's flag, the key of config.json, the study's YAML key, the check of what a
+resumed or second stage may not change, and the table in docs/projectors.md. This file does not import torch,
+so that --help is quick.
 """
 
 import ast
@@ -15,19 +16,19 @@ from llava.errors import UserError
 
 FOLDER = Path(__file__).parent
 REGISTRY = FOLDER / "builder.py"
-KINDS = {kind.__name__: kind for kind in (bool, int, float, str)}  # what a flag can be
+KINDS = {kind.__name__: kind for kind in (bool, int, float, str)}  # the types that a flag can have
 
 
 def option(
     default: Any, help_text: str, fixes_weights: bool = True, form: Callable[[Any], Any] | None = None
 ) -> Any:
-    """A field of a ProjectorOptions. Default and help text are literals, for `--help` reads them as such.
+    """A field of a ProjectorOptions. Default and help text must be literals: `--help` parses the source.
 
     Args:
-        default: for a model whose config.json has no such key.
-        help_text: what it does, without the default.
-        fixes_weights: whether weights trained with one value do not serve another.
-        form: of a value, in which equal settings compare as equal.
+        default: the value for a model whose config.json has no such key.
+        help_text: what the option does, without the default.
+        fixes_weights: whether weights trained with one value cannot be used with another.
+        form: turns a value into a form in which equal settings compare as equal.
     """
     metadata = {"help": help_text, "fixes_weights": fixes_weights, "form": form or (lambda value: value)}
     return dataclasses.field(default=default, metadata=metadata)
@@ -35,11 +36,11 @@ def option(
 
 @dataclass(frozen=True)
 class ProjectorOptions:
-    """What a kind of projector can be asked for beside its widths and s; the names are config.json's."""
+    """The options of a kind of projector beside its widths and s; their names are keys of config.json."""
 
     @classmethod
     def of(cls, fields: object) -> "ProjectorOptions":
-        """The options among the keys of a configuration; those that it lacks have their defaults."""
+        """Read the options from a configuration; those that it lacks get their defaults."""
         return cls(
             **{declared.name: getattr(fields, declared.name, declared.default) for declared in cls.declared()}
         )
@@ -49,7 +50,7 @@ class ProjectorOptions:
         return dataclasses.fields(cls)
 
     def fixed_by_weights(self) -> dict[str, Any]:
-        """Each option that the weights were trained for, in a form that compares."""
+        """Maps each option on which trained weights depend to its value, in a form that can be compared."""
         return {
             declared.name: declared.metadata["form"](getattr(self, declared.name))
             for declared in self.declared()
@@ -58,7 +59,7 @@ class ProjectorOptions:
 
 
 class DeclaredOption(NamedTuple):
-    """An option as its file declares it; `kind` is its type beside None."""
+    """An option as its file declares it; `kind` is its type without None."""
 
     name: str
     kind: type
@@ -67,9 +68,9 @@ class DeclaredOption(NamedTuple):
 
 
 def declared_options() -> list[DeclaredOption]:
-    """The options of all projectors, read from their files without importing these.
+    """The options of all projectors, read from their files without importing them.
 
-    Raises UserError if one is declared in a way that cannot be read, or two have one name.
+    Raises UserError if one is declared in a way that cannot be read, or if two have the same name.
     """
     found = {}
     for file in sorted(FOLDER.glob("*.py")):

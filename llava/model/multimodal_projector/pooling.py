@@ -1,4 +1,4 @@
-"""Compression without attention: average neighbouring patches, or lay them side by side; then an MLP."""
+"""Compression without attention: neighbouring patches are averaged or concatenated; an MLP follows."""
 
 # Legend: multimodal_projector/base.py
 
@@ -32,7 +32,7 @@ class AveragePool(Compressor, MLP):
 
 
 class PixelShuffle(FixedScaleCompressor):
-    """The s*s patches of each region side by side in one token of s*s*C channels, layer norm, two-layer MLP.
+    """Joins the s*s patches of a region in one token of s*s*C channels; layer norm and two-layer MLP follow.
 
     Source: InternVL 1.5 (Chen et al. 2024, "How Far Are We to GPT-4V?", section 3.1). The first layer's
     width depends on s.

@@ -1,6 +1,6 @@
-"""Training-free pruning: keep the patches the tower attends to, merge the others, then a trained MLP.
+"""Training-free pruning: keep the patches that the tower attends to most, merge the others, apply an MLP.
 
-Weights are named as those of mlp2x_gelu, so that any such checkpoint serves with fewer tokens.
+The weights have the names of mlp2x_gelu's, so any checkpoint of that type can be used with fewer tokens.
 """
 
 # B images, N patches, K --num_visual_tokens, R = N - kept patches, C tower width, D language model width
@@ -21,21 +21,22 @@ CONTEXTUAL_SHARE = 10 / 64  # VisionZip's tables: 54 dominant and 10 contextual 
 
 
 def take(features: Tensor, index: Tensor) -> Tensor:
-    """float[B, N, ...] at long[B, K] to float[B, K, ...]."""
+    """Select float[B, K, ...] from features float[B, N, ...] by index long[B, K]."""
     return features[torch.arange(len(index), device=index.device)[:, None], index]
 
 
 def split_by_attention(attention: Tensor, num_kept: int) -> tuple[Tensor, Tensor]:
-    """The patches with the most attention and the others, each in row-major order.
+    """The indices of the patches with the most attention and of the others, both in row-major order.
 
-    float[B, N] to long[B, num_kept] and long[B, N - num_kept]; of equals the first is kept.
+    Maps attention float[B, N] to long[B, num_kept] and long[B, N - num_kept]. If patches have equal
+    attention, the first is kept.
     """
     order = attention.argsort(dim=1, descending=True, stable=True)
     return order[:, :num_kept].sort(dim=1).values, order[:, num_kept:].sort(dim=1).values
 
 
 def merge(features: Tensor, keys: Tensor, weights: Tensor, centres: Tensor, others: Tensor) -> Tensor:
-    """Each of the others joins the centre whose key is most like its own (cosine); a group's weighted mean.
+    """Group each of `others` with the centre of the most similar key (cosine); return weighted group means.
 
     Args:
         features: float[B, N, C].
@@ -62,7 +63,7 @@ class PruningOptions(ProjectorOptions):
 
 
 class PruningProjector(MLP):
-    """float[B, N, C] to float[B, K, D]: `prune`, then the two-layer MLP.
+    """Maps float[B, N, C] to float[B, K, D]: `prune`, then the two-layer MLP.
 
     Args:
         vision_width: C.
@@ -113,15 +114,15 @@ class PruningProjector(MLP):
         raise NotImplementedError
 
     def forward(self, features: VisionFeatures) -> Tensor:
-        self.num_tokens(features.selected.shape[1])  # refuses too few patches
+        self.num_tokens(features.selected.shape[1])  # raises if there are too few patches
         return self.map(self.prune(features))
 
 
 class VisionZip(PruningProjector):
-    """Dominant tokens, the most attended patches in row-major order, then contextual ones.
+    """Dominant tokens, which are the most attended patches in row-major order, and then contextual tokens.
 
-    A contextual token is the mean of a group: every so many-th of the remaining patches is a centre, each
-    other joins the one with the most similar key (mean over heads). 10 of 64 tokens are contextual.
+    A contextual token is the mean of a group. Centres are spaced evenly over the remaining patches; each
+    other patch joins the centre with the most similar key (mean over heads). 10 of 64 tokens are contextual.
 
     Source: Yang et al. 2024, "VisionZip: Longer is Better but Not Necessary in Vision Language Models",
     section 3. The paper's dominant tokens include the class token; here all are patches.
@@ -134,7 +135,7 @@ class VisionZip(PruningProjector):
         if num_contextual == 0:
             return take(x, dominant)
         places = torch.arange(num_contextual, device=x.device) * rest.shape[1] // num_contextual
-        # Centres first, each part in its order; a mask as an index would wait for the device
+        # Centres first, both parts in row-major order. Indexing by a mask would wait for the device.
         order = torch.ones(rest.shape[1], device=x.device).index_fill(0, places, 0).argsort(stable=True)
         centres, others = rest[:, order].split([num_contextual, rest.shape[1] - num_contextual], dim=1)
         equal = torch.ones_like(features.attention)
@@ -143,12 +144,12 @@ class VisionZip(PruningProjector):
 
 
 class PruMerge(PruningProjector):
-    """The most attended patches in row-major order, each the mean, weighted by attention, of itself and the
-    pruned patches whose keys are nearest to its own.
+    """The most attended patches in row-major order. Each becomes the attention-weighted mean of itself and of
+    those pruned patches whose nearest key is its key.
 
     Source: Shang et al. 2024, "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal
     Models", section 3. The paper lets the number of tokens vary with the image; here it is fixed, and each
-    pruned patch is merged once, into its nearest.
+    pruned patch is merged once, into the kept patch with the nearest key.
     """
 
     def prune(self, features: VisionFeatures) -> Tensor:

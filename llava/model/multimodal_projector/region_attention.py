@@ -1,4 +1,4 @@
-"""Cross-attention within regions: each coarse token attends to the patches it stands for, no others.
+"""Cross-attention within regions: each coarse token attends only to the patches of its own region.
 
 Source: TokenPacker (Li et al. 2024, section 3.2); VisualPrism's compressor is the same (SPEC 1).
 """
@@ -12,7 +12,7 @@ from transformers import initialization as init
 from llava.errors import UserError
 from llava.model.multimodal_projector.region_order import regions
 
-HEAD_WIDTH = 128  # of the default head count
+HEAD_WIDTH = 128  # channels of a head, by default
 
 
 def attention_weights(query: Tensor, key: Tensor, key_map: Tensor) -> Tensor:
@@ -31,25 +31,25 @@ def attention_weights(query: Tensor, key: Tensor, key_map: Tensor) -> Tensor:
 
 
 def weighted_values(weights: Tensor, value: Tensor, value_map: Tensor) -> Tensor:
-    """The weighted values, in-projected without bias, heads side by side.
+    """The weighted sum of the values, in-projected without bias, with the heads concatenated.
 
     Args:
         weights: float[B*M, h, s*s].
         value: float[B*M, s*s, E], not in-projected.
         value_map: float[h, E/h, E], the in-projection of the values.
     Returns:
-        float[B*M, E], transposed in memory: a linear map reads it as it is.
+        float[B*M, E], transposed in memory; a linear map reads it without a copy.
     """
     context = torch.bmm(weights, value)  # [B*M, h, E]
     return torch.bmm(value_map, context.permute(1, 2, 0)).flatten(0, 1).T
 
 
 class RegionAttention(nn.Module):
-    """Standard multi-head attention with biases and a packed in-projection, one query a region.
+    """Standard multi-head attention with biases and a packed in-projection, one query per region.
 
     A region has a single query, so the key in-projection is absorbed into the query and the value
-    in-projection is applied after the weighted sum: the same at M*E*E instead of N*E*E each. The key bias
-    shifts all of a query's scores alike and cancels in the softmax.
+    in-projection is applied after the weighted sum. The result is the same, at a cost of M*E*E instead of
+    N*E*E each. The key bias shifts all scores of a query by the same amount and cancels in the softmax.
     """
 
     def __init__(self, width: int, num_heads: int | None = None):
@@ -73,8 +73,8 @@ class RegionAttention(nn.Module):
     def query_map(self) -> tuple[Tensor, Tensor]:
         """The in-projection of the queries: weight and bias.
 
-        The key bias has no effect; its zero share keeps it in the graph, where distributed training expects
-        a gradient of every parameter.
+        The key bias has no effect. It is added times zero to keep it in the graph, because distributed
+        training expects a gradient for every parameter.
         """
         b_query, b_key, _ = self.in_proj_bias.chunk(3)
         return self.in_proj_weight.chunk(3)[0], b_query + 0.0 * b_key
@@ -85,11 +85,11 @@ class RegionAttention(nn.Module):
         return w_key.unflatten(0, (self.num_heads, -1)), w_value.unflatten(0, (self.num_heads, -1))
 
     def weights(self, query: Tensor, key: Tensor, scale_factor: int) -> Tensor:
-        """Of query float[B, M, E] over key float[B, N, E], row-major grids: float[B*M, h, s*s], row-major."""
+        """Attention float[B*M, h, s*s] of query float[B, M, E] to key float[B, N, E]; all row-major."""
         return self._weights(query, regions(key, scale_factor))
 
     def gather(self, weights: Tensor, value: Tensor, scale_factor: int) -> Tensor:
-        """The weighted values, in-projected, heads side by side: float[B*M, E]; out_proj is still to come."""
+        """The in-projected weighted sum of the values, float[B*M, E], heads concatenated, before out_proj."""
         return self._gather(weights, regions(value, scale_factor))
 
     def _weights(self, query: Tensor, key: Tensor) -> Tensor:
@@ -100,11 +100,11 @@ class RegionAttention(nn.Module):
         return weighted_values(weights, value, self.head_maps()[1]) + self.in_proj_bias.chunk(3)[2]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """query float[B, M, E], key and value float[B*M, s*s, E] by regions, to float[B, M, E]."""
+        """query float[B, M, E], key and value float[B*M, s*s, E] grouped by region, to float[B, M, E]."""
         return self.out_proj(self._gather(self._weights(query, key), value)).view_as(query)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, scale_factor: int) -> Tensor:
         """query float[B, M, E], key and value float[B, N, E], row-major grids, to float[B, M, E]."""
-        # The patches of each region are copied together twice, one after the other: less memory at a time
+        # Keys and values are grouped by region one after the other, which needs less memory at a time
         weights = self.weights(query, key, scale_factor)
         return self.out_proj(self.gather(weights, value, scale_factor)).view_as(query)

@@ -1,7 +1,7 @@
-"""Results in the order of regions, as region attention reads them: the s*s patches of each side by side.
+"""Puts results in the order that region attention reads: the s*s patches of a region are adjacent.
 
 Copying a whole map only to reorder it takes as much memory traffic as a pointwise operation on it. So
-pointwise operations write their results in that order where neither autograd nor a compiler is at work.
+pointwise operations write their results in that order where neither autograd nor a compiler is active.
 """
 
 # Legend: multimodal_projector/base.py
@@ -20,7 +20,7 @@ def by_region(grid: Tensor, scale_factor: int) -> Tensor:
 
 
 def region_rows(cells: Tensor) -> Tensor:
-    """float[B, g, g, s, s, E] to float[B*M, s*s, E]: a view of what is already in this order, else a copy."""
+    """float[B, g, g, s, s, E] to float[B*M, s*s, E]: a view if it is already in this order, else a copy."""
     batch, side, _, scale_factor, _, width = cells.shape
     return cells.reshape(batch * side**2, scale_factor**2, width)
 
@@ -32,9 +32,9 @@ def regions(grid_features: Tensor, scale_factor: int) -> Tensor:
 
 
 def writes_in_place(like: Tensor) -> bool:
-    """Whether results may be written into memory that was laid out for them.
+    """Whether results may be written into memory that is allocated beforehand.
 
-    Autograd and compilers need each result by itself, and autocast chooses its dtype.
+    Autograd and compilers need a new tensor for each result, and autocast chooses its dtype.
     """
     return not (
         torch.compiler.is_compiling()
@@ -44,7 +44,7 @@ def writes_in_place(like: Tensor) -> bool:
 
 
 def room_for(like: Tensor, *shape: int) -> Tensor | None:
-    """Memory to write results of that shape into, as an `out` argument; None where that is not possible."""
+    """Allocate an `out` argument for results of that shape; None where they cannot be written in place."""
     return like.new_empty(shape) if writes_in_place(like) else None
 
 
@@ -59,9 +59,9 @@ def gelu(maps: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def gelu_by_region(maps: Iterable[Tensor], num_maps: int, scale_factor: int) -> Tensor:
-    """GELU of `num_maps` of float[B, E, G, G], side by side: float[B, g, g, s, s, num_maps*E].
+    """GELU of `num_maps` maps float[B, E, G, G], concatenated: float[B, g, g, s, s, num_maps*E].
 
-    Where results are written in place, maps that are computed as they are taken need not be held together.
+    Where results are written in place, lazily computed maps need not be in memory at the same time.
     """
     cells = (by_region(part.permute(0, 2, 3, 1), scale_factor) for part in maps)
     first = next(cells)

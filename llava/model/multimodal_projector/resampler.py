@@ -1,5 +1,5 @@
-"""Resampler: learnt queries look at the whole image through one cross-attention
-(Bai et al. 2023, "Qwen-VL", section 2.1; the perceiver of Flamingo, Alayrac et al. 2022, is its ancestor)."""
+"""Resampler: learnt queries attend to the whole image in one cross-attention layer
+(Bai et al. 2023, "Qwen-VL", section 2.1; derived from the perceiver of Flamingo, Alayrac et al. 2022)."""
 
 # Legend: multimodal_projector/base.py; here E is D, the language model's width
 
@@ -23,9 +23,9 @@ LONGEST_WAVE = 10_000.0
 
 
 def sincos_positions(places: Tensor, width: int) -> Tensor:
-    """Sines and cosines (Vaswani et al. 2017) of a grid's rows in one half, of its columns in the other.
+    """Sine and cosine encodings (Vaswani et al. 2017) of a grid; half of the channels encode each axis.
 
-    places: float[n], coordinates along a side, to float[n*n, width], row-major; width a multiple of 4.
+    Maps places float[n], coordinates along a side, to float[n*n, width], row-major; width is a multiple of 4.
     """
     quarter = width // 4
     frequencies = LONGEST_WAVE ** -(torch.arange(quarter, device=places.device) / quarter)
@@ -42,10 +42,10 @@ class Resampler(FixedScaleCompressor):
         vision_width: C.
         llm_width: D, a multiple of 4.
         scale_factor: s.
-        grid: G; the number of queries is (G/s)**2, so the module serves no other.
-        num_heads: h, by default the largest divisor of D of at most D // 128.
+        grid: G; the number of queries is (G/s)**2, so the module takes no other grid.
+        num_heads: h, by default the largest divisor of D that is at most D // 128.
     Raises:
-        UserError: if s does not divide G, 4 does not divide D, or h does not.
+        UserError: if s does not divide G, or if 4 or h does not divide D.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Resampler(FixedScaleCompressor):
         return super().output_grid(grid, scale_factor)
 
     def positions(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the queries float[M, D] and the keys float[N, D], in steps between queries, over one image."""
+        """Encoded positions of queries float[M, D] and keys float[N, D]; the unit is a query's spacing."""
         side = self.grid // self.scale_factor
         places = torch.arange(side, device=like.device, dtype=torch.float32)
         fine = (torch.arange(self.grid, device=like.device) + 0.5) / self.scale_factor - 0.5

@@ -1,4 +1,4 @@
-"""Squeeze and excitation: channels weighed by the whole map.
+"""Squeeze and excitation: each channel is multiplied by a gain that depends on the whole map.
 
 Source: Hu et al. 2018, "Squeeze-and-Excitation Networks".
 """
@@ -7,7 +7,7 @@ Source: Hu et al. 2018, "Squeeze-and-Excitation Networks".
 
 from torch import Tensor, nn
 
-SQUEEZE = 4  # channels of the map to those that the excitation passes through
+SQUEEZE = 4  # ratio of the map's channels to the hidden channels of the excitation
 
 
 class SqueezeExcitation(nn.Module):

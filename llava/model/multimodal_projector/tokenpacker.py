@@ -1,7 +1,7 @@
 """TokenPacker: coarse queries from the selected layer, refined from several levels within their own region
 (Li et al. 2024, "TokenPacker: Efficient Visual Projector for Multimodal LLM", section 3.2; SPEC 2).
 
-Attribute names are those of published checkpoints: a file format.
+Attribute names are those of published checkpoints and belong to the file format.
 """
 
 # Legend: multimodal_projector/base.py
@@ -13,7 +13,7 @@ from llava.model.multimodal_projector.compressor import RegionCompressor
 
 
 class TokenPacker(RegionCompressor):
-    """G*G patches to (G/s)**2 tokens; no parameter depends on s or on G. Args: RegionCompressor's."""
+    """Turns G*G patches into (G/s)**2 tokens; no parameter depends on s or G. Args: as RegionCompressor."""
 
     def add_parts(self, width: int, num_levels: int, options) -> None:
         self.q_proj_1 = nn.Linear(width, width, bias=False)

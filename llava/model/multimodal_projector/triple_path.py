@@ -1,4 +1,4 @@
-"""What the forms of VisualPrism share: queries fused from three paths (TPQP, SPEC 1), and a look inside."""
+"""The parts that all forms of VisualPrism share: queries fused from three paths (TPQP, SPEC 1), `inspect`."""
 
 # Legend: multimodal_projector/base.py; P paths, H = ceil(G/2)
 
@@ -17,13 +17,13 @@ from llava.model.multimodal_projector.compressor import RegionCompressor
 from llava.model.multimodal_projector.options import ProjectorOptions, option
 from llava.model.multimodal_projector.squeeze_excitation import SqueezeExcitation
 
-PATHS = ("identity", "local", "wavelet")  # of the queries, in the order of q_fusion_weights
+PATHS = ("identity", "local", "wavelet")  # paths of the queries, in the order of q_fusion_weights
 
 
 def parse_paths(text: str) -> tuple[str, ...]:
-    """--visualprism_paths: names separated by commas in any order, to the order of PATHS.
+    """Parse --visualprism_paths, names separated by commas in any order. Returns them in the order of PATHS.
 
-    Raises UserError if there is none, or one that is unknown or named twice.
+    Raises UserError if no path is named, or if one is unknown or named twice.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names or len(set(names)) < len(names) or not set(names) <= set(PATHS):
@@ -33,7 +33,7 @@ def parse_paths(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class TriplePathOptions(ProjectorOptions):
-    """What the forms of VisualPrism share; the defaults are the published form."""
+    """The options that all forms of VisualPrism share; the defaults are those of the published form."""
 
     visualprism_paths: str = option(
         "identity,local,wavelet",
@@ -51,7 +51,7 @@ class TriplePathOptions(ProjectorOptions):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The paths there are. Raises UserError as parse_paths does."""
+        """The paths in use. Raises UserError as parse_paths does."""
         return parse_paths(self.visualprism_paths) if self.visualprism_tpqp else ("identity",)
 
 
@@ -60,7 +60,7 @@ def depthwise(width: int, kernel: int) -> nn.Conv2d:
 
 
 class StackedGates:
-    """The maps of several SqueezeExcitations by GELU side by side: each is one product for all of them."""
+    """Stacks the maps of several SqueezeExcitations with GELU, so that one product applies them all."""
 
     def __init__(self, *gates: SqueezeExcitation):
         layers = [(gate.excite[0], gate.excite[2]) for gate in gates]
@@ -73,27 +73,27 @@ class StackedGates:
         ]
 
     def gains(self, means: Tensor) -> Tensor:
-        """The gain of each gate from its map's mean: float[gates, B, E] to the same shape."""
+        """The gains of each gate for the mean of its map: float[gates, B, E] to the same shape."""
         (first, first_bias), (second, second_bias) = self.maps
         hidden = nn.functional.gelu(torch.baddbmm(first_bias, means, first))
         return torch.baddbmm(second_bias, hidden, second).sigmoid()
 
 
 def to_image_gains(gains: Tensor) -> Tensor:
-    """float[B, E] to float[B, 1, 1, 1, 1, E], as a factor of maps in the order of regions."""
+    """float[B, E] to float[B, 1, 1, 1, 1, E], to multiply maps in the order of regions."""
     return gains[:, None, None, None, None]
 
 
 class PrismParts(NamedTuple):
-    """What a VisualPrism makes of B images on its way.
+    """Intermediate results of a VisualPrism for B images.
 
     Attributes:
-        paths: of the queries.
-        fusion: float32[P], the learnt weights; sums to 1.
-        path_norms: float32[B, P, G, G], the length of each path's output before it is weighed and sampled.
+        paths: names of the query paths.
+        fusion: float32[P], the learnt weights of the paths; they sum to 1.
+        path_norms: float32[B, P, G, G], the norm of each path's output before it is weighted and sampled.
         subband_energy: float32[B, 4, H, H], the squares of LL, LH, HL, HH of the input, summed over channels;
             None without the wavelet path.
-        region_attention: {s: float32[B, g, g, h, s, s]}, what each token took of each of its patches.
+        region_attention: {s: float32[B, g, g, h, s, s]}, the attention of each token to its patches.
     """
 
     paths: tuple[str, ...]
@@ -106,14 +106,14 @@ class PrismParts(NamedTuple):
 class TriplePathCompressor(RegionCompressor):
     """A RegionCompressor whose queries are a learnt mixture of paths over the selected layer.
 
-    A subclass sets `paths`, makes their parts, `wavelet_path` among them, then the fusion, and says in
-    `path_queries` what the paths give.
+    A subclass sets `paths`, creates their submodules and then calls `make_fusion`. Its `wavelet_path` returns
+    the WaveletPath, and its `path_queries` the outputs of the paths.
     """
 
     paths: tuple[str, ...]
 
     def make_fusion(self, width: int) -> None:
-        """The weights of the mixture, and the map of it to float[..., E]."""
+        """Create the weights of the mixture, and the linear map of the mixture to float[..., E]."""
         self.q_fusion_weights = nn.Parameter(torch.full((len(self.paths),), 1 / len(self.paths)))
         self.q_proj_1 = nn.Linear(width, width, bias=False)
 
@@ -122,7 +122,7 @@ class TriplePathCompressor(RegionCompressor):
         init.constant_(self.q_fusion_weights, 1 / len(self.paths))
 
     def wavelet_path(self) -> nn.Module:
-        """The WaveletPath, where there is one."""
+        """The WaveletPath, if there is one."""
         raise NotImplementedError
 
     def path_queries(self, x: Tensor, scale_factor: int) -> Iterator[Tensor]:
@@ -138,7 +138,7 @@ class TriplePathCompressor(RegionCompressor):
 
     @torch.no_grad()
     def inspect(self, features: VisionFeatures, scale_factors: Sequence[int]) -> PrismParts:
-        """What happens inside, for pictures of it; in evaluation mode.
+        """Return intermediate results, to be visualised. The module must be in evaluation mode.
 
         Raises UserError if N is not a square or an s does not divide its side.
         """

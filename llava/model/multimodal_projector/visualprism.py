@@ -1,7 +1,8 @@
 """VisualPrism: compress a vision grid by scale_factor**2, guided by frequency priors (SPEC 1).
 
 Queries come from three paths over the selected layer (TPQP), keys and values from several levels (HKVE), and
-each query attends within its own region. Attribute names are those of published checkpoints: a file format.
+each query attends within its own region. Attribute names are those of published checkpoints
+and belong to the file format.
 """
 
 # Legend: multimodal_projector/base.py
@@ -45,25 +46,25 @@ class MultiScaleConv(nn.Module):
 
 @dataclass(frozen=True)
 class VisualPrismOptions(TriplePathOptions):
-    """TriplePathOptions, and the norm."""
+    """The options of TriplePathOptions, and the norm."""
 
     visualprism_norm: str = option(
         "batch",
         "batch, sync_batch (statistics over all ranks; a run on several ranks takes it for batch) or layer; "
         "of visualprism alone.",
-        form=lambda norm: norm.removeprefix("sync_"),  # the same weights
+        form=lambda norm: norm.removeprefix("sync_"),  # both have the same weights
     )
 
 
 class VisualPrism(Foldable, TriplePathCompressor):
-    """Guide, then compress: G*G patches to (G/s)**2 tokens.
+    """Guide, then compress: turns G*G patches into (G/s)**2 tokens.
 
-    The grid side is read at run time and no parameter depends on s, so one module serves every resolution
-    that s divides, and every s. In evaluation the function is computed from folded weights.
+    The grid side is read at run time and no parameter depends on s. So one module works for every s, and for
+    every grid that s divides. In evaluation the function is computed from folded weights.
 
-    Args: RegionCompressor's, and the options.
+    Args: as RegionCompressor, with VisualPrismOptions.
     Raises:
-        UserError: on an unknown path, wavelet or norm, or heads that do not divide E.
+        UserError: if a path, the wavelet or the norm is unknown, or the heads do not divide E.
     """
 
     Options = VisualPrismOptions
@@ -99,7 +100,7 @@ class VisualPrism(Foldable, TriplePathCompressor):
 
     @classmethod
     def prepare_for_ranks(cls, fields: CommonFields) -> None:
-        """Running statistics must not depend on which rank saves them."""
+        """Turn batch into sync_batch: running statistics must not depend on the rank that saves them."""
         if fields.visualprism_norm == "batch":  # type: ignore[attr-defined]
             fields.visualprism_norm = "sync_batch"  # type: ignore[attr-defined]
 
@@ -110,8 +111,8 @@ class VisualPrism(Foldable, TriplePathCompressor):
         """float[B, N, C] to each path's float[B, M, E], in the order of `paths`.
 
         Sampling is linear and its weights sum to 1, so it commutes with the 1x1 maps of the identity and
-        wavelet paths: they see M positions instead of N. The local path's norm needs its statistics over
-        all N.
+        wavelet paths, which are applied to M positions instead of N. The local path's norm needs its
+        statistics over all N.
         """
         maps = to_maps(x)
         paths = {

@@ -1,8 +1,9 @@
-"""VisualPrism's evaluation form: the same function for less, constant maps folded beforehand (SPEC 1).
+"""VisualPrism's evaluation form: the same function with less work, from folded weights (SPEC 1).
 
 - Each batch norm is folded into its convolution.
 - Sampling commutes with 1x1 maps, so the maps of the paths, the fusion weights and the query projection
-  become one matrix over the sampled paths: M positions instead of N, once instead of four times.
+  become one matrix over the sampled paths. It is applied to M positions instead of N, and once instead of
+  four times.
 - The 1x1 map over the branches of the keys is one product, and both global gates are computed together.
 - Keys and values are written in the order of regions.
 - The out-projection of the attention is multiplied into the first map of the MLP.
@@ -39,27 +40,27 @@ def fold_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Kernel:
 
 
 def depthwise_conv(maps: Tensor, kernel: Kernel, stride: int = 1, padding: int | None = None) -> Tensor:
-    """By default a sample for each position."""
+    """Depthwise convolution; by default the output has one sample for each position."""
     weight, bias = kernel
     place = (stride, weight.shape[-1] // 2 if padding is None else padding)
-    if torch.compiler.is_compiling():  # cuDNN adds a bias in a pass of its own, a compiler within the GELU
+    if torch.compiler.is_compiling():  # cuDNN adds a bias in an extra pass, a compiler within the GELU
         return F.conv2d(maps, weight, None, *place, groups=weight.shape[0]) + bias.view(-1, 1, 1)
     return F.conv2d(maps, weight, bias, *place, groups=weight.shape[0])
 
 
 def sampled_depthwise_gelu(maps: Tensor, kernel: Kernel, scale_factor: int) -> Tensor:
-    """Depthwise convolution, GELU, sampling; an odd s samples block middles, and is convolved there alone."""
+    """Depthwise convolution, GELU, sampling. An odd s samples block middles; only these are computed."""
     if scale_factor % 2 == 0:
         return downsample(F.gelu(depthwise_conv(maps, kernel)), scale_factor)
     weight, _ = kernel
-    margin = weight.shape[-1] // 2 - scale_factor // 2  # how far the first middle's window is beyond the edge
+    margin = weight.shape[-1] // 2 - scale_factor // 2  # how far the first middle's window is over the edge
     if margin < 0:
         maps, margin = maps[..., -margin:, -margin:], 0
     return F.gelu(depthwise_conv(maps, kernel, scale_factor, margin))
 
 
 class FoldedVisualPrism:
-    """A VisualPrism's weights at one moment, folded; no module, so nothing of it is saved or trained.
+    """The folded weights of a VisualPrism at one moment. It is not a module, so it is not saved or trained.
 
     Args:
         prism: the VisualPrism.
@@ -78,7 +79,7 @@ class FoldedVisualPrism:
         self.attention = FoldedAttention(prism.clip_attn, prism.mlp[0]) if products else None
 
     def fold_queries(self, products: bool) -> None:
-        """The maps of all paths as one; of the wavelet path also for where LL suffices."""
+        """Fold the maps of all paths into one, and into a second one for use where LL suffices."""
         prism = self.prism
         maps, biases = {}, {}
         if "identity" in prism.paths:
@@ -107,7 +108,7 @@ class FoldedVisualPrism:
             self.low_query_weight = torch.cat(list(weights.values()), dim=1)
 
     def __call__(self, x: Tensor, x_multi: Tensor, scale_factor: int) -> Tensor:
-        """x float[B, N, C], x_multi float[B, N, L*C] to float[B, M, D]."""
+        """x float[B, N, C] and x_multi float[B, N, L*C] to float[B, M, D]."""
         if self.prism.hkve:
             key, value = self.keys_and_values(x_multi, scale_factor)
         else:
@@ -140,14 +141,14 @@ class FoldedVisualPrism:
         return prism.ln_q_1(self.to_query(F.linear(tokens, weight, self.query_bias)))
 
     def keys_and_values(self, x_multi: Tensor, scale_factor: int) -> tuple[Tensor, Tensor]:
-        """float[B, N, L*C] to two of float[B*M, s*s, E], by regions."""
+        """float[B, N, L*C] to two of float[B*M, s*s, E], grouped by region."""
         base = self.prism.kv_down_proj(x_multi)
         maps, means = to_maps(base), base.mean(dim=1)
         key_gain, value_gain = map(to_image_gains, self.gates.gains(means.expand(2, *means.shape)))
         return self.keys(maps, key_gain, scale_factor), self.values(maps, value_gain, scale_factor)
 
     def keys(self, maps: Tensor, gain: Tensor, scale_factor: int) -> Tensor:
-        """float[B, E, G, G] and the gain of the global branch to float[B*M, s*s, E], by regions."""
+        """float[B, E, G, G] and the gain of the global branch to float[B*M, s*s, E], grouped by region."""
         local = (depthwise_conv(maps, kernel) for kernel in self.k_branches)
         local = region_rows(gelu_by_region(local, len(self.k_branches), scale_factor))
         cells = by_region(maps.permute(0, 2, 3, 1), scale_factor)
@@ -159,7 +160,7 @@ class FoldedVisualPrism:
         return self.prism.ln_k_1(rows.view_as(key))
 
     def values(self, maps: Tensor, gain: Tensor, scale_factor: int) -> Tensor:
-        """As keys()."""
+        """As keys(), for the values."""
         value = gelu_by_region([depthwise_conv(maps, self.v_branch)], 1, scale_factor)
         cells = by_region(maps.permute(0, 2, 3, 1), scale_factor)
         out = value if writes_in_place(value) else None

@@ -1,16 +1,17 @@
-"""VisualPrism v2: the three query paths over keys and values whose channels mix.
+"""VisualPrism v2: three query paths, and keys and values whose channels are mixed.
 
 What differs from the published form, and why (docs/ablation.md has the measurements):
-- The wavelet path hands on the sub-bands themselves: transformed back and sampled, all but LL would be lost
-  at s = 2.
-- Every level enters with mean 0 and variance 1 over its channels. A tower's states grow from layer to layer
-  (in DINOv2-S sixfold over the four levels), so that the deepest would drown the others.
-- Keys and values are each a map of all levels and a GELU; attention's own projections are their second layer.
-  HKVE's single linear map, then depthwise convolutions, never mixes channels again.
-- HKVE's local and global branches enter as residuals whose gains start at zero.
-- Values carry where in their region they stand: a gain over the region's cosine basis, channel by channel,
-  that starts at one. So a token keeps what a plain weighted mean over its patches would lose.
-- Layer norms: no statistics of a batch, so training and evaluation compute the same, on any number of ranks.
+- The wavelet path passes on the sub-bands themselves. If they were transformed back and sampled, all but LL
+  would be lost at s = 2.
+- Every level is normalised to mean 0 and variance 1 over its channels. A tower's states grow from layer to
+  layer (in DINOv2-S sixfold over the four levels), so otherwise the deepest would dominate.
+- Keys and values are each a linear map of all levels and a GELU; the attention's own projections act as their
+  second layer. In HKVE a single linear map is followed by depthwise convolutions, which mix no channels.
+- HKVE's local and global branches are added as residuals whose gains start at zero.
+- Values carry their position in the region: each channel has a gain over the region's cosine basis, which
+  starts at one. So a token keeps what a plain weighted mean over its patches would lose.
+- The norms are layer norms, without batch statistics. So training and evaluation compute the same, on any
+  number of ranks.
 """
 
 # Legend: multimodal_projector/base.py
@@ -32,13 +33,13 @@ from llava.model.multimodal_projector.triple_path import TriplePathCompressor, T
 from llava.model.multimodal_projector.visualprism_v2_merged import MergedVisualPrismV2
 from llava.model.multimodal_projector.wavelet import SubbandPath
 
-COSINES = 4  # of the basis along a side: complete for regions of up to 4x4 patches
+COSINES = 4  # cosines along a side; the basis is complete for regions of up to 4x4 patches
 
 
 def cosine_basis(scale_factor: int, device: torch.device) -> Tensor:
     """float32[s*s, COSINES**2]: the two-dimensional cosines at the patches of a region, row-major.
 
-    Those of a type-II discrete cosine transform (Ahmed, Natarajan and Rao 1974), unscaled.
+    They are those of an unscaled type-II discrete cosine transform (Ahmed, Natarajan and Rao 1974).
     """
     centres = (torch.arange(scale_factor, device=device) + 0.5) / scale_factor
     line = torch.cos(torch.pi * centres[:, None] * torch.arange(COSINES, device=device))
@@ -46,7 +47,7 @@ def cosine_basis(scale_factor: int, device: torch.device) -> Tensor:
 
 
 class RegionGains(nn.Module):
-    """A factor for each patch of a region and each channel, one at first; the weights serve every s."""
+    """A factor, initially one, for each patch of a region and each channel; the weights fit every s."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -62,7 +63,7 @@ class RegionGains(nn.Module):
 
 
 class Branches(nn.Module):
-    """HKVE's local and global branches of one of keys and values, as a residual that is zero at first."""
+    """HKVE's local and global branches for keys or for values, as a residual that is initially zero."""
 
     def __init__(self, width: int, kernel: int):
         super().__init__()
@@ -83,7 +84,7 @@ class Branches(nn.Module):
 
 @dataclass(frozen=True)
 class VisualPrismV2Options(TriplePathOptions):
-    """TriplePathOptions, and the parts of this form alone."""
+    """The options of TriplePathOptions, and those that only this form has."""
 
     visualprism_level_norm: bool = option(
         True, "Every level is normed as it enters; of visualprism_v2 alone."
@@ -98,15 +99,15 @@ class VisualPrismV2Options(TriplePathOptions):
 
 
 class VisualPrismV2(Foldable, TriplePathCompressor):
-    """G*G patches to (G/s)**2 tokens; no parameter depends on s or on G.
+    """Turns G*G patches into (G/s)**2 tokens; no parameter depends on s or G.
 
-    Args: RegionCompressor's, and the options; visualprism_hkve makes the local and global branches.
+    Args: as RegionCompressor, with VisualPrismV2Options; visualprism_hkve adds the local and global branches.
     Raises:
-        UserError: on an unknown path or wavelet, or heads that do not divide E.
+        UserError: if a path or the wavelet is unknown, or the heads do not divide E.
     """
 
     Options = VisualPrismV2Options
-    highest_rate = 1e-4  # in the quick start it does not learn to look at 2e-4 and 5e-4 (docs/ablation.md)
+    highest_rate = 1e-4  # at 2e-4 and 5e-4 the quick start does not learn to use the image (docs/ablation.md)
 
     def maps_levels(self, options: VisualPrismV2Options) -> bool:
         return False
@@ -137,7 +138,7 @@ class VisualPrismV2(Foldable, TriplePathCompressor):
         return self.q_wavelet
 
     def normed(self, levels: Tensor) -> Tensor:
-        """Each level of float[B, N, L*C] with mean 0 and variance 1 over its channels."""
+        """If level_norm, give each level of float[B, N, L*C] mean 0 and variance 1 over its channels."""
         if not self.level_norm:
             return levels
         apart = levels.unflatten(-1, (-1, self.width))
@@ -155,13 +156,13 @@ class VisualPrismV2(Foldable, TriplePathCompressor):
         return maps
 
     def path_queries(self, x: Tensor, scale_factor: int) -> Iterator[Tensor]:
-        """As TriplePathCompressor's."""
+        """As in TriplePathCompressor."""
         form, maps = self.form(), self.path_maps()
         rows = form.path_rows(x, scale_factor, share_low_band=False)
         return (nn.functional.linear(torch.cat(rows[path], dim=-1), *maps[path]) for path in self.paths)
 
     def keys_and_values(self, x_multi: Tensor) -> tuple[Tensor, Tensor]:
-        """float[B, N, L*C] to two of float[B, N, E]; values do not carry their places yet."""
+        """float[B, N, L*C] to two of float[B, N, E]; the values lack their position gains."""
         key, value = self.form().keys_and_values(x_multi, 1)
         return key.view(*x_multi.shape[:2], -1), value.view(*x_multi.shape[:2], -1)
 
@@ -172,13 +173,13 @@ class VisualPrismV2(Foldable, TriplePathCompressor):
         return self.mlp(self.with_shortcut(self.clip_attn.attend(query, key, value), query))
 
     def with_shortcut(self, gathered: Tensor, query: Tensor) -> Tensor:
-        """What the queries gathered, and their shortcut if there is one; all float[B, M, E]."""
+        """Add the queries, times the shortcut's gain if there is one, to `gathered`; all float[B, M, E]."""
         if self.shortcut_gain is None:
             return gathered
         return torch.addcmul(gathered, self.shortcut_gain, query)
 
     def form(self) -> MergedVisualPrismV2:
-        """The weights as a call uses them."""
+        """The form of the weights that a call uses: the evaluation form, or one made for this call."""
         return self.folded() if self.folded_form_serves() else self.fold(products=False)
 
     def fold(self, products: bool) -> MergedVisualPrismV2:

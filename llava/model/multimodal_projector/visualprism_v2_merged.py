@@ -1,7 +1,7 @@
-"""VisualPrism v2 as it is computed: linear maps of the same input, and linear maps that are summed, are one.
+"""How VisualPrism v2 is computed: linear maps that share an input or are summed are merged into one.
 
-In training and in a compiled graph the weights are concatenated at every call. The evaluation form keeps
-them, and multiplies together those matrices that follow each other (see Foldable).
+In training, and in a compiled graph without prepare_to_compile, the weights are concatenated at every call.
+The evaluation form keeps them, and multiplies together matrices that follow each other (see Foldable).
 """
 
 # Legend: multimodal_projector/base.py
@@ -26,11 +26,11 @@ from llava.model.multimodal_projector.triple_path import StackedGates, to_image_
 
 
 class MergedVisualPrismV2:
-    """A VisualPrismV2's weights at one moment; no module, so nothing of it is saved or trained.
+    """The merged weights of a VisualPrismV2 at one moment. It is not a module, so it is not saved or trained.
 
     Args:
         prism: the VisualPrismV2.
-        products: as in Foldable.fold; then what depends on s is kept as well.
+        products: as in Foldable.fold; if True, tensors that depend on s are kept too.
     """
 
     def __init__(self, prism: nn.Module, products: bool):
@@ -49,7 +49,7 @@ class MergedVisualPrismV2:
         self.attention = FoldedAttention(prism.clip_attn) if products else prism.clip_attn.attend
 
     def merge_queries(self, products: bool) -> None:
-        """The maps of all paths, weighed by their shares of the fusion, and its map too if products."""
+        """Multiply the paths' maps by their fusion weights, and with `products` by the query projection."""
         prism = self.prism
         share = dict(zip(prism.paths, prism.q_fusion_weights.softmax(dim=0), strict=True))
         maps = prism.path_maps()
@@ -65,7 +65,7 @@ class MergedVisualPrismV2:
             self.band_kernel = prism.wavelet_path().kernel()
 
     def keep(self, make: Callable[..., Tensor], *args) -> Tensor:
-        """make(*args), once if this is an evaluation form; a compiled graph keeps nothing."""
+        """Return make(*args). An evaluation form keeps the result, except in a compiled graph."""
         if not self.keeps or torch.compiler.is_compiling():
             return make(*args)
         key = (make.__name__, *args)
@@ -84,15 +84,15 @@ class MergedVisualPrismV2:
         return prism.mlp(prism.with_shortcut(self.attention(query, key, value), query))
 
     def shares_low_band(self, scale_factor: int) -> bool:
-        """Whether the identity path takes its samples from the sub-band LL, of which they are a multiple.
+        """Whether the identity path takes its samples from the sub-band LL, which is a multiple of them.
 
-        An evaluation form alone does so: it keeps the weights that fit.
+        Only an evaluation form does so, because it keeps the weights that fit.
         """
         low_band = self.keeps and {"identity", "wavelet"} <= set(self.prism.paths)
         return low_band and self.prism.wavelet_path().samples_low_band(scale_factor)
 
     def sampled_weight(self, share_low_band: bool) -> Tensor:
-        """float[E, ...], of the sampled paths side by side."""
+        """The concatenated weights float[E, ...] of the identity and local paths."""
         weights = {path: weight for path, weight in self.path_weights.items() if path != "wavelet"}
         if share_low_band:
             gain = self.prism.wavelet_path().low_band_gains()[0]
@@ -100,12 +100,12 @@ class MergedVisualPrismV2:
         return torch.cat(list(weights.values()), dim=1)
 
     def path_rows(self, x: Tensor, scale_factor: int, share_low_band: bool) -> dict[str, list[Tensor]]:
-        """What the linear maps of the paths read: of each path parts float[B, M, ...], side by side in order.
+        """The inputs of the paths' linear maps: for each path the parts float[B, M, ...] to be concatenated.
 
         Sampling comes before the linear maps, with which it commutes.
 
         Args:
-            share_low_band: for the identity path take LL.
+            share_low_band: use LL for the identity path.
         """
         prism = self.prism
         maps = to_maps(prism.normed(x))
@@ -144,7 +144,7 @@ class MergedVisualPrismV2:
         return self.prism.ln_q_1(self.to_query(query))
 
     def keys_and_values(self, x_multi: Tensor, scale_factor: int) -> tuple[Tensor, Tensor]:
-        """float[B, N, L*C] to two of float[B*M, s*s, E], by regions; values do not carry their places yet."""
+        """float[B, N, L*C] to two of float[B*M, s*s, E] grouped by region; values lack position gains."""
         prism = self.prism
         mixed = F.linear(prism.normed(x_multi), self.mix_weight, self.mix_bias)
         batch, num, width = mixed.shape
@@ -166,7 +166,7 @@ class MergedVisualPrismV2:
         return prism.ln_k_1(key), prism.ln_v_1(value)
 
     def with_residuals(self, part: Tensor, factor: Tensor, branches: nn.Module, scale_factor: int) -> Tensor:
-        """float[B, N, E], and float[B, E], 1 plus its global gains, to float[B*M, s*s, E], by regions."""
+        """part float[B, N, E] and factor float[B, E], 1 + global gains, to float[B*M, s*s, E] by region."""
         maps = to_maps(part)
         local, cells = (
             by_region(each.permute(0, 2, 3, 1), scale_factor) for each in (branches.local(maps), maps)

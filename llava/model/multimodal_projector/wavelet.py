@@ -13,7 +13,7 @@ from llava.errors import UserError
 from llava.model.multimodal_projector.region_order import by_region, region_rows
 
 SUBBAND_SCALE = (1.0, 1.2, 1.2, 1.5)
-SYNTHESIS_GAIN = 0.5  # published checkpoints hold it in their synthesis filters
+SYNTHESIS_GAIN = 0.5  # it is part of the synthesis filters in published checkpoints
 
 
 class Taps(NamedTuple):
@@ -30,10 +30,10 @@ HAAR = Taps([HALF, HALF], [-HALF, HALF], [HALF, HALF], [HALF, -HALF])
 
 
 def taps_of(name: str) -> Taps:
-    """The filters of a discrete wavelet; Haar's without PyWavelets, which exported models may lack.
+    """The filters of a discrete wavelet. Haar needs no PyWavelets, which exported models may lack.
 
     Raises:
-        UserError: if PyWavelets is needed and missing, or has none of that name; lists the families.
+        UserError: if PyWavelets is needed and missing, or has no such wavelet; lists the families.
     """
     if name == "haar":
         return HAAR
@@ -63,7 +63,9 @@ def around(size: int, margin: int, device: torch.device) -> Tensor:
 
 
 class Wavelet(nn.Module):
-    """Analysis and synthesis, channel by channel, periodic at the edges; filters are buffers, as published.
+    """Analysis and synthesis, channel by channel, periodic at the edges.
+
+    The filters are buffers, as in published checkpoints.
 
     Args:
         name: a discrete orthogonal or biorthogonal wavelet of PyWavelets.
@@ -91,13 +93,13 @@ class Wavelet(nn.Module):
 
     @property
     def is_blockwise(self) -> bool:
-        """Whether the transform is one 4x4 matrix on blocks of 2x2 pixels, as Haar's."""
+        """Whether the transform is one 4x4 matrix on blocks of 2x2 pixels, as it is for Haar."""
         return self.dec_filter.shape[-1] == self.rec_filter.shape[-1] == 2
 
     def analyse(self, maps: Tensor) -> Tensor:
         """float[B, C, G, G], G even, to float[B, C, 4, G/2, G/2], as pywt.dwt2(mode="periodization").
 
-        Of a blockwise transform each sub-band has its channels last in memory, which convolutions want.
+        A blockwise transform gives sub-bands with channels last in memory, which convolutions prefer.
         """
         if self.is_blockwise:
             tokens = maps.permute(0, 2, 3, 1)
@@ -133,7 +135,7 @@ class Wavelet(nn.Module):
 
 
 class WaveletPath(nn.Module):
-    """Filter each sub-band by one shared depthwise block, weigh them, transform back (TPQP path 3)."""
+    """Filters all sub-bands by one depthwise block, weights them and transforms them back (TPQP path 3)."""
 
     def __init__(self, width: int, norm: type[nn.Module] = nn.BatchNorm2d, wavelet: str = "haar"):
         super().__init__()
@@ -153,7 +155,7 @@ class WaveletPath(nn.Module):
     def bands(self, maps: Tensor) -> Tensor:
         """float[B, C, G, G] to float[B, C, 4, H, H], H = ceil(G/2).
 
-        An odd G repeats its last row and column, as PyWavelets does.
+        If G is odd, the last row and column are repeated, as in PyWavelets.
         """
         if maps.shape[-1] % 2:
             maps = nn.functional.pad(maps, (0, 1, 0, 1), mode="replicate")
@@ -168,22 +170,22 @@ class WaveletPath(nn.Module):
         return self.wavelet.synthesise(bands.permute(1, 4, 0, 2, 3))[..., :side, :side]
 
     def samples_low_band(self, scale_factor: int) -> bool:
-        """Whether a sample of the output depends on LL alone.
+        """Whether a sample of the output depends only on LL.
 
-        At s = 2 a sample is the mean of a 2x2 block; of a blockwise transform that is a multiple of LL.
+        At s = 2 a sample is the mean of a 2x2 block; with a blockwise transform that is a multiple of LL.
         """
         return scale_factor == 2 and self.wavelet.is_blockwise
 
     def low_band_gains(self) -> tuple[Tensor, Tensor]:
-        """Where LL suffices: LL by the mean of its block, and the sample by the filtered LL; float32[]."""
+        """If LL suffices, two ratios float32[]: LL to its block's mean, and the sample to the filtered LL."""
         analysis, synthesis = self.wavelet.dec_filter[0].float(), self.wavelet.rec_filter[0].float()
         return 4 * analysis.mean(), self.subband_scale[0] * synthesis.mean()
 
 
 class SubbandPath(WaveletPath):
-    """The filtered sub-bands side by side, not transformed back, with gains that learn (VisualPrism v2).
+    """Concatenates the filtered sub-bands, with learnt gains, and does not transform back (VisualPrism v2).
 
-    After Haar's inverse the mean of a 2x2 block is a multiple of LL: sampling at s = 2 would lose the rest.
+    After Haar's inverse the mean of a 2x2 block is a multiple of LL. Sampling at s = 2 would lose the rest.
     """
 
     def __init__(self, width: int, norm: type[nn.Module], wavelet: str = "haar"):
@@ -200,7 +202,7 @@ class SubbandPath(WaveletPath):
         return torch.bmm(analysis, blocks).unflatten(0, (-1, side, side))
 
     def kernel(self) -> Tensor:
-        """float[4*C, 1, 3, 3]: the shared convolution for all sub-bands side by side."""
+        """float[4*C, 1, 3, 3]: the shared convolution, repeated for the concatenated sub-bands."""
         return self.subband_conv.weight.repeat(4, 1, 1, 1)
 
     def forward(self, bands: Tensor, side: int, kernel: Tensor) -> Tensor:  # type: ignore[override]
@@ -208,7 +210,7 @@ class SubbandPath(WaveletPath):
 
         Args:
             bands: float[B, H, H, 4, C], as bands_last gives them.
-            side: of the output; each of its positions is the mean of what it stands for.
+            side: side of the output; each position is the mean of the sub-band positions that it covers.
             kernel: as kernel() makes it.
         Returns:
             float[B, side*side, 4*C]. The gains are not applied yet: they are folded into the linear map that
@@ -225,5 +227,5 @@ class SubbandPath(WaveletPath):
         return filtered.flatten(1, 2)
 
     def gains(self) -> Tensor:
-        """float[4*C], by which the sub-bands are weighed."""
+        """float[4*C], the factors of the concatenated sub-bands."""
         return self.subband_scale.repeat_interleave(self.subband_conv.in_channels)
