@@ -40,7 +40,7 @@ COMMANDS = {
     "prism": Command("llava.visualization.prism", "draw what the parts of a VisualPrism projector see"),
     "benchmark": Command("llava.benchmark", "measure speed, memory and quality"),
 }
-# bash's, which zsh runs too. The flags of a command are those on its own page of help.
+# For bash; zsh can run it too. The flags of a command are read from its --help.
 COMPLETION = """_visualprism() {
     local word=${COMP_WORDS[COMP_CWORD]} words
     COMPREPLY=()

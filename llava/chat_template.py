@@ -9,7 +9,7 @@ from typing import NamedTuple
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, SeparatorStyle
 
-_WORDS = "[words]"  # stands for a message's words while a template is taken apart
+_WORDS = "[words]"  # placeholder for a message's text while a template is taken apart
 _JINJA = r"""
 {#- Servers see by this loop over a content that it may be a list of parts. -#}
 {%- for message in messages -%}
@@ -65,7 +65,7 @@ _JINJA = r"""
 """
 
 
-# Around the prompt, where a tokenizer has <image> as a token and adds no token to what a template renders
+# Wraps the prompt for a tokenizer that has <image> as a token and adds no token to a rendered template
 _PIECES = r"""
 {%- macro led(piece) -%}
   {%- set found = namespace(mark=not piece) -%}
@@ -80,12 +80,12 @@ _PIECES = r"""
 
 
 class Marks(NamedTuple):
-    """What the prompt needs for a tokenizer that takes it in one piece, to give the ids of encode_prompt.
+    """What a prompt needs so that a tokenizer that takes it in one piece gives the ids of encode_prompt.
 
     Attributes:
-        bos: the text of the token that it adds ahead of any text; empty if there is none.
-        lead: what it would put ahead of a text, but not behind a token such as <image>: a space or nothing.
-        tokens: those that it never splits, behind which nothing is put.
+        bos: the text of the token that the tokenizer puts before any text; empty if there is none.
+        lead: what it puts before a text, but not after a token such as <image>: a space or nothing.
+        tokens: tokens that it never splits; a text that begins with one gets no `lead`.
     """
 
     bos: str
@@ -94,7 +94,7 @@ class Marks(NamedTuple):
 
     @classmethod
     def of(cls, tokenizer) -> Marks:
-        """Of a tokenizer that has <image> as a token."""
+        """Find the marks of a tokenizer that has <image> as a token."""
         alone, mark = tokenizer.encode("x", add_special_tokens=False), DEFAULT_IMAGE_TOKEN
         behind = {
             lead: tokenizer.encode(f"{mark}{lead}x", add_special_tokens=False)[1:] for lead in ("", " ")
@@ -110,14 +110,14 @@ class Marks(NamedTuple):
 def chat_template(
     conversation: Conversation, use_im_start_end: bool = False, marks: Marks | None = None
 ) -> str:
-    """The template as Jinja, for a tokenizer's apply_chat_template: it renders what get_prompt gives.
+    """Return the template as Jinja, for a tokenizer's apply_chat_template; it renders what get_prompt gives.
 
-    A system message takes the place of the template's own text, as with_system puts it. In a message of parts
-    the texts stand a line each, and the images where place_images puts them.
+    A system message replaces the template's own system text, as in with_system. In a message of parts each
+    text is on a line of its own, and the images are where place_images puts them.
 
     Args:
-        marks: of a tokenizer that has <image> as a token; the prompt then also has what such a one needs, its
-            BOS ahead of all.
+        marks: those of a tokenizer that has <image> as a token. The prompt then also has what this tokenizer
+            needs, with its BOS first.
     """
     user, assistant = conversation.roles
     talk = replace(conversation, messages=[[role, _WORDS] for role in (user, assistant, user)])

@@ -1,4 +1,4 @@
-"""How a command of this package is parsed, and how it ends where its user can mend what is wrong."""
+"""Parses the commands of this package, and ends them with a message if the user can correct an error."""
 
 import argparse
 import os
@@ -54,9 +54,9 @@ def add_declared(
 
     Args:
         parser: a parser or a group of one.
-        declared: by a flag's name with underscores, what add_argument takes.
+        declared: maps a flag's name with underscores to the keyword arguments of add_argument.
         flags: in the spelling that --help lists, such as "--model-path".
-        defaults: where they are not the declared ones, by name.
+        defaults: maps a flag's name to a default that replaces the declared one.
     """
     for flag in flags:
         name = flag.removeprefix("--").replace("-", "_")
@@ -65,7 +65,7 @@ def add_declared(
 
 
 def exit_code(action: Callable[[], object]) -> int:
-    """Run `action`: 0, or 1 after printing the UserError that says what to mend."""
+    """Run `action`. Returns 0, or 1 after printing a UserError, which says what to correct."""
     quiet_libraries()
     try:
         action()
@@ -76,7 +76,7 @@ def exit_code(action: Callable[[], object]) -> int:
 
 
 def message(error: UserError, command: str = "error") -> str:
-    """One line, `command: error`; below the traceback where the environment has LLAVA_DEBUG=1."""
+    """Return one line, `command: error`, with LLAVA_DEBUG=1 in the environment below the traceback."""
     line = f"{command}: {error}"
     if os.environ.get("LLAVA_DEBUG", "0") in ("", "0"):
         return line

@@ -1,7 +1,7 @@
-"""Token strings and indices that every room shares; defined here alone."""
+"""Token strings and indices that all parts of the package share; they are defined only here."""
 
-IGNORE_INDEX = -100  # label of a position on which no loss falls
-IMAGE_TOKEN_INDEX = -200  # stands in input_ids where an image's tokens will be
+IGNORE_INDEX = -100  # label of a position that has no loss
+IMAGE_TOKEN_INDEX = -200  # placeholder in input_ids for the tokens of an image
 
 DEFAULT_IMAGE_TOKEN = "<image>"
 DEFAULT_IMAGE_PATCH_TOKEN = "<im_patch>"

@@ -1,4 +1,4 @@
-"""Prompt templates: what the model reads, and which parts of it the assistant itself says."""
+"""Prompt templates: what the model reads, and which parts of it the assistant must produce."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ class SeparatorStyle(Enum):
 
 
 class Segment(NamedTuple):
-    """A stretch of the prompt; `is_target` where the assistant must produce it."""
+    """A part of the prompt; `is_target` if the assistant must produce it."""
 
     text: str
     is_target: bool
 
 
-# None stands for an answer that is still to come, as "" does in the last message; a tuple is (text, image,
+# None means an answer that is still to come, and so does "" in the last message; a tuple is (text, image,
 # image process mode).
 Message = str | tuple | None
 
 
 class MarkedPrompt(str):
-    """A prompt that knows which <image> in it stand for images; every other <image> is letters.
+    """A prompt with the positions of those <image> that are placeholders; every other <image> is plain text.
 
-    In a plain string every <image> stands for an image.
+    In an ordinary string every <image> is a placeholder of an image.
 
     Attributes:
-        marks: where those that stand for images start, in rising order.
+        marks: positions at which the placeholders start, in rising order.
     """
 
     marks: tuple[int, ...]
@@ -68,18 +68,18 @@ class Conversation:
     sep: str = "###"
     sep2: str | None = None
     version: str = "Unknown"
-    image_mark: str = DEFAULT_IMAGE_TOKEN  # what stands for an image in a message
+    image_mark: str = DEFAULT_IMAGE_TOKEN  # the placeholder of an image in a message
 
     def append_message(self, role: str, message: Message) -> None:
         """Add a turn; a message of None asks for that role's answer."""
         self.messages.append([role, message])
 
     def copy(self) -> Conversation:
-        """A conversation of its own, safe to append to."""
+        """An independent copy, to which turns can be appended."""
         return replace(self, messages=[list(turn) for turn in self.messages])
 
     def with_system(self, text: str) -> Conversation:
-        """A copy whose system part says `text`, within the template's own marks.
+        """A copy with `text` as the system part, between the template's own marks.
 
         Raises UserError if the template has no system part.
         """
@@ -94,7 +94,7 @@ class Conversation:
         return self.sep2 if self.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2) else self.sep
 
     def image_text(self, use_im_start_end: bool = False) -> str:
-        """What stands for an image in a message, between <im_start> and <im_end> where trained so."""
+        """The placeholder of an image in a message, between <im_start> and <im_end> if so trained."""
         if not use_im_start_end:
             return self.image_mark
         wrapped = f"{DEFAULT_IM_START_TOKEN}{DEFAULT_IMAGE_TOKEN}{DEFAULT_IM_END_TOKEN}"
@@ -105,14 +105,15 @@ class Conversation:
         return "".join(segment.text for segment in self.segments())
 
     def segments(self) -> list[Segment]:
-        """The prompt in pieces, targets being what follows a generation prompt, end of turn included.
+        """The prompt in parts. The targets are what follows a generation prompt, with the end of the turn.
 
-        Raises UserError if roles do not alternate, user first, or the template cannot express the messages.
+        Raises UserError if roles do not alternate, the user's first, or the template cannot express the
+        messages.
         """
         return [segment for _, segment in self._pieces() if segment.text]
 
     def _pieces(self) -> Iterator[tuple[int | None, Segment]]:
-        """The segments, some of them empty, each with the index of the message whose words it holds."""
+        """The segments, some of them empty, each with the index of the message whose text it contains."""
         self._check_turns()
         yield None, Segment(self._opening(), False)
         for index, (role, _) in enumerate(self.messages):
@@ -137,7 +138,7 @@ class Conversation:
             raise UserError("A Llama-2 template needs words in the first message, which has the system text.")
 
     def _opening(self) -> str:
-        """The system part, where it stands before the first turn."""
+        """The system part, if the template puts it before the first turn; otherwise an empty text."""
         if self.sep_style in (SeparatorStyle.PLAIN, SeparatorStyle.LLAMA_2):
             return ""
         if self.sep_style is SeparatorStyle.CHATML:
@@ -145,7 +146,7 @@ class Conversation:
         return self.system + self.sep if self.system else ""
 
     def _turn(self, index: int, role: str) -> tuple[str, str, str]:
-        """Turn `index` as what precedes its words, the words with their end of turn, and what follows."""
+        """Turn `index` in three parts: what precedes its text, the text and its end of turn, the rest."""
         text, is_assistant = self._text(index), index % 2 == 1
         match self.sep_style:
             case SeparatorStyle.SINGLE | SeparatorStyle.TWO:
@@ -159,7 +160,7 @@ class Conversation:
                 before, spoken, after = "", f" {text} {self.sep2}", ""
             case SeparatorStyle.LLAMA_2:
                 system = f"<<SYS>>\n{self.system}\n<</SYS>>\n\n" if self.system and index == 0 else ""
-                start = self.sep if index else ""  # the tokenizer itself puts the first BOS
+                start = self.sep if index else ""  # the tokenizer itself adds the first BOS
                 before, spoken, after = f"{start}[INST] {system}", f"{text} [/INST]", ""
             case SeparatorStyle.PLAIN if is_assistant:
                 before, spoken, after = "", f"{text}{self.sep}", ""
@@ -170,7 +171,7 @@ class Conversation:
         return (before, spoken, after) if text or is_empty_answer else (before, "", "")
 
     def _text(self, index: int) -> str:
-        """The words of message `index`; the image of a first message that is a tuple goes ahead of them."""
+        """The text of message `index`; for a first message with an image, after the image's placeholder."""
         message = self.messages[index][1]
         if not isinstance(message, tuple):
             return message or ""
@@ -245,7 +246,7 @@ _LLAMA_3 = Conversation(
         "<|start_header_id|>assistant<|end_header_id|>\n\n",
     ),
     version="llama_v3",
-    sep_style=SeparatorStyle.MPT,  # marks around a role, then the words; the tokenizer puts <|begin_of_text|>
+    sep_style=SeparatorStyle.MPT,  # marks around a role, then the text; the tokenizer adds <|begin_of_text|>
     sep="<|eot_id|>",
 )
 _PLAIN = Conversation(system="", roles=("", ""), version="plain", sep_style=SeparatorStyle.PLAIN, sep="\n")
@@ -271,16 +272,16 @@ conv_templates: dict[str, Conversation] = {
     "llava_llama_3": _LLAMA_3,
     "mpt": _MPT,
 }
-DEFAULT_TEMPLATE = "vicuna_v1"  # of checkpoints whose config.json does not say, and of runs that are not told
+DEFAULT_TEMPLATE = "vicuna_v1"  # for checkpoints whose config.json names none, and runs that are given none
 
 
 def template_named(name: str, flag: str = "--conv-mode") -> Conversation:
     """A copy of a template.
 
     Args:
-        flag: where the name came from, for the message.
+        flag: the flag that gave the name, for the message.
     Raises:
-        UserError: if there is none of that name; lists the names.
+        UserError: if there is no template of that name; the message lists the names.
     """
     if name not in conv_templates:
         raise UserError(f"{flag} must be one of {', '.join(sorted(conv_templates))}, got {name!r}.")
@@ -293,12 +294,12 @@ def template_of(model_config, name: str | None = None) -> Conversation:
 
 
 def place_images(text: str, num_images: int, template: Conversation, use_im_start_end: bool = False) -> str:
-    """A user's words with what the template puts for each image.
+    """Return a user's text with the template's placeholder for each image.
 
-    The images come first, a line each, unless the text says itself where they go. In a text without images
-    <image> is letters, which stay as they are.
+    The placeholders come first, each on its own line, unless the text itself has <image> where they belong.
+    If there are no images, <image> in the text is plain text and stays unchanged.
 
-    Raises UserError if the text's own <image> marks differ from the images in number.
+    Raises UserError if the text has <image>, but not as many as there are images.
     """
     if num_images == 0:
         return text
@@ -315,11 +316,11 @@ def place_images(text: str, num_images: int, template: Conversation, use_im_star
 def chat_prompt(
     turns: Iterable[tuple[str, int, str | None]], template: Conversation, use_im_start_end: bool = False
 ) -> MarkedPrompt:
-    """The prompt of a conversation, in which <image> is a mark only in questions that have images.
+    """The prompt of a conversation, in which <image> is a placeholder only in questions that have images.
 
     Args:
-        turns: each question, the number of its images, and its answer. The last answer is None, and the
-            prompt then ends where that answer begins, or it is the end of the prompt.
+        turns: each question, the number of its images, and its answer. If the last answer is None, the prompt
+            ends where that answer begins; otherwise it ends with that answer.
     Raises:
         UserError: as place_images; or if the template cannot express the conversation.
     """

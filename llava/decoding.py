@@ -1,4 +1,4 @@
-"""How an answer is chosen, token by token, and where it ends: what evaluation and chat share."""
+"""How the tokens of an answer are chosen, and where it ends; evaluation and chat share this."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ class Decoding:
         top_p: sample from the likeliest tokens of this total probability, 0..1; None: from all.
         num_beams: beams of a beam search; 1: none.
         max_new_tokens: longest answer, tokens.
-        compiled: each token after the first runs a compiled graph over a cache of fixed size (CUDA graphs on
-            a GPU). The first answer waits for the compiler, as does a longer one than any before or another
-            batch size: for many answers of like prompts.
+        compiled: each token after the first is computed by a compiled graph over a cache of fixed size (CUDA
+            graphs on a GPU). The compiler runs at the first answer, at an answer longer than any before, and
+            at another batch size. So this suits many answers to similar prompts.
         top_k: sample from that many likeliest tokens; 0 or -1: from all.
         min_p: sample from the tokens of at least this share of the likeliest one's probability, 0..1.
-        repetition_penalty: divides the positive logits of tokens that the prompt or the answer holds already,
-            and multiplies their negative ones; above 0, 1: none.
+        repetition_penalty: divides the positive logits of tokens that the prompt or the answer already has,
+            and multiplies their negative logits; above 0; 1: none.
     """
 
     temperature: float = 0.0
@@ -56,7 +56,7 @@ class Decoding:
             )
 
     def kwargs(self) -> dict:
-        """As `generate` takes it; the model folder's own sampling defaults are switched off."""
+        """Arguments for `generate`; the sampling defaults of the model folder are switched off."""
         kwargs: dict = {
             "num_beams": self.num_beams,
             "max_new_tokens": self.max_new_tokens,
@@ -77,11 +77,11 @@ class Decoding:
 
 
 def _compile_config():
-    """transformers' own default, which it would apply on GPUs alone."""
+    """The default of transformers, which it would apply only on GPUs."""
     from transformers import CompileConfig
 
     config = CompileConfig()
-    config._compile_all_devices = True  # the name says private, its documentation that it is for this
+    config._compile_all_devices = True  # private by its name, but documented for this use
     return config
 
 
@@ -89,7 +89,7 @@ class Stopping:
     """Where an answer ends: at an end-of-sequence id of the model, or at the template's own closing text.
 
     Args:
-        more: further texts that end it.
+        more: further texts that end an answer.
     """
 
     def __init__(self, model, tokenizer, template: Conversation, more: Sequence[str] = ()):
@@ -98,13 +98,13 @@ class Stopping:
         self._texts = [text for text in (self.text, *more) if text]
         own = model.generation_config.eos_token_id
         ids = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id}
-        # an added token is never spelt otherwise; ordinary text may be cut into tokens in several ways
+        # an added token is always one id; ordinary text may be split into tokens in several ways
         closing = tokenizer.get_added_vocab().get(self.text)
         self.eos_token_ids = sorted({*ids, closing} - {None})
         self._by_text = bool(self.text) and closing is None and self.text != tokenizer.eos_token
 
     def kwargs(self) -> dict:
-        """As `generate` takes it."""
+        """Arguments for `generate`."""
         pad = self.tokenizer.pad_token_id
         kwargs = {
             "eos_token_id": self.eos_token_ids,
@@ -120,16 +120,18 @@ class Stopping:
         return new_ids[:end]
 
     def decode(self, new_ids: list[int]) -> str:
-        """The answer's text, its end mark and outer white space removed."""
+        """The answer's text without its end mark and outer white space."""
         return self._cut(self.tokenizer.decode(self.trim(new_ids), skip_special_tokens=True)).strip()
 
     def is_over(self, text: str) -> bool:
-        """Whether an answer's text holds one that ends it."""
+        """Whether an answer's text contains a text that ends it."""
         return any(closing in text for closing in self._texts)
 
     def settled(self, text: str) -> str:
-        """Of a growing answer's text what no later token can take back: no white space at its end, nor what
-        may become a closing text."""
+        """The part of a growing answer's text that no later token can change.
+
+        It is cut before an end that may become a closing text, and has no outer white space.
+        """
         if self.is_over(text):
             return self._cut(text).strip()
         starts = (closing[:n] for closing in self._texts for n in range(1, len(closing)))
@@ -141,9 +143,9 @@ class Stopping:
 
 
 def end_with_turns(model, tokenizer, template: Conversation) -> None:
-    """Make the end of the template's turns an end of the model's answers, here and where it is saved.
+    """Let the model's answers end where the template's turns end; the setting is saved with the model.
 
-    Plain `generate` then ends where a turn does, if one token writes that end, such as <|im_end|> or </s>.
+    Plain `generate` then stops at the end of a turn, if that end is one token, such as <|im_end|> or </s>.
     """
     settings = Stopping(model, tokenizer, template).kwargs()
     model.generation_config.eos_token_id = settings["eos_token_id"]
@@ -151,17 +153,17 @@ def end_with_turns(model, tokenizer, template: Conversation) -> None:
 
 
 class TextStream:
-    """Text of tokens as they come, whole characters at a time.
+    """Decodes tokens as they come, in whole characters.
 
-    A token's text may depend on the one before it (SentencePiece's spaces) or be a part of a character, so
-    each is decoded together with those since the last break.
+    A token's text may depend on the token before it (SentencePiece's spaces) or be a part of a character. So
+    each token is decoded together with those since the last break.
     """
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
         self.ids: list[int] = []
         self.text = ""
-        self._start = self._read = 0  # ids that are decoded anew begin at one, those not in text at the other
+        self._start = self._read = 0  # ids from _start are decoded again; from _read they are not in text
 
     def add(self, token: int) -> None:
         self.ids.append(token)

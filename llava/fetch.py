@@ -1,7 +1,8 @@
-"""A file from a web address that the user gave, within limits of size and time; and sockets with a deadline.
+"""Fetches a file from a web address within limits of size and time, and makes sockets with a deadline.
 
-A socket's own timeout begins anew with each byte, so that a server could hold a client for hours by sending
-one now and then. Everything here ends at a deadline, a time of time.monotonic(), whatever the server does.
+A socket's own timeout starts again with each byte, so a server could keep a client waiting for hours by
+sending a byte now and then. Everything here ends at a deadline, a time of time.monotonic(), whatever the
+server does.
 """
 
 import concurrent.futures
@@ -24,13 +25,13 @@ CHUNK = 2**16  # bytes
 
 
 def fetch(url: str, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) -> bytes:
-    """What is at an http or https address.
+    """Return the content of an http or https address.
 
     Args:
-        max_bytes: largest file taken.
+        max_bytes: size of the largest file that is accepted.
         seconds: longest wait for the whole file, redirects included.
     Raises:
-        UserError: if it is no such address, gives nothing, or goes beyond a limit.
+        UserError: if the address is of another kind, cannot be fetched, or exceeds a limit.
     """
     if not url.startswith(ADDRESSES):
         raise UserError(f"{url}: must start with {' or '.join(ADDRESSES)}.")
@@ -52,7 +53,7 @@ def fetch(url: str, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) -> byt
 
 
 def _opener(deadline: float) -> urllib.request.OpenerDirector:
-    """urllib's own, without ftp and files, whose connections end at `deadline`."""
+    """urllib's opener without ftp and files; its connections end at `deadline`."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -82,15 +83,15 @@ class _TimedHandler(urllib.request.AbstractHTTPHandler):
 
     def _connection(self, kind: type, host: str, **options) -> http.client.HTTPConnection:
         connection = kind(host, **options)
-        # what it calls for a socket; the way to a proxy is also opened through it
+        # http.client opens its sockets through this, also that to a proxy
         connection._create_connection = lambda address, *_: connect(address, self.deadline)
         return connection
 
 
 def in_time(deadline: float, function: Callable, *arguments):
-    """What a function gives that knows no timeout; it runs on by itself if that comes too late.
+    """Return the result of a function that has no timeout.
 
-    Raises TimeoutError at the deadline.
+    Raises TimeoutError at the deadline; the function then runs on in its own thread.
     """
     future: concurrent.futures.Future = concurrent.futures.Future()
 
@@ -108,7 +109,7 @@ def in_time(deadline: float, function: Callable, *arguments):
 
 
 def seconds_until(deadline: float) -> float:
-    """Raises TimeoutError if there are none left."""
+    """The seconds left. Raises TimeoutError if there are none."""
     seconds = deadline - time.monotonic()
     if seconds <= 0:
         raise TimeoutError("the time is over")
@@ -122,7 +123,7 @@ else:
 
 
 class _Timed(Socket):
-    """Mixed into a socket, whose reads and writes then all end at `deadline`."""
+    """A mixin for sockets: all their reads and writes end at `deadline`."""
 
     deadline: float
 
@@ -150,9 +151,9 @@ class _TimedTLS(_Timed, ssl.SSLSocket):
 
 
 def connect(address: tuple[str, int], deadline: float) -> socket.socket:
-    """A connection to (host, port) that ends at `deadline`, as does the look-up of the host's name.
+    """Connect to (host, port). The connection and the look-up of the host's name end at `deadline`.
 
-    Raises OSError if there is none.
+    Raises OSError if there is no connection.
     """
     error = OSError(f"{address[0]} has no address")
     for family, kind, protocol, _, place in in_time(

@@ -1,4 +1,4 @@
-"""Locks on files that end with the process that has them, however it ends."""
+"""File locks that end with the process that has them, however it ends."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class Held(Exception):
 
 
 class FileLock:
-    """The right to do what a file stands for, until `release` or the end of this process.
+    """An exclusive lock on a file, which lasts until `release` or the end of this process.
 
-    It is a lock of POSIX. A forked process, such as a data worker that outlives a killed run, does not
-    inherit it, and servers of network file systems keep it for all nodes. The process must not open that file
-    again: closing it would end the lock. The file holds who has the lock.
+    It is a POSIX lock. A forked process, such as a data worker that outlives a killed run, does not inherit
+    it, and servers of network file systems keep it for all nodes. The process must not open the file again,
+    because closing it would end the lock. The file says which process has the lock.
 
     Args:
-        path: of the file, which is made.
-        wait: is called with who has the lock, and the lock is then waited for; None: nobody waits.
+        path: path of the file, which is created.
+        wait: is called with the text of the file before the lock is waited for; None: do not wait.
     Attributes:
-        problem: why the file system gives no locks, in which case nobody is kept out; None if it does.
+        problem: why the file system gives no locks; other processes are then not kept out. None if it does.
     Raises:
-        Held: if another process has the lock and nobody waits.
+        Held: if another process has the lock and `wait` is None.
         OSError: if the file cannot be made or written to.
     """
 
@@ -42,7 +42,7 @@ class FileLock:
         os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode(), 0)
 
     def _acquire(self, wait: Callable[[str], None] | None) -> int:
-        """The file's descriptor."""
+        """Return the file's descriptor."""
         while True:
             file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
@@ -60,10 +60,10 @@ class FileLock:
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.stat(self._path), os.fstat(file)):
                     return file
-            os.close(file)  # who had the lock before removed the file between the two calls
+            os.close(file)  # the last holder removed the file between the two calls
 
     def release(self) -> None:
         """Remove the file and give the lock back."""
-        with suppress(OSError):  # somebody removed it, or the folder can be written to no more
+        with suppress(OSError):  # the file is gone, or the folder is no longer writable
             self._path.unlink()
         os.close(self._file)

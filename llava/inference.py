@@ -1,6 +1,6 @@
-"""The flags of every command that runs a model, each declared once, and the model that they ask for.
+"""Declares the flags of all commands that run a model, and loads the model that they ask for.
 
-torch is imported where it is used, so that --help needs none.
+torch is imported only where it is used, so that --help does not need it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 
-# As add_declared takes them. --help names a default that is not None.
+# In the form that add_declared takes. --help shows a default that is not None.
 FLAGS: dict[str, dict] = {
     "model_path": {
         "required": True,
@@ -83,7 +83,7 @@ FLAGS: dict[str, dict] = {
     },
 }
 LOADING = ("--device", "--load-4bit", "--load-8bit", "--dtype", "--attn_implementation")
-OVERRIDES = ("--scale_factor", "--image_aspect_ratio")  # of what config.json says
+OVERRIDES = ("--scale_factor", "--image_aspect_ratio")  # flags that override config.json
 MODEL = ("--model-path", "--model-base", "--conv-mode", *LOADING, "--compile", *OVERRIDES)
 SAMPLING = ("--temperature", "--top_p")
 
@@ -95,12 +95,12 @@ def add_flags(parser, *flags: str, **defaults) -> None:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with all that it takes to ask it.
+    """A model with everything that is needed to ask it questions.
 
     Attributes:
         tokenizer, model, image_processor, context_length: as load_pretrained_model gives them.
-        template: what prompts are made by.
-        compiled: whether answers are to be decoded by compiled graphs, as Decoding says.
+        template: the template of prompts.
+        compiled: whether answers are to be decoded by compiled graphs (see Decoding).
     """
 
     tokenizer: Any
@@ -125,17 +125,17 @@ def load_model(
 
     Args:
         model_path, model_base: as load_pretrained_model takes them.
-        device: "cuda", "cuda:N", "mps" or "cpu"; by default the first of these there is.
+        device: "cuda", "cuda:N", "mps" or "cpu"; by default the first of these that is here.
         conv_mode: template name; None: the config's conv_version, else DEFAULT_TEMPLATE.
         scale_factor, image_aspect_ratio: in place of the model's own.
         loading: further options of load_pretrained_model. With compile_vision the decoding is compiled, too.
     Raises:
-        UserError: for what the user can mend; says how.
+        UserError: for what the user can correct; says how.
     """
     from llava.model.builder import load_pretrained_model
     from llava.tiling import ASPECT_RATIOS, check_choice
 
-    # what can be refused ahead of loading, which takes long
+    # these checks come before loading, which takes long
     if conv_mode:
         template_named(conv_mode)
     if image_aspect_ratio is not None:
@@ -155,14 +155,14 @@ def load_model(
 
 
 def load_by_flags(args: argparse.Namespace) -> LoadedModel:
-    """The model that a command line asks for; flags that `args` lacks are as by default."""
+    """The model that a command line asks for; flags that `args` lacks have their defaults."""
     names = ("model_base", "device", "conv_mode", "scale_factor", "image_aspect_ratio")
     given = {name: getattr(args, name, None) for name in names}
     return load_model(args.model_path, **given, **loading_options(args))
 
 
 def loading_options(args: argparse.Namespace) -> dict:
-    """What load_pretrained_model takes, by the flags; those that `args` lacks are as by default.
+    """Arguments for load_pretrained_model from the flags; flags that `args` lacks have their defaults.
 
     Raises UserError if an attention implementation is not installed, or cannot compute in the dtype, or if
     two flags contradict each other.
@@ -194,7 +194,7 @@ def check_device(device: str) -> None:
 
     try:
         torch.empty(0, device=device)
-    # a build without CUDA says so by an assertion
+    # a build without CUDA raises AssertionError
     except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"--device {device} is not here ({str(error).splitlines()[0]}); choose cpu, cuda, cuda:N or mps."

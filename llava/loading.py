@@ -1,6 +1,6 @@
-"""How a model is loaded: the rule of its dtype, and what flash attention needs.
+"""Rules for loading a model: its default dtype, and the packages that flash attention needs.
 
-torch is imported where it is used, so that --help needs none.
+torch is imported only where it is used, so that --help does not need it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from llava.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # a flag's value to torch's name
-# By attention implementation: the module that it needs, what the package is called, and how to get it
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # maps --dtype's value to torch's name
+# Maps an attention implementation to the module that it needs, its package's name and how to install it
 FLASH_PACKAGES = {
     "flash_attention_2": ("flash_attn", "flash-attn", "pip install flash-attn --no-build-isolation"),
     "flash_attention_3": (
@@ -26,7 +26,7 @@ FLASH_FROM_HUB = "kernels"  # with this package transformers fetches flash atten
 
 
 def check_installed(attention: str) -> None:
-    """Refuse an implementation of flash attention whose package is not there.
+    """Refuse an implementation of flash attention whose package is not installed.
 
     Raises UserError with the flag, the package and how to get it.
     """
@@ -39,16 +39,17 @@ def check_installed(attention: str) -> None:
 
 
 def default_dtype(config: dict, device: torch.device | str) -> torch.dtype:
-    """The dtype of a model that none is asked for.
+    """The dtype of a model if the user asks for none.
 
-    It is float32 on a CPU, where half precision is no faster on most machines. On a GPU it is the one in
-    which the checkpoint was saved. One in float32 holds the master weights of training under autocast: they
-    are rounded to bfloat16, in which training computed and which has float32's range, so that no activation
-    overflows. A GPU without bfloat16 gets float16 in its place.
+    It is float32 on a CPU, where half precision is no faster on most machines. On a GPU it is the dtype in
+    which the checkpoint was saved. A checkpoint in float32 contains the master weights of training under
+    autocast. They are rounded to bfloat16, in which training computed; it has float32's range, so no
+    activation overflows. On a GPU without bfloat16, float16 is used instead.
 
     Args:
-        config: of config.json, whose key is dtype, or torch_dtype in older files; without it as for float32.
-        device: that the model is to run on.
+        config: content of config.json. Its key is dtype, or torch_dtype in older files; a missing key counts
+            as float32.
+        device: the device that the model is to run on.
     """
     import torch
 
@@ -59,7 +60,7 @@ def default_dtype(config: dict, device: torch.device | str) -> torch.dtype:
 
 
 def has_bf16(device: torch.device | str) -> bool:
-    """Whether a GPU computes in bfloat16 itself; emulation, as on those before Ampere, is slow."""
+    """Whether a GPU computes in bfloat16 without emulation, which is slow, as on GPUs before Ampere."""
     import torch
 
     device = torch.device(device)
@@ -70,6 +71,6 @@ def has_bf16(device: torch.device | str) -> bool:
 
 
 def dtype_flag(dtype: torch.dtype) -> str:
-    """The value of --dtype that means a dtype."""
+    """The value of --dtype for a dtype."""
     name = str(dtype).removeprefix("torch.")
     return next(flag for flag, known in DTYPES.items() if known == name)

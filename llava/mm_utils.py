@@ -1,4 +1,4 @@
-"""Images to pixel tensors, prompts with <image> to ids: the face that third-party evaluators import."""
+"""Turns images into pixel tensors, and prompts with <image> into ids. Third-party evaluators import it."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def process_images(images: Sequence[Image.Image], image_processor, model_cfg) ->
     """Turn images into the tower's pixel values.
 
     Args:
-        images: PIL images of any size; transparency is laid on white, as load_image does.
-        image_processor: a PIL one of transformers; `pad` uses its `image_mean`.
-        model_cfg: anything; `image_aspect_ratio` is read from it (default square), and for slice and anyres
+        images: PIL images of any size; transparent pixels become white, as in load_image.
+        image_processor: a PIL image processor of transformers; `pad` uses its `image_mean`.
+        model_cfg: any object; `image_aspect_ratio` is read from it (default square), and for slice and anyres
             what llava.tiling.tiling_of reads.
     Returns:
         square, pad: float[B, 3, H, W], or a list of float[3, H, W] where sizes differ.
@@ -91,7 +91,7 @@ def _pixels(image: Image.Image, image_processor, background: tuple[int, int, int
 
 
 def normalised(image_processor, image: Image.Image) -> Tensor:
-    """float[3, H, W] of the image's own size."""
+    """The processor's float[3, H, W] of an image at its own size."""
     pixels = image_processor(images=image, do_resize=False, do_center_crop=False, return_tensors="pt")
     return pixels["pixel_values"][0]
 
@@ -113,17 +113,17 @@ def input_side(image_processor) -> int:
 def encode_prompt(
     prompt: str, tokenizer, image_token_index: int = IMAGE_TOKEN_INDEX, cuts: Sequence[int] = ()
 ) -> tuple[list[int], list[tuple[int, int]] | None]:
-    """The one chunk rule: split at <image>, tokenise each chunk by itself, keep one BOS.
+    """The only rule of tokenising prompts: split at <image>, tokenise each chunk by itself, keep one BOS.
 
-    A BOS is there only if the tokenizer adds one to any text; with ChatML's <|im_start|> for BOS it does not.
+    There is a BOS only if the tokenizer adds one to any text. One whose BOS is <|im_start|> (ChatML) does not.
 
     Args:
-        prompt: a llava.conversation.MarkedPrompt is split at its `marks` alone, any other string at every
+        prompt: a llava.conversation.MarkedPrompt is split only at its `marks`, any other string at every
             <image>.
-        cuts: further positions at which to split, where no token may cross.
+        cuts: further positions to split at; no token crosses them.
     Returns:
-        ids, `image_token_index` where an image stands; and each id's [start, end) in `prompt`, (-1, 0) for
-        the BOS, or None if the tokenizer is a slow one, which knows no positions.
+        The ids, with `image_token_index` for each image; and each id's [start, end) in `prompt`, which is
+        (-1, 0) for the BOS. A slow tokenizer knows no positions; then None is in their place.
     """
     has_offsets = getattr(tokenizer, "is_fast", False)
     marks = getattr(prompt, "marks", None)
@@ -148,7 +148,7 @@ def encode_prompt(
 
 
 def encode_prompts(prompts: Sequence[str], tokenizer) -> list[list[int]]:
-    """The ids that encode_prompt gives of each prompt, for many prompts in a fraction of the time.
+    """The ids that encode_prompt gives for each prompt, in a fraction of the time if there are many.
 
     Every chunk is tokenised once, all of them in one call.
     """
@@ -160,9 +160,9 @@ def encode_prompts(prompts: Sequence[str], tokenizer) -> list[list[int]]:
 
 
 class _KnownChunks:
-    """Stands in for a tokenizer in encode_prompt, so that it alone says what a prompt's chunks are."""
+    """Replaces a tokenizer in encode_prompt, so that only encode_prompt defines the chunks of a prompt."""
 
-    is_fast = False  # nobody asks for positions
+    is_fast = False  # positions are not needed
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
@@ -188,7 +188,7 @@ class _KnownChunks:
 def tokenizer_image_token(
     prompt: str, tokenizer, image_token_index: int = IMAGE_TOKEN_INDEX, return_tensors: str | None = None
 ) -> list[int] | Tensor:
-    """Tokenise a prompt, each <image> that stands for an image becoming `image_token_index`.
+    """Tokenise a prompt. Each <image> that is a placeholder of an image becomes `image_token_index`.
 
     Args:
         prompt: as encode_prompt takes it.
@@ -206,7 +206,7 @@ def tokenizer_image_token(
 
 
 def left_pad(rows: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Rows of ids to (input_ids long[B, T], attention_mask bool[B, T]), all ending at the same place."""
+    """Pad rows of ids on the left to (input_ids long[B, T], attention_mask bool[B, T])."""
     width = max(len(row) for row in rows)
     input_ids = torch.full((len(rows), width), pad_token_id)
     attention_mask = torch.zeros(len(rows), width, dtype=torch.bool)
@@ -217,7 +217,7 @@ def left_pad(rows: list[list[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
 
 
 def get_model_name_from_path(model_path: str) -> str:
-    """A label, by which nothing is decided: the last folder's name, checkpoint-N after its parent's."""
+    """A mere label: the last folder's name, or for checkpoint-N the parent's name and checkpoint-N."""
     *parents, name = str(model_path).strip("/").split("/")
     return f"{parents[-1]}_{name}" if parents and name.startswith("checkpoint-") else name
 
@@ -227,14 +227,14 @@ class KeywordsStoppingCriteria(StoppingCriteria):
 
     Args:
         keywords: texts such as a conversation's `stop_str`.
-        input_ids: the prompt, long[B, T]; generation that returns new tokens alone is recognised.
+        input_ids: the prompt, long[B, T]; generation that returns only new tokens is recognised.
     """
 
     def __init__(self, keywords: Sequence[str], tokenizer, input_ids: Tensor):
         self.keywords = list(keywords)
         self.tokenizer = tokenizer
         self.prompt_ids = input_ids
-        # a token stands for a byte at least; one more for a piece that began before the keyword
+        # a token has at least one byte; one more token, as the first may begin before the keyword
         self.max_tokens = max((len(keyword.encode()) for keyword in self.keywords), default=0) + 1
 
     def __call__(self, output_ids: Tensor, scores: Tensor | None = None, **kwargs) -> Tensor:

@@ -1,7 +1,7 @@
-"""Opening a picture: the one place where files become upright 8-bit RGB, whoever asks.
+"""Opens pictures. All files become upright 8-bit RGB here.
 
-What the rules are: the picture stands as its orientation tag says; what is transparent shows white; 16-bit
-values are scaled to 8 bits; of an animation the first frame counts. Sizes are (width, height) in pixels.
+These are the rules: a picture is turned as its orientation tag says; transparent pixels become white; 16-bit
+values are scaled to 8 bits; an animation gives its first frame. Sizes are (width, height) in pixels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llava.textfile import absence, shown_name
 
 Source = str | Path | BinaryIO
 
-# What Pillow's decoders raise for a broken file, found by trial: SyntaxError, say, for a chunk of a PNG
+# What Pillow's decoders raise for a broken file, found by trial, such as SyntaxError for a PNG's chunk
 BROKEN = (
     *(OSError, EOFError, SyntaxError, ValueError, ArithmeticError, LookupError, TypeError, RuntimeError),
     *(struct.error, zlib.error),
@@ -46,7 +46,7 @@ HIGHEST_12_BIT = 4095
 
 
 class ImageError(UserError):
-    """A picture that cannot be used; `reason` goes on after its name."""
+    """A picture that cannot be used; `reason` continues the message after the name."""
 
     def __init__(self, reason: str, name: str = "A picture"):
         super().__init__(f"{name} {reason}")
@@ -62,31 +62,31 @@ def load_image(
     """Read an image file completely, upright and as RGB.
 
     Args:
-        source: a path, or a file opened for bytes, whose `name`, if it has one, is that of messages.
-        formats: Pillow's names of the formats that may come; None: all of them.
+        source: a path, or a binary file; if the file has a `name`, messages use it.
+        formats: Pillow's names of the accepted formats; None: all.
         check_size: is called with width and height before a pixel is decoded, and may raise.
-        shortest_side: a JPEG picture may come at a half, a quarter or an eighth of its size as long as no
-            side is shorter than this; decoding it so takes a fraction of the time.
+        shortest_side: a JPEG picture may be decoded at a half, a quarter or an eighth of its size, as long as
+            no side is shorter than this. It takes a fraction of the time.
     Raises:
-        ImageError: if it is missing, truncated, no image, or of pixels without a known range.
+        ImageError: if it is missing, truncated or no image, or the range of its pixels is unknown.
     """
     with _opened(source, formats) as image:
         if check_size is not None:
             check_size(*_upright_size(image))
         turn = _turn(image)  # before the pixels are read, as for image_size
         if shortest_side is not None:
-            image.draft(None, (shortest_side, shortest_side))  # of other formats a call without effect
+            image.draft(None, (shortest_side, shortest_side))  # has no effect on other formats
         rgb = to_rgb(image)
         if turn is None:
             return rgb
         rgb = rgb.transpose(turn)
-        for key in ORIENTATION_KEYS:  # else it could be turned once more
+        for key in ORIENTATION_KEYS:  # otherwise it could be turned again
             rgb.info.pop(key, None)
         return rgb
 
 
 def image_size(source: Source) -> tuple[int, int]:
-    """Width and height of the upright picture, by the header alone. Raises ImageError, as load_image."""
+    """Width and height of the upright picture, from the header only. Raises ImageError, as load_image."""
     with _opened(source) as image:
         return _upright_size(image)
 
@@ -101,14 +101,14 @@ def load_image_from_base64(image: str | bytes) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as 8-bit RGB, in an image of its own.
+    """Convert an image of any mode to a new one in 8-bit RGB.
 
-    Transparency, by a channel, a palette or a colour that stands for it, is laid on white.
+    Where it is transparent, by a channel, a palette or a transparent colour, it becomes white.
 
-    Raises ImageError for integers of 32 bits and floating-point numbers, whose range no file tells.
+    Raises ImageError for 32-bit integers and floating-point numbers, because files do not state their range.
     """
     packing = _packing(image)
-    image.load()  # some formats tell of their transparency only now
+    image.load()  # some formats show their transparency only now
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in RANGE_16_BIT):
         return _scaled(image, HIGHEST_12_BIT if packing == "I;12" else 65535).convert("RGB")
     if image.mode in ("I", "F"):
@@ -120,7 +120,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image.convert("RGB")
     key = image.info.get("transparency")
-    if packing in ("L;2", "L;4"):  # Pillow scales these pixels to 8 bits, but not the colour that is clear
+    if packing in ("L;2", "L;4"):  # Pillow scales these pixels to 8 bits, but not the transparent colour
         image.info["transparency"] = key * (85 if packing == "L;2" else 17)  # type: ignore[operator]
     elif packing == "RGB;16B":
         image.info["transparency"] = tuple(value >> 8 for value in key)  # type: ignore[union-attr]
@@ -131,7 +131,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _packing(image: Image.Image) -> str:
-    """How an opened file's pixels are packed, in Pillow's words, before they are read; "" afterwards."""
+    """Pillow's name for the packing of an opened file's pixels; "" once the pixels are read."""
     tiles = getattr(image, "tile", None)
     if not tiles:
         return ""
@@ -140,7 +140,7 @@ def _packing(image: Image.Image) -> str:
 
 
 def _scaled(image: Image.Image, highest: int) -> Image.Image:
-    """Grey values of 0 to `highest` as 8 bits, the colour that stands for transparency as white."""
+    """Scale grey values from 0..`highest` to 8 bits; the transparent colour becomes white."""
     values = np.asarray(image).astype(np.uint32)
     if isinstance(clear := image.info.get("transparency"), int):
         values[values == clear] = highest
@@ -148,13 +148,13 @@ def _scaled(image: Image.Image, highest: int) -> Image.Image:
 
 
 def _turn(image: Image.Image) -> Transpose | None:
-    """What makes an opened picture upright, by its header."""
+    """The transposition that makes an opened picture upright, from its header."""
     if image.format == "TIFF":  # Pillow turns it as it reads it, and has swapped its size already
         return None
     try:
-        # Image's own: PNG's would decode the whole picture first, in case the tag follows the pixels
+        # Image's own method: PNG's would decode the whole picture, in case the tag follows the pixels
         return TURNS.get(Image.Image.getexif(image).get(ExifTags.Base.Orientation))  # type: ignore[arg-type]
-    except BROKEN:  # the pixels may be good all the same
+    except BROKEN:  # the pixels may still be good
         return None
 
 
@@ -173,7 +173,7 @@ def _opened(source: Source, formats: tuple[str, ...] | None = None) -> Iterator[
             yield image
     except ImageError as error:
         raise ImageError(error.reason, name) from error
-    except UserError:  # of check_size
+    except UserError:  # raised by check_size
         raise
     except UnidentifiedImageError as error:
         known = f"none of {', '.join(formats)}" if formats else "of no format that Pillow knows"

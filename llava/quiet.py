@@ -1,34 +1,34 @@
-"""Messages of other libraries that say nothing to a user of this one, left out one by one.
+"""Suppresses single messages of other libraries that do not help users of this one.
 
-All other messages are shown. A warning that an outdated call of ours brings about is no matter for this file.
+All other messages are shown. Warnings about outdated calls in our own code must not be added here.
 """
 
 import logging
 import re
 import warnings
 
-# Logger to a pattern that its message begins with
+# Maps a logger to a pattern at the beginning of its message
 MESSAGES = {
-    # Where there is no GPU. It comes without --deepspeed, too, for accelerate imports the package.
+    # Without a GPU. It also comes without --deepspeed, because accelerate imports the package.
     "DeepSpeed": r"Setting accelerator to CPU\.",
     # Trainer: the tokenizer pads with another token than config.json names. The tokenizer's is the right one.
     "transformers.trainer_utils": r"The tokenizer has new PAD/BOS/EOS tokens",
-    # Of a stream, where a run that was killed after its last checkpoint goes on to its result without a step.
+    # A streamed run that was killed after its last checkpoint, and now has no steps left to train.
     "transformers.trainer": r"There seems not to be a single sample in your epoch_iterator",
-    # A folder's settings of sampling without do_sample have no effect. Our commands have flags for them.
+    # A folder's sampling settings have no effect without do_sample. Our commands have flags for them.
     "transformers.generation.configuration_utils": r"The following generation flags are not valid",
-    # A training step's cache keeps nothing, and layers that are recomputed do without it.
+    # In a training step the cache keeps nothing, and recomputed layers do not need it.
     "transformers.modeling_layers": r"Caching is incompatible with gradient checkpointing",
     # Trainer accumulates gradients and tells accelerate 1; DeepSpeed gets --gradient_accumulation_steps.
     "accelerate.accelerator": r"(\[RANK \d+\] )?Gradient accumulation steps mismatch",
-    # A kernel of the hub's that speeds up 4-bit generation on some CPUs. Results do not depend on it.
+    # A kernel from the hub that speeds up 4-bit generation on some CPUs. Results do not depend on it.
     "bitsandbytes.backends.cpu.ops": r"Failed to load CPU gemm_4bit_forward from kernels-community",
 }
-# Category and a pattern that its message begins with
+# Category and a pattern at the beginning of its message
 WARNINGS = (
     # DeepSpeed calls collectives by names that newer versions of torch are to drop.
     (FutureWarning, r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"),
-    # DistributedDataParallel, of kernels with one channel: strides that differ along it mean the same memory.
+    # DistributedDataParallel, for kernels with one channel: its stride does not change the memory layout.
     (UserWarning, r"(?s)Grad strides do not match bucket view strides\..*\ngrad\.sizes\(\) = \[\d+, 1, "),
 )
 
@@ -38,7 +38,7 @@ def _is_shown(record: logging.LogRecord) -> bool:
 
 
 def quiet_libraries() -> None:
-    """Leave these messages out of what this process prints from here on."""
+    """Suppress these messages in this process from now on."""
     for name in MESSAGES:
         logging.getLogger(name).addFilter(_is_shown)
     for category, pattern in WARNINGS:

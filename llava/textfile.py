@@ -1,4 +1,4 @@
-"""Files that a user names: text in UTF-8, with or without a byte order mark; what else comes is named."""
+"""Reads text files: UTF-8 with or without a byte order mark. Error messages name other kinds of files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from llava.errors import UserError
 from llava.text import replace_surrogates
 
 LONGEST_NAME = 200  # characters of a file's name that a message shows
-HEAD = 512  # bytes that tell what a file is
+HEAD = 512  # first bytes of a file, which show its kind
 AS_UTF_8 = "save it as UTF-8, for example with iconv"
-# First bytes to what such a file is, and how text is had from it. UTF-32's mark starts with UTF-16's.
+# Maps first bytes to a file's kind and how to get text from it. UTF-32's mark starts with UTF-16's.
 KINDS = {
     b"\xff\xfe\0\0": ("text in UTF-32", AS_UTF_8),
     b"\0\0\xfe\xff": ("text in UTF-32", AS_UTF_8),
@@ -42,11 +42,11 @@ SUFFIXES = {
     ".7z": KINDS[b"7z\xbc\xaf\x27\x1c"],
 }
 TAR = ("a tar archive", "unpack it with tar -xf, or let its name end in .tar if it is a shard")
-TAR_MARK = slice(257, 262)  # where a tar archive says "ustar"
+TAR_MARK = slice(257, 262)  # where a tar archive has "ustar"
 
 
 def kind_of(head: bytes) -> tuple[str, str] | None:
-    """What a file is by its first HEAD bytes, and how text is had from it; None for what may be UTF-8."""
+    """A file's kind by its first HEAD bytes, and how to get text from it; None if it may be UTF-8."""
     if head[TAR_MARK] == b"ustar":
         return TAR
     for mark, kind in KINDS.items():
@@ -60,12 +60,12 @@ def kind_of(head: bytes) -> tuple[str, str] | None:
 
 @contextmanager
 def open_text(path: str | Path, newline: str | None = None) -> Iterator[TextIO]:
-    """A file to be read as UTF-8; a byte order mark at its start is no part of the text.
+    """Open a file to read it as UTF-8; a byte order mark at its start is not part of the text.
 
     Args:
         newline: as open() takes it.
     Raises:
-        UserError: naming the file: if it cannot be opened, is of another kind, or, as it is read, not UTF-8.
+        UserError: if the file cannot be opened, is of another kind or turns out not to be UTF-8; names it.
     """
     with open_bytes(path) as raw:
         try:
@@ -77,9 +77,9 @@ def open_text(path: str | Path, newline: str | None = None) -> Iterator[TextIO]:
 
 @contextmanager
 def open_bytes(path: str | Path) -> Iterator[BufferedReader]:
-    """A file of text as its bytes.
+    """Open a text file to read its bytes.
 
-    Raises UserError naming the file: if it cannot be opened, or is of another kind.
+    Raises UserError, which names the file, if it cannot be opened or is of another kind.
     """
     with _opened(path) as raw:
         if kind := kind_of(raw.peek(HEAD)[:HEAD]):
@@ -99,13 +99,13 @@ def _opened(path: str | Path) -> BufferedReader:
 
 
 def read_text(path: str | Path) -> str:
-    """A whole file. Errors as open_text."""
+    """Return the text of a whole file. Raises UserError as open_text does."""
     with open_text(path) as file:
         return file.read()
 
 
 def absence(path: str | Path) -> str:
-    """In which way there is no file at `path`: it does not exist, or is a folder."""
+    """Why there is no file at `path`: it does not exist, or is a folder."""
     return "is a folder" if os.path.isdir(path) else "does not exist"
 
 

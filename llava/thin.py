@@ -1,9 +1,9 @@
-"""Long, thin pictures at the cost of common ones: the same pixels, without a huge picture in between.
+"""Resizes long, thin pictures at the cost of common ones: the same pixels, no huge intermediate picture.
 
 An image processor enlarges the shorter side to the tower's before it cuts the middle out of the longer one,
-and padding makes a square of the longer side before it is scaled down. Of a picture of 1 x 8000 pixels these
-make 900 and 64 million pixels. Here only those output pixels are computed that are kept and that the picture
-reaches, with Pillow's own arithmetic (its Resample.c).
+and padding makes a square of the longer side before it is scaled down. A picture of 1 x 8000 pixels becomes
+900 and 64 million pixels by these. Here output pixels are computed only if they are kept and depend on the
+picture. The arithmetic is Pillow's (its Resample.c).
 """
 
 # h, w, c rows, columns and colours of a picture
@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image
 from PIL.Image import Resampling
 
-# What the plain form may make in between: so many pixels, or so many times those that come in or out
+# The ordinary way may use so many intermediate pixels, or so many times those of its input or output
 COMMON_PIXELS = 2**22
 MAX_GROWTH = 4
-PRECISION = 22  # bits of a weight behind the point
+PRECISION = 22  # fractional bits of a weight
 
 Color = tuple[int, int, int]
 Size = tuple[int, int]  # width and height
@@ -38,7 +38,7 @@ def _cubic(x: np.ndarray) -> np.ndarray:
     return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
-# Pillow's filters of the image processors that towers come with: their weights, and how far they reach
+# Those of Pillow's filters that the towers' image processors use: their weights and their radius
 FILTERS: dict[int, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
     Resampling.BILINEAR: (_triangle, 1.0),
     Resampling.BICUBIC: (_cubic, 2.0),
@@ -50,7 +50,7 @@ class _Axis:
     """A picture's width or height on the canvas that is resized.
 
     Args:
-        canvas, new: the canvas's length before and after, pixels.
+        canvas, new: the canvas's length before and after resizing, in pixels.
         start, length: the part of `canvas` that the picture takes.
         window: the part of `new` that is kept, from and to.
         resample: a key of FILTERS.
@@ -76,18 +76,18 @@ class _Axis:
         return FILTERS[self.resample][1] * max(self._scale, 1.0)
 
     def outputs(self) -> range:
-        """The pixels of the window that the picture reaches; one more at each end does no harm."""
+        """The pixels of the window that depend on the picture; one more at each end does no harm."""
         first = math.floor((self.start - self._reach) / self._scale) - 1
         last = math.ceil((self.start + self.length + self._reach) / self._scale) + 1
         return range(max(self.window[0], first), min(self.window[1], last))
 
     def inputs(self, output: int) -> tuple[int, int]:
-        """The part of the canvas that a pixel is made of, from and to."""
+        """The part of the canvas from which an output pixel is computed, from and to."""
         center = (output + 0.5) * self._scale
         return max(0, int(center - self._reach + 0.5)), min(self.canvas, int(center + self._reach + 0.5))
 
     def weights(self, output: int) -> np.ndarray:
-        """int[inputs]: what each of its inputs counts in a pixel, in units of 2**-PRECISION."""
+        """int32[inputs]: the weight of each input of an output pixel, in units of 2**-PRECISION."""
         center = (output + 0.5) * self._scale
         distance = np.arange(*self.inputs(output)) - center + 0.5
         weights = FILTERS[self.resample][0](distance * (1.0 / max(self._scale, 1.0)))
@@ -95,13 +95,13 @@ class _Axis:
         return np.trunc(weights + np.copysign(0.5, weights)).astype(np.int32)
 
     def shown(self) -> slice:
-        """The part of the picture that the outputs are made of."""
+        """The part of the picture from which the outputs are computed."""
         outputs = self.outputs()
         left, right = self.inputs(outputs[0])[0], self.inputs(outputs[-1])[1]
         return slice(max(0, left - self.start), min(self.length, right - self.start))
 
     def resized(self, pixels: np.ndarray, background: Color) -> np.ndarray:
-        """The outputs, uint8[h, outputs, c], of a picture uint8[h, length, c], the axis being the width."""
+        """The outputs uint8[h, outputs, c] of a picture uint8[h, length, c]; this axis is the width."""
         columns = []
         for output in self.outputs():
             (left, right), weights = self.inputs(output), self.weights(output)
@@ -114,15 +114,15 @@ class _Axis:
 
 
 def resized_part(image: Image.Image, image_processor, background: Color | None) -> Image.Image | None:
-    """What a processor's resizing makes of an image, as far as its centre crop keeps it of the longer side.
+    """Resize an image as a processor does, but only the part of its longer side that the centre crop keeps.
 
     Args:
         image: RGB.
-        image_processor: a PIL one of transformers.
-        background: pads the image to a square first; None: it is not padded.
+        image_processor: a PIL image processor of transformers.
+        background: colour that pads the image to a square first; None: it is not padded.
     Returns:
-        The image to be handed to the processor with do_resize=False; None where the plain form costs no
-        more than a common picture, or the processor resizes by another rule or filter than are known here.
+        The image for the processor with do_resize=False. None if the ordinary way costs no more than for a
+        common picture, or if the processor resizes by a rule or filter that is not known here.
     """
     side = max(image.size)
     canvas = image.size if background is None else (side, side)
@@ -137,7 +137,7 @@ def resized_part(image: Image.Image, image_processor, background: Color | None) 
 
 
 def resized_size(size: Size, image_processor) -> Size | None:
-    """What a processor resizes `size` to, if it does, by a rule that is known here."""
+    """The size to which a processor resizes; None if it does not resize, or by a rule unknown here."""
     rule = {name: value for name, value in dict(image_processor.size).items() if value is not None}
     if not image_processor.do_resize or rule.keys() not in ({"height", "width"}, {"shortest_edge"}):
         return None
@@ -149,7 +149,7 @@ def resized_size(size: Size, image_processor) -> Size | None:
 
 
 def _axes(size: Size, canvas: Size, new: Size, image_processor) -> list[_Axis]:
-    """Width and height; of the longer one the processor's centre crop is kept."""
+    """The axes of width and height; the window of the longer one is the processor's centre crop."""
     crops = getattr(image_processor, "do_center_crop", None)
     longer = new.index(max(new))
     axes = []
@@ -163,7 +163,7 @@ def _axes(size: Size, canvas: Size, new: Size, image_processor) -> list[_Axis]:
 
 
 def _resized(image: Image.Image, x: _Axis, y: _Axis, background: Color) -> Image.Image:
-    """The windows of both axes. As Pillow does, first the widths, rounded to 8 bits, then the heights."""
+    """Compute the windows of both axes. As in Pillow, widths come first and are rounded to 8 bits."""
     rows = y.shown()
     y = replace(y, start=y.start + rows.start, length=rows.stop - rows.start)
     pixels = x.resized(np.asarray(image)[rows], background)

@@ -1,6 +1,6 @@
-"""High resolution: which tiles show an image, what each tile shows, and how their tokens stand in a prompt.
+"""High resolution: how an image is cut into tiles, what each tile shows, and how a prompt orders the tokens.
 
-Geometry alone: no weights, no vocabulary. Sizes and positions are (width, height) and (x, y) in pixels.
+Only geometry: no weights, no vocabulary. Sizes and positions are (width, height) and (x, y) in pixels.
 """
 
 # S side of a tile, the tower's input; T tiles of an image, row-major; M tokens a tile, g = sqrt(M);
@@ -27,9 +27,9 @@ TILED = ("slice", "anyres")
 PATCH_NUMS = (9, 16, 25)
 PATCH_MERGE_TYPES = ("flat", "spatial", "spatial_unpad")
 
-COLUMN_END, ROW_END = -1, -2  # what stands in a layout between tiles, and after a row
+COLUMN_END, ROW_END = -1, -2  # separators in a layout: between tiles, and after a row
 
-# (rows, columns) in the published order, where the first of equals wins; --patch_num bounds the product
+# (rows, columns) in the published order: the first of equals wins. --patch_num limits rows * columns.
 # fmt: off
 SLICE_GRIDS = (
     (1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (2, 2), (1, 4), (4, 1), (1, 5), (5, 1), (1, 6), (6, 1), (2, 3),
@@ -52,9 +52,9 @@ def check_choice(flag: str, value: object, choices: Sequence) -> None:
 
 @dataclass(frozen=True)
 class Canvas:
-    """What the tower sees of an image at one scale: rows x cols tiles.
+    """The rows x cols tiles in which the tower gets an image at one scale.
 
-    A position of the image lies at position * scale + offset of the canvas, each axis by itself.
+    A position in the image is at position * scale + offset on the canvas, separately for each axis.
     """
 
     rows: int
@@ -69,22 +69,22 @@ class WholeImage:
 
     max_tiles = 1  # of an image
     needs_grid = False  # whether the M tokens of a tile must be a g x g grid of it
-    learns_row_end = False  # whether ROW_END is model.image_newline; else it is a word
+    learns_row_end = False  # whether ROW_END is model.image_newline; otherwise it is a text token
 
     def num_tiles(self, size: Size) -> int:
         return 1
 
     def layout(self, size: Size | None, num_tokens: int, num_tiles: int) -> Tensor:
-        """How an image's tokens stand in the prompt.
+        """The order of an image's tokens in the prompt.
 
         Args:
-            size: of the original image; None where it is unknown.
+            size: size of the original image; None if it is unknown.
             num_tokens: M.
-            num_tiles: T, as the image came.
+            num_tiles: T, the number of tiles that were given.
         Returns:
-            long[L]: numbers of tokens, from 0 to T*M - 1, and COLUMN_END and ROW_END.
+            long[L]: indices of tokens, from 0 to T*M - 1, and COLUMN_END and ROW_END.
         Raises:
-            UserError: if an image of that size has not T tiles, or the size is needed and unknown.
+            UserError: if an image of that size does not have T tiles, or the size is needed and unknown.
         """
         if num_tiles != 1:
             raise UserError(
@@ -95,18 +95,18 @@ class WholeImage:
 
 
 class Tiling(WholeImage):
-    """What slice and anyres share."""
+    """The base class of slice and anyres."""
 
     def canvases(self, size: Size) -> tuple[Canvas, ...]:
-        """In the order of their tiles."""
+        """The canvases of an image of that size, in the order of their tiles."""
         raise NotImplementedError
 
     def tiles(self, image: Image.Image, normalise: Callable[[Image.Image], Tensor]) -> Tensor:
-        """Cut an image.
+        """Cut an image into tiles.
 
         Args:
             image: RGB.
-            normalise: an image to float[3, H, W] of its own size.
+            normalise: turns an image into float[3, H, W] of its own size.
         Returns:
             float[T, 3, S, S].
         """
@@ -133,12 +133,12 @@ class Tiling(WholeImage):
 class Slice(Tiling):
     """TokenPacker-HD's tiles (Li et al. 2024, "TokenPacker: Efficient Visual Projector for Multimodal LLM").
 
-    The image is scaled to fill the best grid from its upper left corner; if the grid has more than one tile,
-    the same canvas shrunk to one is the last.
+    The image is scaled to fill the best grid from its upper left corner. If the grid has more than one tile,
+    the canvas, shrunk to one tile, follows as the last.
 
     Args:
         side: S.
-        patch_num: tiles of a grid, at most.
+        patch_num: the largest number of tiles in a grid.
     """
 
     side: int
@@ -152,8 +152,11 @@ class Slice(Tiling):
         return self.patch_num + 1
 
     def grid(self, size: Size) -> tuple[int, int]:
-        """(rows, columns): the first grid of the highest score, the share of it that the image fills plus a
-        tenth of the boxes' intersection over union, the image's being enlarged by 1.4."""
+        """(rows, columns) of the first grid with the highest score.
+
+        The score is the share of the grid that the image fills, plus a tenth of the intersection over union
+        of the grid and the image enlarged by 1.4.
+        """
         grids = [grid for grid in SLICE_GRIDS if math.prod(grid) <= self.patch_num]
         return max(grids, key=lambda grid: self._score(size, grid))
 
@@ -194,14 +197,14 @@ class Slice(Tiling):
 class AnyRes(Tiling):
     """LLaVA-1.6's tiles (Liu et al. 2024, "LLaVA-NeXT: Improved reasoning, OCR, and world knowledge").
 
-    First the whole image, stretched to one tile; then the image in the middle of the resolution that fits it
-    best, on black.
+    The first tile is the whole image, stretched. The others are cut from the image on black, in the middle of
+    the resolution that fits it best.
 
     Args:
         side: S.
         resolutions: (width, height), multiples of S.
-        merge_type: flat, tile after tile; spatial, the tiles' grids joined to one, row-major; spatial_unpad,
-            that without padding, model.image_newline after each row.
+        merge_type: flat: tile after tile; spatial: the tiles' grids joined to one, row-major; spatial_unpad:
+            the same without padding, and with model.image_newline after each row.
     """
 
     side: int
@@ -224,7 +227,7 @@ class AnyRes(Tiling):
         return self.merge_type == "spatial_unpad"
 
     def _resized(self, size: Size) -> tuple[Size, Size, Size]:
-        """The resolution, the image's size in it, and where its upper left corner lies."""
+        """The resolution, the image's size in it, and the position of the image's upper left corner."""
         full = select_best_resolution(size, self.resolutions)
         scale = min(full[0] / size[0], full[1] / size[1])
         new = (min(math.ceil(size[0] * scale), full[0]), min(math.ceil(size[1] * scale), full[1]))
@@ -247,7 +250,7 @@ class AnyRes(Tiling):
         return torch.stack([normalise(view) for view in views])
 
     def layout(self, size: Size | None, num_tokens: int, num_tiles: int) -> Tensor:
-        """As Tiling says; one tile alone, the whole image, is taken of any size, as LLaVA-1.6 does."""
+        """As in WholeImage. A single tile, the whole image, is accepted for any size, as in LLaVA-1.6."""
         row_end = torch.full((1,), ROW_END)
         whole = torch.arange(num_tokens)
         if num_tiles == 1:
@@ -267,7 +270,7 @@ class AnyRes(Tiling):
 
 @lru_cache(maxsize=65536)
 def num_positions(tiling: WholeImage, size: Size, num_tokens: int) -> int:
-    """L of an image prepared by `tiling`, M being num_tokens."""
+    """L of an image that `tiling` has prepared; num_tokens is M."""
     return len(tiling.layout(size, num_tokens, tiling.num_tiles(size)))
 
 
@@ -275,8 +278,8 @@ def tiling_of(config, side: int) -> WholeImage:
     """How images are tiled for a model.
 
     Args:
-        config: anything; image_aspect_ratio, patch_num, image_grid_pinpoints and mm_patch_merge_type are read
-            from it, absent or None being square, 9, LLaVA-1.6's grids and flat.
+        config: any object; image_aspect_ratio, patch_num, image_grid_pinpoints and mm_patch_merge_type are
+            read from it. If absent or None they are square, 9, LLaVA-1.6's grids and flat.
         side: S.
     Raises:
         UserError: for a value that is none of the choices, or resolutions that S does not divide.
@@ -293,8 +296,8 @@ def tiling_of(config, side: int) -> WholeImage:
 
 
 def parse_pinpoints(pinpoints: Sequence | str | None, side: int) -> tuple[Size, ...]:
-    """--image_grid_pinpoints: [width, height] lists, their text, or a range of grids "(1x1),...,(6x6)" of
-    columns x rows; None is LLaVA-1.6's five grids.
+    """Parse --image_grid_pinpoints: [width, height] lists, their text, or a range of grids "(1x1),...,(6x6)"
+    of columns x rows; None gives LLaVA-1.6's five grids.
 
     Raises UserError if it is none of these, or the side of a tile does not divide a resolution.
     """
@@ -326,7 +329,7 @@ def parse_pinpoints(pinpoints: Sequence | str | None, side: int) -> tuple[Size, 
 
 
 def select_best_resolution(original_size: Size, possible_resolutions: Sequence[Size]) -> Size:
-    """The (width, height) that keeps most of the image's pixels, and of equals wastes the fewest."""
+    """The (width, height) that keeps most of the image's pixels and, among equals, wastes the fewest."""
 
     def kept_and_wasted(resolution: Size) -> tuple[int, int]:
         scale = min(resolution[0] / original_size[0], resolution[1] / original_size[1])
@@ -353,15 +356,15 @@ def fitted(size: Size, limit: Size) -> Size:
 
 
 def laid_out(pixels: Tensor, size: Size, canvas_size: Size) -> Tensor:
-    """Scale float[3, h, w], bilinear and without antialiasing, as an image of `size` fits the canvas, and lay
-    it in the upper left corner of zeros: float[3, H, W]."""
+    """Scale float[3, h, w] (bilinear, without antialiasing) as an image of `size` fits the canvas, and put it
+    in the upper left corner of a canvas of zeros, float[3, H, W]."""
     width, height = fitted(size, canvas_size)
     scaled = F.interpolate(pixels[None], size=(height, width), mode="bilinear", align_corners=False)[0]
     return F.pad(scaled, (0, canvas_size[0] - width, 0, canvas_size[1] - height))
 
 
 def unpadded(grid: Tensor, size: Size) -> Tensor:
-    """Rows or columns cut from both ends of a grid [rows, columns] that hold nothing of a centred image."""
+    """Cut those rows or columns off both ends of a grid [rows, columns] that only pad a centred image."""
     rows, cols = grid.shape
     width, height = size
     if width * rows > cols * height:

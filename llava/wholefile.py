@@ -1,4 +1,4 @@
-"""Files that are whole or not there: what is written gets its name in one rename."""
+"""Writes files that are either complete or absent: a written file gets its name by one rename."""
 
 import errno
 import os
@@ -9,15 +9,15 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: Path, synced: bool = True) -> Iterator[Path]:
-    """The path of a file to write, which becomes `path` when the block ends, and is removed if it fails.
+    """Yield a temporary path to write to. It is renamed to `path` when the block ends, removed if it fails.
 
-    Neither a kill nor a power failure leaves half of `path`. The file of a killed process stays beside it,
-    hidden and with the process's number in its name, so that no two processes write one file.
+    Neither a kill nor a power failure leaves half of `path`. The temporary file of a killed process stays
+    beside it. Its hidden name has the process's number, so no two processes write the same file.
 
     Args:
-        path: the folders above it are made.
-        synced: False where there are so many files that to wait for the disk each time takes too long: a
-            power failure may then leave an empty file.
+        path: the folders above it are created.
+        synced: False if there are so many files that waiting for the disk each time takes too long. A power
+            failure may then leave an empty file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
@@ -44,12 +44,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk holds a file's content, or a folder's names; else a rename may reach it earlier."""
+    """Wait until a file's content or a folder's names are on disk; otherwise a rename may come first."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems sync files alone
+        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems sync only files
             raise
     finally:
         os.close(descriptor)
