@@ -50,7 +50,7 @@ def process_images(images: Sequence[Image.Image], image_processor, model_cfg) ->
     """Turn images into the tower's pixel values.
 
     Args:
-        images: PIL images of any size; transparent pixels become white, as in load_image.
+        images: PIL images of any size; transparency is blended with white, as in load_image.
         image_processor: a PIL image processor of transformers; `pad` uses its `image_mean`.
         model_cfg: any object; `image_aspect_ratio` is read from it (default square), and for slice and anyres
             what llava.tiling.tiling_of reads.
@@ -115,7 +115,7 @@ def encode_prompt(
 ) -> tuple[list[int], list[tuple[int, int]] | None]:
     """The only rule of tokenising prompts: split at <image>, tokenise each chunk by itself, keep one BOS.
 
-    There is a BOS only if the tokenizer adds one to any text. One whose BOS is <|im_start|> (ChatML) does not.
+    There is a BOS only if the tokenizer adds one to any text. One with ChatML's <|im_start|> as BOS does not.
 
     Args:
         prompt: a llava.conversation.MarkedPrompt is split only at its `marks`, any other string at every

@@ -66,7 +66,7 @@ def load_image(
         formats: Pillow's names of the accepted formats; None: all.
         check_size: is called with width and height before a pixel is decoded, and may raise.
         shortest_side: a JPEG picture may be decoded at a half, a quarter or an eighth of its size, as long as
-            no side is shorter than this. It takes a fraction of the time.
+            no side is shorter than this. That takes a fraction of the time.
     Raises:
         ImageError: if it is missing, truncated or no image, or the range of its pixels is unknown.
     """
@@ -103,7 +103,7 @@ def load_image_from_base64(image: str | bytes) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to a new one in 8-bit RGB.
 
-    Where it is transparent, by a channel, a palette or a transparent colour, it becomes white.
+    Transparency, by a channel, a palette or a transparent colour, is blended with white.
 
     Raises ImageError for 32-bit integers and floating-point numbers, because files do not state their range.
     """

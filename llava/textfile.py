@@ -32,7 +32,7 @@ KINDS = {
     b"ARROW1": ("an Arrow file", "write its rows as JSON, for example with pyarrow"),
     b"version https://git-lfs": ("a Git LFS pointer", "fetch the file itself with git lfs pull"),
 }
-# What names say of files that are not there to be looked into
+# Maps a suffix to the kind of a file whose content does not show it, for example because it is missing
 SUFFIXES = {
     **dict.fromkeys((".gz", ".tgz"), KINDS[b"\x1f\x8b"]),
     ".bz2": KINDS[b"BZh"],

@@ -1,9 +1,9 @@
 """Resizes long, thin pictures at the cost of common ones: the same pixels, no huge intermediate picture.
 
 An image processor enlarges the shorter side to the tower's before it cuts the middle out of the longer one,
-and padding makes a square of the longer side before it is scaled down. A picture of 1 x 8000 pixels becomes
-900 and 64 million pixels by these. Here output pixels are computed only if they are kept and depend on the
-picture. The arithmetic is Pillow's (its Resample.c).
+and padding makes a square of the longer side before it is scaled down. With a picture of 1 x 8000 pixels
+these steps make 900 and 64 million pixels. Here output pixels are computed only if they are kept and depend
+on the picture. The arithmetic is Pillow's (its Resample.c).
 """
 
 # h, w, c rows, columns and colours of a picture

@@ -145,7 +145,7 @@ class VisionZip(PruningProjector):
 
 class PruMerge(PruningProjector):
     """The most attended patches in row-major order. Each becomes the attention-weighted mean of itself and of
-    those pruned patches whose nearest key is its key.
+    those pruned patches to which its key is the nearest.
 
     Source: Shang et al. 2024, "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal
     Models", section 3. The paper lets the number of tokens vary with the image; here it is fixed, and each
