@@ -3,9 +3,9 @@
 #
 #   bash scripts/ablation.sh                       scripts/ablation/cpu.yaml, or gpu.yaml where there is a GPU
 #   CONFIG=my.yaml bash scripts/ablation.sh        another study
-#   bash scripts/ablation.sh --report_only         the tables of what is done so far; other flags go there too
+#   bash scripts/ablation.sh --report_only         the tables of the finished runs; other flags may follow, too
 #
-# Stopped anywhere, the same command goes on. All GPUs share the runs; CUDA_VISIBLE_DEVICES chooses some.
+# After a stop, the same command continues. The runs are shared out over all GPUs, or those of CUDA_VISIBLE_DEVICES.
 # PYTHON is the interpreter that makes .venv when no environment is active (python3).
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

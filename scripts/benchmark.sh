@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# What compression saves and costs, measured here, on a GPU where there is one: projectors; whole models from pixels
-# to tokens, beside transformers' own LLaVA on the same weights; training steps. Random weights, nothing to download.
+# Measure what compression saves and costs on this machine, on its GPU if it has one: projectors; whole models from
+# pixels to tokens, compared with transformers' own LLaVA on the same weights; training steps. The weights are random,
+# so that nothing is downloaded.
 #
 #   bash scripts/benchmark.sh [flags of python -m llava.benchmark speed]
 #
 #   SHAPES           tiny smollm2     measured from pixels to tokens; 1.5b, 7b and 13b are for a GPU
 #   STEP_SHAPES      $SHAPES          measured in training steps
-#   COUNT_SHAPES     1.5b 7b 13b      counted alone: FLOPs and bytes, no weights, no clock
-#   PROJECTOR_TYPES  all              of the table of projectors; separated by commas, none: leave it out
-#   REPEATS          5                rounds in which all rows take turns
-#   OUTPUT_DIR       playground/benchmark   *.json, *.md, *.png and *.svg; the tables are printed, too
-#   DOCS                              a page with places for the tables, as docs/performance.md has them
+#   COUNT_SHAPES     1.5b 7b 13b      only counted: FLOPs and bytes, without weights or timing
+#   PROJECTOR_TYPES  all              projectors to measure, separated by commas; none: leave this part out
+#   REPEATS          5                rounds; each round measures every row once
+#   OUTPUT_DIR       playground/benchmark   *.json, *.md, *.png and *.svg; the tables are also printed
+#   DOCS                              a page to put the tables into; it needs places for them, like docs/performance.md
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

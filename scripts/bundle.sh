@@ -4,15 +4,15 @@
 #
 #   bash scripts/bundle.sh --pieces 55 --python 3.12 --installed installed.txt
 #
-#   --pieces MB         no piece is larger, in millions of bytes (55)
-#   --python VERSION    of that machine (this one's)
-#   --platform NAME     of that machine (manylinux_2_28_x86_64): `ldd --version` there says 2.28 or newer
-#   --installed FILE    what `python -m pip list --format=freeze` prints there; none of it is packed or replaced.
-#                       Without this, everything is packed, torch included
-#   --extras NAMES      of pyproject.toml, separated by commas (quickstart,train,benchmark)
-#   --output FOLDER     (playground/bundle); a bundle that is there is replaced
+#   --pieces MB         largest size of a piece, in millions of bytes (55)
+#   --python VERSION    Python version of that machine (this one's)
+#   --platform NAME     platform of that machine (manylinux_2_28_x86_64: `ldd --version` there prints 2.28 or newer)
+#   --installed FILE    output of `python -m pip list --format=freeze` there; these packages are not packed or replaced.
+#                       Without this file, everything is packed, including torch
+#   --extras NAMES      extras of pyproject.toml, separated by commas (quickstart,train,benchmark)
+#   --output FOLDER     folder to write (playground/bundle); an earlier bundle there is replaced
 #
-# PYTHON is the interpreter whose pip downloads: the active environment's, else .venv's, else python. Needs GNU tar.
+# PYTHON is the interpreter whose pip downloads: by default the active environment's, .venv's or python. Needs GNU tar.
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -53,7 +53,7 @@ PYTHONPATH=$PWD "$PYTHON" scripts/bundle_wheels.py --extras "$extras" --python "
   --torch "$(sed -n 's/^TORCH_VERSION=//p' scripts/environment.sh)" "${installed[@]}" --output "$contents/wheels"
 
 echo "[2/3] Vision tower, language model and questions"
-DOWNLOADS=$contents/downloads PACKAGES=$work/packages  # unpacked to see that they are whole
+DOWNLOADS=$contents/downloads PACKAGES=$work/packages  # unpacked only to check that they are complete
 fetch_vision_tower
 fetch_language_model
 fetch_questions
@@ -61,7 +61,7 @@ rm -r "$PACKAGES"
 
 echo "[3/3] Pieces of at most $pieces MB"
 sizes() { find "$@" -type f -printf '# %s %P\n' | LC_ALL=C sort -k 3; }
-# The same contents make the same pieces, so that one that was lost can be packed again.
+# Equal contents give equal names and pieces, so that a lost piece can be packed again.
 name=llava-$(cd "$contents" && find . -type f -exec sha256sum {} + | LC_ALL=C sort | sha256sum | cut -c -8)
 manifest=$work/bundle/$name.sha256
 {
@@ -76,7 +76,7 @@ rm -r "$contents"
   cat "$work/manifest"
   sizes "$work/bundle"
   (cd "$work/bundle" && sha256sum "$name".*)
-  echo "# end"  # without it the manifest was cut short
+  echo "# end"  # a manifest without this line was cut short
 } > "$work/whole" && mv "$work/whole" "$manifest"
 rm -rf "$output"
 mv "$work/bundle" "$output"

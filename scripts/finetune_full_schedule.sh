@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Stage 2 of LLaVA-1.0, its full schedule: all 158K conversations, three times. Writes a complete model folder.
+# Stage 2 of LLaVA-1.0, full schedule: all 158K conversations for three epochs. Writes a complete model folder.
 #
-#   bash scripts/finetune_full_schedule.sh [flags of train_mem.py, which win over the variables]
+#   bash scripts/finetune_full_schedule.sh [flags of train_mem.py, which override the variables]
 #
 #   DATA_PATH          playground/data/llava_instruct_150k.json
 #   OUTPUT_DIR         playground/checkpoints/$RUN_NAME-finetune_full_schedule

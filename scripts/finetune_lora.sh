@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Stage 2 of LLaVA-1.0 by LoRA: adapters of the language model learn, and the projector. Writes the adapters and
-# non_lora_trainables.bin. LLaVA-1.5's is v1_5/finetune_lora.sh.
+# Stage 2 of LLaVA-1.0 with LoRA: adapters of the language model learn, and the projector. Writes the adapters and
+# non_lora_trainables.bin. The script for LLaVA-1.5 is v1_5/finetune_lora.sh.
 #
-#   bash scripts/finetune_lora.sh [flags of train_mem.py, which win over the variables]
+#   bash scripts/finetune_lora.sh [flags of train_mem.py, which override the variables]
 #
 #   OUTPUT_DIR         playground/checkpoints/$RUN_NAME-finetune_lora
 #   LORA_R             64                LORA_ALPHA     16

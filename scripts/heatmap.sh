@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Where did each word of the answer look? Writes OUTPUT_DIR/heatmap_layer{L}.png, .svg and heatmap.npz.
+# Show where each word of the answer attends in the image. Writes OUTPUT_DIR/heatmap_layer{L}.png, .svg and heatmap.npz.
 # Further flags of llava.visualization.heatmap may follow, e.g. --conv_mode qwen_2 --smooth.
 set -euo pipefail
 

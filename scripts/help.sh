@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sourced first by a script that answers --help with the comment at its top; HELP_ALSO: a file whose comment follows it.
+# Sourced first by scripts whose --help prints the comment at their top. HELP_ALSO: a file whose comment follows it.
 set -euo pipefail
 
 if [[ ${1:-} == --help || ${1:-} == -h ]]; then

@@ -1,30 +1,30 @@
 #!/usr/bin/env bash
 # Variables of every training script:
-#   MODEL, VISION_TOWER, DATA_PATH, IMAGE_FOLDER, OUTPUT_DIR    as above; a hub's name or a path
-#   PROJECTOR_TYPE, SCALE_FACTOR, IMAGE_SIZE, ASPECT_RATIO      as above; IMAGE_SIZE: pixels, default the tower's own
+#   MODEL, VISION_TOWER, DATA_PATH, IMAGE_FOLDER, OUTPUT_DIR    as above; a path or a name on the hub
+#   PROJECTOR_TYPE, SCALE_FACTOR, IMAGE_SIZE, ASPECT_RATIO      as above; IMAGE_SIZE in pixels, by default the tower's
 #   VERSION            conversation template, default   MODEL_MAX_LENGTH  2048 tokens, image tokens included
-#                      the one MODEL was trained with; v1 if it is a language model that has not seen yet
+#                      the one MODEL was trained with; v1 if MODEL is a language model without vision
 #   EPOCHS             1                               MAX_STEPS         -1: all of the epochs
-#   GLOBAL_BATCH_SIZE  sequences an optimiser step     BATCH_SIZE        sequences a device and pass
-#   GRAD_ACCUM         GLOBAL_BATCH_SIZE / (BATCH_SIZE * devices); set, it wins over GLOBAL_BATCH_SIZE
-#   LEARNING_RATE      as above                        PACKING           False; True fills sequences with records
-#   PROJECTOR_LR       LEARNING_RATE; where neither is set, at most the rate that suits PROJECTOR_TYPE
+#   GLOBAL_BATCH_SIZE  sequences per optimiser step    BATCH_SIZE        sequences per device and pass
+#   GRAD_ACCUM         GLOBAL_BATCH_SIZE / (BATCH_SIZE * devices); if set, it overrides GLOBAL_BATCH_SIZE
+#   LEARNING_RATE      as above                        PACKING           False; True packs records into sequences
+#   PROJECTOR_LR       LEARNING_RATE; if neither is set, LEARNING_RATE's default or less, as suits PROJECTOR_TYPE
 #   PRECISION          bf16, or fp16 on GPUs older than Ampere, or fp32 on CPU
-#   GRADIENT_CHECKPOINTING  auto, True or False        NUM_WORKERS       data loading processes a device: auto, by
-#                                                                        the processors and devices of the node
-#   GROUP_BY_MODALITY_LENGTH  True in stage 2 of LLaVA-1.5: batches of one modality and similar length
+#   GRADIENT_CHECKPOINTING  auto, True or False        NUM_WORKERS       data loading processes per device: auto, from
+#                                                                        the node's number of processors and devices
+#   GROUP_BY_MODALITY_LENGTH  True in stage 2 of LLaVA-1.5: each batch has one modality and similar lengths
 #   SAVE_STEPS         500                             SAVE_TOTAL_LIMIT  1 checkpoint is kept
 #   REPORT_TO          none, tensorboard or wandb
 # Where it runs:
-#   CUDA_VISIBLE_DEVICES  GPUs to use (all)            NUM_PROCESSES     processes a node: one a GPU, or 1 on CPU
-#   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT        several nodes, the same command on each; srun sets them itself
+#   CUDA_VISIBLE_DEVICES  GPUs to use (all)            NUM_PROCESSES     processes per node: one per GPU, or 1 on CPU
+#   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT        several nodes: start the same command on each; srun sets these
 #   HOSTFILE           several nodes, started from one of them by DeepSpeed over ssh
 #   DEEPSPEED_CONFIG   auto, a JSON file, or none, which is the default on CPU
-# On GPUs auto, the default of GRADIENT_CHECKPOINTING and DEEPSPEED_CONFIG, computes a budget of a GPU's memory. It takes
-# the fastest of zero2, zero3 and zero3_offload that fits, and recomputes the activations of those batches alone that do
-# not fit with them. Where no budget can be computed, all are recomputed, and DEEPSPEED_CONFIG is as above.
-#   PYTHON             the active environment's, else .venv's   DRY_RUN=1   print the command, do not start it
-# Started again, the same command goes on from the last checkpoint. Flags of train_mem.py may follow, and win.
+# On GPUs GRADIENT_CHECKPOINTING and DEEPSPEED_CONFIG default to auto: it computes a budget of a GPU's memory, takes
+# the fastest of zero2, zero3 and zero3_offload that fits, and recomputes activations only in batches whose activations
+# do not fit. If no budget can be computed, all batches recompute them, and DEEPSPEED_CONFIG is as above.
+#   PYTHON             the active environment's, or .venv's     DRY_RUN=1   print the command without starting it
+# Started again, the same command continues from the last checkpoint. Flags of train_mem.py may follow, and win.
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -49,12 +49,12 @@ is_ampere() {  # or newer: has bf16 and TF32
   [[ ${capability%%.*} -ge 8 ]]
 }
 
-default_rate() {  # RATE: taken if LEARNING_RATE is not set; the projector's type may then ask for a lower one of its own
+default_rate() {  # RATE: used if LEARNING_RATE is not set; then the projector's type may have a lower rate
   [[ -n ${LEARNING_RATE:-} ]] || : "${PROJECTOR_LR:=auto}"
   : "${LEARNING_RATE:=$1}"
 }
 
-# Under srun each node has one task, which learns its place from SLURM.
+# Under srun each node has one task, which reads its node rank from SLURM's variables.
 read_slurm() {
   if [[ -z ${SLURM_STEP_ID:-} ]]; then
     [[ ${SLURM_JOB_NUM_NODES:-1} == 1 || -n ${NNODES:-}${HOSTFILE:-} ]] ||
@@ -71,7 +71,7 @@ read_slurm() {
   fi
 }
 
-# Both set LAUNCHER, the words ahead of train_mem.py, and DEVICES, the processes on all nodes.
+# Both set LAUNCHER, the command before train_mem.py, and DEVICES, the number of processes on all nodes.
 launch_by_hostfile() {
   ((NNODES == 1)) || die "HOSTFILE and NNODES=$NNODES are two ways to say one thing; give one."
   [[ -f $HOSTFILE ]] || die "HOSTFILE=$HOSTFILE does not exist; write a line 'NAME slots=GPUS' for each node."
@@ -89,7 +89,7 @@ launch_by_torchrun() {
     nodes=(--nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT")
   fi
   DEVICES=$((NNODES * NUM_PROCESSES))
-  ((NUM_PROCESSES == 1)) || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # as torchrun sets it, with a page of warning
+  ((NUM_PROCESSES == 1)) || export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # torchrun does, too, with a long warning
   LAUNCHER=("$PYTHON" -m torch.distributed.run "${nodes[@]}" --nproc_per_node "$NUM_PROCESSES")
 }
 
@@ -113,13 +113,13 @@ choose_launcher() {
     if [[ $DEEPSPEED_CONFIG == none ]] && ((DEVICES == 1)); then LAUNCHER=("$PYTHON"); fi
   else
     : "${DEEPSPEED_CONFIG:=auto}" "${GRADIENT_CHECKPOINTING:=auto}"
-    : "${PRECISION:=$( ((!gpus)) || is_ampere && echo bf16 || echo fp16)}"  # hosts are new where this one has no GPU
+    : "${PRECISION:=$( ((!gpus)) || is_ampere && echo bf16 || echo fp16)}"  # no GPU here: the hosts' are assumed new
     if [[ $PRECISION == bf16 ]]; then TF32=True; fi
   fi
   echo "launch: $where, $PRECISION"
 }
 
-# Sets RECIPE to the flags of DeepSpeed and of gradient checkpointing; the budget they follow from is printed.
+# Sets RECIPE to the flags of DeepSpeed and of gradient checkpointing, and prints the memory budget behind them.
 choose_recipe() {  # ZERO FLAGS...
   local zero=$1 answer
   shift
@@ -163,7 +163,7 @@ choose_batch() {
   echo "batch:  $GLOBAL_BATCH_SIZE = $BATCH_SIZE a device x $DEVICES devices x $GRAD_ACCUM accumulated"
 }
 
-# Sets FLAGS to those that all scripts share. What a script leaves empty comes from the checkpoint.
+# Sets FLAGS to the flags that all scripts share. Flags of empty variables are left out; the checkpoint decides these.
 shared_flags() {
   FLAGS=(
     --model_name_or_path "$MODEL"
@@ -203,23 +203,23 @@ shared_flags() {
   esac
 }
 
-# Starts a launcher, waits for it and exits with its exit code. torchrun kills its processes 30 s after SIGTERM and exits
-# with 1. Here SIGTERM goes to the training processes themselves, which take the time they need to save; the exit code
-# is then 143, or 0 if the run had come to its end. Ctrl-C (SIGINT), a terminal that is closed (SIGHUP) and the end of
-# this shell by SIGKILL do the same. Under nohup SIGHUP does nothing.
+# Starts a launcher, waits for it and exits with its exit code. By itself torchrun would kill its processes 30 s after
+# SIGTERM and exit with 1. Instead SIGTERM is sent to the training processes, which take the time they need to save. The
+# exit code is then 143, or 0 if the run was complete. Ctrl-C (SIGINT), closing the terminal (SIGHUP) and killing this
+# shell with SIGKILL have the same effect. Under nohup SIGHUP does nothing.
 run_stoppable() {
   local launcher="" code interrupted=1 stopped=0
   local stop='stopped=1 interrupted=1; if [[ $launcher ]]; then stop_processes_of "$launcher" & fi'
-  export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}  # should SIGTERM reach torchrun too
-  export PET_SIGNALS_TO_HANDLE=SIGTERM  # torchrun would hand on Ctrl-C as it is, and nothing would be saved
+  export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}  # in case SIGTERM also reaches torchrun
+  export PET_SIGNALS_TO_HANDLE=SIGTERM  # torchrun would pass SIGINT on, and nothing would be saved
   trap "$stop" TERM INT
-  trap '' HUP  # the launcher is born ignoring it, as are its processes: this shell alone answers
+  trap '' HUP  # the launcher and its processes inherit this, so that only this shell reacts
   "$@" &
   trap "$stop" HUP
   launcher=$!
   if ((stopped)); then stop_processes_of "$launcher" & fi  # the signal came before `launcher` was set
   exec 9> >(trap '' TERM INT HUP; cat > /dev/null; stop_processes_of "$launcher")  # reads until this shell ends
-  while ((interrupted)); do  # a signal ends `wait` early, and what `wait` then returns is no exit code of the launcher
+  while ((interrupted)); do  # a signal ends `wait` early, and its result is then not the launcher's exit code
     interrupted=0 code=0
     wait "$launcher" || code=$?
   done
@@ -227,15 +227,15 @@ run_stoppable() {
   exit "$code"
 }
 
-# SIGTERM to the launcher's processes, and to the launcher while it has none. If it goes on for 5 s after they have ended,
-# they were its helpers: then it and what it has started since get SIGTERM.
+# Sends SIGTERM to the launcher's processes, or to the launcher if it has none. If it still runs 5 s after they
+# have ended, they were only its helpers: then it and the processes that it has started since get SIGTERM.
 stop_processes_of() {  # LAUNCHER
   local told grace=5
-  # until it runs its own program it is a copy of this shell, in which a signal can be lost
+  # until the launcher runs its own program, it is a copy of this shell, which can lose a signal
   while [[ $(ps -o args= -p "$1" 2> /dev/null) == "$(ps -o args= -p $$ 2> /dev/null || echo none)" ]]; do sleep 0.1; done
   told=$(pgrep -P "$1") || told=$1
   kill -TERM $told 2> /dev/null || true
-  while [[ $(ps -o stat= -p "$1" 2> /dev/null) == [!Z]* ]]; do  # it runs, and is no zombie that nobody waits for
+  while [[ $(ps -o stat= -p "$1" 2> /dev/null) == [!Z]* ]]; do  # it runs, and is not a zombie
     if ((!grace)); then
       kill -TERM $(pgrep -P "$1") "$1" 2> /dev/null || true
       break
@@ -245,10 +245,10 @@ stop_processes_of() {  # LAUNCHER
   done
 }
 
-launch() {  # ZERO FLAGS...: ZERO is zero2, zero3 or zero3_offload, for GPUs whose memory cannot be asked
+launch() {  # ZERO FLAGS...: ZERO is zero2, zero3 or zero3_offload, used if no memory budget can be computed
   local zero=$1
   shift
-  # Quantised weights cannot be dealt out over the ranks.
+  # ZeRO-3 cannot partition quantised weights over the ranks.
   if [[ "$* " =~ --bits[\ =][48]\  ]]; then zero=zero2; fi
   choose_launcher
   choose_batch
@@ -261,7 +261,7 @@ launch() {  # ZERO FLAGS...: ZERO is zero2, zero3 or zero3_offload, for GPUs who
   elif ((${#LAUNCHER[@]} == 1)); then
     exec "${command[@]}"
   else
-    trap '(($? != 1)) || require_llava' EXIT  # without torch there is no launcher; train_mem.py speaks for itself
+    trap '(($? != 1)) || require_llava' EXIT  # a launcher without torch fails with an unclear message
     run_stoppable "${command[@]}"
   fi
 }

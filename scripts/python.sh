@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Sourced by every script that runs Python. Sets PYTHON to the interpreter: the one it names already, else that of the
-# active environment, else that of the .venv that quickstart.sh makes at the repository's root, else python or python3.
+# Sourced by every script that runs Python. Sets PYTHON to the first interpreter that exists: the one that PYTHON names
+# already, the active environment's, that of .venv, which quickstart.sh makes at the repository's root, python, python3.
 set -euo pipefail
 
-choose_python() {  # sets PYTHON_IS to chosen here, or given by the user
+choose_python() {  # also sets PYTHON_IS: chosen (here) or given (by the user)
   local venv
   venv="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv"
   PYTHON_IS=chosen
@@ -19,17 +19,17 @@ choose_python() {  # sets PYTHON_IS to chosen here, or given by the user
   fi
 }
 
-require_llava() {  # ends the script unless the interpreter that was chosen here finds this package and what it needs
+require_llava() {  # ends the script if the interpreter that was chosen here lacks this package or its requirements
   local code=0
   [[ $PYTHON_IS == chosen ]] || return 0
   "$PYTHON" -c 'import sys
 from importlib.util import find_spec
 sys.exit(3 * (None in map(find_spec, ("llava", "torch", "transformers"))))' > /dev/null 2>&1 || code=$?
-  if ((code == 3 || code == 127)); then  # 127: there is no such command
+  if ((code == 3 || code == 127)); then  # 127: the command does not exist
     echo "error: $PYTHON lacks llava or what it needs. Run 'bash scripts/quickstart.sh', activate the environment that" \
       "has it, or run 'pip install -e .' in this one." >&2
     exit 1
   fi
 }
 
-[[ -n ${PYTHON_IS:-} ]] || choose_python  # a script may be sourced by another one
+[[ -n ${PYTHON_IS:-} ]] || choose_python  # a sourcing script may have chosen it before

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# From a fresh clone to a trained, scored and pictured VisualPrism model: one command, no GPU needed, 15 minutes on
-# two cores. Real parts, as packages ship them: a DINOv2 ViT-S/14 tower, the chat model SmolLM2-135M, easy-VQA.
-# A second run skips what is done; killed anywhere, the same command goes on.
+# Train a VisualPrism model from a fresh clone, score it and draw its heatmaps: one command, no GPU needed, 15 minutes
+# on two cores. It uses a DINOv2 ViT-S/14 tower, the chat model SmolLM2-135M and easy-VQA, which packages contain.
+# A second run skips what is done. If the command is killed, the same command continues.
 #
-#   bash scripts/quickstart.sh                       everything lands in playground/quickstart
+#   bash scripts/quickstart.sh                       results go to playground/quickstart
 #   QUICKSTART_SMOKE=1 bash scripts/quickstart.sh    a few steps and questions, to see whether it all runs
 #
-# Environment variables, beside the sizes below: RUN_DIR, where results go (playground/quickstart); PYTHON, the
-# interpreter that makes .venv when no environment is active (python3); PRECISION, bf16 or fp32 (by the processor).
+# Environment variables besides the sizes below: RUN_DIR, where results go (playground/quickstart); PYTHON, the
+# interpreter that makes .venv when no environment is active (python3); PRECISION, bf16 or fp32 (by the hardware).
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -18,19 +18,19 @@ if [[ ${QUICKSTART_SMOKE:-0} == 1 ]]; then
 fi
 : "${RUN_DIR:=playground/quickstart}"
 : "${IMAGE_SIZE:=168}"          # pixels: a 12x12 grid of 14-pixel patches
-: "${PROJECTOR_TYPE:=visualprism_v2}"  # or another of docs/projectors.md, with rates of its own
+: "${PROJECTOR_TYPE:=visualprism_v2}"  # or another type of docs/projectors.md, with learning rates that suit it
 : "${SCALE_FACTOR:=2}"          # side of the regions that become one token: 144 -> 36 tokens
-: "${WARM_START:=800}"          # pictures whose words the projector is fitted to before its first step
-: "${STAGE1_STEPS:=10}"         # optimiser steps, projector alone, captions
-: "${STAGE1_BATCH_SIZE:=8}"     # samples a step
+: "${WARM_START:=800}"          # images for the fit of the projector to word embeddings before the first step
+: "${STAGE1_STEPS:=10}"         # optimiser steps, only the projector, captions
+: "${STAGE1_BATCH_SIZE:=8}"     # samples per step
 : "${STAGE1_LR:=1e-4}"          # peak learning rate
 : "${STAGE2_STEPS:=120}"        # optimiser steps, projector and language model, conversations
 : "${STAGE2_BATCH_SIZE:=4}"
-: "${STAGE2_LR:=3e-4}"          # the language model's
+: "${STAGE2_LR:=3e-4}"          # the language model's learning rate
 : "${STAGE2_PROJECTOR_LR:=1e-4}"
 : "${MAX_LENGTH:=512}"          # tokens, image tokens included
-: "${SAVE_STEPS:=120}"          # steps between checkpoints: what a killed run loses at most
-: "${NUM_QUESTIONS:=500}"       # of the test split's open questions, from the first on; 2,537 is all
+: "${SAVE_STEPS:=120}"          # steps between checkpoints: a killed run loses at most this many
+: "${NUM_QUESTIONS:=500}"       # the first of the test split's 2,537 open questions
 PHOTO_QUESTION="what shape is in the image?"
 
 source scripts/parts.sh
@@ -53,7 +53,7 @@ begin() {  # NUMBER TEXT: announce a step
   echo "[$1/8] $2"
 }
 
-once() {  # NAME RESULT COMMAND...: run a command once, measured; a mark left afterwards says that it is done
+once() {  # NAME RESULT COMMAND...: run a command once and measure it; a file in $DONE marks it as done
   local name=$1 result=$2
   shift 2
   if [[ -f $DONE/$name && -e $result ]]; then
@@ -68,10 +68,10 @@ once() {  # NAME RESULT COMMAND...: run a command once, measured; a mark left af
 
 log_time() {  # NAME START: for steps of the shell itself, whose memory is not measured
   local took=$((SECONDS - $2))
-  ((took < 3)) || printf '%s\t%s\t\t0\n' "$1" "$took" >> "$TIMES"  # less: it was done before
+  ((took < 3)) || printf '%s\t%s\t\t0\n' "$1" "$took" >> "$TIMES"  # less: the step had been done before
 }
 
-precision() {  # bf16 where the processor multiplies it, else fp32: emulated bf16 is three times slower than fp32
+precision() {  # bf16 if the hardware multiplies it, otherwise fp32: emulated bf16 is three times slower than fp32
   if have_gpu; then
     python -c 'import torch; c = torch.cuda; print("bf16" if c.is_available() and c.is_bf16_supported() else "fp32")'
   elif grep -qsE 'amx_bf16|avx512_bf16' /proc/cpuinfo; then
@@ -86,13 +86,13 @@ mkdir -p "$DONE"
 
 begin 1 "Environment: this package with what it needs, in the active environment or in .venv"
 extras=quickstart
-if have_gpu; then extras+=,train; fi  # GPUs train through DeepSpeed
+if have_gpu; then extras+=,train; fi  # training on GPUs uses DeepSpeed
 start=$SECONDS
 source scripts/environment.sh "$extras"
 log_time environment "$start"
 : "${PRECISION:=$(precision)}"
 export TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}  # threads that spin crawl where other programs run too
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}  # spinning threads are very slow beside other programs
 echo "      $(python -c 'import sys; print(sys.prefix)'), training in $PRECISION"
 
 settings=$(for name in IMAGE_SIZE PROJECTOR_TYPE SCALE_FACTOR MAX_LENGTH PRECISION NUM_QUESTIONS WARM_START \

@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Install what the tests need (once) and run them: no network once installed, and CPU only but for -m gpu.
+# Install what the tests need (once) and run them. Afterwards no network is needed. Only -m gpu uses a GPU.
 #
 #   bash scripts/test.sh                        every test
 #   bash scripts/test.sh --fast                 all but those that start processes, train or take seconds
 #   bash scripts/test.sh tests/unit -k merge    arguments go to pytest
-#   bash scripts/test.sh -n 0                   in one process; three share the files out otherwise
+#   bash scripts/test.sh -n 0                   in one process; by default three share the test files
 #   bash scripts/test.sh -m gpu                 tests/gpu, on the first GPU, eight at a time
-#   bash scripts/test.sh --oldest               tests of how transformers works inside, with the oldest one that
-#                                               pyproject.toml allows; it is kept below playground/oldest
+#   bash scripts/test.sh --oldest               tests that depend on transformers' internals, with the oldest one that
+#                                               pyproject.toml allows, installed below playground/oldest
 #
 #   PYTHON                interpreter that makes .venv when no environment is active (python3)
-#   INSTALL               0: take the active environment or `python` as it is, and install nothing (1)
+#   INSTALL               0: use the active environment or `python` as it is, and install nothing (1)
 #   CUDA_VISIBLE_DEVICES  GPUs the tests may see (none; with -m gpu all)
-#   CI                    true: install Debian's chromium too, as root, for the test of the web page; elsewhere
-#                         that test is skipped unless a Chromium is there; --oldest fails without its packages,
-#                         where elsewhere it says so and ends
+#   CI                    true: as root, also install Debian's chromium for the test of the web page, which is
+#                         skipped if there is no Chromium; and --oldest fails if its packages cannot be installed,
+#                         where it otherwise says so and ends with exit code 0
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-install_oldest() {  # VERSION FOLDER: that transformers, and what it needs in other versions than are installed
+install_oldest() {  # VERSION FOLDER: that transformers, and its requirements that installed versions do not meet
   local wanted
   [[ ! -d $2 ]] || return 0
   wanted=$("$PYTHON" -m pip install --quiet --dry-run --report - "transformers==$1" | "$PYTHON" -c 'import json, sys
@@ -29,14 +29,14 @@ for item in json.load(sys.stdin)["install"]: print("{name}=={version}".format(**
 
 oldest=0
 if [[ ${1:-} == --oldest ]]; then oldest=1; shift; fi
-# Three for two cores, for many tests wait for what they start; the files with the longest tests come first
+# Three for two cores, because many tests wait for what they start; the files with the longest tests come first
 on_gpu=0 pytest=(--numprocesses 3 --dist loadfile --no-loadscope-reorder)
 if [[ " $* " == *" -m gpu "* ]]; then
   on_gpu=1 pytest=(--numprocesses 8 --dist loadgroup)
-  [[ " $* " == *" tests/"* ]] || pytest+=(tests/gpu)  # no other folder has such tests, and all take long to import
+  [[ " $* " == *" tests/"* ]] || pytest+=(tests/gpu)  # only this folder has such tests; importing others takes long
 elif [[ ${1:-} == --fast ]]; then
   shift
-  # Two for two cores, for these tests wait for nothing
+  # Two processes for two cores, because these tests wait for nothing
   pytest=(--numprocesses 2 --dist loadfile -m "not slow")
   [[ " $* " == *" tests/"* ]] ||  # the other files of tests/e2e have no such test, and take long to import
     pytest+=(tests/unit tests/interface tests/parity tests/e2e/test_training.py)
@@ -45,7 +45,8 @@ if [[ ${INSTALL:-1} == 0 ]]; then
   export PYTHON=${PYTHON:-python}
 else
   source scripts/environment.sh dev
-  # A client whose requirements would bring other versions of torch's packages; dev has those that it needs.
+  # Installed without its requirements, which would bring other versions of torch's packages. The extra dev has those
+  # that it needs.
   LMMS_EVAL=0.7.3
   python -c "import importlib.metadata as m; assert m.version('lmms-eval') == '$LMMS_EVAL'" 2> /dev/null ||
     python -m pip install --no-deps "lmms-eval==$LMMS_EVAL" || echo "its tests will be skipped" >&2
@@ -58,14 +59,14 @@ if ((oldest)); then
     exit
   fi
   export PYTHONPATH=$PWD/playground/oldest/$version${PYTHONPATH:+:$PYTHONPATH}
-  # By their names, for all others take long to import
+  # Only the files with such tests, because importing all others takes long
   pytest+=(--numprocesses 2 -m transformers $(grep -rl --include 'test_*.py' mark.transformers tests))
 elif [[ ${CI:-} == true && $EUID == 0 ]] && ! command -v chromium > /dev/null && command -v apt-get > /dev/null; then
   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } ||
     echo "no chromium: its test will be skipped" >&2
 fi
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the models are tiny: threads cost more than they give
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # the models are tiny: threads cost more than they save
 if ((!on_gpu)); then export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-}; fi
-unset PYTHONDONTWRITEBYTECODE  # hundreds of interpreters would compile the package anew
+unset PYTHONDONTWRITEBYTECODE  # otherwise hundreds of interpreters would compile the package again
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false MPLBACKEND=Agg
 exec "$PYTHON" -m pytest "${pytest[@]}" "$@"

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Restore, without a network, what bundle.sh packed (docs/offline.md). If not all pieces can be carried at a time, run
-# it with those that came, and again with the next ones.
+# Restore, without a network, what bundle.sh packed (docs/offline.md). If the pieces cannot all be carried at once, run
+# it with those that have arrived, and again with the next ones.
 #
 #   bash scripts/unbundle.sh PIECES...    llava-XXXXXXXX.NNNN in any order, and llava-XXXXXXXX.sha256, the manifest
-#   bash scripts/unbundle.sh              which pieces are missing
+#   bash scripts/unbundle.sh              list the missing pieces
 #
-# Each piece is kept in playground/unbundle (as a hard link where that is possible), and compared with the manifest: a
-# damaged one is refused by name. When all are there, the wheels go to playground/wheels, in place of an earlier
-# bundle's, the packages to playground/downloads, and playground/unbundle is removed. The files that were given stay.
+# Each piece is kept in playground/unbundle (as a hard link if possible) and compared with the manifest; an error names
+# each damaged piece. When all pieces are there, the wheels replace those in playground/wheels, the packages go to
+# playground/downloads, and playground/unbundle is removed. The given files stay where they are.
 #
-# Exit code: 0, all is restored; 3, pieces are missing; 1, something was refused.
+# Exit code: 0 if all is restored, 3 if pieces are missing, 1 if something was refused.
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 ARRIVED=$ROOT/playground/unbundle WHEELS=$ROOT/playground/wheels DOWNLOADS=$ROOT/playground/downloads
@@ -28,7 +28,7 @@ bundle() {  # the name of the bundle that is being collected
   done
 }
 
-take() {  # FILE: keep it, unless it is of another bundle or is here already
+take() {  # FILE: keep this piece, unless it is from another bundle or already here
   local name=${1##*/} begun kept
   kept=$ARRIVED/$name begun=$(bundle)
   if [[ ! -f $1 ]]; then
@@ -41,7 +41,7 @@ take() {  # FILE: keep it, unless it is of another bundle or is here already
     refuse "$1 is of another bundle than $begun, whose pieces have come before; to give those up, remove $ARRIVED."
   elif [[ $name == *.sha256 && $(tail -n 1 "$1") != "# end" ]]; then
     refuse "$1 is damaged: it was cut short. Bring it again."
-  elif [[ ! -f $kept || ! -f $ARRIVED/${name%.*}.sha256 ]]; then  # what was kept under a manifest was compared
+  elif [[ ! -f $kept || ! -f $ARRIVED/${name%.*}.sha256 ]]; then  # pieces beside their manifest have been compared
     mkdir -p "$ARRIVED"
     rm -f "$kept.tmp"
     ln -L "$1" "$kept.tmp" 2> /dev/null || cp "$1" "$kept.tmp"
@@ -49,7 +49,7 @@ take() {  # FILE: keep it, unless it is of another bundle or is here already
   fi
 }
 
-compare() {  # MANIFEST: refuse what is damaged, and set `missing`
+compare() {  # MANIFEST: refuse damaged pieces, and set `missing` to the names of missing pieces
   local sum name came size expected
   missing=()
   while read -r sum name; do
@@ -65,7 +65,7 @@ compare() {  # MANIFEST: refuse what is damaged, and set `missing`
   done < <(grep -v '^#' "$1")
 }
 
-restore() {  # MANIFEST: unpack beside, then rename; the wheels last, for their folder says that all is done
+restore() {  # MANIFEST: unpack in a folder beside, then move; the wheels last, because their folder marks completion
   local work=$ARRIVED/contents
   mkdir "$work"
   grep -v '^#' "$1" | while read -r _ name; do cat "$ARRIVED/$name"; done | tar --extract --no-same-owner --directory "$work"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Over which parts of the sequence was the answer's attention spread? Writes OUTPUT_DIR/distribution.png, .svg, .npz.
+# Show how the answer's attention is distributed over the sequence. Writes OUTPUT_DIR/distribution.png, .svg and .npz.
 # Further flags of llava.visualization.distribution may follow, e.g. --head 0 --max_new_tokens 16.
 set -euo pipefail
 

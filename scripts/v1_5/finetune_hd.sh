@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Stage 2 in high resolution, as TokenPacker-HD: an image is cut into tiles of the tower's size, a thumbnail beside
-# them. Projector and language model learn from conversations. Writes a complete model folder.
+# Stage 2 in high resolution, like TokenPacker-HD: an image is cut into tiles of the tower's input size, and a thumbnail
+# is added. The projector and the language model learn from conversations. Writes a complete model folder.
 #
-#   bash scripts/v1_5/finetune_hd.sh [flags of train_mem.py, which win over the variables]
+#   bash scripts/v1_5/finetune_hd.sh [flags of train_mem.py, which override the variables]
 #
 #   RUN_NAME           llava-$PROJECTOR_TYPE-hd
 #   PRETRAIN_DIR       playground/checkpoints/$RUN_NAME-pretrain, where pretrain_hd.sh left mm_projector.bin
-#   PATCH_NUM          9 tiles at most; 16 or 25
+#   PATCH_NUM          9 tiles at most; or 16 or 25
 #   ASPECT_RATIO       slice
 #   MODEL_MAX_LENGTH   4096              BATCH_SIZE     4
 #   OUTPUT_DIR, MODEL, VISION_TOWER, PROJECTOR_TYPE, SCALE_FACTOR, VERSION, DATA_PATH, IMAGE_FOLDER,

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Stage 2 of LLaVA-1.5 by LoRA: adapters of the language model learn, and the projector. Writes the adapters and
-# non_lora_trainables.bin; scripts/merge_lora_weights.py joins them with the language model.
+# Stage 2 of LLaVA-1.5 with LoRA: adapters of the language model learn, and the projector. Writes the adapters and
+# non_lora_trainables.bin; scripts/merge_lora_weights.py merges them into the language model.
 #
-#   bash scripts/v1_5/finetune_lora.sh [flags of train_mem.py, which win over the variables]
+#   bash scripts/v1_5/finetune_lora.sh [flags of train_mem.py, which override the variables]
 #
 #   OUTPUT_DIR         playground/checkpoints/$RUN_NAME-lora
 #   LORA_R             128               LORA_ALPHA     256

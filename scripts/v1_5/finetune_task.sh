@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A finished model goes on learning, from the records of a task. Tower, projector, tokens and resolution are the
-# model's own. Writes a complete model folder.
+# Fine-tune a finished model on the records of a task. The tower, the projector, the number of tokens and the resolution
+# are the model's own. Writes a complete model folder.
 #
-#   bash scripts/v1_5/finetune_task.sh [flags of train_mem.py, which win over the variables]
+#   bash scripts/v1_5/finetune_task.sh [flags of train_mem.py, which override the variables]
 #
 #   RUN_NAME           llava-visualprism
 #   MODEL              playground/checkpoints/$RUN_NAME, as finetune.sh leaves it; e.g. liuhaotian/llava-v1.5-7b
@@ -11,7 +11,7 @@
 #   IMAGE_FOLDER       playground/data/task/images
 #   GLOBAL_BATCH_SIZE  128               BATCH_SIZE     16
 #   LEARNING_RATE      2e-5              VERSION        the one MODEL was trained with
-#   DEEPSPEED_CONFIG   auto; without a budget scripts/zero3.json
+#   DEEPSPEED_CONFIG   auto; scripts/zero3.json if there is no budget
 source "$(dirname "${BASH_SOURCE[0]}")/../launch.sh"
 
 : "${RUN_NAME:=llava-visualprism}" "${MODEL:=playground/checkpoints/$RUN_NAME}"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A finished model goes on learning by LoRA, from the records of a task. Tower, projector, tokens and resolution are
-# the model's own. Writes the adapters and non_lora_trainables.bin.
+# Fine-tune a finished model with LoRA on the records of a task. The tower, the projector, the number of tokens and the
+# resolution are the model's own. Writes the adapters and non_lora_trainables.bin.
 #
-#   bash scripts/v1_5/finetune_task_lora.sh [flags of train_mem.py, which win over the variables]
+#   bash scripts/v1_5/finetune_task_lora.sh [flags of train_mem.py, which override the variables]
 #
 #   OUTPUT_DIR         playground/checkpoints/$RUN_NAME-task-lora
 #   LORA_R             128               LORA_ALPHA     256

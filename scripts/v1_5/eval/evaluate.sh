@@ -2,14 +2,14 @@
 # Variables of every evaluation script:
 #   MODEL_PATH            playground/checkpoints/$CKPT: the model's folder
 #   CKPT                  llava-visualprism
-#   MODEL_BASE            language model that MODEL_PATH completes, where it is a projector or LoRA folder
-#   DATA_ROOT             playground/data/eval, laid out as LLaVA-1.5's docs/Evaluation.md says
+#   MODEL_BASE            language model, if MODEL_PATH is a projector or LoRA folder
+#   DATA_ROOT             playground/data/eval, in the layout of LLaVA-1.5's docs/Evaluation.md
 #   OUTPUT_DIR            playground/eval/MODEL: answers, submissions and report.html
 #   SCALE_FACTOR          the model's own
 #   CONV_MODE             the model's own
-#   CUDA_VISIBLE_DEVICES  GPUs to use (all), a process each
-#   NUM_PROCESSES         that many instead           PYTHON  the active environment's, else .venv's
-# Flags of llava.eval.run may follow: --limit 100, --batch_size 8, ... Started again, it goes on where it stopped.
+#   CUDA_VISIBLE_DEVICES  GPUs to use (all), one process each
+#   NUM_PROCESSES         that number of processes    PYTHON  the active environment's, or .venv's
+# Flags of llava.eval.run may follow: --limit 100, --batch_size 8, ... Started again, it continues.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/../../common.sh"
@@ -32,7 +32,7 @@ evaluate() {  # TASKS, separated by commas, then flags of llava.eval.run
   exec "${command[@]}" "$@"
 }
 
-evaluate_split() {  # TASK LABELLED, then the command line of a script that takes LABELLED (the default) or test
+evaluate_split() {  # TASK LABELLED, then a script's command line, which may begin with LABELLED (the default) or test
   local task=$1 labelled=$2
   shift 2
   case ${1:-} in

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# MMBench: circular accuracy on dev, and the file that the evaluation server takes.
+# MMBench: circular accuracy on dev, and the file for the evaluation server.
 #
 #   bash scripts/v1_5/eval/mmbench.sh [flags of llava.eval.run]
 source "$(dirname "${BASH_SOURCE[0]}")/evaluate.sh"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# MME: points of fourteen tasks, of perception and of cognition.
+# MME: points in fourteen tasks of perception and cognition.
 #
 #   bash scripts/v1_5/eval/mme.sh [flags of llava.eval.run]
 source "$(dirname "${BASH_SOURCE[0]}")/evaluate.sh"

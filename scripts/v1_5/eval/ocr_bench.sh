@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# OCRBench: points of 1000, by kind of text.
+# OCRBench: points out of 1000, by kind of text.
 #
 #   bash scripts/v1_5/eval/ocr_bench.sh [flags of llava.eval.run]
 source "$(dirname "${BASH_SOURCE[0]}")/evaluate.sh"
