@@ -3,9 +3,10 @@
     python scripts/bundle_wheels.py --extras quickstart,train --python 3.12 --platform manylinux_2_28_x86_64 \
         --torch 2.13.0 --installed installed.txt --output wheels
 
-bundle.sh starts it. pip chooses the versions. Of what that machine has, no other version is chosen and no
-wheel is written. pip evaluates markers (`; python_version < "3.11"`) for the Python that runs it. They are
-evaluated again here for the other one, and pip is asked again until all requirements of that machine are met.
+bundle.sh starts it. pip chooses the versions. For packages that the other machine has, no other version is
+chosen and no wheel is written. pip evaluates markers (`; python_version < "3.11"`) for the Python that runs
+it. So they are evaluated again for the other Python, and pip is run again until all requirements of the other
+machine are met.
 """
 
 import importlib.metadata
@@ -21,15 +22,15 @@ from pathlib import Path
 from llava.command import Parser, message
 from llava.errors import UserError
 
-SOURCE_ONLY = ("deepspeed",)  # has no wheels on the index; one without compiled parts runs everywhere
-# The oldest minor version of glibc 2 that each earlier name of a platform stands for (PEP 600)
+SOURCE_ONLY = ("deepspeed",)  # no wheels on the index; a wheel without compiled parts runs everywhere
+# Maps each older platform name to the minor version of glibc 2 that its wheels need at least (PEP 600)
 EARLIER_NAMES = {"manylinux2014": 17, "manylinux2010": 12, "manylinux1": 5}
 OLDEST_GLIBC = 5
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the wheels are to be installed; `installed` has versions by canonical name."""
+    """The machine that gets the wheels. `installed` maps canonical package names to versions."""
 
     python: str
     platform: str
@@ -45,7 +46,7 @@ class Machine:
             )
 
     def pip_flags(self) -> list[str]:
-        """pip takes wheels of exactly the platforms that it is given, so all that run there are named."""
+        """pip's flags. All platforms whose wheels run there are named, because pip takes no others."""
         _, _, minor, processor = self.platform.split("_", 3)
         platforms = [f"manylinux_2_{n}_{processor}" for n in range(int(minor), OLDEST_GLIBC - 1, -1)]
         platforms += [f"{name}_{processor}" for name, oldest in EARLIER_NAMES.items() if int(minor) >= oldest]
@@ -70,9 +71,9 @@ class Machine:
 
 
 def read_installed(file: Path) -> dict[str, str]:
-    """The lines NAME==VERSION of `pip list --format=freeze`, by canonical name.
+    """Read lines NAME==VERSION of `pip list --format=freeze`: maps canonical names to versions.
 
-    Raises UserError if a line says no version, as those of `pip freeze` may.
+    Raises UserError if a line has no version, which happens in the output of `pip freeze`.
     """
     if not file.is_file():
         raise UserError(f"--installed {file} does not exist; write it with `pip list --format=freeze`.")
@@ -91,7 +92,7 @@ def read_installed(file: Path) -> dict[str, str]:
 
 
 def project_requirements(project: dict, extras: list[str], machine: Machine) -> list:
-    """Requirements of pyproject.toml's [project] on a machine, extras of itself followed."""
+    """The requirements of pyproject.toml's [project] on a machine, and of extras that an extra names."""
     from pip._vendor.packaging.requirements import Requirement
 
     known = project["optional-dependencies"]
@@ -121,15 +122,15 @@ def _check_installed(requirements: list, machine: Machine) -> None:
 
 
 def fetch_wheels(requirements: list, machine: Machine, work: Path) -> list[Path]:
-    """Download what meets the requirements on a machine, all of what that requires included.
+    """Download wheels that meet the requirements on a machine, and wheels for what these wheels require.
 
     Args:
-        requirements: of `packaging`; their markers are not looked at.
+        requirements: Requirement objects of `packaging`; their markers are ignored.
         work: an empty folder.
     Returns:
-        The wheels that the machine lacks, in a folder of `work`.
+        The wheels that the machine lacks, in a subfolder of `work`.
     Raises:
-        UserError: if pip finds none; it has said why.
+        UserError: if pip finds none; pip's own message is printed before.
     """
     constraints = _write_stand_ins(machine.installed, work / "installed")
     flags = [*machine.pip_flags(), "--constraint", str(constraints), "--find-links", str(work / "built")]
@@ -173,10 +174,10 @@ def _follow(requirements: list, wheels: dict[str, Path], machine: Machine) -> tu
 
 
 def _write_stand_ins(installed: dict[str, str], folder: Path) -> Path:
-    """A wheel for each installed package, without content or requirements: the index need not have it.
+    """Write an empty wheel without requirements for each installed package: the index need not have it.
 
     Returns:
-        A file of constraints that makes pip take them.
+        A constraints file that makes pip use these wheels.
     """
     folder.mkdir()
     lines = []
@@ -206,7 +207,7 @@ def _build(requirements: list, machine: Machine, folder: Path) -> None:
 
 
 def _pip(*words: str) -> None:
-    """Run pip, and show what it says if that is an error. Raises UserError after its error."""
+    """Run pip. If it fails, print its output from the first error on, and raise UserError."""
     command = [sys.executable, "-m", "pip", *words]
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
@@ -245,8 +246,8 @@ def _read_pyproject() -> dict:
 
 
 def bundle_wheels(extras: list[str], machine: Machine, torch: str, output: Path) -> list[Path]:
-    """Write the wheels of this package's requirements and of its build into a new folder."""
-    from pip._vendor.packaging.requirements import Requirement  # pip's own: any Python with pip can pack
+    """Write the wheels that running and building this package requires into a new folder."""
+    from pip._vendor.packaging.requirements import Requirement  # pip's copy: any Python with pip can pack
 
     pyproject = _read_pyproject()
     requirements = project_requirements(pyproject["project"], extras, machine)
@@ -254,7 +255,7 @@ def bundle_wheels(extras: list[str], machine: Machine, torch: str, output: Path)
     if "torch" not in machine.installed:
         requirements.append(Requirement(f"torch=={torch}"))
     builders = [Requirement(text) for text in pyproject["build-system"]["requires"]]
-    anew = Machine(machine.python, machine.platform, {})  # pip builds apart from what is installed
+    anew = Machine(machine.python, machine.platform, {})  # pip builds apart from installed packages
     output.mkdir(parents=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as work:
         for name, wanted, where in (("needed", requirements, machine), ("builders", builders, anew)):

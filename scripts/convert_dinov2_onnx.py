@@ -3,9 +3,9 @@
     python scripts/convert_dinov2_onnx.py --onnx vit_s_focus.onnx --output playground/models/dinov2-small
 
 The export (transformers' DINOv2 through torch.onnx) keeps the names of biases, norms and layer scales below
-`backbone.`; matrices lost theirs and are found through the graph. Whatever else the file holds, such as a
-decoder, is dropped. Checked against ONNX Runtime on two random 224 px images: the outputs of the last norm,
-up to 8.1 in size, agree to 1.7e-5.
+`backbone.`. Matrices have lost their names and are found through the graph. Other contents of the file, such
+as a decoder, are dropped. Checked against ONNX Runtime on two random 224 px images: the outputs of the last
+norm, up to 8.1 in size, agree to 1.7e-5.
 """
 
 import json
@@ -38,14 +38,14 @@ REQUIRED = ("config.json", "model.safetensors", "preprocessor_config.json")
 
 
 def read_weights(path: Path) -> dict:
-    """Name every tower weight of an export as Hugging Face's DINOv2 files name it.
+    """Read all tower weights of an export, by the names that Hugging Face's DINOv2 files use.
 
     Args:
         path: the .onnx file.
     Returns:
         name -> numpy array; matrices as float[out, in], positions as float[1, 1 + patches, width].
     Raises:
-        UserError: if the file is missing, unreadable or is no such export.
+        UserError: if the file is missing, unreadable or not such an export.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -104,7 +104,7 @@ def _position_embeddings(path: Path, arrays: dict, weights: dict):
 def config_from_weights(weights: dict):
     """The `Dinov2Config` that these weights imply.
 
-    Raises UserError naming the weights from which the sizes are read, when one is missing.
+    Raises UserError if a weight that gives a size is missing, and names it.
     """
     from transformers import Dinov2Config
 
@@ -128,7 +128,7 @@ def config_from_weights(weights: dict):
         mlp_ratio=weights[sources[2]].shape[0] // width,
         image_size=grid_side * patch_size,
         patch_size=patch_size,
-        use_mask_token=False,  # masked pre-training's; an export of the forward pass does not hold it
+        use_mask_token=False,  # only masked pre-training has one; the forward pass lacks it
     )
 
 
@@ -149,7 +149,7 @@ def _write(onnx_path: Path, folder: Path) -> None:
     config_from_weights(weights).save_pretrained(folder)
     tensors = {name: torch.from_numpy(array.copy()).contiguous() for name, array in weights.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    # Loading is the check: transformers maps the file's names to its own and says what does not fit.
+    # Loading checks the weights: transformers maps the file's names to its own and reports what does not fit.
     model, report = Dinov2Model.from_pretrained(
         folder, output_loading_info=True, ignore_mismatched_sizes=True
     )

@@ -3,7 +3,8 @@
     python scripts/convert_easy_vqa.py --data easy_vqa/data --output playground/data/easy_vqa
 
 Paths of images are relative to --data, which training and evaluation take as their image folder. Yes/no
-questions are not asked (their words alone answer most of them); they help to know what an image shows.
+questions are not asked, because their words answer most of them without the image. They are only used to find
+out what an image shows.
 """
 
 import json
@@ -55,10 +56,10 @@ def load_questions(data: Path, split: str) -> list[tuple[str, str, str]]:
 
 
 def caption(questions: list[tuple[str, str]]) -> str:
-    """Say what an image shows as far as its (question, answer) pairs tell: "a blue circle", "a circle"...
+    """Describe an image as far as its (question, answer) pairs allow: "a blue circle", "a circle"...
 
-    Every image holds one shape of one colour, so a word is known when an answer or an affirmed question has
-    it, or when every other word of its kind is denied.
+    Every image shows one shape in one colour. So a word is known if an answer or an affirmed question has it,
+    or if all other words of its kind are denied.
     """
     known: set[str] = set()
     denied: set[str] = set()
@@ -117,7 +118,7 @@ def open_questions(rows: list[tuple[str, str, str]]) -> list[dict]:
 def convert(data: Path, output: Path) -> bool:
     """Convert the package's data folder; returns False when `output` was already complete.
 
-    Raises UserError, as `load_questions`.
+    Raises UserError like `load_questions`.
     """
     return write_folder(output, OUTPUTS, lambda folder: _write(data, folder))
 

@@ -3,7 +3,7 @@
     python scripts/extract_mm_projector.py --model-path playground/checkpoints/llava-visualprism \
         --output playground/checkpoints/projector
 
-Of shards only those that hold the projector are opened, and of them no other weight is read.
+Only the shards that hold weights of the projector are opened, and no other weights are read.
 """
 
 import sys
@@ -20,8 +20,8 @@ def extract(model_path: str, output: Path) -> Path:
 
     Args:
         model_path: a whole model, in one file or in shards, or LoRA's folder.
-        output: a file that ends in .bin, or a folder, which gets config.json too and so can be loaded over
-            its language model.
+        output: a file whose name ends in .bin, or a folder. A folder also gets config.json, so that it can
+            be loaded together with its language model.
     Raises:
         UserError: if there is no projector.
     """

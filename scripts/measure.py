@@ -2,8 +2,8 @@
 
     python scripts/measure.py --name stage1 --log times.tsv -- bash scripts/v1_5/pretrain.sh
 
-Memory is the resident sets of the command and all its descendants added up, looked at five times a second, or
-the kernel's own peak of the largest of them where that is more.
+Memory is the sum of the resident sets of the command and all its descendants, sampled five times a second. If
+the kernel's own peak of the largest process is higher, it is reported instead.
 """
 
 import argparse
@@ -22,14 +22,14 @@ MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024  # unit of ru_maxrss
 
 
 def measure(command: list[str]) -> tuple[float, float, int]:
-    """Run a command to its end; it is terminated when the process that started us disappears.
+    """Run a command to its end, or terminate it when the process that started this one disappears.
 
     Returns:
         (wall seconds, peak MiB, exit code; 128 + n for signal n).
     """
     parent, peak, start = os.getppid(), 0, time.monotonic()
     process = subprocess.Popen(command)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the command too; we stay to record
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal also sends it to the command, whose end we record
     signal.signal(signal.SIGTERM, lambda received, _: process.send_signal(received))
     tree = psutil.Process(process.pid)
     while process.poll() is None:

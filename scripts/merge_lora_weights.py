@@ -1,9 +1,9 @@
-"""Merge LoRA's adapters, and what learnt beside them, into the model they were trained on: one whole folder.
+"""Merge LoRA's adapters, and weights trained with them, into their base model, as one complete folder.
 
     python scripts/merge_lora_weights.py --model-path playground/checkpoints/llava-visualprism-lora \
         --model-base lmsys/vicuna-7b-v1.5 --save-model-path playground/checkpoints/llava-visualprism-merged
 
-The weights keep the base's own type. Needs memory for one copy of the model.
+The weights keep the dtype of the base. The merge needs memory for one copy of the model.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Write a folder all at once: what a converter leaves behind is complete or is not there."""
+"""Write a folder in one step, so that a converter leaves a complete folder or none."""
 
 import shutil
 from collections.abc import Callable
@@ -12,12 +12,12 @@ def write_folder(folder: Path, required: tuple[str, ...], write: Callable[[Path]
 
     Args:
         folder: the folder to make; left as it is when it already holds every required file.
-        required: names that a complete folder holds.
+        required: names of files that a complete folder holds.
         write: is given the empty temporary folder.
     Returns:
         Whether anything was written.
     Raises:
-        UserError: if `folder` exists, is not empty and lacks a required file: it is not ours to overwrite.
+        UserError: if `folder` exists, is not empty and lacks a required file: it is not overwritten.
     """
     absent = [name for name in required if not (folder / name).is_file()]
     if not absent:
