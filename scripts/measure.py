@@ -29,7 +29,7 @@ def measure(command: list[str]) -> tuple[float, float, int]:
     """
     parent, peak, start = os.getppid(), 0, time.monotonic()
     process = subprocess.Popen(command)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal also sends it to the command, whose end we record
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal also sends it to the command; we must record it
     signal.signal(signal.SIGTERM, lambda received, _: process.send_signal(received))
     tree = psutil.Process(process.pid)
     while process.poll() is None:

@@ -9,7 +9,7 @@
 #   CONV_MODE             the model's own
 #   CUDA_VISIBLE_DEVICES  GPUs to use (all), one process each
 #   NUM_PROCESSES         that number of processes    PYTHON  the active environment's, or .venv's
-# Flags of llava.eval.run may follow: --limit 100, --batch_size 8, ... Started again, it continues.
+# Flags of llava.eval.run may follow: --limit 100, --batch_size 8, ... Started again, it continues where it stopped.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/../../common.sh"
