@@ -1,4 +1,4 @@
-"""A published name: llava/published says what it does."""
+"""A published command name; llava/published defines what it runs."""
 
 from llava.published import COMMANDS
 
