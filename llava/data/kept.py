@@ -6,8 +6,11 @@ import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from llava.wholefile import whole_file
 
 logger = logging.getLogger(__name__)
 
+NAME = re.compile(r"[0-9a-f]{32}\.npy")  # of our files; a user's folder may hold others
+UNUSED_DAYS = 90  # after which an array is removed: a changed data file leaves its old arrays behind
 ENVIRONMENT = "LLAVA_INDEX_FOLDER"  # names the folder if --index_folder is not given
 
 
@@ -90,6 +95,8 @@ class ArrayCache:
     ) -> KeptArray:
         """Return the array stored under a key; if there is none, one process makes it while others wait.
 
+        Making one removes the arrays that no run has used for UNUSED_DAYS.
+
         Args:
             key: everything that decides the content of the array, as JSON.
             what: names the array in messages.
@@ -99,6 +106,8 @@ class ArrayCache:
         name = f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.npy"
         kept = KeptArray(self.folder / name)
         if kept.is_whole() and is_true(kept):
+            with suppress(OSError):  # the folder may be read-only
+                os.utime(kept.path)
             return kept
         path = self._writable / name
 
@@ -111,6 +120,7 @@ class ArrayCache:
             if not (kept.is_whole() and is_true(kept)):
                 kept = KeptArray(path)
                 kept.write(*make())
+                remove_unused(path.parent)
             return kept
         finally:
             lock.release()
@@ -131,6 +141,15 @@ class ArrayCache:
                     *(self.folder, error, folder),
                 )
             return folder
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove the arrays of a folder that were last used more than UNUSED_DAYS ago."""
+    oldest = time.time() - UNUSED_DAYS * 24 * 60 * 60
+    for path in folder.iterdir():
+        with suppress(OSError):  # another process may have removed it
+            if NAME.fullmatch(path.name) and path.stat().st_mtime < oldest:
+                path.unlink()
 
 
 def default_folder() -> Path:

@@ -7,7 +7,9 @@ import os
 import pickle
 import time
 from argparse import Namespace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -236,3 +238,21 @@ def test_image_sizes_are_read_once_and_tell_how_long_tiled_records_are(make, tmp
     Image.new("RGB", (7, 7)).save(tmp_path / "a.png")
     changed = make(image_config=TILED, visual_positions=positions).modality_lengths.tolist()
     assert changed == [lengths[0] - 36, lengths[1], lengths[2], lengths[3] - 36]
+
+
+def test_an_array_that_was_not_used_for_long_is_removed_when_another_is_made(tmp_path):
+    cache, long_ago = ArrayCache(tmp_path), time.time() - 100 * 24 * 60 * 60
+
+    def get(key: str) -> Path:
+        return cache.get([key], "an array", lambda: (np.zeros(1), [])).path
+
+    used, unused = get("used"), get("unused")
+    (others := tmp_path / "others.npy").write_bytes(b"")
+    for path in (used, unused, others):
+        os.utime(path, (long_ago, long_ago))
+    assert get("used") == used  # which counts as a use
+    assert unused.exists()
+    get("new")
+    assert used.exists()
+    assert others.exists()
+    assert not unused.exists()
