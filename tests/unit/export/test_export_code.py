@@ -53,6 +53,7 @@ torch.save(found, out)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.transformers
 def test_it_gives_the_same_ids_and_logits_without_this_package(tmp_path, bpe_tokenizer):
     for name, build in MODELS.items():
