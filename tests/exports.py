@@ -13,6 +13,7 @@ from llava.conversation import chat_prompt, template_of
 from llava.mm_utils import left_pad, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 
+FOR_VLLM = {"head_dim": 32, "max_position_embeddings": 512}  # narrower heads are refused on CPUs
 SIZES = ((70, 100), (56, 56), (120, 40))
 
 

@@ -1,31 +1,25 @@
-"""Another's server in a process of its own, asked about pictures as the OpenAI API has it."""
+"""A server of another project that runs in its own process and answers OpenAI's chat completions."""
 
-import base64
 import io
 import json
 import os
-import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
+
+from pictures import data_url
 
 QUESTION = "What is shown in the image?"
 LENGTH = 8  # tokens of an answer
 PATIENCE = 600  # seconds, for a server that hangs
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def content_of(image) -> list[dict]:
     """A message with a question about an image."""
     written = io.BytesIO()
     image.save(written, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(written.getvalue()).decode()
+    url = data_url(written.getvalue())
     return [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
 
 

@@ -64,8 +64,8 @@ NATIVE = (
 WITH_CODE = (
     STOCK.replace(
         "Nothing of the training package is needed.",
-        "The folder holds the code of its classes, so `trust_remote_code=True` is all that is needed: read "
-        "modeling_visualprism.py first.",
+        "The folder holds the code of its classes. Read modeling_visualprism.py, then load the folder with "
+        "`trust_remote_code=True`. Nothing of the training package is needed.",
     )
     .replace('; backend="pil" resizes images as they were in training', "")
     .replace(', backend="pil"', ", trust_remote_code=True")

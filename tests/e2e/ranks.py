@@ -10,13 +10,13 @@ import importlib
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
+from ports import free_port
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["llava.train.train", "deepspeed", "matplotlib.backends.backend_agg"])
@@ -84,9 +84,7 @@ def run(argv: list[str], log: Path, world_size: int = 1, prepare=None, timeout: 
         prepare: a picklable callable of the rank, called ahead of the run.
         timeout: seconds to the first end of a rank, and from there to when the others are killed.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     arguments = [(rank, world_size, port, argv, prepare, str(log)) for rank in range(world_size)]
     ranks = [CONTEXT.Process(target=_rank_main, args=each) for each in arguments]
     for process in ranks:

@@ -14,18 +14,13 @@ from contextlib import contextmanager
 import pytest
 import tiny
 from pictures import data_url, encoded
+from ports import free_port
 
 pytest.importorskip("fastapi", reason="the API's packages are not installed (extra serve)")
 openai = pytest.importorskip("openai", reason="openai is not installed (extra dev)")
 
 KEY = "a-key"
 MAX_REQUESTS = 16
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

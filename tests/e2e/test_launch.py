@@ -5,7 +5,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import ranks
 import tiny
 from PIL import Image
+from ports import free_port
 from stages import ENTRY, logged_rows, weights
 
 from llava.train import saving
@@ -22,12 +22,6 @@ from llava.train.folder_lock import LOCK_FILE, FolderLock
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 RESULT = "playground/checkpoints/tiny-pretrain"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture

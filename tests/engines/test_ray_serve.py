@@ -15,12 +15,12 @@ pytest.importorskip("vllm", reason="needs vLLM: bash scripts/test_vllm.sh")
 pytest.importorskip("ray.serve.llm", reason="needs Ray Serve LLM: bash scripts/test_vllm.sh")
 
 import exports
-from openai_server import LENGTH, QUESTION, Server, free_port
+from openai_server import LENGTH, QUESTION, Server
+from ports import free_port
 
 from llava.export.folder import export
 
 CONFIG = Path(__file__).parents[2] / "scripts/ray_serve.yaml"
-DECODER = {"head_dim": 32, "max_position_embeddings": 512}  # the narrowest head of vLLM's attention on CPUs
 
 
 def adapted(config: dict, model: Path, port: int) -> dict:
@@ -41,7 +41,10 @@ def adapted(config: dict, model: Path, port: int) -> dict:
 
 def test_replicas_answer_by_the_budget_of_each_request(tmp_path, bpe_tokenizer):
     ours = exports.save_whole(
-        tmp_path / "ours", copy.deepcopy(bpe_tokenizer), decoder=DECODER, mm_projector_type="visualprism_v2"
+        tmp_path / "ours",
+        copy.deepcopy(bpe_tokenizer),
+        decoder=exports.FOR_VLLM,
+        mm_projector_type="visualprism_v2",
     )
     export(str(ours), tmp_path / "theirs")
     config = adapted(yaml.safe_load(CONFIG.read_text()), tmp_path / "theirs", port := free_port())

@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: bash scripts/test_vllm.sh")
 
 import exports
-from openai_server import LENGTH, QUESTION, Server, free_port
+from openai_server import LENGTH, QUESTION, Server
+from ports import free_port
 from vllm import LLM, SamplingParams
 
 from llava.export.folder import export
@@ -22,7 +23,6 @@ MODELS = {  # by name: what tiny.build takes
     "mlp2x_gelu": {"mm_projector_type": "mlp2x_gelu"},
     "slice": {"mm_projector_type": "visualprism", "image_aspect_ratio": "slice"},
 }
-DECODER = {"head_dim": 32, "max_position_embeddings": 512}  # the narrowest head of vLLM's attention on CPUs
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -30,7 +30,9 @@ def model(request, tmp_path_factory, bpe_tokenizer):
     """A model's name, its folder as training writes it, and its exported folder."""
     folder = tmp_path_factory.mktemp(request.param)
     build = MODELS[request.param]
-    ours = exports.save_whole(folder / "ours", copy.deepcopy(bpe_tokenizer), decoder=DECODER, **build)
+    ours = exports.save_whole(
+        folder / "ours", copy.deepcopy(bpe_tokenizer), decoder=exports.FOR_VLLM, **build
+    )
     export(str(ours), folder / "theirs")
     return request.param, ours, folder / "theirs"
 

@@ -299,4 +299,4 @@ def test_the_top_level_is_the_fixed_one():
         "README.md",
         "LICENSE",
     }
-    assert {name for name in top if not name.startswith(".")} <= fixed | {"CONTRIBUTING.md", "CITATION.cff"}
+    assert {name for name in top if not name.startswith(".")} <= fixed | {"CONTRIBUTING.md"}
