@@ -11,9 +11,11 @@ def main() -> None:
 
             print(help_page(), end="")
             return
+        from llava.quiet import quiet_libraries
         from llava.train.launcher import end_with_launcher, run_rank
 
         end_with_launcher()  # before imports that take seconds
+        quiet_libraries()  # before imports that print
         from llava.train.train import train
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("llava."):
