@@ -1,5 +1,7 @@
 """A study's runs: questions do not see one another, scores are greedy decoding's, the image is used."""
 
+import contextlib
+
 import pytest
 import tiny
 import torch
@@ -114,18 +116,20 @@ def test_the_small_reader_reads_no_word_of_the_answer_and_never_says_unknown(sma
 
 
 @pytest.mark.slow
-def test_a_score_is_that_of_greedy_decoding(language_model):
+def test_a_score_is_that_of_greedy_decoding(language_model, monkeypatch):
     """On a reader trained to be right sometimes, answer by answer, against transformers' generate."""
+    # In float32, because bfloat16 has ties, which batches and single questions break differently
+    monkeypatch.setattr(torch, "autocast", lambda *_: contextlib.nullcontext())
     codec = Tokens(language_model)
     scenes = [asked(codec, *[ANSWERS[(k + n) % 3] for k in range(3)]) for n in range(4)]
-    split, hidden = Split(scenes, range(4)), states(4)
+    split, hidden = Split(scenes, range(4)), HiddenStates(states(4).values.float(), (1, 2), 3)
     settings = Training(epochs=40, batch_size=4, learning_rate=1e-2)
     reader = make_reader(Reader(path=language_model), codec, seed=0)
     assert isinstance(reader, LanguageReader)
     model = train(run_of("linear"), settings, reader, split, hidden, "cpu")
     given = score(model, split, hidden, None, 4, "cpu")
     right = dict.fromkeys(given, 0)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode():
         for n, scene in enumerate(scenes):
             tokens = model.visual_tokens(hidden, torch.tensor([n]), None)
             for question in scene:
