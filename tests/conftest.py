@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -30,6 +31,12 @@ SENTENCES = (
     "system user assistant USER: ASSISTANT: Human: ###",
     "assistant\n\n\nA list.\n\n\nuser\n\n\nA list.",
 )
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what the imports made, some millions of objects, from the garbage collections of each run."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_addoption(parser) -> None:

@@ -6,6 +6,7 @@ one started from nothing takes ten.
 
 import contextlib
 import functools
+import gc
 import importlib
 import multiprocessing
 import os
@@ -66,6 +67,7 @@ def _rank_main(rank, world_size, port, argv, prepare, log):
     if world_size > 1:
         os.environ |= {name: str(value) for name, value in environment.items()}
     multiprocessing.set_start_method(None, force=True)  # data workers start as they do in a run from a shell
+    gc.freeze()  # what the server imported, so that a run's garbage collections are short
     torch.set_num_threads(1)
     sys.argv = ["train_mem.py", *argv]
     if prepare is not None:

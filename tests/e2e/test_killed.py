@@ -20,8 +20,7 @@ KILLS = {
     "in_a_step": KillAt("torch.optim", "AdamW.step", call=2),
     "in_the_first_step_after_a_checkpoint": KillAt("torch.optim", "AdamW.step", call=3, when="after"),
     "in_the_middle_of_a_file": KillAt("torch", "save", call=2, when="half"),
-    "with_a_checkpoint_written_and_unnamed": KillAt(SAVING, "publish_checkpoint"),
-    "with_a_later_checkpoint_written_and_unnamed": KillAt(SAVING, "publish_checkpoint", call=2),
+    "with_a_checkpoint_written_and_unnamed": KillAt(SAVING, "publish_checkpoint", call=2),
     "with_a_checkpoint_named": KillAt(SAVING, "publish_checkpoint", when="after"),
     "while_an_old_checkpoint_leaves": KillAt("pathlib", "Path.rename", call=3, when="after"),
     "before_the_result": KillAt(TRAINER, "LlavaTrainer.save_result"),
@@ -31,8 +30,7 @@ KILLS = {
 
 @pytest.mark.parametrize(
     ("stage", "point"),
-    [(2, point) for point in KILLS]
-    + [(1, "with_a_later_checkpoint_written_and_unnamed"), (1, "with_half_of_the_result_moved")],
+    [*((2, point) for point in KILLS), (1, "with_half_of_the_result_moved")],
 )
 def test_a_killed_run_started_again_is_the_uninterrupted_one(parts, tmp_path, uninterrupted, stage, point):
     argv, log = stage_flags(parts, tmp_path / "run", stage), tmp_path / "log"
@@ -50,10 +48,11 @@ def test_two_ranks_killed_and_started_again_are_the_uninterrupted_ones(
     log = tmp_path / "log"
     extra = {"deepspeed": f"scripts/{config}.json"} if config else {}
     cut = stage_flags(parts, tmp_path / "cut", 2, **extra)
-    kills = (
-        KillAt(TRAINER, "LlavaTrainer._save_rng_state", call=2, rank=1),  # the other has written its part
-        KillAt(SAVING, "publish_result"),
-    )
+    kills = [
+        KillAt(TRAINER, "LlavaTrainer._save_rng_state", call=2, rank=1)
+    ]  # the other has written its part
+    if config is None:
+        kills.append(KillAt(SAVING, "publish_result"))
     for kill in kills:
         assert -9 in ranks.run(cut, log, world_size=2, prepare=kill), log.read_text()
     assert ranks.run(cut, log, world_size=2) == [0, 0], log.read_text()
@@ -91,12 +90,11 @@ def test_of_two_runs_started_at_once_one_trains(parts, tmp_path, uninterrupted):
     assert_same_run(tmp_path / "run", uninterrupted(1))
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_a_checkpoint_that_is_damaged_is_named_without_a_traceback(parts, tmp_path, world_size):
+def test_a_checkpoint_that_is_damaged_is_named_without_a_traceback(parts, tmp_path):
     argv, log = stage_flags(parts, tmp_path / "run", 1), tmp_path / "log"
     assert ranks.run(argv, log, prepare=KillAt(TRAINER, "LlavaTrainer.save_result")) == [-9]
     damaged = tmp_path / "run" / "checkpoint-4" / "mm_projector.bin"
     damaged.write_bytes(damaged.read_bytes()[:1000])
-    assert ranks.run(argv, log, world_size) == [1] * world_size, log.read_text()
+    assert ranks.run(argv, log, world_size=2) == [1, 1], log.read_text()
     assert re.search(rf"train_mem\.py: {damaged} .*damaged", log.read_text())
     assert "Traceback" not in log.read_text()

@@ -132,18 +132,12 @@ def test_ranks_end_with_a_killed_launcher_and_leave_the_folder(folder, training)
     FolderLock(folder / RESULT).release()  # which nobody holds
 
 
-STOPS = {  # tests/interface/test_training_scripts.py has Ctrl-C
-    "a closed terminal": lambda script: os.killpg(script.pid, signal.SIGHUP),
-    "SIGKILL to the shell": lambda script: script.kill(),
-}
-
-
-@pytest.mark.parametrize("stop", STOPS)
-def test_ranks_save_and_end_with_their_script(folder, training, stop):
+def test_ranks_save_and_end_with_a_closed_terminal(folder, training):
+    """Ctrl-C is in tests/interface/test_training_scripts.py, a killed shell in test_stoppable_launch.py."""
     script, _ = training
-    STOPS[stop](script)
+    os.killpg(script.pid, signal.SIGHUP)
     printed, _ = script.communicate(timeout=300)  # to the end of all that could write there
-    assert script.returncode == (-9 if "SIGKILL" in stop else 143), printed
+    assert script.returncode == 143, printed
     (checkpoint,) = saving.checkpoints(folder / RESULT)
     assert printed.count("train_mem.py: SIGTERM: stopped after step") == 1, printed
     assert f"The last whole checkpoint is {RESULT}/{checkpoint.name}" in printed

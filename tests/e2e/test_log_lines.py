@@ -60,9 +60,6 @@ def test_a_script_prints_our_lines_alone(parts, tmp_path):
 
 LORA = {"lora_enable": True, "lora_r": 4}
 MODES = {
-    "stage 2": (1, {}),
-    "checkpointing": (1, {"gradient_checkpointing": True}),
-    "lora": (1, LORA),
     "lora, checkpointing": (1, {**LORA, "gradient_checkpointing": True}),
     "4 bits": (1, {**LORA, "bits": 4}),
     "8 bits": (1, {**LORA, "bits": 8}),

@@ -18,6 +18,7 @@ import llava
 from modes import load, logits, run, trainer_of
 from llava.benchmark.ablation.settings import _row
 from llava.errors import UserError
+from llava.train.flags import help_page
 from llava.train.train import train
 from training_parts import flags
 
@@ -42,6 +43,7 @@ with pytest.raises(UserError, match="--visualprism_hkve would do nothing.*--maxp
 _row(Path("study.yaml"), 0, {"name": "a", "projector": "maxpool", "maxpool_scale": 0.5})
 with pytest.raises(UserError, match="unknown maxpool_scale"):
     _row(Path("study.yaml"), 0, {"name": "a", "projector": "avgpool", "maxpool_scale": 0.5})
+assert {"maxpool,", "--maxpool_bias", "--maxpool_scale"} <= set(help_page().split())
 line_up = "tests/unit/model/test_lineup.py"
 sys.exit(pytest.main([line_up, "-q", "-n", "0", "-k", "maxpool", "-p", "no:cacheprovider"]))
 """
@@ -73,28 +75,17 @@ def clone(tmp_path_factory):
     return folder
 
 
-def python(clone, *arguments, **options):
+def test_it_trains_saves_goes_on_loads_and_is_in_help_and_the_line_up(clone, parts, tmp_path):
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(clone), *(f"{clone}/tests/{part}" for part in ("", "e2e"))]),
     }
     done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
+        [sys.executable, "-c", LIFE, *map(str, (clone, parts, tmp_path))],
         env=environment,
         capture_output=True,
         text=True,
         cwd=clone,
-        **options,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def test_it_trains_saves_goes_on_loads_and_is_in_the_line_up(clone, parts, tmp_path):
-    done = python(clone, "-c", LIFE, clone, parts, tmp_path)
-    assert re.search(r"[1-9]\d passed", done), done
-
-
-def test_help_lists_it(clone):
-    page = python(clone, "-m", "llava.train.train_mem", "--help")
-    assert {"maxpool,", "--maxpool_bias", "--maxpool_scale"} <= set(page.split())
+    assert re.search(r"[1-9]\d passed", done.stdout), done.stdout

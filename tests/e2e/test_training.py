@@ -1,14 +1,12 @@
 """Both stages on tiny models: what learns, what is left, what survives a kill, what bad input is told."""
 
 import json
+import re
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from messages import assert_names
 from PIL import Image
 from safetensors.torch import load_file
 from training_parts import flags, losses
@@ -186,25 +184,10 @@ def test_old_checkpoints_are_removed_and_nothing_half_written_stays(trained):
     assert not (trained / "stage2" / saving.STAGING).exists()
 
 
-def command_line(parts, output_dir, *extra, data="captions.json", **changes):
-    """train_mem.py as a shell starts it: (exit status, what it printed)."""
-    entry = Path(__file__).parents[2] / "llava" / "train" / "train_mem.py"
-    arguments = [sys.executable, str(entry), *flags(parts, output_dir, data, **changes), *extra]
-    result = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
-    return result.returncode, result.stdout + result.stderr
-
-
-def test_a_bad_flag_ends_in_one_line_and_leaves_nothing(parts, tmp_path):
-    code, output = command_line(parts, tmp_path / "out", scale_factor=3)
-    assert code == 1
-    assert_names(output.strip().splitlines()[-1], "--scale_factor", "4x4", "3", "1, 2, 4")
-    assert "Traceback" not in output
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"scale_factor": 3}, "--scale_factor.*4x4.*3.*1, 2, 4"),
         ({"mm_projector_type": "prism"}, "--mm_projector_type 'prism' is unknown; choose from"),
         ({"image_aspect_ratio": "round"}, "--image_aspect_ratio must be"),
         ({"on_bad_record": "ignore"}, "--on_bad_record must be fail or skip"),
@@ -218,7 +201,8 @@ def test_a_bad_flag_ends_in_one_line_and_leaves_nothing(parts, tmp_path):
 def test_what_a_user_got_wrong_is_named(parts, tmp_path, capsys, changes, message):
     with pytest.raises(SystemExit) as stop:
         train(flags(parts, tmp_path / "out", "captions.json", **changes))
-    assert message in str(stop.value)
+    (line,) = str(stop.value).splitlines()
+    assert re.search(message, line)
     assert not (tmp_path / "out").exists()
 
 
