@@ -156,12 +156,12 @@ def test_the_servers_memory_stays_as_it_is(url, client):
 
     def burst() -> float:
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda _: client.chat.completions.create(**request), range(16)))
+            list(pool.map(lambda _: client.chat.completions.create(**request), range(8)))
         return metric(url, "process_resident_memory_bytes")
 
     burst()
     before = burst()
-    assert [burst() for _ in range(3)][-1] < before + 64 * 2**20
+    assert [burst() for _ in range(2)][-1] < before + 64 * 2**20
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streaming", "whole"])
@@ -179,8 +179,7 @@ def test_a_client_that_leaves_frees_its_place(url, client, stream):
     assert metric(url, "llava_cancelled_total") == before + 1
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-def test_a_server_that_is_stopped_says_so_to_every_request_under_way(tmp_path, sign):
+def test_a_server_that_is_stopped_says_so_to_every_request_under_way(tmp_path):
     """A stream, a whole answer that waits, a body on its way, and a client that reads nothing."""
     request = {"model": "tiny", "messages": question(), "max_tokens": 800}
 
@@ -201,7 +200,7 @@ def test_a_server_that_is_stopped_says_so_to_every_request_under_way(tmp_path, s
             next(stream)
             waiting = pool.submit(whole)
             wait_for(lambda: metric(address, "llava_requests_open") == 4)
-            process.send_signal(sign)
+            process.send_signal(signal.SIGTERM)
             with pytest.raises(openai.APIError, match="shutting down"):
                 list(stream)
             error = waiting.result(60)
