@@ -115,12 +115,25 @@ def _converted(row: dict) -> dict:
 def _turns(key: str, turns: Any, num_images: int) -> Any:
     if key == "texts":
         return _turns_of_texts(turns, num_images)
+    if not isinstance(turns, list):
+        return turns
     marks = Counter()
-    return (
-        [_turn(turn, number, marks) for number, turn in enumerate(turns)]
-        if isinstance(turns, list)
-        else turns
-    )
+    return _plain_turns(turns) or [_turn(turn, number, marks) for number, turn in enumerate(turns)]
+
+
+def _plain_turns(turns: list) -> list[dict]:
+    """Convert turns that are only {"role", "content"} of texts, in less time; an empty list if one is not."""
+    converted = []
+    for turn in turns:
+        if (
+            type(turn) is not dict
+            or len(turn) != 2
+            or type(role := turn.get("role")) is not str
+            or type(words := turn.get("content")) is not str
+        ):
+            return []
+        converted.append({"from": SPEAKER_OF_ROLE.get(role, role), "value": words})
+    return converted
 
 
 def _image(value: Any, number: int) -> Any:
@@ -179,8 +192,10 @@ def _one(turn: dict, keys: tuple[str, str], number: int) -> Any:
 
 def _parts(turn: Any) -> list:
     """The parts of a turn's content; an empty list if it is not in parts."""
-    content = (turn.get("content") or turn.get("value")) if isinstance(turn, dict) else None
-    return content if isinstance(content, list) else []
+    if type(turn) is not dict:
+        return []
+    content = turn.get("content") or turn.get("value")
+    return content if type(content) is list else []
 
 
 def _part(part: Any, number: int, marks: Counter) -> str:
