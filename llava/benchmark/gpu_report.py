@@ -177,7 +177,10 @@ def outcome_of(process: multiprocessing.process.BaseProcess, limit: float) -> st
     process.start()
     process.join(limit)
     if process.is_alive():
-        os.killpg(process.pid, signal.SIGKILL)  # type: ignore[arg-type]  # also kills what it started
+        try:
+            os.killpg(process.pid, signal.SIGKILL)  # type: ignore[arg-type]  # also kills what it started
+        except ProcessLookupError:  # it has not reached `work` yet, where its group begins
+            process.kill()
         process.join()
         return f"ended after {limit:.0f} s"
     return "done" if process.exitcode == 0 else f"failed with exit code {process.exitcode}"
