@@ -21,6 +21,7 @@ def is_stock(config: CommonFields) -> bool:
     tower = config.mm_vision_config or {}
     fits = (
         config.mm_projector_type == "mlp2x_gelu"
+        and not config.mm_projector_norm
         and tower.get("model_type") in TOWERS
         and config.mm_vision_image_size in (None, tower.get("image_size"))
     )

@@ -257,7 +257,7 @@ def _row(path: Path, number: int, given: Any) -> Row:
         raise UserError(
             f"{place}: unknown {', '.join(unknown)}; a row takes {', '.join(sorted(own))}, the keys of "
             "llava.model.vision_config.CommonFields and the options of its projector "
-            f"({', '.join(option.name for option in options) or 'it has none'})."
+            f"({', '.join(option.name for option in options)})."
         )
     return _fill(Row, {**{key: given[key] for key in own & set(given)}, "switches": switches}, place)
 

@@ -36,7 +36,16 @@ def option(
 
 @dataclass(frozen=True)
 class ProjectorOptions:
-    """The options of a kind of projector beside its widths and s; their names are keys of config.json."""
+    """The options of a kind of projector beside its widths and s; their names are keys of config.json.
+
+    Every kind has the options declared here. A kind with more of them declares a subclass.
+    """
+
+    mm_projector_norm: bool = option(
+        False,
+        "Every visual token is normalised to the root mean square of the language model's embeddings, times "
+        "a gain that learns.",
+    )
 
     @classmethod
     def of(cls, fields: object) -> "ProjectorOptions":
