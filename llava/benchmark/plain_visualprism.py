@@ -15,7 +15,7 @@ class PlainVisualPrism(VisualPrism):
     """
 
     def compress(self, features, scale_factor):
-        x, x_multi, s = *features[:2], scale_factor
+        (x, x_multi), s = features[:2], scale_factor
         maps = as_maps(x)
         paths = {
             "identity": lambda: as_maps(self.q_identity_proj(x)),

@@ -30,7 +30,7 @@ class PlainLinearProjector(Projector, PlainLinear):
 
     def __init__(self, linear: LinearProjector):
         super().__init__(linear)
-        self.output_norm = linear.output_norm
+        self.norms_input, self.output_norm = linear.norms_input, linear.output_norm
 
     def project(self, features: VisionFeatures) -> Tensor:
         return PlainLinear.forward(self, features.selected)

@@ -1,5 +1,6 @@
 """The base classes of projectors, which turn vision features into tokens of the language model."""
 
+import dataclasses
 import math
 from typing import ClassVar
 
@@ -21,7 +22,9 @@ NORM_EPS = 1e-6  # epsilon of the layer norms
 
 
 class Projector(nn.Module):
-    """Turns VisionFeatures into float[B, M, D]: a subclass's `project`, then the output norm if there is one.
+    """Turns VisionFeatures into float[B, M, D]: norms of the input, a subclass's `project`, an output norm.
+
+    Both norms are optional.
 
     A subclass that is also one of torch's modules names Projector first, so that its forward is this one.
 
@@ -29,6 +32,8 @@ class Projector(nn.Module):
         others: arguments of a class of torch's that a subclass is mixed with.
     Attributes:
         output_norm: the norm at the end; None, unless from_fields makes one by mm_projector_norm.
+        norms_input: whether the input is normalised; in a class, whether it is by default.
+        norms_late: whether `project` does this itself where it reads the input, which holds less memory.
         Options: the class of this kind's options, beside its widths and s.
         needs_levels: whether VisionFeatures.levels must be given.
         needs_attention: whether VisionFeatures.attention and keys must be given.
@@ -41,7 +46,8 @@ class Projector(nn.Module):
     needs_attention = False
     compresses = False
     highest_rate: float | None = None
-
+    norms_input = False
+    norms_late = False
     output_norm: OutputNorm | None
 
     def __init__(self, *args, **others):
@@ -51,10 +57,20 @@ class Projector(nn.Module):
     @classmethod
     def from_fields(cls, fields: CommonFields, llm_width: int) -> "Projector":
         """Build the projector that the multimodal keys of config.json ask for; `llm_width` is D."""
+        options = cls.options(fields)
         projector = cls(fields.mm_hidden_size, llm_width, **cls.arguments(fields))
-        if cls.Options.of(fields).mm_projector_norm:
+        projector.norms_input = bool(options.mm_projector_input_norm)
+        if options.mm_projector_norm:
             projector.output_norm = OutputNorm(llm_width)
         return projector
+
+    @classmethod
+    def options(cls, fields: object) -> ProjectorOptions:
+        """Read the options from a configuration; one that is None gets this class's own default."""
+        given = cls.Options.of(fields)
+        if given.mm_projector_input_norm is None:
+            given = dataclasses.replace(given, mm_projector_input_norm=cls.norms_input)
+        return given
 
     @classmethod
     def arguments(cls, fields: CommonFields) -> dict:
@@ -63,7 +79,7 @@ class Projector(nn.Module):
         if cls.needs_levels:
             given["num_levels"] = len(fields.mm_vision_levels)  # type: ignore[arg-type]
         if cls.Options is not ProjectorOptions:
-            given["options"] = cls.Options.of(fields)
+            given["options"] = cls.options(fields)
         return given
 
     @classmethod
@@ -96,8 +112,18 @@ class Projector(nn.Module):
         """Turn VisionFeatures into float[B, M, D]; only a projector that compresses takes a scale_factor."""
         features = VisionFeatures(*features)  # published code passes a pair
         options = {} if scale_factor is None else {"scale_factor": scale_factor}
-        tokens = self.project(features, **options)
+        tokens = self.project(self.prepared(features), **options)
         return tokens if self.output_norm is None else self.output_norm(tokens)
+
+    def prepared(self, features: VisionFeatures) -> VisionFeatures:
+        """The features that `project` takes: normalised layer by layer, if norms_input and not norms_late."""
+        if not self.norms_input or self.norms_late:
+            return features
+        selected, levels = features[:2]
+        width = selected.shape[-1]
+        if self.needs_levels:
+            levels = layers_normed(levels, width)  # type: ignore[arg-type]
+        return features._replace(selected=layers_normed(selected, width), levels=levels)
 
     def project(self, features: VisionFeatures) -> Tensor:
         """Turn VisionFeatures into float[B, M, D]; forward adds the norms that all projectors can have."""
@@ -192,6 +218,14 @@ def compressed_side(grid: int, scale_factor: int) -> int:
             f"choose from {', '.join(map(str, divisors))}."
         )
     return grid // scale_factor
+
+
+def layers_normed(states: Tensor, width: int) -> Tensor:
+    """Give each layer in float[B, N, layers*C] mean 0 and variance 1 over its C = `width` channels.
+
+    A tower's states grow from layer to layer, so that otherwise the deepest layer has the most effect.
+    """
+    return F.layer_norm(states.unflatten(-1, (-1, width)), (width,), eps=NORM_EPS).flatten(-2)
 
 
 def pooled_maps(maps: Tensor, scale_factor: int) -> Tensor:

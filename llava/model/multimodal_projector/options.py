@@ -46,13 +46,19 @@ class ProjectorOptions:
         "Every visual token is normalised to the root mean square of the language model's embeddings, times "
         "a gain that learns.",
     )
+    mm_projector_input_norm: bool | None = option(
+        None,
+        "Each of the tower's layers that the projector reads is normalised over its channels first; by "
+        "default in visualprism_v2 alone.",
+    )
 
     @classmethod
     def of(cls, fields: object) -> "ProjectorOptions":
         """Read the options from a configuration; those that it lacks get their defaults."""
-        return cls(
-            **{declared.name: getattr(fields, declared.name, declared.default) for declared in cls.declared()}
-        )
+        values: dict[str, Any] = {
+            declared.name: getattr(fields, declared.name, declared.default) for declared in cls.declared()
+        }
+        return cls(**values)
 
     @classmethod
     def declared(cls) -> tuple[dataclasses.Field, ...]:

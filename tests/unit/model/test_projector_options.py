@@ -60,7 +60,7 @@ def test_weights_fix_the_options_that_say_so_in_a_form_that_compares():
         order: str = option("a,b", "Letters.", form=lambda text: sorted(text.split(",")))
         speed: int = option(1, "How fast.", fixes_weights=False)
 
-    fixed = {"mm_projector_norm": False, "order": ["a", "b"]}
+    fixed = {"mm_projector_norm": False, "mm_projector_input_norm": None, "order": ["a", "b"]}
     assert Some(order="b,a", speed=2).fixed_by_weights() == Some().fixed_by_weights() == fixed
     assert Some.of(VisionFields()) == Some()
     fields = VisionFields(mm_projector_type="visualprism", visualprism_norm="sync_batch")
@@ -72,6 +72,7 @@ def test_weights_fix_the_options_that_say_so_in_a_form_that_compares():
         "mm_vision_select_feature",
         "mm_patch_merge_type",
         "mm_projector_norm",
+        "mm_projector_input_norm",
     }
 
 
