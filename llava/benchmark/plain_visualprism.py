@@ -14,9 +14,8 @@ class PlainVisualPrism(VisualPrism):
     Attention is torch's, and nothing is folded. The form is the same in evaluation and in training.
     """
 
-    def forward(self, features, scale_factor=None):
-        x, x_multi = features[:2]
-        s = scale_factor or self.scale_factor
+    def compress(self, features, scale_factor):
+        (x, x_multi), s = features[:2], scale_factor
         maps = as_maps(x)
         paths = {
             "identity": lambda: as_maps(self.q_identity_proj(x)),

@@ -5,6 +5,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from llava.model.multimodal_encoder.builder import VISION_TOWERS
+from llava.model.multimodal_projector.builder import projector_class
 from llava.model.vision_config import CommonFields
 from llava.tiling import parse_pinpoints
 
@@ -21,6 +22,7 @@ def is_stock(config: CommonFields) -> bool:
     tower = config.mm_vision_config or {}
     fits = (
         config.mm_projector_type == "mlp2x_gelu"
+        and not has_norms(config)
         and tower.get("model_type") in TOWERS
         and config.mm_vision_image_size in (None, tower.get("image_size"))
     )
@@ -28,6 +30,12 @@ def is_stock(config: CommonFields) -> bool:
         is_next = config.mm_patch_merge_type == "spatial_unpad" and config.mm_vision_select_feature == "patch"
         return fits and is_next
     return fits and config.image_aspect_ratio in ("square", "pad")
+
+
+def has_norms(config: CommonFields) -> bool:
+    """Whether the projector normalises its input or its output, which transformers' classes do not."""
+    options = projector_class(config.mm_projector_type).options(config)
+    return bool(options.mm_projector_norm or options.mm_projector_input_norm)
 
 
 def stock_config(config: PretrainedConfig, text_config, vision_config, image_token_id: int):

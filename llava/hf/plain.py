@@ -25,11 +25,15 @@ class PlainLinear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
-class PlainLinearProjector(PlainLinear, Projector):
+class PlainLinearProjector(Projector, PlainLinear):
     """LinearProjector without being an nn.Linear."""
 
-    def forward(self, features: VisionFeatures) -> Tensor:
-        return super().forward(features.selected)
+    def __init__(self, linear: LinearProjector):
+        super().__init__(linear)
+        self.norms_input, self.output_norm = linear.norms_input, linear.output_norm
+
+    def project(self, features: VisionFeatures) -> Tensor:
+        return PlainLinear.forward(self, features.selected)
 
 
 def left_alone(projector: Projector) -> Projector:

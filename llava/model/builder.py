@@ -40,6 +40,7 @@ def attach_vision(
     projector_dtype = projector_dtype or like.dtype
     model.get_vision_tower().to(device=like.device, dtype=like.dtype)
     model.get_projector().to(device=like.device, dtype=projector_dtype)
+    model.get_projector().scale_to(like)
     if hasattr(model.get_model(), NEWLINE):
         newline = model.get_model().image_newline
         newline.data = newline.to(device=like.device, dtype=projector_dtype)

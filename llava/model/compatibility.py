@@ -63,7 +63,7 @@ def fixed_by_weights(fields: VisionFields, depth: int) -> dict:
         fixed["mm_vision_levels"] = resolve_levels(fields.mm_vision_levels, depth, layer)
     if issubclass(kind, FixedScaleCompressor):
         fixed["scale_factor"] = fields.scale_factor
-    return fixed | kind.Options.of(fields).fixed_by_weights()
+    return fixed | kind.options(fields).fixed_by_weights()
 
 
 def tower_settings(vision_config: dict | None) -> dict:

@@ -80,6 +80,7 @@ class LlavaMetaModel(Decoder):
         config.mm_hidden_size = self.vision_tower.hidden_size
         config.mm_vision_levels = self.vision_tower.levels
         self.mm_projector = build_projector(config, config.hidden_size)
+        config.mm_projector_input_norm = self.mm_projector.norms_input
         if config.mm_patch_merge_type == "spatial_unpad":
             self.image_newline = nn.Parameter(torch.empty(config.hidden_size))
             self._reset_newline()

@@ -226,10 +226,10 @@ def check_options(kind: type[Projector], name: str | None, given: Iterable[str])
     """
     own = [declared.name for declared in kind.Options.declared()]
     if foreign := [flag for flag in given if flag in all_options() and flag not in own]:
-        has = f"its options are {', '.join(f'--{flag}' for flag in own)}" if own else "it has no options"
         raise UserError(
             f"{', '.join(f'--{flag}' for flag in foreign)} would do nothing: the projector is of type "
-            f"{name}, and {has}. Leave the flag out, or choose another --mm_projector_type."
+            f"{name}, and its options are {', '.join(f'--{flag}' for flag in own)}. "
+            "Leave the flag out, or choose another --mm_projector_type."
         )
 
 

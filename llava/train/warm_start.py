@@ -4,6 +4,9 @@ The features below that map are fixed by the projector's initial weights. Ridge 
 of each picture's most unusual tokens to the mean embedding of the words in its answer, in which each word is
 weighted by how rare it is. The sums for the fit are added up batch by batch, so that memory does not grow
 with the number of pictures.
+
+An output norm (--mm_projector_norm) keeps the directions of the fitted predictions. Its scale becomes their
+root mean square, so that the tokens are as large as the predictions are on average.
 """
 
 # N pictures, M tokens a picture, k of them chosen, F features below the last map, D language model width
@@ -96,16 +99,14 @@ class Sums:
 
     def explained(self, weight: Tensor, bias: Tensor) -> float:
         """R2: the share of these targets' variance that a linear map explains."""
-        error = (
-            self.yy
-            - 2 * (weight * self.xy.T).sum()
-            - 2 * (bias @ self.y)
-            + ((weight @ self.xx) * weight).sum()
-            + 2 * (bias @ (weight @ self.x))
-            + self.count * bias.square().sum()
-        )
+        error = self.yy - 2 * (weight * self.xy.T).sum() - 2 * (bias @ self.y) + self.squares(weight, bias)
         variance = self.yy - self.y.square().sum() / self.count
         return float(1 - error / variance)
+
+    def squares(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """The sum of the squares of all predictions of a linear map, over examples and channels."""
+        products = ((weight @ self.xx) * weight).sum() + 2 * (bias @ (weight @ self.x))
+        return products + self.count * bias.square().sum()
 
 
 def warm_start(trainer, num_pictures: int) -> None:
@@ -133,15 +134,19 @@ def warm_start(trainer, num_pictures: int) -> None:
     has_bias = last.bias is not None
     explained = {one: held_out.explained(*fitted.ridge(one, has_bias)) for one in PENALTIES}
     penalty = max(PENALTIES, key=explained.__getitem__)
-    weight, bias = (fitted + held_out).ridge(penalty, has_bias)
+    every = fitted + held_out
+    weight, bias = every.ridge(penalty, has_bias)
     with gathered(last.parameters(), write=True), torch.no_grad():
         last.weight.copy_(weight)
         if has_bias:
             last.bias.copy_(bias)
+    if projector.output_norm is not None:
+        mean_square = every.squares(weight, bias) / (every.count * len(weight))
+        projector.output_norm.scale.copy_(mean_square.sqrt())
     logger.info(
         "warm start: %d tokens of %d pictures are fitted to the words of their answers; R2 on the pictures "
         "that were held out is %.2f (penalty %g)",
-        *(int(fitted.count + held_out.count), len(pictures), explained[penalty], penalty),
+        *(int(every.count), len(pictures), explained[penalty], penalty),
     )
 
 
@@ -200,13 +205,18 @@ def choose_pictures(
 
 @contextmanager
 def in_training_form(projector: Projector) -> Iterator[None]:
-    """Put the projector in training mode, as in the first step, but keep its batch norms' statistics."""
-    mode = projector.training
+    """Put the projector in training mode, as in the first step, but keep its batch norms' statistics.
+
+    It has no output norm meanwhile, so that its tokens are those of its last map.
+    """
+    mode, norm = projector.training, projector.output_norm
     projector.train()
+    projector.output_norm = None
     try:
         with kept_statistics(projector):
             yield
     finally:
+        projector.output_norm = norm
         projector.train(mode)
 
 

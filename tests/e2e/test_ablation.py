@@ -104,7 +104,53 @@ def test_a_run_that_fails_is_named_after_all_others_are_done(config, tmp_path, c
     assert command(config, tmp_path, "cpu", "--report_only", "--docs", str(page)) == 0
     tables = capsys.readouterr().out
     assert "Not run yet: ours." in tables
-    assert tables.strip() in page.read_text()
+    filled = page.read_text()
+    assert tables.strip() in filled
+    page.write_text("<!-- ablation_study -->\n| old |\n<!-- end ablation_study -->\n")
+    assert main(["ablation", "--docs", str(page)]) == 0  # from the file of results alone
+    assert page.read_text() == filled
+
+
+def test_rates_are_chosen_first_and_the_rows_run_at_them(config, tmp_path, capsys, monkeypatch):
+    content = yaml.safe_load(config.read_text())
+    content["data"] |= {"num_validation": 2}
+    content["rates"] = [1e-4, 1e-3]
+    path = tmp_path / "rates.yaml"
+    path.write_text(yaml.safe_dump(content))
+    run_once, done = study.run_once, []
+
+    def watched(run, recipe, reader, splits, *rest):
+        done.append((run.key, recipe.projector_learning_rate, [len(split) for split in splits]))
+        result = run_once(run, recipe, reader, splits, *rest)
+        if run.row.name == "ours at 0.0001":  # the best, whatever it learnt
+            for scored in result["scores"]:
+                scored["families"] = {name: [asked, asked] for name, (_, asked) in scored["families"].items()}
+        return result
+
+    monkeypatch.setattr(study, "run_once", watched)
+    assert command(path, tmp_path) == 0
+    assert [key for key, *_ in done[:4]] == [
+        f"{name}-at-{rate}-s2-seed0" for name in ("ours", "theirs") for rate in ("0-0001", "0-001")
+    ]
+    assert [rate for _, rate, _ in done[:4]] == [1e-4, 1e-3] * 2
+    assert {tuple(sizes) for *_, sizes in done[:4]} == {(6, 2)}  # on the scenes left out of training
+    assert [(key, sizes) for key, _, sizes in done[4:]] == [
+        ("blind-seed0", [6, 4]),
+        ("ours-s2-seed0", [6, 4]),
+        ("theirs-s2-seed0", [6, 4]),
+    ]
+    assert done[5][1] == 1e-4
+    tables = capsys.readouterr().out
+    assert "| ours | 0.0001 | 16 | 100.0 |" in tables
+    assert tables.count("| ours | 0.0001 | 16 |") == 2
+    number = len(done)
+    assert command(path, tmp_path) == 0
+    assert len(done) == number
+
+
+def test_neither_a_study_nor_a_page_is_refused(capsys):
+    assert main(["ablation"]) == 1
+    assert_names(capsys.readouterr().err, "--config", "--docs")
 
 
 def test_states_are_those_of_the_tower(config, tmp_path):

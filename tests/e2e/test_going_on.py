@@ -86,6 +86,7 @@ def test_another_name_of_the_same_template_is_no_change(caplog):
             "--mm_patch_merge_type spatial_unpad.*flat",
         ),
         ({"visualprism_norm": "layer"}, "--visualprism_norm layer.*batch"),
+        ({"mm_projector_norm": True}, "--mm_projector_norm True.*False"),
     ],
 )
 def test_a_flag_that_contradicts_the_weights_is_refused_with_both_values(

@@ -4,6 +4,7 @@ import pytest
 import ranks
 import torch
 from ranks import KillAt
+from safetensors.torch import load_file
 from stages import ENTRY, assert_same_run, stage_flags
 
 from llava.errors import UserError
@@ -11,6 +12,7 @@ from llava.model.checkpoint import read_projector
 from llava.model.multimodal_projector.builder import PROJECTORS
 from llava.train.arguments import parse
 from llava.train.train import train
+from llava.train.warm_start import GAIN
 
 WARM = {"mm_projector_warm_start": 12}
 ENDS_OTHERWISE = {"identity", "ldpv2"}
@@ -37,6 +39,21 @@ def test_the_last_map_alone_is_set_and_held_out_pictures_are_explained(parts, tm
     with caplog.at_level("INFO"):
         warmed(parts, tmp_path / "warm")
     assert "12 pictures" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["visualprism_v2", "linear"])
+def test_an_output_norm_keeps_the_fits_directions_and_takes_its_size(parts, tmp_path, name):
+    bare = warmed(parts, tmp_path / "bare", mm_projector_type=name)
+    normed = warmed(parts, tmp_path / "normed", mm_projector_type=name, mm_projector_norm=True)
+    scale, gain = (normed.pop(f"output_norm.{part}") for part in ("scale", "weight"))
+    assert normed.keys() == bare.keys()
+    for key in bare:
+        assert torch.equal(normed[key], bare[key]), key
+    assert torch.equal(gain, torch.ones_like(gain))
+    words = load_file(parts / "language_model" / "model.safetensors")["model.embed_tokens.weight"]
+    size = words.square().mean().sqrt()
+    assert not torch.isclose(scale, size, rtol=0.01)
+    assert 0.1 * size < scale < GAIN * size  # the targets are means of words, times GAIN
 
 
 def test_two_ranks_are_one(parts, tmp_path, one_rank):

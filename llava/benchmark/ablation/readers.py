@@ -27,6 +27,11 @@ class LanguageReader(nn.Module):
         """D, the hidden size."""
         return self.model.config.hidden_size
 
+    @property
+    def embeddings(self) -> Tensor:
+        """The embeddings of the words, float[words, D], whose size a projector's output norm takes."""
+        return self.model.get_input_embeddings().weight
+
     def forward(self, text: TextBatch, tokens: Tensor | None) -> Tensor:
         """The logits that predict each id of the answers, given the right ids before it.
 
@@ -97,7 +102,7 @@ class SmallReader(nn.Module):
 
     def __init__(self, num_words: int, num_answers: int, width: int, num_heads: int, num_hops: int):
         super().__init__()
-        self.width = width
+        self.width, self.embeddings = width, None  # visual_norm gives the tokens a size, whatever they have
         self.words = nn.Embedding(1 + num_words, width)
         self.places = nn.Parameter(START * torch.randn(LONGEST, width))
         self.question = Layer(width, num_heads)

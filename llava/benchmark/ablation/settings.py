@@ -89,6 +89,7 @@ class Row:
         projector: a --mm_projector_type, or "none" to give the reader only the question.
         elastic: train one module on all scale factors, which take turns by step, and score it at each.
         scale_factors, seeds: those of this row; None: the study's.
+        learning_rate, projector_learning_rate: those of this row; None: the recipe's.
         switches: keys of CommonFields and options of the projector, such as visualprism_hkve.
         marks: what the tables print in separate columns, such as {TPQP: "yes"}.
     """
@@ -98,8 +99,19 @@ class Row:
     elastic: bool = False
     scale_factors: tuple[int, ...] | None = None
     seeds: tuple[int, ...] | None = None
+    learning_rate: float | None = None
+    projector_learning_rate: float | None = None
     switches: dict[str, Any] = field(default_factory=dict)
     marks: dict[str, str] = field(default_factory=dict)
+
+    def recipe(self, shared: Training) -> Training:
+        """The shared recipe with this row's own rates."""
+        own = {
+            name: getattr(self, name)
+            for name in ("learning_rate", "projector_learning_rate")
+            if getattr(self, name) is not None
+        }
+        return dataclasses.replace(shared, **own)
 
 
 @dataclass(frozen=True)
@@ -126,6 +138,8 @@ class Study:
         seeds: seeds of initial weights and data order; each row is trained once with each seed.
         scale_factors: the s at which compressing projectors are trained.
         tables: maps a title to its table, in order.
+        rates: the projector's peak rates among which rates.py chooses each row's own; None: each row has the
+            rate that it or the recipe gives.
         reference: the row that others are compared with, seed by seed; None: no comparison.
     """
 
@@ -137,6 +151,7 @@ class Study:
     scale_factors: tuple[int, ...]
     rows: tuple[Row, ...]
     tables: dict[str, Table]
+    rates: tuple[float, ...] | None = None
     reference: str | None = None
 
 
@@ -228,7 +243,12 @@ def _cast(kind: Any, value: Any) -> Any:
     """Convert a YAML value to a field's type: paths, numbers (YAML 1.1 reads 1e-3 as text) and tuples."""
     if value is None:
         return None
-    kind = {Path | None: Path, float | None: float, tuple[int, ...] | None: tuple[int, ...]}.get(kind, kind)
+    optional = {one | None: one for one in (Path, float, tuple[int, ...], tuple[float, ...])}
+    kind = optional.get(kind, kind)
+    if kind == tuple[float, ...]:
+        if isinstance(value, list | tuple):
+            return tuple(float(item) for item in value)
+        raise TypeError("a list of numbers is expected")
     for item_kind, expected in ((int, "whole numbers"), (str, "names")):
         if kind == tuple[item_kind, ...]:  # type: ignore[valid-type]
             if isinstance(value, list | tuple) and all(type(item) is item_kind for item in value):
@@ -257,7 +277,7 @@ def _row(path: Path, number: int, given: Any) -> Row:
         raise UserError(
             f"{place}: unknown {', '.join(unknown)}; a row takes {', '.join(sorted(own))}, the keys of "
             "llava.model.vision_config.CommonFields and the options of its projector "
-            f"({', '.join(option.name for option in options) or 'it has none'})."
+            f"({', '.join(option.name for option in options)})."
         )
     return _fill(Row, {**{key: given[key] for key in own & set(given)}, "switches": switches}, place)
 
@@ -275,5 +295,10 @@ def _check(study: Study, path: Path) -> None:
         raise UserError(f"{path}: tables name rows that are not there: {', '.join(strange)}.")
     if study.data.score_on not in ("test", "validation"):
         raise UserError(f"{path}: data.score_on must be test or validation, got {study.data.score_on!r}.")
+    if study.rates and (study.data.score_on == "validation" or not study.data.num_validation):
+        raise UserError(
+            f"{path}: rates are chosen on scenes that data.num_validation leaves out of training, and "
+            f"data.score_on must then be test; got {study.data.num_validation} and {study.data.score_on}."
+        )
     if study.data.score_on == "validation" and not study.data.num_validation:
         raise UserError(f"{path}: data.score_on: validation needs data.num_validation.")

@@ -48,7 +48,7 @@ class Workplace:
 
     def do(self, run: Run) -> dict:
         reader = make_reader(self.study.reader, self.codec, run.seed)
-        parts = (self.study.training, reader, self.splits, self.states, self.device)
+        parts = (run.row.recipe(self.study.training), reader, self.splits, self.states, self.device)
         return run_once(run, *parts, lambda batches: tqdm(batches, desc=run.key, mininterval=10))
 
 

@@ -77,10 +77,13 @@ def fields_of(row: Row, states: HiddenStates | None = None, scale_factor: int | 
     return fields
 
 
-def make_projector(run: Run, states: HiddenStates, width: int) -> tuple[nn.Module, VisionFields]:
+def make_projector(run: Run, states: HiddenStates, reader: nn.Module) -> tuple[nn.Module, VisionFields]:
     fields = fields_of(run.row, states, run.scale_factors[0] if run.scale_factors else None)
     torch.manual_seed(run.seed)
-    return build_projector(fields, width), fields
+    projector = build_projector(fields, reader.width)
+    if reader.embeddings is not None:
+        projector.scale_to(reader.embeddings)
+    return projector, fields
 
 
 def train(
@@ -100,7 +103,7 @@ def train(
     """
     projector = fields = None
     if run.row.projector != QUESTION_ONLY:
-        projector, fields = make_projector(run, states, reader.width)
+        projector, fields = make_projector(run, states, reader)
     model = VisualReader(reader, projector, fields).to(device).train()
     order = torch.Generator().manual_seed(run.seed)
     batches = [
@@ -125,7 +128,7 @@ def train(
         schedule.step()
         losses.append(loss.detach())
     if losses and not torch.isfinite(torch.stack(losses)).all():
-        raise UserError(f"{run.key}: the loss is not finite; lower training.learning_rate.")
+        raise UserError(f"{run.key}: the loss is not finite; lower the learning rates.")
     return model
 
 

@@ -1,5 +1,6 @@
 """The base classes of projectors, which turn vision features into tokens of the language model."""
 
+import dataclasses
 import math
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ from transformers import initialization as init
 
 from llava.errors import UserError
 from llava.model.multimodal_encoder.tower import VisionFeatures
+from llava.model.multimodal_projector.norms import OutputNorm
 from llava.model.multimodal_projector.options import ProjectorOptions
 from llava.model.vision_config import CommonFields
 from llava.model.zero3 import gathered
@@ -20,9 +22,18 @@ NORM_EPS = 1e-6  # epsilon of the layer norms
 
 
 class Projector(nn.Module):
-    """Turns VisionFeatures into float[B, M, D].
+    """Turns VisionFeatures into float[B, M, D]: norms of the input, a subclass's `project`, an output norm.
 
+    Both norms are optional.
+
+    A subclass that is also one of torch's modules names Projector first, so that its forward is this one.
+
+    Args:
+        others: arguments of a class of torch's that a subclass is mixed with.
     Attributes:
+        output_norm: the norm at the end; None, unless from_fields makes one by mm_projector_norm.
+        norms_input: whether the input is normalised; in a class, whether it is by default.
+        norms_late: whether `project` does this itself where it reads the input, which holds less memory.
         Options: the class of this kind's options, beside its widths and s.
         needs_levels: whether VisionFeatures.levels must be given.
         needs_attention: whether VisionFeatures.attention and keys must be given.
@@ -35,11 +46,31 @@ class Projector(nn.Module):
     needs_attention = False
     compresses = False
     highest_rate: float | None = None
+    norms_input = False
+    norms_late = False
+    output_norm: OutputNorm | None
+
+    def __init__(self, *args, **others):
+        super().__init__(*args, **others)
+        self.output_norm = None
 
     @classmethod
     def from_fields(cls, fields: CommonFields, llm_width: int) -> "Projector":
         """Build the projector that the multimodal keys of config.json ask for; `llm_width` is D."""
-        return cls(fields.mm_hidden_size, llm_width, **cls.arguments(fields))
+        options = cls.options(fields)
+        projector = cls(fields.mm_hidden_size, llm_width, **cls.arguments(fields))
+        projector.norms_input = bool(options.mm_projector_input_norm)
+        if options.mm_projector_norm:
+            projector.output_norm = OutputNorm(llm_width)
+        return projector
+
+    @classmethod
+    def options(cls, fields: object) -> ProjectorOptions:
+        """Read the options from a configuration; one that is None gets this class's own default."""
+        given = cls.Options.of(fields)
+        if given.mm_projector_input_norm is None:
+            given = dataclasses.replace(given, mm_projector_input_norm=cls.norms_input)
+        return given
 
     @classmethod
     def arguments(cls, fields: CommonFields) -> dict:
@@ -47,8 +78,8 @@ class Projector(nn.Module):
         given: dict = {"scale_factor": fields.scale_factor} if cls.compresses else {}
         if cls.needs_levels:
             given["num_levels"] = len(fields.mm_vision_levels)  # type: ignore[arg-type]
-        if cls.Options.declared():
-            given["options"] = cls.Options.of(fields)
+        if cls.Options is not ProjectorOptions:
+            given["options"] = cls.options(fields)
         return given
 
     @classmethod
@@ -68,7 +99,34 @@ class Projector(nn.Module):
         """M for N features, which include the class token if it is kept; scale_factor as in output_grid."""
         return num_patches
 
-    def forward(self, features: VisionFeatures) -> Tensor:
+    def scale_to(self, embeddings: Tensor) -> None:
+        """Give a new projector's tokens the size of the embeddings float[words, D], if it has an output norm.
+
+        ZeRO-3 may have split the embeddings.
+        """
+        if self.output_norm is not None:
+            with gathered([embeddings]):
+                self.output_norm.scale_to(embeddings)
+
+    def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
+        """Turn VisionFeatures into float[B, M, D]; only a projector that compresses takes a scale_factor."""
+        features = VisionFeatures(*features)  # published code passes a pair
+        options = {} if scale_factor is None else {"scale_factor": scale_factor}
+        tokens = self.project(self.prepared(features), **options)
+        return tokens if self.output_norm is None else self.output_norm(tokens)
+
+    def prepared(self, features: VisionFeatures) -> VisionFeatures:
+        """The features that `project` takes: normalised layer by layer, if norms_input and not norms_late."""
+        if not self.norms_input or self.norms_late:
+            return features
+        selected, levels = features[:2]
+        width = selected.shape[-1]
+        if self.needs_levels:
+            levels = layers_normed(levels, width)  # type: ignore[arg-type]
+        return features._replace(selected=layers_normed(selected, width), levels=levels)
+
+    def project(self, features: VisionFeatures) -> Tensor:
+        """Turn VisionFeatures into float[B, M, D]; forward adds the norms that all projectors can have."""
         raise NotImplementedError
 
     def initialize(self) -> None:
@@ -91,7 +149,7 @@ class Compressor(Projector):
 
     Args:
         scale_factor: s of calls that do not give one; a model gives it in each call, from its configuration.
-        others: arguments of the class that this one is mixed into.
+        others: as in Projector.
     """
 
     compresses = True
@@ -106,7 +164,7 @@ class Compressor(Projector):
     def num_tokens(self, num_patches: int, scale_factor: int | None = None) -> int:
         return self.output_grid(grid_side(num_patches), scale_factor) ** 2
 
-    def forward(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
+    def project(self, features: VisionFeatures, scale_factor: int | None = None) -> Tensor:
         """Compress one grid.
 
         Args:
@@ -118,13 +176,12 @@ class Compressor(Projector):
         Raises:
             UserError: if N is not a square or s does not divide its side.
         """
-        features = VisionFeatures(*features)  # published code passes a pair
         scale_factor = scale_factor or self.scale_factor
         self.output_grid(grid_side(features.selected.shape[1]), scale_factor)  # raises if s does not divide G
         return self.compress(features, scale_factor)
 
     def compress(self, features: VisionFeatures, scale_factor: int) -> Tensor:
-        """Compress as forward does; s is known to divide the grid's side."""
+        """Compress as project does; s is known to divide the grid's side."""
         raise NotImplementedError
 
 
@@ -161,6 +218,14 @@ def compressed_side(grid: int, scale_factor: int) -> int:
             f"choose from {', '.join(map(str, divisors))}."
         )
     return grid // scale_factor
+
+
+def layers_normed(states: Tensor, width: int) -> Tensor:
+    """Give each layer in float[B, N, layers*C] mean 0 and variance 1 over its C = `width` channels.
+
+    A tower's states grow from layer to layer, so that otherwise the deepest layer has the most effect.
+    """
+    return F.layer_norm(states.unflatten(-1, (-1, width)), (width,), eps=NORM_EPS).flatten(-2)
 
 
 def pooled_maps(maps: Tensor, scale_factor: int) -> Tensor:

@@ -20,21 +20,25 @@ class IdentityProjector(Projector):
             )
         super().__init__()
 
-    def forward(self, features: VisionFeatures) -> Tensor:
+    def project(self, features: VisionFeatures) -> Tensor:
         return features.selected
 
 
-class LinearProjector(nn.Linear, Projector):
+class LinearProjector(Projector, nn.Linear):
     """Maps float[B, N, C] to float[B, N, D] by one affine map."""
 
     def __init__(self, vision_width: int, llm_width: int):
         super().__init__(vision_width, llm_width)
 
-    def forward(self, features: VisionFeatures) -> Tensor:
-        return super().forward(features.selected)
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.Linear.reset_parameters(self)
+
+    def project(self, features: VisionFeatures) -> Tensor:
+        return nn.Linear.forward(self, features.selected)
 
 
-class MLP(nn.Sequential, Projector):
+class MLP(Projector, nn.Sequential):
     """`depth` affine maps with GELU between them, named 0, 2, ... as in published checkpoints."""
 
     def __init__(self, vision_width: int, llm_width: int, depth: int = 2):
@@ -42,10 +46,13 @@ class MLP(nn.Sequential, Projector):
         for _ in range(depth - 1):
             layers += [nn.GELU(), nn.Linear(llm_width, llm_width)]
         super().__init__(*layers)
+        self.num_layers = len(layers)
 
     def map(self, tokens: Tensor) -> Tensor:
         """float[B, ..., C] to float[B, ..., D]."""
-        return nn.Sequential.forward(self, tokens)
+        for index in range(self.num_layers):  # an output norm comes after them among the children
+            tokens = self[index](tokens)
+        return tokens
 
 
 class MLPProjector(MLP):
@@ -55,5 +62,5 @@ class MLPProjector(MLP):
     def arguments(cls, fields: CommonFields) -> dict:
         return {"depth": int(fields.mm_projector_type.removeprefix("mlp").removesuffix("x_gelu"))}  # type: ignore[union-attr]
 
-    def forward(self, features: VisionFeatures) -> Tensor:
+    def project(self, features: VisionFeatures) -> Tensor:
         return self.map(features.selected)

@@ -1,11 +1,13 @@
-"""The norms over feature maps that VisualPrism can be built with."""
+"""The norms over feature maps that VisualPrism can be built with, and the norm of a projector's output."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import initialization as init
 
 
 class NormOverRanks(torch.autograd.Function):
@@ -130,7 +132,42 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(maps.movedim(1, -1)).movedim(-1, 1)
 
 
+OUTPUT_EPS = 1e-12  # in a small new projector, the mean square of the tokens can be 1e-8
 NORMS: dict[str, type[nn.Module]] = {"batch": BatchNorm, "sync_batch": SyncBatchNorm, "layer": ChannelNorm}
+
+
+class OutputNorm(nn.Module):
+    """Gives each visual token a root mean square (RMS) that does not depend on the maps before it.
+
+    A token is divided by its RMS over the channels (Zhang and Sennrich 2019, "Root Mean Square Layer
+    Normalization") and multiplied by the channels' gains, which are `scale * weight`. `weight` learns and
+    starts at one. `scale` does not learn and is the RMS of the language model's embeddings, often about 0.02.
+    Adam changes a parameter by about the learning rate in a step, whatever the parameter's size. So a
+    parameter that starts at 0.02 itself would change by a twentieth in each step at a rate of 1e-3.
+
+    Args:
+        width: D.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.register_buffer("scale", torch.ones(()))
+
+    def reset_parameters(self) -> None:
+        init.ones_(self.weight)
+        init.ones_(self.scale)
+
+    @torch.no_grad()
+    def scale_to(self, embeddings: Tensor) -> None:
+        """Make the RMS of `embeddings`, float[words, D], that of the tokens; computed in float32."""
+        size = torch.linalg.vector_norm(embeddings, dtype=torch.float32)
+        self.scale.copy_(size / embeddings.numel() ** 0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """float[B, M, D] to the same shape and dtype; computed in float32."""
+        normed = F.rms_norm(tokens.float(), tokens.shape[-1:], eps=OUTPUT_EPS)
+        return (normed * (self.scale.float() * self.weight.float())).to(tokens.dtype)
 
 
 @contextmanager

@@ -36,14 +36,29 @@ def option(
 
 @dataclass(frozen=True)
 class ProjectorOptions:
-    """The options of a kind of projector beside its widths and s; their names are keys of config.json."""
+    """The options of a kind of projector beside its widths and s; their names are keys of config.json.
+
+    Every kind has the options declared here. A kind with more of them declares a subclass.
+    """
+
+    mm_projector_norm: bool = option(
+        False,
+        "Every visual token is normalised to the root mean square of the language model's embeddings, times "
+        "a gain that learns.",
+    )
+    mm_projector_input_norm: bool | None = option(
+        None,
+        "Each of the tower's layers that the projector reads is normalised over its channels first; by "
+        "default in visualprism_v2 alone.",
+    )
 
     @classmethod
     def of(cls, fields: object) -> "ProjectorOptions":
         """Read the options from a configuration; those that it lacks get their defaults."""
-        return cls(
-            **{declared.name: getattr(fields, declared.name, declared.default) for declared in cls.declared()}
-        )
+        values: dict[str, Any] = {
+            declared.name: getattr(fields, declared.name, declared.default) for declared in cls.declared()
+        }
+        return cls(**values)
 
     @classmethod
     def declared(cls) -> tuple[dataclasses.Field, ...]:

@@ -113,7 +113,7 @@ class PruningProjector(MLP):
         """selected float[B, N, C], attention float[B, N] and keys float[B, N, h, d] to float[B, K, C]."""
         raise NotImplementedError
 
-    def forward(self, features: VisionFeatures) -> Tensor:
+    def project(self, features: VisionFeatures) -> Tensor:
         self.num_tokens(features.selected.shape[1])  # raises if there are too few patches
         return self.map(self.prune(features))
 

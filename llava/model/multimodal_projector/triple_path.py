@@ -143,8 +143,9 @@ class TriplePathCompressor(RegionCompressor):
         Raises UserError if N is not a square or an s does not divide its side.
         """
         assert not self.training, "batch norms would learn from what is only looked at"
-        x, x_multi = features.to(self.q_proj_1.weight.dtype)[:2]
-        maps, energy = to_maps(x), None
+        features = features.to(self.q_proj_1.weight.dtype)
+        maps, energy = to_maps(features.selected), None
+        x, x_multi = self.prepared(features)[:2]
         if "wavelet" in self.paths:
             energy = self.wavelet_path().bands(maps).float().square().sum(dim=1)
         norms = [to_maps(output).float().norm(dim=1) for output in self.path_queries(x, 1)]

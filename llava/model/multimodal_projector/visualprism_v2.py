@@ -3,8 +3,7 @@
 What differs from the published form, and why (docs/ablation.md has the measurements):
 - The wavelet path passes on the sub-bands themselves. If they were transformed back and sampled, all but LL
   would be lost at s = 2.
-- Every level is normalised to mean 0 and variance 1 over its channels. A tower's states grow from layer to
-  layer (in DINOv2-S sixfold over the four levels), so otherwise the deepest would dominate.
+- Every level is normalised over its channels, unless --mm_projector_input_norm is False.
 - Keys and values are each a linear map of all levels and a GELU; the attention's own projections act as their
   second layer. In HKVE a single linear map is followed by depthwise convolutions, which mix no channels.
 - HKVE's local and global branches are added as residuals whose gains start at zero.
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from llava.model.multimodal_encoder.tower import VisionFeatures
-from llava.model.multimodal_projector.base import NORM_EPS
+from llava.model.multimodal_projector.base import NORM_EPS, layers_normed
 from llava.model.multimodal_projector.folding import Foldable
 from llava.model.multimodal_projector.norms import ChannelNorm
 from llava.model.multimodal_projector.options import option
@@ -86,9 +85,6 @@ class Branches(nn.Module):
 class VisualPrismV2Options(TriplePathOptions):
     """The options of TriplePathOptions, and those that only this form has."""
 
-    visualprism_level_norm: bool = option(
-        True, "Every level is normed as it enters; of visualprism_v2 alone."
-    )
     visualprism_positions: bool = option(
         True, "Values carry their place in the region; of visualprism_v2 alone."
     )
@@ -107,14 +103,14 @@ class VisualPrismV2(Foldable, TriplePathCompressor):
     """
 
     Options = VisualPrismV2Options
+    norms_input = norms_late = True
     highest_rate = 1e-4  # at 2e-4 and 5e-4 the quick start does not learn to use the image (docs/ablation.md)
 
     def maps_levels(self, options: VisualPrismV2Options) -> bool:
         return False
 
     def add_parts(self, width: int, num_levels: int, options: VisualPrismV2Options) -> None:
-        self.width, self.level_norm = width, options.visualprism_level_norm
-        self.paths = options.paths
+        self.width, self.paths = width, options.paths
         if "identity" in self.paths:
             self.q_identity = nn.Linear(width, width)
         if "local" in self.paths:
@@ -137,12 +133,9 @@ class VisualPrismV2(Foldable, TriplePathCompressor):
     def wavelet_path(self) -> SubbandPath:
         return self.q_wavelet
 
-    def normed(self, levels: Tensor) -> Tensor:
-        """If level_norm, give each level of float[B, N, L*C] mean 0 and variance 1 over its channels."""
-        if not self.level_norm:
-            return levels
-        apart = levels.unflatten(-1, (-1, self.width))
-        return nn.functional.layer_norm(apart, (self.width,), eps=NORM_EPS).flatten(-2)
+    def normed(self, states: Tensor) -> Tensor:
+        """float[B, N, C] or float[B, N, L*C] to the same shape, normalised layer by layer if norms_input."""
+        return layers_normed(states, self.width) if self.norms_input else states
 
     def path_maps(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Weight and bias of each path's linear map, float[E, ...] and float[E]."""

@@ -8,8 +8,9 @@ import yaml
 from scipy import stats
 
 from llava.benchmark.ablation.command import visible_devices
-from llava.benchmark.ablation.settings import Row, read_study, runs_of
-from llava.benchmark.ablation.tables import as_markdown, half_width, lines_of
+from llava.benchmark.ablation.rates import search_of, with_best_rates
+from llava.benchmark.ablation.settings import Row, Training, read_study, runs_of
+from llava.benchmark.ablation.tables import as_markdown, collect, half_width, lines_of
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = sorted((ROOT / "scripts" / "ablation").glob("*.yaml"))
@@ -30,6 +31,9 @@ STUDY = {
     ],
     "tables": {"all": {"rows": ["blind", "whole", "rival", "any s", "one path"]}},
 }
+
+
+HELD_OUT = {**STUDY["data"], "num_validation": 2}
 
 
 @pytest.fixture
@@ -69,6 +73,20 @@ def test_runs_are_every_row_at_every_s_with_every_seed_seed_by_seed(write):
 
 def test_numbers_that_yaml_takes_for_text_are_numbers(write):
     assert read_study(write()).training.learning_rate == 1e-3
+    study = read_study(write(data=HELD_OUT, rates=["1e-4", 0.001, 1]))
+    assert study.rates == (1e-4, 1e-3, 1.0)
+
+
+def test_a_row_may_have_rates_of_its_own(write):
+    rows = [
+        {"name": "rival", "projector": "tokenpacker", "projector_learning_rate": "1e-5"},
+        {"name": "other", "projector": "tokenpacker", "learning_rate": 0.5},
+    ]
+    study = read_study(write(rows=rows, tables={}))
+    own, other = (row.recipe(study.training) for row in study.rows)
+    assert own == Training(1, learning_rate=1e-3, projector_learning_rate=1e-5)
+    assert other == Training(1, learning_rate=0.5)
+    assert not study.rows[0].switches
 
 
 @pytest.mark.parametrize(
@@ -83,6 +101,10 @@ def test_numbers_that_yaml_takes_for_text_are_numbers(write):
             "score_on.*test.*validation.*'train'",
         ),
         ({"data": {**STUDY["data"], "score_on": "validation"}}, "needs data.num_validation"),
+        ({"rates": [1e-4]}, "rates.*data.num_validation.*got 0"),
+        ({"rates": [1e-4], "data": {**HELD_OUT, "score_on": "validation"}}, "score_on.*test.*validation"),
+        ({"rates": 1e-4}, "rates.*0.0001"),
+        ({"rates": ["fast"]}, "rates.*fast"),
         (
             {"rows": [{"name": "a", "projector": "mystery"}]},
             "row 1: --mm_projector_type 'mystery'",
@@ -130,11 +152,45 @@ def test_a_table_has_means_over_families_and_differences_seed_by_seed(write):
     lines = lines_of(study, results)
     assert [line.row.name for line in lines] == ["blind", "rival", "one path"]
     assert lines[1].means == pytest.approx([0.3, 0.6])
-    table = as_markdown(study, results)
+    table = as_markdown(collect(study, results))
     half = 100 * half_width([0.3, 0.6])
     assert f"| rival | 16 | 45.0 ± {half:.1f} | – | 60.0 | 30.0 | 0.50 | 1.0 | 2 |" in table
     assert "| one path | 16 | 70.0 | +10.0 | 90.0 | 50.0 |" in table  # seed 1 against seed 1 alone
     assert "Not run yet: whole, any s." in table
+
+
+def test_each_row_gets_the_rate_that_is_best_on_scenes_left_out_of_training(write):
+    rows = [*STUDY["rows"], {"name": "given", "projector": "avgpool", "projector_learning_rate": 0.5}]
+    study = read_study(write(data=HELD_OUT, rates=[1e-4, 1e-3], rows=rows))
+    search = search_of(study)
+    assert search.data.score_on == "validation"
+    assert {run.seed for run in runs_of(search)} == {0}
+    assert [row.name for row in search.rows][:4] == [
+        "whole at 0.0001",
+        "whole at 0.001",
+        "rival at 0.0001",
+        "rival at 0.001",
+    ]
+    assert len(search.rows) == 8
+    assert not {"blind", "given"} & {row.name.split(" at ")[0] for row in search.rows}
+    right = {"whole at 0.0001": 5, "whole at 0.001": 4, "rival at 0.0001": 1, "any s at 0.001": 9}
+    done = []
+    for run in runs_of(search):
+        name = run.row.name
+        if name == "any s at 0.0001":  # not done yet
+            continue
+        # the rival is better at 1e-3 on the mean over both s
+        for s in run.scale_factors or (None,):
+            done.append(
+                result(name, 0, s, {"count": 2 * s if name == "rival at 0.001" else right.get(name, 0)})
+            )
+    chosen = with_best_rates(study, done)
+    assert chosen.rates is None
+    rates = {row.name: row.projector_learning_rate for row in chosen.rows}
+    assert (rates["whole"], rates["rival"], rates["given"], rates["blind"]) == (1e-4, 1e-3, 0.5, None)
+    assert "any s" not in {run.row.name for run in runs_of(chosen)}
+    assert "| rate |" in as_markdown(collect(search, done))
+    assert "| rival | 0.001 | 16 | 80.0 |" in as_markdown(collect(search, done))
 
 
 def test_marks_stand_in_columns_of_their_own(write):
@@ -145,7 +201,7 @@ def test_marks_stand_in_columns_of_their_own(write):
     tables = {"parts": {"rows": ["rival"], "marks": ["HKVE"], "scale_factors": [4]}}
     study = read_study(write(rows=rows, tables=tables))
     results = [result("rival", 0, 4, {"count": 5}), result("rival", 0, 2, {"count": 9})]
-    table = as_markdown(study, results)
+    table = as_markdown(collect(study, results))
     assert "| HKVE | tokens |" in table
     assert "| yes | 16 | 50.0 |" in table
     assert "90.0" not in table

@@ -10,7 +10,7 @@ from llava.benchmark.ablation.features import HiddenStates
 from llava.benchmark.ablation.readers import LanguageReader, SmallReader, make_reader
 from llava.benchmark.ablation.settings import Reader, Row, Run, Training
 from llava.benchmark.ablation.text import SEPARATOR, Asked, Tokens, Words, collate
-from llava.benchmark.ablation.training import Split, labels_of, run_once, score, train
+from llava.benchmark.ablation.training import Split, labels_of, make_projector, run_once, score, train
 
 QUESTIONS = ("what color?", "is the small one there now?", "which?")
 ANSWERS = ("red", "dark blue", "ABC")
@@ -102,6 +102,17 @@ def test_a_language_model_reads_image_question_and_answer_in_one_row(language_mo
         model(text, tokens), row[4 + question.num_prompt - 1 : -1], atol=1e-5, rtol=1e-4
     )
     assert labels_of(text).tolist() == list(question.ids[question.num_prompt :])
+
+
+def test_an_output_norm_starts_at_the_size_of_the_readers_words(kind):
+    settings, codec = kind
+    reader = make_reader(settings, codec, seed=0)
+    projector, _ = make_projector(run_of("linear", mm_projector_norm=True), states(1), reader)
+    if settings.path is None:
+        assert projector.output_norm.scale == 1
+    else:
+        words = reader.model.get_input_embeddings().weight
+        torch.testing.assert_close(projector.output_norm.scale, words.square().mean().sqrt())
 
 
 @torch.no_grad()

@@ -60,7 +60,8 @@ def test_weights_fix_the_options_that_say_so_in_a_form_that_compares():
         order: str = option("a,b", "Letters.", form=lambda text: sorted(text.split(",")))
         speed: int = option(1, "How fast.", fixes_weights=False)
 
-    assert Some(order="b,a", speed=2).fixed_by_weights() == Some().fixed_by_weights() == {"order": ["a", "b"]}
+    fixed = {"mm_projector_norm": False, "mm_projector_input_norm": None, "order": ["a", "b"]}
+    assert Some(order="b,a", speed=2).fixed_by_weights() == Some().fixed_by_weights() == fixed
     assert Some.of(VisionFields()) == Some()
     fields = VisionFields(mm_projector_type="visualprism", visualprism_norm="sync_batch")
     plain = VisionFields(mm_projector_type="visualprism", visualprism_paths="local,wavelet,identity")
@@ -70,6 +71,8 @@ def test_weights_fix_the_options_that_say_so_in_a_form_that_compares():
         "mm_vision_select_layer",
         "mm_vision_select_feature",
         "mm_patch_merge_type",
+        "mm_projector_norm",
+        "mm_projector_input_norm",
     }
 
 
@@ -91,7 +94,8 @@ def test_the_documentation_has_the_table_of_options():
         "| --- | --- | --- | --- | --- |",
     ]
     for name, (_, declared) in all_options().items():
-        types = [kind for kind, cls in PROJECTORS.items() if declared in cls.Options.declared()]
+        types = [kind for kind, cls in PROJECTORS.items() if name in cls.Options.__dataclass_fields__]
+        types = ["all"] if len(types) == len(PROJECTORS) else types
         default = "–" if declared.default is None else declared.default
         fixed = "yes" if declared.metadata["fixes_weights"] else "no"
         rows.append(

@@ -61,7 +61,7 @@ def plain(module: VisualPrismV2, x: torch.Tensor, x_multi: torch.Tensor, s: int)
         x, x_multi: float[N, C] and float[N, L*C].
     """
     grid = math.isqrt(len(x))
-    if module.level_norm:
+    if module.norms_input:
         x, *levels = (standard(part) for part in (x, *x_multi.chunk(LEVELS, dim=1)))
         x_multi = torch.cat(levels, dim=1)
     maps = x.T.reshape(1, -1, grid, grid)
@@ -110,11 +110,12 @@ def plain(module: VisualPrismV2, x: torch.Tensor, x_multi: torch.Tensor, s: int)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level_norm", [True, False])
+@pytest.mark.parametrize("norms_input", [True, False])
 @pytest.mark.parametrize("s", [1, 2, 3, 4])
 @torch.no_grad()
-def test_agreement_with_the_plain_form(s, level_norm):
-    module, (x, x_multi) = make(visualprism_level_norm=level_norm), features()
+def test_agreement_with_the_plain_form(s, norms_input):
+    module, (x, x_multi) = make(), features()
+    module.norms_input = norms_input
     expected = torch.stack([plain(module, a, b, s) for a, b in zip(x, x_multi, strict=True)])
     given = module((x, x_multi), scale_factor=s)
     torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
@@ -166,7 +167,7 @@ SWITCHED = {
     "visualprism_paths": "identity,wavelet",
     "visualprism_hkve": False,
     "visualprism_wavelet": "db2",
-    "visualprism_level_norm": False,
+    "mm_projector_input_norm": False,
     "visualprism_positions": False,
     "visualprism_shortcut": True,
 }
@@ -180,7 +181,7 @@ def test_switches_come_back_from_config_json(tmp_path, bpe_tokenizer):
     assert isinstance(projector, VisualPrismV2)
     assert projector.paths == ("identity", "wavelet")
     assert projector.q_wavelet.wavelet.name == "db2"
-    assert not projector.level_norm
+    assert not projector.norms_input
     assert projector.k_branches is projector.v_branches is projector.v_positions is None
     assert projector.shortcut_gain is not None
     alone = tiny.build(tmp_path, mm_projector_type="visualprism_v2", visualprism_tpqp=False)

@@ -51,6 +51,13 @@ def test_the_explained_share_is_that_of_the_residuals(examples):
     assert summed(*examples).explained(torch.zeros_like(weight), y.mean(dim=0)) == pytest.approx(0, abs=1e-6)
 
 
+def test_the_squares_are_those_of_all_predictions(examples):
+    x = examples[0].double()
+    weight, bias = summed(*examples).ridge(0.1)
+    expected = (x @ weight.T + bias).square().sum()
+    assert summed(*examples, at_once=11).squares(weight, bias).item() == pytest.approx(expected.item())
+
+
 def test_without_a_bias_the_fit_goes_through_the_origin(examples):
     x, y = (part.double() for part in examples)
     weight, bias = summed(*examples).ridge(0.0, has_bias=False)
