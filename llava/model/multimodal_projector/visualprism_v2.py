@@ -15,6 +15,7 @@ What differs from the published form, and why (docs/ablation.md has the measurem
 
 # Legend: multimodal_projector/base.py
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_projector.base import NORM_EPS, layers_normed
 from llava.model.multimodal_projector.folding import Foldable
 from llava.model.multimodal_projector.norms import ChannelNorm
-from llava.model.multimodal_projector.options import option
+from llava.model.multimodal_projector.options import ProjectorOptions, option
 from llava.model.multimodal_projector.squeeze_excitation import SqueezeExcitation
 from llava.model.multimodal_projector.triple_path import TriplePathCompressor, TriplePathOptions, depthwise
 from llava.model.multimodal_projector.visualprism_v2_merged import MergedVisualPrismV2
@@ -105,6 +106,14 @@ class VisualPrismV2(Foldable, TriplePathCompressor):
     Options = VisualPrismV2Options
     norms_input = norms_late = True
     highest_rate = 1e-4  # at 2e-4 and 5e-4 the quick start does not learn to use the image (docs/ablation.md)
+
+    @classmethod
+    def options(cls, fields: object) -> ProjectorOptions:
+        """As Projector.options. Version 0.1 wrote mm_projector_input_norm as visualprism_level_norm."""
+        given, earlier = super().options(fields), getattr(fields, "visualprism_level_norm", None)
+        if earlier is None or getattr(fields, "mm_projector_input_norm", None) is not None:
+            return given
+        return dataclasses.replace(given, mm_projector_input_norm=earlier)
 
     def maps_levels(self, options: VisualPrismV2Options) -> bool:
         return False

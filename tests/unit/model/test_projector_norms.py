@@ -180,3 +180,15 @@ def test_an_exported_model_has_both_norms(tmp_path, bpe_tokenizer, name):
     own = ours.model.get_projector().state_dict()
     assert back.keys() == own.keys()
     assert all(torch.equal(back[key], own[key]) for key in own)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now", "norms"), [(False, None, False), (True, None, True), (False, True, True)]
+)
+def test_folders_of_version_0_1_keep_their_input_norm(earlier, now, norms):
+    fields = VisionFields(mm_projector_type="visualprism_v2", mm_projector_input_norm=now)
+    fields.visualprism_level_norm = earlier
+    assert PROJECTORS["visualprism_v2"].options(fields).mm_projector_input_norm is norms
+    other = VisionFields(mm_projector_type="tokenpacker")
+    other.visualprism_level_norm = True  # every folder of that version has the key
+    assert PROJECTORS["tokenpacker"].options(other).mm_projector_input_norm is False
