@@ -26,7 +26,9 @@ def test_what_a_user_can_mend_is_one_line(capsys):
     assert capsys.readouterr().err == "error: --flag must be 1, got 2.\n"
 
 
-@pytest.mark.parametrize("bug", [ValueError("too many values to unpack"), TypeError("x"), KeyError("y")])
+@pytest.mark.parametrize(
+    "bug", [ValueError("too many values to unpack"), KeyError("y"), BrokenPipeError("a socket")]
+)
 def test_a_bug_keeps_its_traceback(bug):
     with pytest.raises(type(bug)):
         exit_code(fail(bug))
