@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest, torch
 import llava
 from modes import load, logits, run, trainer_of
-from llava.benchmark.ablation.settings import _row
+from llava.benchmark.ablation.settings import _row, read_study
 from llava.errors import UserError
 from llava.train.flags import help_page
 from llava.train.train import train
@@ -44,6 +44,7 @@ _row(Path("study.yaml"), 0, {"name": "a", "projector": "maxpool", "maxpool_scale
 with pytest.raises(UserError, match="unknown maxpool_scale"):
     _row(Path("study.yaml"), 0, {"name": "a", "projector": "avgpool", "maxpool_scale": 0.5})
 assert {"maxpool,", "meanmax,", "--maxpool_bias", "--maxpool_scale"} <= set(help_page().split())
+assert read_study(clone / "study.yaml").rows[0].projector == "meanmax"
 line_up = "tests/unit/model/test_lineup.py"
 sys.exit(pytest.main([line_up, "-v", "-n", "0", "-k", "maxpool or meanmax", "-p", "no:cacheprovider"]))
 """
@@ -90,6 +91,8 @@ def add_by_tutorial(projectors: Path) -> None:
             builder = builder.replace(line[1:] + "\n", "\n".join([*new, line[1:], ""]))
             new = []
     (projectors / "builder.py").write_text(builder)
+    study = re.search(r"```yaml\n(.*?)```", text, flags=re.DOTALL)[1]
+    (projectors.parents[2] / "study.yaml").write_text(study)
 
 
 def test_it_trains_saves_goes_on_loads_and_is_in_help_and_the_line_up(clone, parts, tmp_path):
