@@ -10,7 +10,7 @@ import runpy
 import sys
 from typing import NamedTuple
 
-from llava.command import Parser
+from llava.command import Parser, ending_with_reader
 
 
 class Command(NamedTuple):
@@ -58,6 +58,7 @@ complete -o default -F _visualprism visualprism
 """
 
 
+@ending_with_reader()
 def main() -> None:
     parser = Parser(prog="visualprism", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     lines = [f"{name:12}{command.help} ({command.long_name})" for name, command in COMMANDS.items()]

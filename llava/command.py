@@ -2,9 +2,12 @@
 
 import argparse
 import os
+import select
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from llava.errors import UserError
@@ -37,7 +40,8 @@ class Parser(argparse.ArgumentParser):
             if flag.startswith("--"):
                 known.setdefault("--" + flag[2:].replace("_", "-"), action)
                 known.setdefault("--" + flag[2:].replace("-", "_"), action)
-        return super().parse_known_args(args, namespace)
+        with ending_with_reader():  # --help and --list print here
+            return super().parse_known_args(args, namespace)
 
 
 def positive(text: str) -> int:
@@ -64,14 +68,46 @@ def add_declared(
         parser.add_argument(flag, **{**declared[name], **own})
 
 
+STDOUT = 1  # file descriptor
+
+
+@contextmanager
+def ending_with_reader() -> Iterator[None]:
+    """End the process quietly, as Unix tools do, if the reader of standard output has ended.
+
+    `visualprism eval --list | head` is an example: head ends after ten lines, and the next write to the pipe
+    raises BrokenPipeError. The process then exits with 141, the code of a command that SIGPIPE ended. A
+    BrokenPipeError of another pipe or of a socket is raised as it is.
+    """
+    try:
+        try:
+            yield
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # the interpreter would flush at its end, and print the error
+    except BrokenPipeError:
+        if not _reader_has_ended():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # takes what is still to be flushed
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _reader_has_ended() -> bool:
+    poll = select.poll()
+    poll.register(STDOUT, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
 def exit_code(action: Callable[[], object]) -> int:
     """Run `action`. Returns 0, or 1 after printing a UserError, which says what to correct."""
     quiet_libraries()
-    try:
-        action()
-    except UserError as error:
-        print(message(error), file=sys.stderr)
-        return 1
+    with ending_with_reader():
+        try:
+            action()
+        except UserError as error:
+            print(message(error), file=sys.stderr)
+            return 1
     return 0
 
 

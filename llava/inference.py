@@ -98,7 +98,10 @@ class LoadedModel:
     """A model with everything that is needed to ask it questions.
 
     Attributes:
-        tokenizer, model, image_processor, context_length: as load_pretrained_model gives them.
+        tokenizer: pads on the left.
+        model: the model in eval mode.
+        image_processor: makes pixel values for the vision tower; None for a text-only model.
+        context_length: the most positions that a sequence may have.
         template: the template of prompts.
         compiled: whether answers are to be decoded by compiled graphs (see Decoding).
     """

@@ -177,6 +177,8 @@ class VisualPrismModel(ImageEncoder, VisualPrismPreTrainedModel):
 
 
 class VisualPrismForConditionalGeneration(VisualPrismPreTrainedModel, GenerationMixin):
+    """The whole model: VisualPrismModel and the head of its language model."""
+
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: VisualPrismConfig):

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import types
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llava.errors import UserError
 from llava.model.multimodal_projector.options import DeclaredOption, declared_options, registered_types
@@ -231,6 +231,28 @@ class TrainingFlags:
     )
 
 
+class DeclaredFlag(NamedTuple):
+    """A flag of this project as --help and the documentation show it; `kind` is the type of one value."""
+
+    name: str
+    kind: str
+    many: bool
+    default: Any
+    help_text: str
+
+
+def declared_flags() -> dict[str, list[DeclaredFlag]]:
+    """This project's own training flags, by the groups model, data and training."""
+    groups = {"model": ModelArguments, "data": DataArguments, "training": TrainingFlags}
+    return {title: [_declared(field) for field in dataclasses.fields(kind)] for title, kind in groups.items()}
+
+
+def _declared(declared: dataclasses.Field) -> DeclaredFlag:
+    many = isinstance(declared.type, types.GenericAlias)  # list[...]
+    of = declared.type.__args__[0] if many else declared.type  # type: ignore[union-attr]
+    return DeclaredFlag(declared.name, of.__name__, many, declared.default, declared.metadata["help"])  # type: ignore[union-attr]
+
+
 def help_page() -> str:
     """The page that --help prints: every flag of our own with its type, meaning and default."""
     parser = argparse.ArgumentParser(
@@ -240,18 +262,15 @@ def help_page() -> str:
         "transformers.TrainingArguments, such as --learning_rate, --num_train_epochs or --deepspeed.",
         add_help=False,
     )
-    for title, kind in (("model", ModelArguments), ("data", DataArguments), ("training", TrainingFlags)):
+    for title, flags in declared_flags().items():
         group = parser.add_argument_group(title)
-        for declared in dataclasses.fields(kind):
-            many = isinstance(declared.type, types.GenericAlias)  # list[...]
-            of = declared.type.__args__[0] if many else declared.type  # type: ignore[union-attr]
-            default = declared.default
-            shown = "" if default in (None, "") else f" [{default}]"
+        for declared in flags:
+            shown = "" if declared.default in (None, "") else f" [{declared.default}]"
             group.add_argument(
                 f"--{declared.name}",
-                metavar=of.__name__.upper(),  # type: ignore[union-attr]
-                nargs="+" if many else None,
-                help=(declared.metadata["help"] + shown).replace("%", "%%"),
+                metavar=declared.kind.upper(),
+                nargs="+" if declared.many else None,
+                help=(declared.help_text + shown).replace("%", "%%"),
             )
     group = parser.add_argument_group("help")
     group.add_argument("--help", action="help", help="This page.")

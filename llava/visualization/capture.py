@@ -124,7 +124,7 @@ def capture_attention(
             positions of the sequence; those that a sliding window has dropped are 0.
         num_rows: R, the number of last positions of each pass that are read.
     Yields:
-        {layer: [what `reduce` returned for each pass]}.
+        A dictionary from each layer to the list of what `reduce` returned for each pass.
     Raises:
         UserError: as attention_modules; within the context, if a pass has more than one sequence.
     """

@@ -1,4 +1,4 @@
-"""A projector with two options, added to a copy of the code by one file and one line, as documented."""
+"""Projectors that the pages add to the code, by a file and a line each, live in a copy of the code."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest, torch
 import llava
 from modes import load, logits, run, trainer_of
-from llava.benchmark.ablation.settings import _row
+from llava.benchmark.ablation.settings import _row, read_study
 from llava.errors import UserError
 from llava.train.flags import help_page
 from llava.train.train import train
@@ -43,15 +43,16 @@ with pytest.raises(UserError, match="--visualprism_hkve would do nothing.*--maxp
 _row(Path("study.yaml"), 0, {"name": "a", "projector": "maxpool", "maxpool_scale": 0.5})
 with pytest.raises(UserError, match="unknown maxpool_scale"):
     _row(Path("study.yaml"), 0, {"name": "a", "projector": "avgpool", "maxpool_scale": 0.5})
-assert {"maxpool,", "--maxpool_bias", "--maxpool_scale"} <= set(help_page().split())
+assert {"maxpool,", "meanmax,", "--maxpool_bias", "--maxpool_scale"} <= set(help_page().split())
+assert read_study(clone / "study.yaml").rows[0].projector == "meanmax"
 line_up = "tests/unit/model/test_lineup.py"
-sys.exit(pytest.main([line_up, "-q", "-n", "0", "-k", "maxpool", "-p", "no:cacheprovider"]))
+sys.exit(pytest.main([line_up, "-v", "-n", "0", "-k", "maxpool or meanmax", "-p", "no:cacheprovider"]))
 """
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """The package and its tests, with the documented projector in them."""
+    """The package and its tests, with the projectors of docs/projectors.md and of the tutorial in them."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("llava", "tests", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
@@ -72,7 +73,26 @@ def clone(tmp_path_factory):
             1,
         )
     )
+    add_by_tutorial(projectors)
     return folder
+
+
+def add_by_tutorial(projectors: Path) -> None:
+    """Save the tutorial's file and change builder.py as it says: a new line goes above the next old one."""
+    text = (ROOT / "docs" / "tutorials" / "own_projector.md").read_text()
+    name = re.search(r"Save this as `llava/model/multimodal_projector/(\w+\.py)`", text)[1]
+    (projectors / name).write_text(re.search(r"```python\n(.*?)```", text, flags=re.DOTALL)[1])
+    builder, new = (projectors / "builder.py").read_text(), []
+    for line in re.search(r"```diff\n(.*?)```", text, flags=re.DOTALL)[1].splitlines():
+        if line.startswith("+"):
+            new.append(line[1:])
+        elif line.startswith(" ") and new:
+            assert builder.count(line[1:] + "\n") == 1, line
+            builder = builder.replace(line[1:] + "\n", "\n".join([*new, line[1:], ""]))
+            new = []
+    (projectors / "builder.py").write_text(builder)
+    study = re.search(r"```yaml\n(.*?)```", text, flags=re.DOTALL)[1]
+    (projectors.parents[2] / "study.yaml").write_text(study)
 
 
 def test_it_trains_saves_goes_on_loads_and_is_in_help_and_the_line_up(clone, parts, tmp_path):
@@ -89,3 +109,6 @@ def test_it_trains_saves_goes_on_loads_and_is_in_help_and_the_line_up(clone, par
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"[1-9]\d passed", done.stdout), done.stdout
+    for name in ("maxpool", "meanmax"):
+        passed = rf"test_one_module_serves_every_scale_and_grid\[{name}\] PASSED"
+        assert re.search(passed, done.stdout), done.stdout

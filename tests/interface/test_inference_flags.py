@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llava.__main__ import COMMANDS as NAMES
 from llava.command import Parser
 from llava.inference import FLAGS, LOADING, MODEL
 
@@ -181,10 +182,14 @@ def test_llavas_published_command_lines_parse(command):
 def shown() -> list[tuple[str, list[str]]]:
     """(command, its words) of each command line in the README and in docs that a Parser reads."""
     found = []
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S):
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
+                if "visualprism" in words:
+                    first = words.index("visualprism")
+                    named = NAMES[words[first + 1]]
+                    words[first : first + 2] = [named.module, *named.first]
                 names = [i for i, word in enumerate(words) if word in COMMANDS]
                 found += [(words[i], words[i + 1 :]) for i in names[:1]]
     return found
@@ -192,6 +197,6 @@ def shown() -> list[tuple[str, list[str]]]:
 
 def test_command_lines_of_the_documentation_parse():
     commands = shown()
-    assert len(commands) > 30
+    assert len(commands) > 40
     for command, words in commands:
         parser_of(command).parse_args(words)

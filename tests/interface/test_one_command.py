@@ -1,7 +1,9 @@
 """`visualprism COMMAND` is the module's own command, and a shell completes its commands and flags."""
 
 import importlib.util
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +47,29 @@ def test_every_command_is_a_module_that_runs():
             else Path(spec.origin)
         )
         assert '__name__ == "__main__"' in entry.read_text(), command.module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "arguments",
+    [("llava", "eval", "--list"), ("llava", "train", "--help"), ("llava.eval.run", "--list")],
+    ids=" ".join,
+)
+def test_a_command_whose_reader_has_ended_ends_without_a_message(arguments, unbuffered):
+    """As `visualprism eval --list | head` does once head has its lines."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_an_unknown_command_is_refused_with_those_there_are():

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILES = sorted(
     path.relative_to(ROOT).as_posix()
-    for place in ("*.md", "playground/*.md", "docs/*.md", "llava/**/*.py", "scripts/**/*", "tests/**/*.py")
+    for place in ("*.md", "playground/*.md", "docs/**/*.md", "llava/**/*.py", "scripts/**/*", "tests/**/*.py")
     for path in ROOT.glob(place)
     if path.suffix in (".md", ".py", ".sh")
 )

@@ -31,19 +31,3 @@ def test_every_flag_exists(page, parsers, capsys):
     named = set(re.findall(r"(?<![\w-])--[a-zA-Z0-9][\w-]*", (DOCS / page).read_text()))
     assert named - ELSEWHERE <= known
     assert len(named) > 8
-
-
-@pytest.mark.parametrize("page", ["serving.md", "serving_api.md"])
-def test_examples_compile_and_their_imports_exist(page):
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.S)
-    assert blocks
-    for block in blocks:
-        compile(block, page, "exec")
-        for line in re.findall(r"^from llava\S* import .*$", block, flags=re.M):
-            exec(line, {})
-
-
-def test_pictures_are_there():
-    for page in ("serving.md", "serving_api.md"):
-        for path in re.findall(r"!\[.*?\]\((.*?)\)", (DOCS / page).read_text()):
-            assert (DOCS / path).is_file()

@@ -273,7 +273,7 @@ def test_an_oldest_transformers_that_cannot_be_had_fails_in_ci_alone(checkout, c
 # ---- python.sh: which interpreter a script starts ----
 
 MAKES_ITS_OWN = {
-    f"scripts/{name}.sh" for name in ("quickstart", "test", "test_vllm", "ablation")
+    f"scripts/{name}.sh" for name in ("quickstart", "test", "test_vllm", "ablation", "docs")
 }  # through environment.sh
 NEEDS_NO_PACKAGE = {"scripts/bundle.sh", "scripts/unbundle.sh"}
 STARTS_PYTHON = [

@@ -36,10 +36,3 @@ def test_the_command_of_what_capturing_costs_parses():
     capture.add_arguments(parser)
     assert COST[0] == "capture"
     assert parser.parse_args(COST[1:]).image_file == "photo.png"
-
-
-def test_named_calls_exist():
-    lines = re.findall(r"^from llava\S+ import .*$", PAGE, flags=re.M)
-    assert len(lines) == 8
-    for line in lines:
-        exec(line, {})

@@ -26,7 +26,9 @@ def test_what_a_user_can_mend_is_one_line(capsys):
     assert capsys.readouterr().err == "error: --flag must be 1, got 2.\n"
 
 
-@pytest.mark.parametrize("bug", [ValueError("too many values to unpack"), TypeError("x"), KeyError("y")])
+@pytest.mark.parametrize(
+    "bug", [ValueError("too many values to unpack"), KeyError("y"), BrokenPipeError("a socket")]
+)
 def test_a_bug_keeps_its_traceback(bug):
     with pytest.raises(type(bug)):
         exit_code(fail(bug))
@@ -53,7 +55,7 @@ def test_training_tells_mistakes_from_bugs(monkeypatch, error, expected):
 
 def test_no_message_has_us_installed_as_the_package_llava_of_the_index():
     """That one is another's; ours is visualprism, and an extra comes by pip install -e '.[serve]'."""
-    texts = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "scripts").rglob("*.sh"), *CODE]
+    texts = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "scripts").rglob("*.sh"), *CODE]
     wrong = re.compile(r"llava\[|pip3? install (-U |--upgrade )?llava")
     assert [path.name for path in texts if wrong.search(path.read_text(encoding="utf-8"))] == []
     assert 'name = "visualprism"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 """A study's YAML: what it says, what is refused, and the tables it ends in."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,12 @@ def write(tmp_path):
         return path
 
     return write_study
+
+
+def test_the_documented_study_can_be_read(tmp_path):
+    page = (ROOT / "docs" / "ablation.md").read_text(encoding="utf-8")
+    (tmp_path / "study.yaml").write_text(re.search(r"^```yaml\n(.*?)^```", page, flags=re.M | re.S)[1])
+    assert len(read_study(tmp_path / "study.yaml").rows) == 4
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
