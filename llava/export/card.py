@@ -120,7 +120,7 @@ def facts(config, run: dict, num_tokens: int) -> Iterator[tuple[str, object]]:
     yield "language model", shown(base_of(config, run)) or type(config).__name__
     yield "vision tower", shown(config.mm_vision_tower)
     yield "projector", config.mm_projector_type
-    yield "visual tokens a view", num_tokens
+    yield "visual tokens per view", num_tokens
     tiled = f", {config.mm_patch_merge_type}" if config.image_aspect_ratio == "anyres" else ""
     yield "images", config.image_aspect_ratio + tiled
     yield "conversation template", config.conv_version

@@ -32,7 +32,7 @@ def test_an_extended_run_is_the_longer_run(parts, constant, tmp_path, caplog, le
         train(longer)
     with caplog.at_level("INFO"):
         train([*longer, "--extend", "True"])
-    assert "goes on from step 4 of 4 to step 8" in caplog.text
+    assert "continues from step 4 of 4 to step 8" in caplog.text
     assert losses(tmp_path) == losses(constant)
     assert weights(tmp_path) == weights(constant)
     rows = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -140,6 +140,6 @@ def test_ranks_save_and_end_with_a_closed_terminal(folder, training):
     assert script.returncode == 143, printed
     (checkpoint,) = saving.checkpoints(folder / RESULT)
     assert printed.count("train_mem.py: SIGTERM: stopped after step") == 1, printed
-    assert f"The last whole checkpoint is {RESULT}/{checkpoint.name}" in printed
+    assert f"The last complete checkpoint is {RESULT}/{checkpoint.name}" in printed
     assert "train_mem.py: the launcher" not in printed
     assert not (folder / RESULT / LOCK_FILE).exists()

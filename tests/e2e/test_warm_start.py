@@ -56,7 +56,7 @@ def test_a_run_killed_ahead_of_its_first_checkpoint_starts_so_again(parts, tmp_p
     assert ranks.run(cut, log, prepare=KillAt("torch.optim", "AdamW.step", call=4)) == [-9], log.read_text()
     assert ranks.run(cut, log) == [0], log.read_text()
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
-    assert log.read_text().count("R2 on the pictures") == 3  # not again where a checkpoint is
+    assert log.read_text().count("R2 on held-out pictures") == 3  # not again where a checkpoint is
 
 
 def test_under_zero_3_the_last_map_is_set_as_well(parts, tmp_path, one_rank):

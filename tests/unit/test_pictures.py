@@ -212,9 +212,7 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path, mode, form):
     assert values(load_image(path)) == expected.tolist()
 
 
-@pytest.mark.parametrize(
-    ("kind", "words"), [("<f4", "floating-point"), ("<i4", "32 bits"), ("<i2", "a sign")]
-)
+@pytest.mark.parametrize(("kind", "words"), [("<f4", "floating-point"), ("<i4", "32-bit"), ("<i2", "signed")])
 def test_pixels_without_a_known_range_are_refused_by_name(tmp_path, kind, words):
     image = Image.fromarray(np.arange(12).reshape(3, 4).astype(kind))
     path = saved(tmp_path / "depth.tiff", image)
@@ -252,7 +250,7 @@ def test_names_of_no_file_are_refused_in_words_that_can_be_printed(tmp_path, nam
 
 
 def test_base64_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="no base64"):
+    with pytest.raises(ValueError, match="base64"):
         load_image_from_base64("a")
 
 

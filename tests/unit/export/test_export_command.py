@@ -36,7 +36,12 @@ def test_the_card_says_what_the_model_is_made_of(ours, tmp_path):
     assert card.data.license == "apache-2.0"
     assert card.data.base_model == ["lmsys/vicuna-7b-v1.5"]
     rows = ("language model | lmsys/vicuna-7b-v1.5", "vision tower | tower", "projector | visualprism")
-    rows += ("visual tokens a view | 9", "data | mix.json (5 records)", "learning rate | 0.001", "batch | 16")
+    rows += (
+        "visual tokens per view | 9",
+        "data | mix.json (5 records)",
+        "learning rate | 0.001",
+        "batch | 16",
+    )
     for row in rows:
         assert f"| {row} |" in card.text, row
     assert "with s one of 1, 2, 3, 6" in card.text

@@ -21,5 +21,5 @@ def test_old_locks_are_removed_and_named_and_new_ones_stay(tmp_path, monkeypatch
     assert not old.exists()
     assert new.exists()
     assert [record.getMessage() for record in caplog.records] == [
-        f"removed {old}, which a killed build of an extension left"
+        f"removed {old}, the lock of a build of an extension that was killed"
     ]

@@ -63,7 +63,7 @@ def test_a_run_whose_steps_wait_for_data_says_so_once(log, caplog):
         log._warn_of_waiting(entry(step, 1, 1.0), 0.05 if step % 2 else 0.2)
         if step == 2 * FEWEST_STEPS:
             break
-    assert "Up to step 40, 12% of the time of 20 steps went by waiting for data." in caplog.text
+    assert "Up to step 40, 12% of the time of 20 steps was spent waiting for data." in caplog.text
     assert "Raise --dataloader_num_workers (NUM_WORKERS), now 2; this node has" in caplog.text
     caplog.clear()
     log._warn_of_waiting(entry(100, FEWEST_STEPS, 10.0), 9.0)

@@ -49,7 +49,7 @@ def test_samples_repeated_in_every_batch_are_said(num_samples, batch_size, world
     taken = [sample for batch in first_pass for sample in batch]
     with caplog.at_level(logging.WARNING):
         check_batches(num_samples, "records", settings(batch_size, world_size))
-    assert ("repeated" in caplog.text) == (len(taken) > len(set(taken)))
+    assert ("repeats samples" in caplog.text) == (len(taken) > len(set(taken)))
 
 
 def test_the_message_has_records_processes_batch_size_and_remedies():
