@@ -197,7 +197,7 @@ def test_a_missing_flash_attn_is_said_so(parts, tmp_path, name, module, package)
         ({"dataloader_drop_last": True, "group_by_modality_length": True}, "drop_last True.*no batch"),
         ({"dataloader_drop_last": True, "packing": True}, "drop_last True.* 1 rows"),
         ({"dataloader_drop_last": True, "data_weights": 0.5}, "drop_last True.* 6 records"),
-        ({"data_weights": 0.01}, "--data_weights .* leave none"),
+        ({"data_weights": 0.01}, "--data_weights .* empty epoch"),
         ({"max_steps": 0}, "--max_steps 0 .*no step"),
         ({"max_steps": -1, "num_train_epochs": 0}, "--num_train_epochs 0.*no step"),
         ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size.*1.*0"),

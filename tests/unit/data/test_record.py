@@ -64,17 +64,20 @@ BAD += [
         for key in ("system_prompt", "System", "system-message")
     ),
     *(
-        ({key: "a.mp4", "conversations": turns(f"<{key}>\nHi", "Hello!")}, f"'{key}' is not read, for models")
+        ({key: "a.mp4", "conversations": turns(f"<{key}>\nHi", "Hello!")}, f"'{key}' is not read: .*remove")
         for key in ("video", "videos", "audio", "Video", "video_path", "audios")
     ),
-    ({"system": 3, "conversations": TALK}, "'system' is 3; make it words"),
+    ({"system": 3, "conversations": TALK}, "'system' is 3; make it"),
     ({"system": "An <image>.", "conversations": TALK}, "the system text contains <image>"),
-    ({"system": "Else.", "conversations": [SYSTEM_TURN, *TALK]}, "two system texts; keep one of them"),
+    ({"system": "Else.", "conversations": [SYSTEM_TURN, *TALK]}, "two system texts; keep one"),
     ({"conversations": [{"from": "system"}, *TALK]}, r"turn 0 \(system\) has the value None"),
     ({"conversations": [*TALK, SYSTEM_TURN]}, "turn 2 is from 'system', expected 'human'"),
-    ({"conversations": [SYSTEM_TURN, TALK[0]]}, "the last of 1 turns is the human's"),
+    ({"conversations": [SYSTEM_TURN, TALK[0]]}, "the last of 1 turns is from 'human'"),
     *(
-        ({**record, "conversations": record.get("conversations", TALK)}, f"{name} holds U.DE00, a lone surr")
+        (
+            {**record, "conversations": record.get("conversations", TALK)},
+            f"{name} contains U.DE00, a lone surr",
+        )
         for record, name in (
             ({"id": HALF}, "'id'"),
             ({"system": HALF}, "'system'"),
@@ -259,7 +262,7 @@ OTHER_KINDS = {
     "zip.jsonl": (b"PK\x03\x04" + bytes(99), "a zip archive"),
     "tar": (bytes(257) + b"ustar" + bytes(999), r"a tar archive.*\.tar"),
     "pointer.json": (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer"),
-    "page.json": (b"<!DOCTYPE html>\n<html>", "no JSON.*'<!DOCTYPE html>'"),
+    "page.json": (b"<!DOCTYPE html>\n<html>", "not JSON.*'<!DOCTYPE html>'"),
     "object.json": (b'{\n "data": []\n}', "one JSON object"),
 }
 

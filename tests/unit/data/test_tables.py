@@ -152,7 +152,7 @@ def test_pictures_within_need_no_folder_and_a_mixture_has_weights(dataset, image
     assert mixed.mixture.counts == [3, 2]
     assert len(mixed[3]["images"]) == 0
     names = write_json(tmp_path / "c.json", [messages(RECORDS[0])])
-    with pytest.raises(BadRecord, match="set --image_folder"):
+    with pytest.raises(BadRecord, match="--image_folder is missing"):
         dataset(names)
 
 
@@ -326,7 +326,7 @@ def test_what_a_folder_holds_is_told_by_its_names(tmp_path, names, found):
 def test_folders_that_hold_something_else_say_what_to_name(tmp_path, images):
     with pytest.raises(UserError, match="parquet or Arrow.*JSON"):
         check_data_file(images)
-    with pytest.raises(UserError, match="name one, .*f/ai2d or .*f/aokvqa"):
+    with pytest.raises(UserError, match="one of them, .*f/ai2d or .*f/aokvqa"):
         check_data_file(folder_of(tmp_path, "ai2d/train-0.parquet", "aokvqa/train-0.parquet"))
     splits = folder_of(tmp_path / "g", "dataset_dict.json", "train/state.json", "test/state.json")
     with pytest.raises(UserError, match="several splits.*f/test or .*f/train"):
