@@ -119,7 +119,7 @@ def test_both_stages_train_on_tiles_and_the_result_answers_in_batches_as_alone(p
     [
         ({**SLICE, "patch_num": 10}, "--patch_num must be one of 9, 16, 25, got 10"),
         ({**ANYRES, "image_grid_pinpoints": "[[100, 56]]"}, "multiples of the tower's 56 pixels"),
-        ({**ANYRES, "mm_projector_type": "visionzip", "num_visual_tokens": 4}, "not squares of the image"),
+        ({**ANYRES, "mm_projector_type": "visionzip", "num_visual_tokens": 4}, "grid of the image"),
     ],
 )
 def test_what_cannot_be_tiled_ends_the_run_before_it_starts(parts, tmp_path, changes, message):

@@ -128,7 +128,7 @@ def test_what_has_no_answer_within_the_limit_is_found_ahead_of_the_first_step(ma
     packed = PackedDataset(make([*some_records(), long], on_bad_record="skip"))
     assert 9 not in all_members(packed)
     assert len(packed.bad_records) == 1
-    with pytest.raises(BadRecord, match="no good record to pack"):
+    with pytest.raises(BadRecord, match="record to pack"):
         PackedDataset(make([long], on_bad_record="skip"))
 
 

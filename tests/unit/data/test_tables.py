@@ -287,7 +287,7 @@ def test_a_table_without_rows_or_with_other_columns(dataset, tmp_path):
     with pytest.raises(BadRecord, match=r"a\.parquet, record 0 \(id 1\): 'conversations' is missing"):
         dataset(empty)
     parquet.write_table(pyarrow.table({"id": pyarrow.array([], pyarrow.string())}), empty)
-    with pytest.raises(UserError, match=r"a\.parquet holds no rows"):
+    with pytest.raises(UserError, match=r"a\.parquet has no rows"):
         dataset(empty)
 
 

@@ -243,5 +243,5 @@ def test_a_value_of_the_wrong_type_is_named(sources, tmp_path):
 def test_an_object_that_is_no_tokenizer_is_named(sources, tmp_path, content):
     file = copied(sources, tmp_path, "whole") / "whole" / "tokenizer.json"
     file.write_text(content)
-    with pytest.raises(UserError, match=r"tokenizer\.json.*no tokenizer"):
+    with pytest.raises(UserError, match=r"tokenizer\.json.*not a tokenizer"):
         load(tmp_path, "whole")

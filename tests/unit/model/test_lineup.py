@@ -271,7 +271,7 @@ def test_pruning_says_what_it_needs(name):
     module = pruning(name, 40)
     with pytest.raises(ValueError, match="--num_visual_tokens.*36.*40"):
         module(attended_features())
-    with pytest.raises(ValueError, match="squares.*visualprism"):
+    with pytest.raises(ValueError, match="grid.*visualprism"):
         module.output_grid(6)
     fields = VisionFields(
         mm_projector_type=name,
