@@ -85,7 +85,7 @@ def test_science_is_answered_and_scored(world, tmp_path, capsys):
     assert (result["correct"], result["count"], result["outputs"]["4"]) == (2, 3, "A")
     write_jsonl(answers, rows[:2])
     assert COMMANDS["llava.eval.eval_science_qa"].main(argv) == 1
-    assert_names(capsys.readouterr().err, "question 11: no answer")
+    assert_names(capsys.readouterr().err, "question 11 has no answer")
 
 
 def test_mmbench_is_answered_in_all_rounds_into_llavas_rows(world, tmp_path):
@@ -113,7 +113,7 @@ def test_pope_is_answered_and_scored(world, tmp_path, capsys):
     assert printed.count("0.667, 0.500, 0.500, 1.000, 1.000\n") == 4  # three categories and their mean
     write_jsonl(answers, rows[:-1])
     assert COMMANDS["llava.eval.eval_pope"].main(argv) == 1
-    assert_names(capsys.readouterr().err, "question 5: no answer")
+    assert_names(capsys.readouterr().err, "question 5 has no answer")
 
 
 def test_textvqa_is_answered_and_scored_one_file_or_a_folder(world, tmp_path, capsys):

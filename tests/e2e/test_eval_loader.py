@@ -109,7 +109,7 @@ def test_a_killed_run_goes_on_where_it_stopped(world, reference, tmp_path, capsy
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines[5] + lines[2] + lines[3][:-9])
     ask(world, path)
-    assert "2 answers kept, 6 to go" in capsys.readouterr().out
+    assert "2 answers kept, 6 questions left" in capsys.readouterr().out
     assert path.read_bytes() == reference.read_bytes()
     assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
 

@@ -76,7 +76,7 @@ def assert_stopped(output_dir: Path, max_steps: int, output: str) -> None:
     (checkpoint,) = saving.checkpoints(output_dir)
     step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
     assert 1 <= step < max_steps
-    message = f"train_mem.py: SIGTERM: stopped after step {step}. The run is not complete. The last whole "
+    message = f"train_mem.py: SIGTERM: stopped after step {step}. The run is not complete. The last complete "
     assert output.count(message + f"checkpoint is {checkpoint}") == 1, output
     assert not (output_dir / "mm_projector.bin").exists()
 

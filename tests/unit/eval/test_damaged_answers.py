@@ -51,10 +51,10 @@ DAMAGES = {
     "a list for a prompt": (lambda row: changed(row, prompt=["?"]), '"prompt" is a list'),
     "a string for the settings": (lambda row: changed(row, metadata="v1"), '"metadata" is a string'),
     "no settings": (lambda row: changed(row, metadata=...), "conv_mode was None, now 'vicuna_v1'"),
-    "another prompt": (lambda row: changed(row, prompt="else?"), "question 160 with another text"),
+    "another prompt": (lambda row: changed(row, prompt="else?"), "question 160, whose text was different"),
     "another answer": (
         lambda row: changed(row, question_id=3, prompt="Größe 3?", text="else"),
-        "answers question 3 a second time and otherwise",
+        "a second and different answer to question 3",
     ),
 }
 
@@ -121,7 +121,7 @@ def test_nul_bytes_behind_the_last_line_are_cut_off_and_said(answers, begun, num
     file = open_file(path)
     assert len(file.answered) == NUM_GOOD
     (note,) = file.notes
-    assert note.startswith(f"{path}: {begun + num_nuls} bytes behind its last whole line are cut off")
+    assert note.startswith(f"{path}: {begun + num_nuls} bytes after the last complete line are removed")
     file.append(QUESTIONS[160], "neu")
     assert path.read_bytes().startswith(content + b'{"question_id": 160,')
     assert b"\0" not in path.read_bytes()
@@ -168,7 +168,7 @@ def test_opening_says_the_same_of_a_question_file(tmp_path):
     good = "".join(json.dumps(question) + "\n" for question in QUESTIONS[:7]).encode()
     for bad, problem in (
         (b"\xff\n", "not UTF-8"),
-        (bytes(9), "holds NUL bytes"),
+        (bytes(9), "contains NUL bytes"),
         (b'{"question_id": [7], "text": "?"}\n', 'question 8: "question_id" is a list'),
         (b'{"question_id": 7, "text": "?", "image": 5}\n', 'question 8: "image" is a whole'),
         (b'{"question_id": 7, "text": "?", "image": ["a.png", null]}\n', 'question 8: "image" is a list'),

@@ -144,7 +144,7 @@ def test_the_pages_say_scores_intervals_tokens_times_versions_and_settings(tmp_p
     assert "| VQAV2 | – | – | submission | 8, a sample | 144 |" in markdown
     assert "| 144 | 50.0 | – | – | – | – |" in markdown
     assert "- submission: a.json, for EvalAI" in markdown
-    assert all("Samples of the questions, not whole benchmarks." in text for text in (markdown, page))
+    assert all("only on a sample of their questions" in text for text in (markdown, page))
     for text in (markdown, page):
         assert all(word in text for word in ("scale_factor", "torch", "4.0"))
         assert "top_p" not in text  # not set

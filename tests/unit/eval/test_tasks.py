@@ -105,7 +105,7 @@ def test_prismvqa_refuses_rows_of_another_kind(load, tmp_path, key):
     load("prismvqa")
     path = tmp_path / "prismvqa" / "test.jsonl"
     write_jsonl(path, [{k: v for k, v in row.items() if k != key} for row in read_jsonl(path)])
-    with pytest.raises(ValueError, match=f"question 0: no {key}"):
+    with pytest.raises(ValueError, match=f"question 0 has no {key}"):
         TASKS["prismvqa"].load(path.parent)
 
 
@@ -231,10 +231,10 @@ def test_mmbench_refuses_a_file_that_is_cut_and_a_row_without_an_image(load, tmp
     path = tmp_path / "mmbench" / "mmbench_dev_20230712.tsv"
     text = path.read_text()
     path.write_text(text[: text.rfind("perception")])
-    with pytest.raises(ValueError, match="row 6.*columns missing"):
+    with pytest.raises(ValueError, match="row 6: columns"):
         TASKS["mmbench"].load(path.parent)
     path.write_text(text.replace(benchmarks.encoded_image(), "", 1))
-    with pytest.raises(ValueError, match="question 241: no base64 image"):
+    with pytest.raises(ValueError, match="question 241: .*base64"):
         TASKS["mmbench"].load(path.parent)
 
 
@@ -276,7 +276,7 @@ def test_a_long_chain_of_mmbench_rows_ends_at_its_picture(tmp_path):
         ({1: "2", 2: "9"}, "question 1.*row 9"),
         ({1: "1"}, "question 1.*rows 1 "),
         ({1: "2", 2: "3", 3: "2"}, "question 1.*rows 1, 2, 3"),
-        ({1: "@@"}, "question 1: no base64 image"),
+        ({1: "@@"}, "question 1: .*base64"),
         ({"x1": ""}, "row 1.*index.*'x1'"),
     ],
 )
