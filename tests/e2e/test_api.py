@@ -115,10 +115,10 @@ def test_fewer_visual_tokens_for_a_larger_scale_factor(client):
 
 def test_errors_are_those_of_openais_client(url, client):
     create = client.chat.completions.create
-    with pytest.raises(openai.NotFoundError, match="'tiny' is"):
+    with pytest.raises(openai.NotFoundError, match="has 'tiny'"):
         create(model="other", messages=question())
     part = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
-    with pytest.raises(openai.BadRequestError, match="fetches none"):
+    with pytest.raises(openai.BadRequestError, match="a data URL"):
         create(model="tiny", messages=[{"role": "user", "content": [part]}])
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="wrong").models.list()

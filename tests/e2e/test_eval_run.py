@@ -111,7 +111,9 @@ def test_every_task_is_answered_scored_and_reported(world, reference):
     assert easy["visual_tokens"] == 9
     assert easy["settings"]["max_new_tokens"] == 8
     # train answers red twice, blue and teal once; each text of the test has every colour as often
-    assert easy["scores"]["table"]["baseline: most frequent answer"]["accuracy"]["value"] == pytest.approx(1 / 3)
+    assert easy["scores"]["table"]["baseline: most frequent answer"]["accuracy"]["value"] == pytest.approx(
+        1 / 3
+    )
     credits = [row["credit"] for row in read_jsonl(reference / "easy_vqa" / "credits.jsonl")]
     assert easy["scores"]["table"]["overall"]["accuracy"]["value"] == sum(credits) / NUM_QUESTIONS
     assert (reference / "report.html").is_file()

@@ -57,27 +57,27 @@ def test_a_data_url_is_read_however_it_is_written(url):
 
 def test_a_data_url_that_is_none_is_refused_at_once():
     """Its parameters can be read in one way alone, or a thousand letters would take for ever."""
-    with pytest.raises(ValueError, match="image_url.*start like"):
+    with pytest.raises(ValueError, match="image_url.*begin like"):
         read("data:" + ";a=  " * 150 + "x" * 1000)
 
 
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("data:image/png;base64,\ud800", "base64.*broken"),
-        ("data:image/png;base64,AAAA\u00e9", "base64.*broken"),
-        ("data:image/png;base64,@@@", "base64.*broken"),
-        ("data:image/png;base64,aGVsbG8=", "none of BMP"),
-        ("data:text/html;base64,aGVsbG8=", "start like"),
-        ("data:", "start like"),
-        (data_url(encoded()[:40]), "broken|cannot be read"),
-        (data_url(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "none of BMP"),
+        ("data:image/png;base64,\ud800", "not valid base64"),
+        ("data:image/png;base64,AAAA\u00e9", "not valid base64"),
+        ("data:image/png;base64,@@@", "not valid base64"),
+        ("data:image/png;base64,aGVsbG8=", "not BMP"),
+        ("data:text/html;base64,aGVsbG8=", "begin like"),
+        ("data:", "begin like"),
+        (data_url(encoded()[:40]), "damaged|cannot be read"),
+        (data_url(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "not BMP"),
         (data_url(bytes(10_001)), "10000 bytes"),
         (data_url(encoded(101, 10)), "100 px"),
         (data_url(header_only_png(12_000, 12_000)), "100 px"),
-        ("https://example.org/a.png", "fetches none"),
-        ("file:///etc/passwd", "fetches none"),
-        ("", "fetches none"),
+        ("https://example.org/a.png", "must be a data URL"),
+        ("file:///etc/passwd", "must be a data URL"),
+        ("", "must be a data URL"),
     ],
 )
 def test_what_is_no_picture_within_the_limits_is_refused_in_words(url, says):
@@ -228,7 +228,7 @@ def test_a_redirect_to_what_is_not_allowed_is_not_followed(internet, location):
     hosts, asked = internet
     hosts["a.org"] = ["8.8.8.8"], Answer(302, Location=location)
     hosts["inside.org"] = ["192.168.0.1"], Answer(200, encoded())
-    with pytest.raises(ValueError, match="public address|a data URL|no address"):
+    with pytest.raises(ValueError, match="public address|a data URL|invalid address"):
         fetch("https://a.org/x.png", URLS, time.monotonic() + 10)
     assert asked == ["8.8.8.8"]
 

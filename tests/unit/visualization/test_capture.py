@@ -141,7 +141,7 @@ def test_several_sequences_at_once_are_refused_and_one_after_another_kept_apart(
             model.generate(ids, max_new_tokens=2, do_sample=False)
     assert [row.shape[-1] for row in captured[0]] == [10, 11, 4, 5]
     with (
-        pytest.raises(ValueError, match="2 came.*num_beams=1"),
+        pytest.raises(ValueError, match="got 2.*num_beams=1"),
         capture_attention(model, [0], keep_all),
     ):
         model.generate(IDS, max_new_tokens=2, num_beams=2)

@@ -30,7 +30,7 @@ def test_smooth_heat_peaks_in_the_middle_of_the_token_and_stays_unknown_outside(
 
 
 def test_weights_that_are_not_one_for_each_token_are_refused():
-    with pytest.raises(ValueError, match="15 weights.*16"):
+    with pytest.raises(ValueError, match="16 visual tokens.*15"):
         paint_tokens(np.ones(15), MAPPING)
 
 
