@@ -34,10 +34,12 @@ SIDE = 336
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--records", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4], help="processes that make samples")
-    parser.add_argument("--samples", type=int, default=200, help="of each process, drawn at random")
-    parser.add_argument("--tokenizer", help="a folder or hub name; default: one of bytes, made here")
+    parser.add_argument("--samples", type=int, default=200, help="random samples of each process")
     parser.add_argument(
-        "--work_dir", type=Path, help="for records and indices; default: a folder that is removed"
+        "--tokenizer", help="folder or hub name of a tokenizer; default: a new one with a token per byte"
+    )
+    parser.add_argument(
+        "--work_dir", type=Path, help="folder for records and indices; default: a temporary folder"
     )
     parser.add_argument("--output_dir", type=Path, default=Path("playground/benchmark"))
     parser.set_defaults(run=run)

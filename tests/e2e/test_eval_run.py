@@ -181,7 +181,7 @@ def test_a_limit_asks_evenly_spaced_questions_and_says_so(world, tmp_path):
     assert main(flags(world, tmp_path, "--limit", "6")) == 0
     ids = [row["question_id"] for row in read_jsonl(tmp_path / "easy_vqa" / "answers.jsonl")]
     assert ids == [0, 10, 20, 30, 40, 50]
-    assert "asked 6 questions alone" in (tmp_path / "report.md").read_text()
+    assert "a sample: 6 questions" in (tmp_path / "report.md").read_text()
 
 
 def test_a_servers_score_completes_the_published_row_until_answers_are_new(world, tmp_path, capsys):

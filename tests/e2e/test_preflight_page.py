@@ -44,7 +44,7 @@ def test_a_preflight_forecasts_a_run_and_leaves_nothing_of_it(parts, tmp_path):
     assert steps["max_steps"] == 1000
     assert steps["samples_a_step"] == 2
     assert len(steps["seconds"]) == 4
-    assert "1 to mend:\n\n- **memory**: this machine has no GPU" in done.stdout
+    assert "1 problem(s) found:\n\n- **memory**: this machine has no GPU" in done.stdout
     assert "1,000 steps will take **" in done.stdout
     assert done.stdout.strip() == (tmp_path / "playground/preflight/preflight.md").read_text().strip()
     assert [path.name for path in (tmp_path / "playground").iterdir()] == ["preflight"]

@@ -9,11 +9,18 @@ from llava.benchmark.timing import check_place, headline, paste, provenance, wri
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--config", type=Path, required=True, help="the study, YAML; scripts/ablation/ has some")
-    add("--output_dir", type=Path, help="results; default: playground/ablation/ and the file's name")
-    add("--devices", help="such as cuda:0,cuda:1 or cpu; default: all GPUs, or a process per CPU thread")
-    add("--report_only", action="store_true", help="print the tables of what is done, run nothing")
-    add("--docs", type=Path, help="a page with a place for this study's tables; they are put there")
+    add("--config", type=Path, required=True, help="YAML file of the study; scripts/ablation/ contains some")
+    add("--output_dir", type=Path, help="folder for results; default: playground/ablation/NAME for NAME.yaml")
+    add(
+        "--devices",
+        help="devices, for example cuda:0,cuda:1 or cpu; default: all GPUs, or one process per CPU thread",
+    )
+    add("--report_only", action="store_true", help="only print the tables of the finished runs")
+    add(
+        "--docs",
+        type=Path,
+        help="page with a place for the tables of this study, into which they are written",
+    )
     parser.set_defaults(run=run)
 
 
@@ -31,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     devices = args.devices.split(",") if args.devices else visible_devices(study)
     results = results_so_far(study, output_dir) if args.report_only else conduct(study, output_dir, devices)
     about = provenance(devices[0], "bfloat16")
-    at_once = f", {len(devices)} runs at a time" if len(devices) > 1 else ""
+    at_once = f", {len(devices)} runs at the same time" if len(devices) > 1 else ""
     head = f"{headline(about)}{at_once}. "
     head += f"Accuracy in per cent on {study.data.score_on} scenes; ± is the 95% interval over seeds.\n\n"
     tables = head + as_markdown(study, results)

@@ -91,7 +91,7 @@ def test_numbers_that_yaml_takes_for_text_are_numbers(write):
         ({"rows": [{"name": "a", "projector": "linear", "hkve": False}]}, "row 1: unknown hkve"),
         ({"rows": [{"name": "a", "projector": "visionzip"}]}, "attention.*not cached"),
         ({"rows": [*STUDY["rows"], STUDY["rows"][0]]}, "blind.*twice"),
-        ({"tables": {"all": {"rows": ["nobody"]}}}, "not there: nobody"),
+        ({"tables": {"all": {"rows": ["nobody"]}}}, "do not exist: nobody"),
     ],
 )
 def test_what_is_wrong_with_a_study_is_said(write, changes, message):

@@ -50,12 +50,12 @@ def test_a_part_that_fails_or_hangs_takes_nothing_from_those_after_it(tmp_path):
     assert outcomes == {
         "fails": "failed with exit code 2",
         "hangs": "ended after 1 s",
-        "lacks": "left out, for no_such_package is not installed",
+        "lacks": "left out, because no_such_package is not installed",
         "products": "done",
     }
     assert json.loads((tmp_path / "products.json").read_text())["command"].endswith(PRODUCTS)
     late = run_parts([Part("late", PRODUCTS, 900, "E")], tmp_path, 0)
-    assert late["late"]["outcome"] == "left out, for the time was over"
+    assert late["late"]["outcome"] == "left out, because the time was over"
     assert json.loads((tmp_path / "parts.json").read_text()).keys() == {*outcomes, "late"}
 
 

@@ -67,7 +67,7 @@ def test_a_table_goes_between_its_marks_and_nowhere_else(tmp_path):
     with pytest.raises(ValueError, match="no lines <!-- speed_7b -->"):
         timing.paste(page, "speed_7b", "new\n")
     timing.check_place(None, "speed_7b")
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="not a file"):
         timing.check_place(tmp_path / "other.md", "speed_7b")
 
 

@@ -203,7 +203,7 @@ def test_who_waits_says_for_whom(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(llava.data.kept, "FileLock", wait_for_nobody)
     with caplog.at_level(logging.INFO):
         ArrayCache(tmp_path).get(["key"], "the index of a.json", lambda: (torch.zeros(1).numpy(), []))
-    assert "waiting for the index of a.json, which process 7 on node 3 makes" in caplog.text
+    assert "waiting for the index of a.json, made by process 7 on node 3" in caplog.text
 
 
 def test_a_data_set_is_cheap_to_hand_to_a_worker(make):
