@@ -183,7 +183,7 @@ def test_what_the_index_lacks_is_named(packed, tmp_path):
     ("installed", "parts"),
     [
         ("Torch==2.0\n", ("--installed", "torch==2.0", "torch>=2.8")),
-        ("numpy @ file:///wheels\n", ("'numpy @ file:///wheels'", "no version")),
+        ("numpy @ file:///wheels\n", ("'numpy @ file:///wheels'", "without a version")),
     ],
 )
 def test_what_cannot_be_packed_leaves_the_earlier_bundle(packed, bundle, index, tmp_path, installed, parts):
@@ -201,9 +201,9 @@ def test_what_cannot_be_packed_leaves_the_earlier_bundle(packed, bundle, index, 
     ("flags", "parts"),
     [
         (("--pieces", "55MB"), ("--pieces", "'55MB'")),
-        (("--piece", "5"), ("no --piece;", "bash scripts/bundle.sh --help")),
+        (("--piece", "5"), ("argument --piece;", "bash scripts/bundle.sh --help")),
         (("--python",), ("--python", "value")),
-        (("--output", "llava"), ("llava ", "something else")),
+        (("--output", "llava"), ("llava ", "not a bundle")),
     ],
 )
 def test_a_wrong_flag_is_named_before_anything_is_fetched(node, index, flags, parts):

@@ -212,7 +212,7 @@ def test_environment_says_what_to_do_where_neither_bundle_nor_python_has_torch(o
     (offline / "playground" / "wheels" / "torch-2.13.0-py3-none-any.whl").unlink()
     done, asked = source_environment(offline)
     assert done.returncode != 0
-    assert_names(done.stderr, "playground/wheels", "torch", "activate the environment")
+    assert_names(done.stderr, "playground/wheels", "torch", "activate an environment")
     assert asked == []
 
 

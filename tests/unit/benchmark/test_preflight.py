@@ -184,7 +184,7 @@ def test_the_memory_of_another_machine(request_of):
     assert found["fits"]
     assert found["largest_of_usual_kept"] == 1024  # the most that is looked for
     assert sum(found["parts_gib"].values()) == pytest.approx(found["total_gib"])
-    with pytest.raises(UserError, match="no GPU.*asked"):
+    with pytest.raises(UserError, match="has no GPU"):
         checks.memory(request_of(decided=decided))
 
 

@@ -83,7 +83,7 @@ def test_a_variant_is_the_model_with_its_projector():
         positions.append(logits.shape[1] - 8)
         assert variant.num_tokens(model) == model.num_visual_tokens == positions[-1]
     assert positions == [576, 144, 36, 144, 36]
-    with pytest.raises(ValueError, match="--projectors.*--scale_factor"):
+    with pytest.raises(ValueError, match="--projectors.*'linear'"):
         build_variants(model, ["linear"], [2], torch.float32)
 
 
