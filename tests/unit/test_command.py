@@ -1,4 +1,4 @@
-"""How a command ends: one line for what a user can mend, the whole traceback for a bug."""
+"""How a command ends: one line for a mistake that a user can correct, the whole traceback for a bug."""
 
 import ast
 import re
@@ -52,7 +52,7 @@ def test_training_tells_mistakes_from_bugs(monkeypatch, error, expected):
 
 
 def test_no_message_has_us_installed_as_the_package_llava_of_the_index():
-    """That one is another's; ours is visualprism, and an extra comes by pip install -e '.[serve]'."""
+    """That package is another project's. Ours is visualprism; pip install -e '.[serve]' adds an extra."""
     texts = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "scripts").rglob("*.sh"), *CODE]
     wrong = re.compile(r"llava\[|pip3? install (-U |--upgrade )?llava")
     assert [path.name for path in texts if wrong.search(path.read_text(encoding="utf-8"))] == []

@@ -1,4 +1,4 @@
-"""Images to pixels, prompts to ids, and the small faces that evaluators import."""
+"""Images to pixels, prompts to ids, and the small functions that evaluators import."""
 
 import base64
 from argparse import Namespace
@@ -139,7 +139,9 @@ def test_of_a_marked_prompt_only_the_marks_are_images_and_the_rest_is_tokenised_
     with_bos = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
     assert ids == [tokenizer.bos_token_id] * with_bos + chunks[0] + [IMAGE_TOKEN_INDEX] + chunks[1]
     assert IMAGE_TOKEN_INDEX not in tokenizer_image_token(MarkedPrompt(text, []), tokenizer)
-    assert tokenizer_image_token(text, tokenizer).count(IMAGE_TOKEN_INDEX) == 3  # a string cannot tell
+    assert (
+        tokenizer_image_token(text, tokenizer).count(IMAGE_TOKEN_INDEX) == 3
+    )  # the string contains no information about images
 
 
 def test_return_tensors(bpe_tokenizer):

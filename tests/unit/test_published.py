@@ -1,4 +1,4 @@
-"""llava/published: every name that scripts of others call exists, and does what its entry says."""
+"""llava/published: every name that other scripts call exists, and does what its entry defines."""
 
 from pathlib import Path
 

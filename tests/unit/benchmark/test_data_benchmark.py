@@ -1,4 +1,4 @@
-"""The benchmark of training data: its records are good ones, and its tables have what they promise."""
+"""The benchmark of training data: its records are valid, and its tables have all rows and columns."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A GPU report's parts harm no other, and its pages show what was measured. Parts are stand-ins."""
+"""No part of a GPU report affects another, and the pages show the measured figures. Parts are stand-ins."""
 
 import json
 from importlib import import_module
@@ -74,7 +74,7 @@ def write(folder, name, **content):
 
 @pytest.fixture
 def results(tmp_path):
-    """What a report leaves that got as far as a training step."""
+    """The results of a report that ended after a training step."""
     folder = tmp_path / "results"
     folder.mkdir()
     write(folder, "machine")
@@ -121,7 +121,7 @@ def test_pages_are_filled_from_the_files_alone(results, tmp_path, monkeypatch):
         (tmp_path / page).write_text(f"before\n<!-- {place} -->\n<!-- end {place} -->\nafter\n")
     monkeypatch.setattr(gpu_pages, "README", tmp_path / "README.md")
     monkeypatch.setattr(gpu_pages, "PAGE", tmp_path / "performance.md")
-    for _ in range(2):  # again, over what the first time left
+    for _ in range(2):  # the second time, over the results of the first
         assert main(["gpu_report", "--docs", "--output_dir", str(results)]) == 0
         readme, page = ((tmp_path / name).read_text() for name in ("README.md", "performance.md"))
         assert readme.count("| what | bar | measured |") == page.count("| what | bar | measured |") == 1

@@ -1,4 +1,4 @@
-"""The loss's benchmark in miniature."""
+"""The benchmark of the loss, with small sizes."""
 
 import pytest
 

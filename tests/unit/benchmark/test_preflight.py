@@ -1,4 +1,4 @@
-"""The preflight's page of given figures, its checks one by one, and a check that hangs or dies."""
+"""The preflight's page for given figures, its checks one by one, and checks that hang or are killed."""
 
 import argparse
 import json
@@ -182,7 +182,7 @@ def test_the_memory_of_another_machine(request_of):
     found = checks.memory(request_of(*more, gpu_memory_mib=81920, num_devices=8, decided=decided))
     assert found["zero"] == "zero2"
     assert found["fits"]
-    assert found["largest_of_usual_kept"] == 1024  # the most that is looked for
+    assert found["largest_of_usual_kept"] == 1024  # the largest number that is tried
     assert sum(found["parts_gib"].values()) == pytest.approx(found["total_gib"])
     with pytest.raises(UserError, match="has no GPU"):
         checks.memory(request_of(decided=decided))

@@ -1,4 +1,4 @@
-"""PrismVQA's files: the same on any number of processes, whole or absent, read by training and evaluation."""
+"""PrismVQA's files: equal for any number of processes, never half written, good for training and tests."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ def test_the_first_scenes_do_not_depend_on_how_many_there_are(made):
 
 def test_the_same_again_does_nothing(made, monkeypatch):
     before = contents(made)
-    monkeypatch.setattr(dataset, "make_rows", None)  # whatever asks for rows fails
+    monkeypatch.setattr(dataset, "make_rows", None)  # any call that makes rows fails
     assert write_dataset(made, **SETTINGS) is False
     assert contents(made) == before
 

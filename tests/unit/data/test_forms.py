@@ -1,4 +1,4 @@
-"""Rows of other forms become LLaVA's records where their meaning is certain, and are refused elsewhere."""
+"""Rows of other forms become LLaVA's records if their meaning is certain, and are refused otherwise."""
 
 import copy
 

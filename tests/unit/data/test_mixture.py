@@ -1,4 +1,4 @@
-"""Each file as often as its weight says."""
+"""An epoch has each file as often as its weight demands."""
 
 from collections import Counter
 

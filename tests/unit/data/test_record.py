@@ -1,4 +1,4 @@
-"""Reading records, and the one clear message for each kind of bad one."""
+"""Reading records, and a clear message for each kind of bad record."""
 
 import bz2
 import gzip
@@ -48,7 +48,7 @@ BAD = [
 TALK = turns("Hi", "Hello!")
 HALF = "cut \ude00 off"
 SYSTEM_TURN = {"from": "system", "value": "Be brief."}
-# what stands for something that would be left out, and the remedy
+# keys that have a meaning but are not read, and the remedy
 BAD += [
     *(
         ({key: value, "conversations": TALK}, rf"'{key}' is not read; name it 'image'\.$")
@@ -98,7 +98,7 @@ GOOD += [
     {"system": "Be brief.", "conversations": TALK},
     {"conversations": [SYSTEM_TURN, *TALK]},
     {"system": "Be brief.", "conversations": [SYSTEM_TURN, *TALK]},
-    # says nothing, or nothing that training would use
+    # values that are empty, or that training does not use
     {"system": "", "images": [], "video": None, "audio": "", "conversations": TALK},
     {
         "id": {"a": 1},

@@ -1,4 +1,4 @@
-"""Tar shards: what a sample is, and a stream that loses nothing, repeats nothing and starts anywhere."""
+"""Tar shards: the parts of a sample, and a stream that loses and repeats nothing and can start anywhere."""
 
 import gzip
 import io
@@ -27,7 +27,7 @@ PROCESSES = [pytest.param(number, marks=pytest.mark.slow) for number in (1, 3)]
 
 @pytest.fixture
 def shards(tmp_path) -> str:
-    """The --data_path of 12 shards of 5 samples."""
+    """The --data_path of 12 shards with 5 samples each."""
     for shard in range(NUM_SHARDS):
         numbers = range(shard * PER_SHARD, (shard + 1) * PER_SHARD)
         write(tmp_path / f"{shard:03}.tar", {f"{n:06}": with_image(n) for n in numbers})
@@ -109,7 +109,7 @@ def test_an_epoch_over_all_ranks_and_workers_is_each_sample_once(shards, stream,
         dataset = stream(shards, rank=rank, world_size=world_size, num_workers=num_workers, shuffle_buffer=7)
         own = [dataset.shards_of(0, reader) for reader in range(readers)]
         taken += chain(*own)
-        num_batches = len(own[0]) * PER_SHARD * readers  # the readers' shares are equal here
+        num_batches = len(own[0]) * PER_SHARD * readers  # here all readers have equally many shards
         seen += chain(*(batch["record_names"] for batch in batches_of(dataset, num_batches)))
     assert sorted(taken) == sorted(dataset.shards)
     assert len(seen) == len(set(seen)) == NUM_SHARDS * PER_SHARD
@@ -242,7 +242,7 @@ def test_bad_samples_do_not_move_the_place_a_resumed_stream_starts_at(tmp_path, 
 
 
 def third_member(path) -> int:
-    """Where its header starts: tarfile by itself takes whatever is wrong there for the archive's end."""
+    """The start of the third member's header. For tarfile, any error there is the end of the archive."""
     with tarfile.open(path) as tar:
         return tar.getmembers()[2].offset
 

@@ -1,4 +1,4 @@
-"""Parquet and Arrow files, folders and data sets of the hub give the samples of the same records in JSON."""
+"""Parquet and Arrow files, folders and data sets of the hub give the same samples as JSON records."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def tables_of(rows, images):
 
 
 def nested(rows, images):
-    """A table has the same keys in every part of a turn, too."""
+    """In a table, all parts of a turn have the same keys too."""
     for row in rows:
         for turn in row["messages"]:
             for part in turn["content"]:
@@ -358,7 +358,7 @@ def test_without_pyarrow_it_is_said_what_to_install(tmp_path, images, monkeypatc
 
 @pytest.fixture
 def hub_cache(tmp_path, images, monkeypatch):
-    """What the datasets library leaves in its cache of a data set of the hub, which cannot be reached."""
+    """The cache of the datasets library for a data set of the hub, which cannot be reached."""
     import datasets
     from datasets.packaged_modules.parquet.parquet import Parquet
 
