@@ -1,4 +1,4 @@
-"""Answers files that a power cut, a bad disk or an editor damaged: what is wrong, and what keeps the rest."""
+"""Answers files damaged by a power cut, a bad disk or an editor: the error, and how to keep the rest."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from llava.eval.records import AnswerFile, load_questions, read_jsonl
 
 QUESTIONS = [{"question_id": i, "text": f"Größe {i}?"} for i in range(200)]
 SETTINGS = {"conv_mode": "vicuna_v1"}
-NUM_GOOD = 150  # lines ahead of the damage
+NUM_GOOD = 150  # lines before the damage
 
 
 def open_file(path):
@@ -23,7 +23,7 @@ def changed(row: dict, **changes) -> bytes:
     return json.dumps(row).encode() + b"\n"
 
 
-# From an answer row to what stands in its place, and what is then wrong
+# Functions from an answer row to its damaged form, with the expected problem
 DAMAGES = {
     "binary": (lambda row: b"\x89PNG\r\x1a\xff\xfe\n", "not UTF-8"),
     "latin-1": (lambda row: json.dumps(row, ensure_ascii=False).encode("latin-1") + b"\n", "not UTF-8"),
@@ -61,7 +61,7 @@ DAMAGES = {
 
 @pytest.fixture
 def answers(tmp_path):
-    """An answers file of NUM_GOOD rows, below a folder with a space in its name; and a further row."""
+    """An answers file with NUM_GOOD rows, in a folder with a space in its name, and one more row."""
     path = tmp_path / "my run" / "a.jsonl"
     file = open_file(path)
     for question in QUESTIONS[:NUM_GOOD]:

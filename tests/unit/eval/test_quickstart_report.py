@@ -1,4 +1,4 @@
-"""The quick start's report, from a run folder made up here."""
+"""The quick start's report, made from an invented run folder."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def write_jsonl(path, rows):
 
 @pytest.fixture
 def run(tmp_path):
-    """A complete run folder and its image folder."""
+    """Writes a complete run folder and its image folder."""
     run_dir, images = tmp_path / "run", tmp_path / "images"
     for stage in ("stage1", "stage2"):
         (run_dir / stage).mkdir(parents=True)

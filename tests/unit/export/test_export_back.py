@@ -49,7 +49,7 @@ def test_restored_weights_and_settings_are_bit_for_bit_those_exported(tmp_path, 
         assert after.ids(chat) == before.ids(chat)
     for own, expected in zip(after.logits(CHATS, images), before.logits(CHATS, images), strict=True):
         torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-5)
-    theirs = exports.Theirs(tmp_path / "theirs")  # as a trainer of others saves it
+    theirs = exports.Theirs(tmp_path / "theirs")  # as another project's trainer saves it
     theirs.model.save_pretrained(tmp_path / "saved")
     theirs.processor.save_pretrained(tmp_path / "saved")
     restore(str(tmp_path / "saved"), tmp_path / "restored-again")

@@ -1,4 +1,4 @@
-"""python -m llava.export: the folder's model card, the way back, and an upload."""
+"""python -m llava.export: the model card, the conversion back, and an upload."""
 
 import json
 

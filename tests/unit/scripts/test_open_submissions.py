@@ -1,4 +1,4 @@
-"""scripts/convert_{mmvet,docvqa}_for_eval.py on answers as the commands write them, whole and damaged."""
+"""scripts/convert_{mmvet,docvqa}_for_eval.py with complete and damaged answers files."""
 
 import json
 
@@ -11,7 +11,7 @@ from llava.published import COMMANDS
 
 @pytest.fixture
 def convert(tmp_path):
-    """From a script and rows of answers to (exit code, the file it wrote, read, or None)."""
+    """Runs a script on rows of answers; returns (exit code, the content of the file it wrote, or None)."""
 
     def run(script: str, rows: list[dict]) -> tuple:
         source, target = tmp_path / "a.jsonl", tmp_path / "out" / "m.json"

@@ -1,4 +1,4 @@
-"""scripts/convert_*_for_*.py on answers as the commands write them, whole and damaged."""
+"""scripts/convert_*_for_*.py with complete and damaged answers files."""
 
 import json
 
@@ -17,7 +17,7 @@ def answer_rows(*answers: tuple) -> list[dict]:
 
 @pytest.fixture
 def vqav2(tmp_path):
-    """The folder, what was answered, and a call of the script."""
+    """Yields the folder, the answers, and a function that runs the script."""
     folder = benchmarks.vqav2(tmp_path)
     split = "llava_vqav2_mscoco_test-dev2015"
     merged = folder / "answers" / split / "m" / "merge.jsonl"

@@ -1,4 +1,4 @@
-"""Pictures from strangers: what is refused, and before what work."""
+"""Pictures from clients: what is refused, and how early."""
 
 import base64
 import threading
@@ -56,7 +56,7 @@ def test_a_data_url_is_read_however_it_is_written(url):
 
 
 def test_a_data_url_that_is_none_is_refused_at_once():
-    """Its parameters can be read in one way alone, or a thousand letters would take for ever."""
+    """The pattern must match its parameters in only one way, or a thousand letters would take for ever."""
     with pytest.raises(ValueError, match="image_url.*begin like"):
         read("data:" + ";a=  " * 150 + "x" * 1000)
 
@@ -161,7 +161,7 @@ def test_a_target_holds_nothing_that_ends_a_request_line():
 
 
 class Answer:
-    """An HTTP answer, as http.client gives one."""
+    """An HTTP answer with the interface of http.client."""
 
     def __init__(self, status, body=b"", **headers):
         self.status, self.headers, self._file = status, headers, BytesIO(body)
@@ -175,7 +175,7 @@ class Answer:
 
 @pytest.fixture
 def internet(monkeypatch):
-    """Hosts to addresses and answers, and the addresses that were connected to."""
+    """Yields a map of hosts to addresses and answers, and the list of connections."""
     hosts, asked = {}, []
 
     class Connection:
@@ -256,10 +256,10 @@ def test_a_body_beyond_the_limit_and_a_status_other_than_200_are_refused(interne
 @pytest.mark.slow
 @pytest.mark.parametrize("drip", [*DRIPS, "a handshake"])
 def test_a_server_that_never_ends_is_left_at_the_deadline(monkeypatch, drip):
-    """Hours before it would have ended, whatever it is at."""
+    """The fetch ends hours before the server would, at each point of the answer."""
 
     class Local(images._Pinned):
-        """At the port of the server below, without TLS but where the server drips that."""
+        """Connects to the port of the server below, with TLS only if the server's TLS is tested."""
 
         def __init__(self, host, address, deadline):
             super().__init__(host, address, deadline, port=ports[-1])
@@ -280,7 +280,7 @@ def test_a_server_that_never_ends_is_left_at_the_deadline(monkeypatch, drip):
 
 @pytest.mark.parametrize("name", ["a.org", "b.org"])
 def test_a_picture_comes_over_tls_from_the_host_of_the_certificate_alone(tmp_path, monkeypatch, name):
-    """Though its address is connected to, and not its name."""
+    """The certificate is checked for the name, although the connection uses the address."""
 
     class Local(images._Pinned):
         def __init__(self, host, address, deadline):

@@ -1,4 +1,4 @@
-"""Bodies of requests without a model: what is read, what is refused and in which words."""
+"""Bodies of requests, without a model: what is read, what is refused, and with which message."""
 
 import json
 
@@ -30,7 +30,7 @@ def refusal(value) -> str:
 
 
 def conversation(*said, **fields) -> dict:
-    """User and assistant alternately, the user last."""
+    """Messages of user and assistant in turn, the last from the user."""
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": content} for i, content in enumerate(said)]
     return {"model": "tiny", "messages": messages, **fields}

@@ -1,4 +1,4 @@
-"""A run does not wait for builds that were killed, and leaves alone those that may go on."""
+"""A run removes the locks of killed builds, but not of builds that may still be running."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""run.json, metrics.jsonl and loss.png: what is in them, and that a run does not need them."""
+"""run.json, metrics.jsonl and loss.png: their contents, and that a run does not need them."""
 
 import json
 import math

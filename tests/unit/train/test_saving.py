@@ -1,4 +1,4 @@
-"""What is written reaches the disk before it gets its name, and a failure says what it is."""
+"""Files reach the disk before they get their name, and a failure gives its reason."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ from llava.train import run_record, saving
 
 @pytest.fixture
 def order(monkeypatch):
-    """What was synced and renamed: ("sync", path) and ("rename", source, target), in their order."""
+    """The order of calls: ("sync", path) and ("rename", source, target)."""
     done, fsync = [], os.fsync
 
     def record_sync(descriptor):
@@ -35,7 +35,7 @@ def order(monkeypatch):
 
 
 def write(folder: Path, *names: str) -> list[Path]:
-    """The files written, and the folders they are in."""
+    """Writes files; returns them and their folders."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
@@ -43,7 +43,7 @@ def write(folder: Path, *names: str) -> list[Path]:
 
 
 def assert_synced_around(order, target: Path, paths: list[Path]) -> None:
-    """All paths are synced ahead of the rename to `target`, and the folder that `target` is in after it."""
+    """All paths are synced before the rename to `target`, and the folder of `target` after it."""
     (at,) = (index for index, event in enumerate(order) if event[0] == "rename" and event[2] == target)
     assert {("sync", path) for path in paths} <= set(order[:at])
     assert ("sync", target.parent) in order[at:]
@@ -80,7 +80,7 @@ def test_the_newest_and_the_best_checkpoint_stay_within_the_limit(tmp_path, limi
 
 
 def test_a_new_result_takes_the_state_of_the_old_one_away_first(tmp_path, order):
-    """A kill in between leaves no mixture that says it is complete."""
+    """A kill in between leaves no mixture of both that looks complete."""
     write(tmp_path, saving.STATE_FILE, "model")
     write(tmp_path / saving.STAGING, saving.STATE_FILE, "model")
     unlinked = []
@@ -129,7 +129,7 @@ def test_a_folder_may_be_impossible_to_sync_and_a_file_may_not(tmp_path, monkeyp
         wholefile.sync(tmp_path / "file")
 
 
-# ---- What a failure says
+# ---- The message of a failure
 
 
 def safetensors_error(number: int) -> SafetensorError:

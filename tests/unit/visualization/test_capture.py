@@ -1,4 +1,4 @@
-"""Captured attention equals what transformers reports, costs rows alone, and leaves no trace."""
+"""Captured attention equals transformers' own, needs memory only for rows, and changes nothing."""
 
 import pytest
 import tiny
@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from llava.visualization.capture import capture_attention
 
 IDS = torch.arange(10)[None]
-# Key heads shared, windows that leave positions behind, an unusual scaling
+# Shared key heads, windows that drop positions, an unusual scaling
 FORMS = {
     "llama": ("llama", {}),
     "llama, each head its own key": ("llama", {"num_key_value_heads": 2}),
@@ -40,7 +40,7 @@ def keep_all(weights):
 
 
 def reported(model, ids):
-    """float[heads, T, T] of each layer, by transformers itself."""
+    """The attention float[heads, T, T] of each layer, from transformers."""
     model.set_attn_implementation("eager")
     with torch.no_grad():
         return [weights[0] for weights in model(ids, output_attentions=True).attentions]
@@ -98,7 +98,7 @@ def test_half_precision_gives_rows_that_sum_to_one():
 
 
 class Largest(TorchDispatchMode):
-    """The most elements of any tensor that an operation gives."""
+    """The largest number of elements of any tensor that an operation makes."""
 
     def __init__(self):
         super().__init__()
