@@ -1,4 +1,4 @@
-"""llava.eval.run on a tiny random model: one process, two, killed and resumed, scored and reported."""
+"""llava.eval.run with a tiny random model: one and two processes, kill and resume, scores and report."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from llava.eval.run import main, parse_args
 ROOT = Path(__file__).parents[2]
 COLORS = ("red", "blue", "teal")
 NUM_QUESTIONS = 60
-PATIENCE = 240  # seconds, for processes that hang
+PATIENCE = 240  # seconds, after which a process counts as hanging
 
 
 def write_jsonl(path, rows):
@@ -36,7 +36,7 @@ def read_jsonl(path):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A model folder, and easy-VQA and POPE in their own file formats."""
+    """A model folder, and easy-VQA and POPE in their real file formats."""
     folder = tmp_path_factory.mktemp("run")
     tiny.save_llava(folder / "model")
     easy, pope = folder / "data" / "easy_vqa", folder / "data" / "pope"
@@ -110,7 +110,7 @@ def test_every_task_is_answered_scored_and_reported(world, reference):
     assert easy["questions"] == easy["timing"]["answers"] == NUM_QUESTIONS
     assert easy["visual_tokens"] == 9
     assert easy["settings"]["max_new_tokens"] == 8
-    # train answers red twice, blue and teal once; each text of the test has every colour as often
+    # in training, red is the answer twice, blue and teal once; in the test, each text has all colours equally
     assert easy["scores"]["table"]["baseline: most frequent answer"]["accuracy"]["value"] == pytest.approx(
         1 / 3
     )

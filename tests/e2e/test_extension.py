@@ -1,4 +1,4 @@
-"""A finished run goes on to a new end when asked, as if it had begun with that end."""
+"""--extend continues a finished run to a new last step, as if it had this last step from the start."""
 
 import json
 
@@ -17,7 +17,7 @@ def learning_rates(output_dir) -> list[float]:
 
 @pytest.fixture(scope="module")
 def constant(parts, tmp_path_factory):
-    """A run of eight steps, more than an epoch, at one learning rate."""
+    """A run of eight steps, which is more than an epoch, with a constant learning rate."""
     folder = tmp_path_factory.mktemp("constant")
     train(stage_flags(parts, folder, 1, max_steps=8, lr_scheduler_type="constant"))
     return folder

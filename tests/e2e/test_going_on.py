@@ -1,4 +1,4 @@
-"""Training that goes on from a checkpoint which sees: what may change, what its weights fix."""
+"""Training that continues from a multimodal checkpoint: what may change, and what its weights fix."""
 
 import pytest
 import tiny
@@ -30,7 +30,7 @@ def test_what_needs_no_other_weights_may_change(parts, whole, tmp_path):
 
 @pytest.fixture(scope="module")
 def adapters(parts, tmp_path_factory):
-    """LoRA's folder over the plain language model, trained with ChatML."""
+    """A LoRA folder for the plain language model, trained with ChatML."""
     folder = tmp_path_factory.mktemp("adapters")
     run(parts, folder, **LORA, version="qwen_2")
     return folder
@@ -52,7 +52,7 @@ def adapters(parts, tmp_path_factory):
 def test_the_template_is_the_starts_own_and_a_change_is_said(
     parts, whole, adapters, stage1, tmp_path, caplog, start, version, trained_with
 ):
-    """Stage 1 trains with `plain`, which its projector does not hand on."""
+    """Stage 1 trains with `plain`, but its projector does not pass this template on."""
     changes = {
         "whole": {"model_name_or_path": whole},
         "adapters": {**LORA, "lora_weight_path": adapters},

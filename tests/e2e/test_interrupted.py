@@ -1,4 +1,4 @@
-"""What ends a run before its time, SIGTERM, steps that are not finite, a full disk: what is said and left."""
+"""Runs that end early by SIGTERM, steps that are not finite, or a full disk: the message and the files."""
 
 import functools
 import json
@@ -30,7 +30,7 @@ BAD_NAME, GOOD_NAME = "the record that is not finite", "a good record"
 
 
 def terminate_after_first_row(command: list[str], output_dir: Path) -> tuple[int, str]:
-    """Start a command in a process group of its own and send the group SIGTERM once a step is logged."""
+    """Start a command in its own process group, and send the group SIGTERM as soon as a step is logged."""
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -38,7 +38,7 @@ def terminate_after_first_row(command: list[str], output_dir: Path) -> tuple[int
     while process.poll() is None and not (metrics.is_file() and metrics.read_text()):
         time.sleep(0.05)
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)  # data workers get it as well, as from a scheduler
+        os.killpg(process.pid, signal.SIGTERM)  # data workers get it too, like from a scheduler
     try:
         output, _ = process.communicate(timeout=120)
     finally:
@@ -50,7 +50,7 @@ WORKERS = {"save_steps": 1000, "dataloader_num_workers": 1, "dataloader_persiste
 
 
 class SigtermInStep:
-    """SIGTERM to one rank and its data workers, within a step."""
+    """Sends SIGTERM to one rank and its data workers during a step."""
 
     def __init__(self, step: int, rank: int):
         self.step, self.rank = step, rank
@@ -72,7 +72,7 @@ class SigtermInStep:
 
 
 def assert_stopped(output_dir: Path, max_steps: int, output: str) -> None:
-    """With one checkpoint and no result, and saying where."""
+    """Check that the run left one checkpoint and no result, and that its message names the checkpoint."""
     (checkpoint,) = saving.checkpoints(output_dir)
     step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
     assert 1 <= step < max_steps
@@ -82,7 +82,7 @@ def assert_stopped(output_dir: Path, max_steps: int, output: str) -> None:
 
 
 def test_sigterm_to_all_processes_of_a_run_saves_and_exits_with_143(parts, tmp_path):
-    max_steps = 10_000  # more than a machine takes before the signal comes, whatever else it does
+    max_steps = 10_000  # more steps than any machine makes before the signal comes
     flags = stage_flags(parts, tmp_path / "cut", 1, max_steps=max_steps, **WORKERS)
     status, output = terminate_after_first_row([sys.executable, str(ENTRY), *flags], tmp_path / "cut")
     assert status == 143, output
@@ -103,7 +103,7 @@ def test_sigterm_to_one_of_two_ranks_saves_and_the_next_start_goes_on_exactly(pa
 
 
 class SpoilBatches:
-    """Infinite pixels in some batches, counted from 1, of one rank; the records' names say which."""
+    """Puts infinite pixels into some batches of one rank, counted from 1; the records' names show which."""
 
     def __init__(self, numbers: set[int], rank: int = 0):
         self.numbers, self.rank = numbers, rank
@@ -179,7 +179,7 @@ def test_max_nan_steps_in_a_row_end_the_run_with_the_last_good_checkpoint(parts,
 
 
 class LimitFilesIn:
-    """From the `call`-th call of a trainer's method on the system refuses files above 64 KiB."""
+    """From the `call`-th call of a trainer's method, the system refuses files of more than 64 KiB."""
 
     def __init__(self, method: str, call: int = 1):
         self.method, self.call = method, call

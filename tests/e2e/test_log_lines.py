@@ -1,4 +1,4 @@
-"""A run's log, line by line: ours, one progress bar, and no message of another library."""
+"""A run's log, line by line: our lines, one progress bar, and no message of another library."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What a run would read and is not there is said, by its flag, before a model is loaded."""
+"""Missing inputs of a run are reported with their flag before a model is loaded."""
 
 import importlib.util
 import json

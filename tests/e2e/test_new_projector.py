@@ -1,4 +1,4 @@
-"""A projector with two options, added to a copy of the code by one file and one line, as documented."""
+"""A projector with two options, added to a copy of the code with one file and one line, as documented."""
 
 import os
 import re

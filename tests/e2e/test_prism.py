@@ -1,4 +1,4 @@
-"""What VisualPrism sees: numbers that are its own, on the pixels they belong to; other projectors refused."""
+"""The parts of VisualPrism: their values, and the pixels to which they belong; others are refused."""
 
 import numpy as np
 import pytest
@@ -79,7 +79,9 @@ def test_a_patch_whose_key_matches_every_query_lights_its_own_pixels(folder, s, 
     assert taken[patch] == pytest.approx(s * s, abs=1e-3)
     assert np.count_nonzero(taken[row : row + s, column : column + s] > 1e-3) == 1
     taken[row : row + s, column : column + s] = 1
-    np.testing.assert_allclose(taken, 1, atol=1e-4)  # regions without a match share alike
+    np.testing.assert_allclose(
+        taken, 1, atol=1e-4
+    )  # in regions without a match, all patches have equal weight
 
 
 def test_high_bands_light_where_the_features_change(folder):
@@ -104,7 +106,7 @@ def test_of_tiles_the_whole_image_is_shown(tmp_path, settings, size):
     view = whole_view(model, image_processor, Image.fromarray(pixels))
     assert view.shape == (1, 3, 48, 48)
     red, green, _ = view[0].mean(dim=(1, 2)).tolist()
-    assert 0.3 < red / green < 0.7  # all of the red third and of the green rest
+    assert 0.3 < red / green < 0.7  # a third is red and the rest is green, and both are kept
 
 
 @pytest.mark.parametrize(

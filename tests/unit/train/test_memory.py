@@ -78,7 +78,7 @@ def test_offload_moves_weights_gradients_and_optimiser_into_the_hosts_memory():
 
 
 def test_compression_buys_a_step_without_recomputation():
-    """With 144 visual tokens and about 256 of text, 8 GPUs of 80 GiB keep the activations of a batch of 16."""
+    """With 144 visual tokens and about 256 of text, 8 GPUs of 80 GiB keep a batch of 16's activations."""
     gpu = 81559 * 2**20
     compressed = choose(SEVEN_B, gpu, 8, BATCH)
     assert compressed.zero == ZERO_2
