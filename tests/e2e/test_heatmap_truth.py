@@ -54,8 +54,8 @@ def test_every_projector_with_a_grid_is_checked():
 
 @torch.no_grad()
 def keep_local(projector) -> None:
-    """Set weights with which each token depends only on its place, in projectors whose tokens may depend on the
-    whole image. With random weights, a token's place in the grid would not be the place that it shows."""
+    """Set weights with which each token depends only on its place, for projectors whose tokens may depend on
+    the whole image. With random weights, a token's place in the grid would not be what it shows."""
     kind = type(projector).__name__
     if kind == "CAbstractor":
         for block in (*projector.before, *projector.after):

@@ -1,4 +1,4 @@
-"""Every flag that published training scripts pass is still taken."""
+"""Every flag in published training scripts is still accepted."""
 
 import importlib.util
 import re
@@ -20,7 +20,7 @@ REQUIRED = [
     "out",
 ]
 
-# Values refused by themselves, with the reason.
+# Values that are refused, with the reason
 REFUSED_VALUES: dict[str, str] = dict.fromkeys(("--bits 4", "--bits 8"), "add --lora_enable True, or freeze")
 NOT_HERE = {
     "--deepspeed": "needs the train extra",
@@ -30,7 +30,7 @@ NOT_HERE = {
 
 
 def published(golden) -> list[list[str]]:
-    """Each flag with each value seen, as tokens of a command line."""
+    """Each flag with each of its published values, as tokens of a command line."""
     commands = []
     for line in (golden / "train_flags.txt").read_text().splitlines():
         if line.startswith("--"):
@@ -76,7 +76,7 @@ def test_all_published_flags_exist(golden):
 
 
 def test_each_flag_of_our_own_is_read_beyond_its_declaration():
-    """A flag that nothing reads has no effect; what it does is tested where it is read."""
+    """A flag that no code reads has no effect. Other tests check the effect of each flag."""
     import ast
     from dataclasses import fields
     from pathlib import Path
@@ -127,7 +127,7 @@ def test_contradictions_end_the_run_in_the_flags_own_spelling():
 
 # ---- Flags of transformers that would not do what they say ----
 
-VALUES = {  # where "True" is none; each is no default
+VALUES = {  # for flags for which "True" is not a value; none is the default
     **{"eval_accumulation_steps": "2", "include_for_metrics": "loss", "eval_do_concat_batches": "False"},
     **{"hub_strategy": "end", "label_smoothing_factor": "0.1"},
     **{"label_names": "labels", "length_column_name": "words", "data_seed": "7"},
@@ -232,6 +232,6 @@ def test_evaluation_may_be_asked_for_by_its_older_name():
 @pytest.mark.parametrize("pinned", [True, False])
 def test_batches_from_pinned_memory_do_not_wait_for_the_gpu(monkeypatch, pinned):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("transformers.TrainingArguments._setup_devices", None)  # asks the GPU
+    monkeypatch.setattr("transformers.TrainingArguments._setup_devices", None)  # it would use the GPU
     training = parse([*REQUIRED, "--dataloader_pin_memory", str(pinned)])[2]
     assert training.accelerator_config.non_blocking is pinned
