@@ -10,7 +10,7 @@ from llava.model.checkpoint import read_projector
 from llava.train.arguments import choose_template
 
 
-def test_a_multimodal_checkpoint_goes_on_with_its_own_eyes(parts, whole, tmp_path, caplog):
+def test_a_multimodal_checkpoint_continues_with_its_own_vision_settings(parts, whole, tmp_path, caplog):
     with caplog.at_level("INFO"):
         trainer = trainer_of(
             parts, tmp_path, model_name_or_path=whole, mm_projector_type="visualprism", version=None

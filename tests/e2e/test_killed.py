@@ -79,7 +79,7 @@ def test_a_second_start_ends_on_all_ranks_with_one_line_and_changes_nothing(part
     assert ranks.run(argv, log, world_size) == [0] * world_size, log.read_text()
 
 
-def test_of_two_runs_started_at_once_one_trains(parts, tmp_path, uninterrupted):
+def test_one_of_two_runs_started_at_once_trains(parts, tmp_path, uninterrupted):
     argv, logs = stage_flags(parts, tmp_path / "run", 1), [tmp_path / "log 1", tmp_path / "log 2"]
     with ThreadPoolExecutor() as pool:
         statuses = list(pool.map(lambda log: ranks.run(argv, log), logs))

@@ -98,7 +98,7 @@ def test_high_bands_light_where_the_features_change(folder):
 
 @pytest.mark.parametrize("settings", TILED, ids=lambda settings: "-".join(settings.values()))
 @pytest.mark.parametrize("size", [(40, 30), (180, 60)])
-def test_of_tiles_the_whole_image_is_shown(tmp_path, settings, size):
+def test_the_view_of_a_tiled_image_shows_the_whole_image(tmp_path, settings, size):
     model, image_processor = load(tiny.save_llava(tmp_path / "model", **settings))
     image_processor.image_mean, image_processor.image_std = [0.0] * 3, [1.0] * 3
     pixels = np.zeros((size[1], size[0], 3), np.uint8)

@@ -146,7 +146,7 @@ def test_a_signal_is_lost_at_no_moment(moment, sent):
     assert process.returncode in (143, -getattr(signal, f"SIG{sent}"))
 
 
-def test_a_launcher_that_is_still_a_copy_of_the_shell_is_stopped_once_it_is_none(tmp_path):
+def test_a_launcher_that_has_not_reached_its_exec_is_stopped_after_it(tmp_path):
     """Between fork and exec, the shell's handler would receive a signal, and the signal would be lost."""
     os.mkfifo(tmp_path / "fifo")
     copy = 'trap "" TERM; read -t 1 <> "$FIFO" || true; trap - TERM; exec sleep 600'

@@ -130,7 +130,7 @@ def test_a_mark_that_happens_to_be_the_bos_costs_no_chunk_its_first_token(bpe_to
 
 
 @pytest.mark.parametrize("kind", ["legacy_tokenizer", "bpe_tokenizer", "llama_3_tokenizer"])
-def test_of_a_marked_prompt_only_the_marks_are_images_and_the_rest_is_tokenised_as_letters(kind, request):
+def test_only_the_marks_of_a_marked_prompt_are_images_and_the_rest_is_tokenised_as_letters(kind, request):
     tokenizer = request.getfixturevalue(kind)
     text = "An <image> or <image>\nWhat is <image>?"
     at = text.index("<image>\n")

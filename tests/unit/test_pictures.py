@@ -223,7 +223,7 @@ def test_pixels_without_a_known_range_are_refused_by_name(tmp_path, kind, words)
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp"])
-def test_of_an_animation_the_first_frame_counts(tmp_path, name):
+def test_the_first_frame_of_an_animation_is_used(tmp_path, name):
     first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     first.save(tmp_path / name, save_all=True, append_images=[second], lossless=True)
     red, _, blue = values(load_image(tmp_path / name))[0][0]
@@ -249,7 +249,7 @@ def test_names_of_no_file_are_refused_in_words_that_can_be_printed(tmp_path, nam
         assert len(str(error.value)) < 400
 
 
-def test_base64_that_is_none_is_refused():
+def test_invalid_base64_is_refused():
     with pytest.raises(ValueError, match="base64"):
         load_image_from_base64("a")
 

@@ -57,7 +57,7 @@ def run_of(projector: str, **switches) -> Run:
     return Run(row, () if projector in ("none", "linear") else (2,), seed=0)
 
 
-def test_words_and_answers_have_numbers_of_their_own_and_strangers_are_unknown():
+def test_words_and_answers_have_their_own_numbers_and_other_words_are_unknown():
     codec = Words([("What color, please?", "dark blue"), ("what size?", "red")])
     assert codec.words == {",": 1, "?": 2, "color": 3, "please": 4, "size": 5, "what": 6}
     assert codec.encode("What size, Sir?", "red", "f") == Asked((6, 5, 1, 0, 2, 2), 5, "f")
@@ -74,7 +74,7 @@ def test_a_language_models_answer_ends_with_its_end_mark(language_model, bpe_tok
 
 
 @torch.no_grad()
-def test_a_question_sees_its_own_scene_and_no_other_question(kind):
+def test_a_question_attends_to_its_own_scene_and_to_no_other_question(kind):
     settings, codec = kind
     model = make_reader(settings, codec, seed=0).eval()
     tokens = torch.randn(2, 4, model.width)

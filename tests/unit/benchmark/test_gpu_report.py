@@ -39,7 +39,7 @@ def test_each_part_is_a_command_that_parses(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_part_that_fails_or_hangs_takes_nothing_from_those_after_it(tmp_path):
+def test_a_part_that_fails_or_hangs_does_not_affect_later_parts(tmp_path):
     parts = [
         Part("fails", "step --shape none", 900, "A"),
         Part("hangs", "speed --shape 7b --device cpu", 1, "B"),

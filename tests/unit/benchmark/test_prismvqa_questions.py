@@ -73,7 +73,7 @@ def test_answers_of_a_form_are_even(form, train, test):
     assert off < kinds - 1 + 5 * np.sqrt(2 * (kinds - 1))
 
 
-def test_of_two_that_are_named_each_is_the_answer_as_often(train):
+def test_each_of_two_named_items_is_the_answer_equally_often(train):
     larger = [question for question in train if question.form == "larger"]
     first = sum(f"larger, the {question.answer}" in question.text for question in larger)
     assert abs(first / len(larger) - 0.5) < 4 * 0.5 / np.sqrt(len(larger))

@@ -64,7 +64,7 @@ def test_transformers_own_has_the_same_weights_and_says_the_same(shape):
     assert ours.std() > 1e-3
 
 
-def test_models_are_born_in_their_dtype_and_leave_the_default_alone():
+def test_models_are_made_in_their_dtype_without_changing_the_default_dtype():
     model = build_model(SMALL["llama"], "cpu", torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert model.get_decoder().rotary_emb.inv_freq.dtype == torch.float32

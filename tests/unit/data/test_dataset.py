@@ -94,7 +94,7 @@ def test_a_sample_has_ids_labels_and_pixels(make, tmp_path, bpe_tokenizer):
     assert len(list(dataset)) == 2
 
 
-def test_where_tiles_depend_on_it_an_images_size_decides_how_many_positions_it_takes(make, tmp_path):
+def test_an_images_size_decides_its_number_of_positions_if_tiles_depend_on_it(make, tmp_path):
     asked = []
 
     def positions(size):

@@ -195,7 +195,7 @@ def test_one_of_several_processes_makes_it_and_the_others_wait(tmp_path):
     assert found[1:] == [([0, 1, 2], "notes")] * 3
 
 
-def test_who_waits_says_for_whom(tmp_path, caplog, monkeypatch):
+def test_a_waiting_process_names_the_process_that_it_waits_for(tmp_path, caplog, monkeypatch):
     def wait_for_nobody(path, wait):
         wait("process 7 on node 3")
         return FileLock(path, wait)

@@ -158,7 +158,7 @@ def test_a_stream_started_at_any_batch_goes_on_as_the_uninterrupted_one(shards, 
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_what_is_passed_over_is_not_decoded(shards, stream, packing, monkeypatch):
+def test_skipped_samples_are_not_decoded(shards, stream, packing, monkeypatch):
     dataset = stream(shards, packing=packing, batch_size=2)
     dataset.start_batch = 8
     opened = []

@@ -141,7 +141,7 @@ OTHER_EYES = {
 
 @pytest.mark.parametrize("kind", ["lora", "stage 1"])
 @pytest.mark.parametrize("key", OTHER_EYES)
-def test_a_base_that_sees_otherwise_is_refused(folders, tmp_path, kind, key):
+def test_a_base_with_other_vision_settings_is_refused(folders, tmp_path, kind, key):
     value, says = OTHER_EYES[key]
     base = edited(folders["llama"] / "sees", tmp_path / "base", {key: value})
     with pytest.raises(UserError, match=says):
@@ -175,7 +175,7 @@ def test_what_may_differ_is_not_refused_and_not_warned_of(folders, tmp_path, cap
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_settings_that_need_no_other_weights_may_differ_from_a_base_that_sees(folders, tmp_path):
+def test_settings_that_need_no_other_weights_may_differ_from_a_multimodal_base(folders, tmp_path):
     changes = {"scale_factor": 4, "image_aspect_ratio": "pad", "mm_vision_image_size": 112}
     base = edited(folders["llama"] / "sees", tmp_path / "base", changes)
     model = load_pretrained_model(str(folders["llama"] / "lora"), base)[1]

@@ -101,7 +101,7 @@ def test_a_rank_with_a_blank_alone_takes_part_and_counts_for_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_alone_it_is_batch_norm(training):
+def test_on_one_rank_it_is_batch_norm(training):
     ours, torchs = SyncBatchNorm(WIDTH).train(training), nn.BatchNorm2d(WIDTH).train(training)
     assert torch.equal(ours(whole()[0]), torchs(whole()[0]))
 
@@ -124,7 +124,7 @@ def test_the_gradient_is_right_where_tokens_come_in_channels_last_order(kind, nu
 
 
 @pytest.mark.parametrize("kind", [BatchNorm, SyncBatchNorm])
-def test_alone_it_learns_no_statistics_of_a_blank(kind):
+def test_on_one_rank_it_learns_no_statistics_of_a_blank(kind):
     norm = kind(WIDTH).train()
     with kept_statistics(norm):
         norm(torch.randn(2, WIDTH, 3, 3))

@@ -281,7 +281,7 @@ CASES = [(WORDS[0], "red"), (WORDS[1], None), (WORDS[2], None), (WORDS[3], None)
 @pytest.mark.slow
 @pytest.mark.parametrize("num_tokens", [0, 1, 5])
 @pytest.mark.parametrize("error", ERRORS)
-def test_of_a_batch_that_fails_only_the_guilty_request_does(
+def test_only_the_request_that_caused_a_failure_of_its_batch_fails(
     loaded, make_engine, monkeypatch, error, num_tokens
 ):
     """The others get the answer that they would get alone, even if a part of it was already sent."""

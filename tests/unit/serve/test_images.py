@@ -55,7 +55,7 @@ def test_a_data_url_is_read_however_it_is_written(url):
     assert read(url).size == (20, 10)
 
 
-def test_a_data_url_that_is_none_is_refused_at_once():
+def test_an_invalid_data_url_is_refused_at_once():
     """The pattern must match its parameters in only one way, or a thousand letters would take for ever."""
     with pytest.raises(ValueError, match="image_url.*begin like"):
         read("data:" + ";a=  " * 150 + "x" * 1000)

@@ -74,7 +74,7 @@ print("ready", flush=True)
 
 @pytest.mark.parametrize("is_wrapped", [True, False])
 @pytest.mark.parametrize("is_gone", [True, False])
-def test_what_fails_for_want_of_ranks_that_ended_is_no_traceback(environment, is_gone, is_wrapped):
+def test_an_error_because_other_ranks_ended_is_no_traceback(environment, is_gone, is_wrapped):
     """Here the thread would check too late: the failure itself makes the rank check its launcher."""
     fails = CHILD.replace("LOOKS = 0.01", "LOOKS = 600").replace(
         "time.sleep({rest})", "raise RuntimeError('reset')"

@@ -108,7 +108,7 @@ def test_a_model_that_never_recomputes_where_there_is_room():
     assert (roomy.gradient_checkpointing, roomy.recompute_above) == (False, 0)
 
 
-def test_rare_long_records_alone_do_not_bring_offload():
+def test_a_few_long_records_do_not_cause_offload():
     """Captions have about a hundred positions, but --model_max_length is 2048."""
     stage_1 = replace(SEVEN_B, learning=20_000_000, frozen=14_000_000_000, head_gradient=0)
     chosen = choose(stage_1, 24 * GIB, 1, Batch(16, 2048))

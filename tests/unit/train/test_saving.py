@@ -106,7 +106,7 @@ def test_a_result_is_on_disk_before_the_state_says_that_it_is_there(tmp_path, or
     assert not (tmp_path / saving.STAGING).exists()
 
 
-def test_what_describes_a_run_is_on_disk_before_it_has_its_name(tmp_path, order):
+def test_a_file_that_describes_a_run_is_on_disk_before_it_has_its_name(tmp_path, order):
     row = {"step": 1, "loss": 2.0}
     args = type("Args", (), {"output_dir": str(tmp_path)})
     state = type("State", (), {"log_history": [row]})
@@ -152,7 +152,7 @@ def error_in_between(number: int) -> RuntimeError:
     [(errno.ENOSPC, True), (errno.EDQUOT, True)]
     + [(number, False) for number in (errno.ENOENT, errno.EACCES, errno.EIO, errno.EROFS, errno.EFBIG)],
 )
-def test_free_space_is_told_where_space_is_what_lacks(tmp_path, kind, number, is_space):
+def test_free_space_is_reported_only_if_space_is_short(tmp_path, kind, number, is_space):
     message = saving.describe_failure("checkpoint-2", kind(number), tmp_path)
     assert_names(message, "checkpoint-2", f"not be written to {tmp_path}: ")
     assert os.strerror(number) in message

@@ -77,7 +77,7 @@ def test_generation_gives_the_same_answer_and_the_row_that_predicted_each_token(
             torch.testing.assert_close(row.sum(dim=-1), torch.ones(2, 1))
 
 
-def test_padding_is_not_looked_at():
+def test_padding_gets_no_attention():
     model = language_model("qwen2")
     mask = torch.ones_like(IDS)
     mask[:, :3] = 0

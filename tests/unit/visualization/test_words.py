@@ -93,7 +93,7 @@ def test_a_map_of_another_s_has_its_tokens(folder):
     assert [len(token_map(model, (60, 40), processor, s).order) for s in (None, 1, 3)] == [9, 36, 4]
 
 
-def test_an_answer_without_pictures_looked_nowhere(folder):
+def test_an_answer_without_pictures_has_no_attention_to_show(folder):
     with pytest.raises(ValueError, match="no picture"):
         look(load(folder), [])
 
