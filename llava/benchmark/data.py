@@ -213,8 +213,8 @@ def stages_of(dataset) -> Callable[[int], dict[str, float]]:
         timed("tokenise", lambda: encode_prompt(prompt, builder.tokenizer))
         picture = timed("decode", lambda: load_image(path))
         timed("preprocess", lambda: process_images([picture], builder.image_processor, builder.image_config))
-        timed("PIL alone: decode", lambda: decoded(path))
-        timed("PIL alone: resize", lambda: picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+        timed("PIL only: decode", lambda: decoded(path))
+        timed("PIL only: resize", lambda: picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
         return seconds
 
     return sample
@@ -249,7 +249,7 @@ def as_markdown(about: dict) -> str:
             "estimates, s",
             "order, s",
             "memory, MB",
-            "memory at most, first, MB",
+            "peak memory, first opening, MB",
         ],
         [
             [
@@ -276,7 +276,7 @@ def as_markdown(about: dict) -> str:
         for stage in seconds[0]
     ]
     own = [f"{1e3 * sum(of_case[stage] for stage in OWN):.2f}" for of_case in seconds]
-    stages = table(["records a second", *columns], [*per_second, ["overhead of our own, ms a sample", *own]])
+    stages = table(["records per second", *columns], [*per_second, ["our overhead, ms per sample", *own]])
     return f"{headline(about)}.\n\n{opening}\n{stages}"
 
 

@@ -22,7 +22,7 @@ KINDS_EXPECTED = (
 )
 YAML = (
     "a YAML file",
-    "name the JSON files that it lists after --data_path, and their weights after --data_weights",
+    "give the JSON files in it to --data_path, and their weights to --data_weights",
 )
 CSV = ("a table", "turn its rows into records, as docs/finetune_custom_data.md shows")
 YAML_LINE = re.compile(r"(#|---|- \S|[\w.-]+:(\s|$))")

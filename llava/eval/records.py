@@ -126,7 +126,7 @@ def texts_by_id(questions: list[dict], answers: list[dict], path: str | Path = "
     for rows, where in ((questions, "question file"), (answers, answers_file)):
         if repeated := _repeated(rows, itemgetter("question_id")):
             raise UserError(
-                f"question {_some(repeated)} is more than once in the {where}; keep one row per id."
+                f"question {_some(repeated)} occurs more than once in the {where}; keep one row per id."
             )
     said = {row["question_id"]: row["text"] for row in answers}
     asked = {question["question_id"]: None for question in questions}

@@ -92,7 +92,7 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> None:
     state = load_file(file) if file.suffix == ".safetensors" else read_bin(file)
     own = {plain_key(name): parameter for name, parameter in model.named_parameters()}
     adapters = [plain_key(name) for name, _ in model.named_parameters() if is_adapter(name)]
-    advice = "Give --lora_r and the language model that they were trained with."
+    advice = "Give the same --lora_r and language model as in their training."
     _fill(own, {plain_key(key): value for key, value in state.items()}, adapters, str(file), advice)
 
 

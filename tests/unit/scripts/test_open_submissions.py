@@ -42,4 +42,4 @@ def test_docvqa_answers_lose_a_last_period(convert):
 )
 def test_an_id_that_stands_twice_is_refused(convert, script, row, capsys):
     assert convert(script, [row, row]) == (1, None)
-    assert_names(capsys.readouterr().err, "question 7 is more than once")
+    assert_names(capsys.readouterr().err, "question 7 occurs more than once")

@@ -41,7 +41,7 @@ def test_vqav2_upload_answers_every_test_question(vqav2):
     ("damage", "message"),
     [
         (lambda rows: rows[:1], "question 262144002 has no answer"),
-        (lambda rows: [*rows, rows[0]], "question 262144000 is more than once"),
+        (lambda rows: [*rows, rows[0]], "question 262144000 occurs more than once"),
         (lambda rows: [*rows, rows[0] | {"question_id": 5}], "question 5 is answered"),
     ],
 )
@@ -71,7 +71,7 @@ def test_gqa_predictions(tmp_path, capsys):
     ]
     write_jsonl(source, answer_rows(("201", "Yes."), ("201", "no")))
     assert COMMANDS["scripts/convert_gqa_for_eval.py"].main(argv) == 1
-    assert_names(capsys.readouterr().err, "question 201 is more than once")
+    assert_names(capsys.readouterr().err, "question 201 occurs more than once")
 
 
 def test_vizwiz_upload(tmp_path):
