@@ -32,12 +32,12 @@ COMMANDS = {
     ),
     "train": Command("llava.train.train_mem", "train a projector, adapters or a whole model"),
     "eval": Command("llava.eval.run", "answer and score a benchmark"),
-    "chat": Command("llava.serve.cli", "talk with a model in the terminal"),
-    "web": Command("llava.serve.web", "talk with a model on a web page that shows where it looked"),
-    "serve": Command("llava.serve.api", "serve a model by OpenAI's chat completions API"),
-    "export": Command("llava.export", "write a folder that transformers and vLLM load"),
-    "heatmap": Command("llava.visualization.heatmap", "draw where the words of an answer looked"),
-    "prism": Command("llava.visualization.prism", "draw what the parts of a VisualPrism projector see"),
+    "chat": Command("llava.serve.cli", "chat with a model in the terminal"),
+    "web": Command("llava.serve.web", "chat with a model on a web page that shows where its answer attends"),
+    "serve": Command("llava.serve.api", "serve a model through OpenAI's chat completions API"),
+    "export": Command("llava.export", "write a model as a folder that transformers and vLLM load"),
+    "heatmap": Command("llava.visualization.heatmap", "draw where an answer's words attend in the image"),
+    "prism": Command("llava.visualization.prism", "draw what the parts of a VisualPrism projector compute"),
     "benchmark": Command("llava.benchmark", "measure speed, memory and quality"),
 }
 # For bash; zsh can run it too. The flags of a command are read from its --help.
@@ -62,7 +62,7 @@ complete -o default -F _visualprism visualprism
 def main() -> None:
     parser = Parser(prog="visualprism", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     lines = [f"{name:12}{command.help} ({command.long_name})" for name, command in COMMANDS.items()]
-    lines.append("completion  print a shell's completion of commands and flags")
+    lines.append("completion  print a script that completes commands and flags in bash")
     names = [*COMMANDS, "completion"]
     parser.add_argument("command", metavar="COMMAND", choices=names, help="\n".join(lines))
     parser.add_argument("arguments", metavar="...", nargs=argparse.REMAINDER, help="arguments of the command")

@@ -11,7 +11,7 @@ from llava.conversation import Conversation, SeparatorStyle
 
 _WORDS = "[words]"  # placeholder for a message's text while a template is taken apart
 _JINJA = r"""
-{#- Servers see by this loop over a content that it may be a list of parts. -#}
+{#- From this loop over a content, servers infer that a content may be a list of parts. -#}
 {%- for message in messages -%}
   {%- if message.content and message.content is not string -%}
   {%- for part in message.content -%}
@@ -28,7 +28,7 @@ _JINJA = r"""
     {%- set images = content | rejectattr("type", "equalto", "text") | list | length -%}
     {%- set marks = text.split(template.image) | length - 1 -%}
     {%- if images and marks not in (0, images) -%}
-      {{- raise_exception("A text must hold one " ~ template.image ~ " for each image, or none.") -}}
+      {{- raise_exception("A text must contain one " ~ template.image ~ " for each image, or none.") -}}
     {%- endif -%}
     {%- set placed = ("" if marks else (template.image ~ "\n") * images) ~ text -%}
     {{- placed | replace(template.image, template.image_text) if images else text -}}
@@ -39,15 +39,15 @@ _JINJA = r"""
 {%- set turns = messages[1:] if has_system else messages -%}
 {%- set which = 0 if not has_system else 1 if system else 2 -%}
 {%- if template.is_plain and (has_system or turns | length > 2) -%}
-  {{- raise_exception("A plain template holds one image and its caption.") -}}
+  {{- raise_exception("A plain template takes one image and its caption; choose a chat template.") -}}
 {%- elif add_generation_prompt and turns | length % 2 == 0 -%}
-  {{- raise_exception("The last message must be the user's where an answer is asked for.") -}}
+  {{- raise_exception("The last message must come from the user if an answer is to be generated.") -}}
 {%- endif -%}
 {{- template.opening[which] | replace(template.words, system) -}}
 {%- for message in turns -%}
   {%- set text = words(message.content) -%}
   {%- if message.role != ("assistant" if loop.index0 % 2 else "user") -%}
-    {{- raise_exception("Messages must alternate between user and assistant, the user's first.") -}}
+    {{- raise_exception("Messages must alternate between user and assistant, and begin with the user.") -}}
   {%- elif message.role == "assistant" -%}
     {%- set spoken = template.answer[1] ~ text ~ template.answer[2] -%}
     {{- template.answer[0] ~ (spoken if text or not loop.last else "") -}}
@@ -57,7 +57,7 @@ _JINJA = r"""
     {%- set end = template.question[2 if is_answered else 3] -%}
     {{- template.question[1] ~ text ~ end if text else "" -}}
     {%- if loop.first and not text and template.needs_words -%}
-      {{- raise_exception("This template needs words in the first message, which has the system text.") -}}
+      {{- raise_exception("The first message must have words: this template puts the system text there.") -}}
     {%- endif -%}
   {%- endif -%}
 {%- endfor -%}

@@ -126,16 +126,18 @@ class Conversation:
         for index, (role, _) in enumerate(self.messages):
             if role != self.roles[index % 2]:
                 raise UserError(
-                    f"Message {index} is by {role!r}, expected {self.roles[index % 2]!r}: they alternate, "
-                    "the user's first; append them with conv.roles[0] and conv.roles[1]."
+                    f"Message {index} is from {role!r}, expected {self.roles[index % 2]!r}. Roles "
+                    "alternate, and the user begins; append messages with conv.roles[0] and conv.roles[1]."
                 )
         if self.sep_style is SeparatorStyle.PLAIN and len(self.messages) > 2:
             raise UserError(
-                f"A plain template holds one image and its caption, got {len(self.messages)} messages; "
+                f"A plain template takes one image and its caption, got {len(self.messages)} messages; "
                 "choose a chat template."
             )
         if self.sep_style is SeparatorStyle.LLAMA_2 and self.messages and not self._text(0):
-            raise UserError("A Llama-2 template needs words in the first message, which has the system text.")
+            raise UserError(
+                "The first message must have words: a Llama-2 template puts the system text there; add some."
+            )
 
     def _opening(self) -> str:
         """The system part, if the template puts it before the first turn; otherwise an empty text."""
@@ -308,7 +310,7 @@ def place_images(text: str, num_images: int, template: Conversation, use_im_star
         text = f"{DEFAULT_IMAGE_TOKEN}\n" * num_images + text
     elif marks != num_images:
         raise UserError(
-            f"the text holds {marks} {DEFAULT_IMAGE_TOKEN} for {num_images} image(s); they must agree."
+            f"the text contains {marks} {DEFAULT_IMAGE_TOKEN} for {num_images} image(s); write one for each."
         )
     return text.replace(DEFAULT_IMAGE_TOKEN, template.image_text(use_im_start_end))
 

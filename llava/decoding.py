@@ -52,7 +52,7 @@ class Decoding:
             )
         if self.compiled and self.num_beams > 1:
             raise UserError(
-                f"--compile goes with --num_beams 1, got {self.num_beams}; leave one of them out."
+                f"--compile works only with --num_beams 1, got {self.num_beams}; leave one of them out."
             )
 
     def kwargs(self) -> dict:

@@ -34,7 +34,7 @@ def fetch(url: str, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) -> byt
         UserError: if the address is of another kind, cannot be fetched, or exceeds a limit.
     """
     if not url.startswith(ADDRESSES):
-        raise UserError(f"{url}: must start with {' or '.join(ADDRESSES)}.")
+        raise UserError(f"{url}: an address must start with {' or '.join(ADDRESSES)}.")
     deadline, body = time.monotonic() + seconds, bytearray()
     try:
         # some hosts refuse urllib's own name
@@ -45,10 +45,12 @@ def fetch(url: str, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) -> byt
     # urllib reports an address that it cannot read as ValueError
     except (OSError, http.client.HTTPException, ValueError) as error:
         if time.monotonic() >= deadline:
-            raise UserError(f"{url}: took longer than {seconds:g} s; fetch it yourself.") from error
+            raise UserError(
+                f"{url}: the download took longer than {seconds:g} s; fetch the file yourself."
+            ) from error
         raise UserError(f"{url}: cannot be fetched ({error}).") from error
     if len(body) > max_bytes:
-        raise UserError(f"{url}: is larger than {max_bytes} bytes; fetch it yourself.")
+        raise UserError(f"{url}: the file is larger than {max_bytes} bytes; fetch it yourself.")
     return bytes(body)
 
 
@@ -112,7 +114,7 @@ def seconds_until(deadline: float) -> float:
     """The seconds left. Raises TimeoutError if there are none."""
     seconds = deadline - time.monotonic()
     if seconds <= 0:
-        raise TimeoutError("the time is over")
+        raise TimeoutError("the time limit has passed")
     return seconds
 
 

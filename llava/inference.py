@@ -23,63 +23,63 @@ AUTO = "auto"
 FLAGS: dict[str, dict] = {
     "model_path": {
         "required": True,
-        "help": "folder or hub name of a model, or of a projector or LoRA's adapters beside --model-base",
+        "help": "folder or hub name of a model; with --model-base, also of a projector or of LoRA adapters",
     },
     "model_base": {
-        "help": "folder or hub name of the language model that --model-path completes; default: the one that "
-        "its adapters name",
+        "help": "folder or hub name of the language model to which the projector or adapters of --model-path "
+        "belong; default: the one that the adapters name",
     },
-    "model_name": {"help": "what the server calls the model; default: the name of its folder"},
+    "model_name": {"help": "the model's name in requests and answers; default: the name of its folder"},
     "conv_mode": {
-        "help": f"conversation template; default: config.json's conv_version, else {DEFAULT_TEMPLATE}",
+        "help": f"conversation template; default: config.json's conv_version, or {DEFAULT_TEMPLATE}",
     },
-    "device": {"help": "cuda, cuda:N, mps or cpu; default: the first of cuda, mps and cpu that there is"},
-    "load_4bit": {"action": "store_true", "help": "language model in 4 bits, by bitsandbytes"},
-    "load_8bit": {"action": "store_true", "help": "language model in 8 bits, by bitsandbytes"},
+    "device": {"help": "cuda, cuda:N, mps or cpu; default: the first of cuda, mps and cpu that is available"},
+    "load_4bit": {"action": "store_true", "help": "load the language model in 4 bits with bitsandbytes"},
+    "load_8bit": {"action": "store_true", "help": "load the language model in 8 bits with bitsandbytes"},
     "dtype": {
         "choices": (AUTO, *DTYPES),
         "default": AUTO,
-        "help": "type of weights and arithmetic; auto is fp32 on a CPU, and on a GPU the checkpoint's own, "
-        "but bf16 in place of fp32, and fp16 where the GPU has no bf16",
+        "help": "type of weights and arithmetic; auto is fp32 on a CPU and the checkpoint's own type on a "
+        "GPU, except that bf16 replaces fp32, and fp16 replaces bf16 if the GPU has no bf16",
     },
     "attn_implementation": {
         "default": AUTO,
         "metavar": "NAME",
-        "help": "the language model's attention by transformers' name: sdpa, eager, flash_attention_2, "
-        "flash_attention_3 or another; auto is transformers' choice",
+        "help": "the language model's attention: sdpa, eager, flash_attention_2, flash_attention_3 or "
+        "another name that transformers knows; auto is transformers' choice",
     },
     "compile": {
         "action": "store_true",
-        "help": "compile the vision tower with the projector, and the decoding; the first answers wait for "
-        "the compiler, as do those of another batch size or of longer prompts",
+        "help": "compile the vision tower with the projector, and the decoding; the first answers, and later "
+        "ones with another batch size or longer prompts, wait for the compiler",
     },
     "scale_factor": {
         "type": positive,
         "help": "side of the square of patches that becomes one visual token; default: the model's own",
     },
     "image_aspect_ratio": {"help": "square, pad, slice or anyres; default: the model's own"},
-    "image_folder": {"default": "", "help": "where the questions' image paths start"},
+    "image_folder": {"default": "", "help": "folder to which the questions' image paths are relative"},
     "temperature": {
         "type": float,
         "default": 0.0,
-        "help": "0 takes the likeliest token; above 0 tokens are drawn at random",
+        "help": "0 chooses the likeliest token; above 0, tokens are drawn at random",
     },
     "top_p": {
         "type": float,
-        "help": "draw from the likeliest tokens of this total probability; only with a temperature",
+        "help": "draw only from the likeliest tokens whose probabilities add up to this; needs --temperature",
     },
-    "num_beams": {"type": positive, "default": 1, "help": "beams of a beam search; 1 is none"},
-    "max_new_tokens": {"type": positive, "default": 512, "help": "longest answer, tokens"},
-    "batch_size": {"type": positive, "help": "questions at a time; default: as many as --token_budget holds"},
+    "num_beams": {"type": positive, "default": 1, "help": "number of beams; 1 is no beam search"},
+    "max_new_tokens": {"type": positive, "default": 512, "help": "greatest length of an answer in tokens"},
+    "batch_size": {"type": positive, "help": "questions in a batch; default: as many as fit --token_budget"},
     "token_budget": {
         "type": positive,
         "default": 16384,  # 8 GB of keys and values for a 7B model in half precision
-        "help": "tokens of a batch: prompts padded to the longest, visual tokens, answers and beams included",
+        "help": "tokens in a batch, counted with padding, visual tokens, answers and all beams",
     },
     "on_bad_record": {
         "choices": ("fail", "skip"),
         "default": "fail",
-        "help": "skip: leave out questions that cannot be asked, count them, and list them at the end",
+        "help": "fail stops; skip leaves out questions that cannot be asked, and lists them at the end",
     },
 }
 LOADING = ("--device", "--load-4bit", "--load-8bit", "--dtype", "--attn_implementation")
@@ -180,7 +180,7 @@ def loading_options(args: argparse.Namespace) -> dict:
         check_installed(attention)
         if dtype == "fp32":
             raise UserError(
-                f"--attn_implementation {attention} computes in half precision, and --dtype is fp32; pass "
+                f"--attn_implementation {attention} computes in half precision, but --dtype is fp32; pass "
                 "--dtype bf16 or fp16, or --attn_implementation sdpa."
             )
     return {
@@ -200,5 +200,6 @@ def check_device(device: str) -> None:
     # a build without CUDA raises AssertionError
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"--device {device} is not here ({str(error).splitlines()[0]}); choose cpu, cuda, cuda:N or mps."
+            f"--device {device} is not available ({str(error).splitlines()[0]}); "
+            "choose cpu, cuda, cuda:N or mps."
         ) from error

@@ -103,9 +103,9 @@ def input_side(image_processor) -> int:
     height, width = size.get("height"), size.get("width")
     if height is None or height != width:
         raise UserError(
-            f"--image_aspect_ratio {', '.join(TILED)} and --jpeg_draft need an image processor that makes a "
-            f"square, but this one makes {dict(size)}; set its crop_size (or size) to the tower's height and "
-            "width."
+            f"--image_aspect_ratio {', '.join(TILED)} and --jpeg_draft need an image processor whose output "
+            f"is square, but this one's is {dict(size)}; set its crop_size (or size) to the tower's height "
+            "and width."
         )
     return height
 

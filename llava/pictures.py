@@ -96,7 +96,7 @@ def load_image_from_base64(image: str | bytes) -> Image.Image:
     try:
         content = base64.b64decode(image)
     except ValueError as error:
-        raise ImageError(f"is no base64 ({error}).") from error
+        raise ImageError(f"is not valid base64 ({error}).") from error
     return load_image(BytesIO(content))
 
 
@@ -112,10 +112,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in RANGE_16_BIT):
         return _scaled(image, HIGHEST_12_BIT if packing == "I;12" else 65535).convert("RGB")
     if image.mode in ("I", "F"):
-        kind = "integers of 32 bits or with a sign" if image.mode == "I" else "floating-point numbers"
+        kind = "signed or 32-bit integers" if image.mode == "I" else "floating-point numbers"
         raise ImageError(
-            f"has pixels that are {kind}, whose darkest and lightest values the file does not tell; "
-            "save it with 8 or 16 bits a channel."
+            f"has pixels that are {kind}, and the file does not state their range; "
+            "save it with 8 or 16 bits per channel."
         )
     if not image.has_transparency_data:
         return image.convert("RGB")
@@ -176,9 +176,9 @@ def _opened(source: Source, formats: tuple[str, ...] | None = None) -> Iterator[
     except UserError:  # raised by check_size
         raise
     except UnidentifiedImageError as error:
-        known = f"none of {', '.join(formats)}" if formats else "of no format that Pillow knows"
+        known = f"not {' or '.join(formats)}" if formats else "in a format that Pillow does not know"
         raise ImageError(
-            f"cannot be read: it is {known}, or broken; fetch it again, or remove it.", name
+            f"cannot be read: it is {known}, or it is damaged; fetch it again, or remove it.", name
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"cannot be read ({error}); scale it down, or remove it.", name) from error

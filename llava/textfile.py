@@ -41,7 +41,10 @@ SUFFIXES = {
     ".zip": KINDS[b"PK\x03\x04"],
     ".7z": KINDS[b"7z\xbc\xaf\x27\x1c"],
 }
-TAR = ("a tar archive", "unpack it with tar -xf, or let its name end in .tar if it is a shard")
+TAR = (
+    "a tar archive",
+    "unpack it with tar -xf, or, if it is a shard, rename it so that its name ends in .tar",
+)
 TAR_MARK = slice(257, 262)  # where a tar archive has "ustar"
 
 

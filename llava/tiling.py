@@ -88,8 +88,8 @@ class WholeImage:
         """
         if num_tiles != 1:
             raise UserError(
-                f"an image came as {num_tiles} tiles, but --image_aspect_ratio square and pad make one; "
-                "set slice or anyres in the model's config, or prepare images with it by process_images."
+                f"an image came as {num_tiles} tiles, but --image_aspect_ratio square and pad make one; set "
+                "slice or anyres in the model's config, or prepare them with process_images and that config."
             )
         return torch.arange(num_tokens)
 
@@ -118,8 +118,8 @@ class Tiling(WholeImage):
     def _checked(self, size: Size | None, num_tiles: int) -> Size:
         if size is None:
             raise UserError(
-                "image_sizes is missing: tiles are put together by the original images' sizes; pass "
-                "image_sizes=[image.size, ...] beside images."
+                "image_sizes is missing: the sizes of the original images decide how tiles are joined; pass "
+                "image_sizes=[image.size, ...] together with images."
             )
         if num_tiles != self.num_tiles(size):
             raise UserError(

@@ -34,13 +34,13 @@ while (($#)); do
     --installed) installed=(--installed "$2") ;;
     --extras) extras=$2 ;;
     --output) output=${2%/} ;;
-    *) die "there is no $1; see bash scripts/bundle.sh --help" ;;
+    *) die "unknown argument $1; see bash scripts/bundle.sh --help" ;;
   esac
   shift 2
 done
 [[ $pieces =~ ^[1-9][0-9]*$ ]] || die "--pieces must be a whole number of megabytes above 0, got '$pieces'."
 if [[ -n $(ls -A "$output" 2> /dev/null) && -z $(ls "$output"/llava-*.sha256 2> /dev/null) ]]; then
-  die "$output holds something else than a bundle; choose another --output."
+  die "$output contains files that are not a bundle; choose another --output."
 fi
 
 work=$output.tmp contents=$output.tmp/contents
@@ -85,5 +85,5 @@ for kind in downloads/ wheels/ llava-; do
   awk -v kind="$kind" 'index($3, kind) == 1 { files++; bytes += $2 }
     END { printf "      %-10s %3d files %9.1f MB\n", kind, files, bytes / 1e6 }' "$output/$name.sha256"
 done
-echo "Done in $SECONDS s: $output; $name.sha256 says what is in it. Carry its files over, and there run"
+echo "Done in $SECONDS s: $output; $name.sha256 lists its files. Copy them to the other machine, and run there"
 echo "  bash scripts/unbundle.sh PIECES..."

@@ -38,10 +38,10 @@ class Machine:
 
     def __post_init__(self):
         if not re.fullmatch(r"3\.\d+", self.python):
-            raise UserError(f"--python must be like 3.12, got {self.python!r}.")
+            raise UserError(f"--python must be a version like 3.12, got {self.python!r}.")
         if not re.fullmatch(r"manylinux_2_\d+_\w+", self.platform):
             raise UserError(
-                f"--platform must be like manylinux_2_28_x86_64 (glibc 2.28 or newer on an x86_64 processor)"
+                "--platform must be like manylinux_2_28_x86_64 (glibc 2.28 or newer on an x86_64 processor)"
                 f"; got {self.platform!r}."
             )
 
@@ -84,7 +84,7 @@ def read_installed(file: Path) -> dict[str, str]:
             continue
         if not equals or not re.fullmatch(r"[\w.-]+", name):
             raise UserError(
-                f"--installed {file} has the line {line!r}, which says no version; "
+                f"--installed {file} has the line {line!r} without a version; "
                 "write the file with `pip list --format=freeze`."
             )
         installed[_canonical(name)] = version
@@ -97,7 +97,7 @@ def project_requirements(project: dict, extras: list[str], machine: Machine) -> 
 
     known = project["optional-dependencies"]
     if unknown := sorted(set(extras) - set(known)):
-        raise UserError(f"--extras {','.join(unknown)}: choose from {', '.join(known)}.")
+        raise UserError(f"--extras {','.join(unknown)} is unknown; choose from {', '.join(known)}.")
     found = []
     for text in project["dependencies"] + [text for extra in extras for text in known[extra]]:
         requirement = Requirement(text)
@@ -117,7 +117,7 @@ def _check_installed(requirements: list, machine: Machine) -> None:
             raise UserError(
                 f"--installed has {requirement.name}=={version}, "
                 f"but {_without_marker(requirement)} is needed; leave that line out, "
-                "and a version that fits is packed."
+                "and a suitable version is packed."
             )
 
 
@@ -215,7 +215,7 @@ def _pip(*words: str) -> None:
         first = next((i for i, line in enumerate(lines) if line.lstrip().startswith("ERROR")), 0)
         print(*lines[first:], sep="\n", file=sys.stderr)
         raise UserError(
-            "pip found no set of wheels; its message is above. If a line of --installed is in the way, leave "
+            "pip found no set of wheels; its message is above. If a line of --installed is the cause, leave "
             "it out, and another version is packed. If pip is older than 22.2, upgrade it."
         )
 
@@ -269,11 +269,17 @@ def bundle_wheels(extras: list[str], machine: Machine, torch: str, output: Path)
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--extras", required=True, help="extras of pyproject.toml, separated by commas")
-    parser.add_argument("--python", required=True, help="of that machine, such as 3.12")
-    parser.add_argument("--platform", required=True, help="of that machine, such as manylinux_2_28_x86_64")
-    parser.add_argument("--torch", required=True, help="version, if that machine has none")
-    parser.add_argument("--installed", type=Path, help="its `pip list --format=freeze`; default: nothing")
-    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.add_argument(
+        "--python", required=True, help="Python version of the offline machine, for example 3.12"
+    )
+    parser.add_argument("--platform", required=True, help="its platform, for example manylinux_2_28_x86_64")
+    parser.add_argument("--torch", required=True, help="version of torch to pack if that machine has none")
+    parser.add_argument(
+        "--installed",
+        type=Path,
+        help="file with the output of its `pip list --format=freeze`; default: nothing is installed",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
     try:
         installed = read_installed(options.installed) if options.installed else {}

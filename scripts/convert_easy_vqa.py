@@ -32,7 +32,7 @@ def load_questions(data: Path, split: str) -> list[tuple[str, str, str]]:
     Raises UserError if the file is missing or malformed, an answer is unknown, or an image is missing.
     """
     path = data / split / "questions.json"
-    remedy = "unpack the easy-vqa package again (scripts/quickstart.sh does)"
+    remedy = "unpack the easy-vqa package again, as scripts/quickstart.sh does"
     if not path.is_file():
         raise UserError(f"{path} does not exist; {remedy}.")
     try:
@@ -50,7 +50,7 @@ def load_questions(data: Path, split: str) -> list[tuple[str, str, str]]:
     missing = sorted({image for _, _, image in rows if not (data / image).is_file()})
     if missing:
         raise UserError(
-            f"{path} names {len(missing)} images that are not there, first {data / missing[0]}; {remedy}."
+            f"{path} names {len(missing)} images that do not exist, the first {data / missing[0]}; {remedy}."
         )
     return rows
 
@@ -140,7 +140,7 @@ def _write(data: Path, folder: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--data", type=Path, required=True, help="the package's data folder (holds train/ and test/)"
+        "--data", type=Path, required=True, help="the package's data folder, with train/ and test/"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)

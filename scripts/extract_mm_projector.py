@@ -38,7 +38,7 @@ def extract(model_path: str, output: Path) -> Path:
         names = {name for name in plan.weights if is_of_projector(name)}
         state = read_weights(plan.path, names) if names else {}
     if not state:
-        raise UserError(f"--model-path {model_path} holds no projector (*.{PROJECTOR_PREFIX}*).")
+        raise UserError(f"--model-path {model_path} contains no projector (*.{PROJECTOR_PREFIX}*).")
     is_file = output.suffix == ".bin"
     file = output if is_file else output / PROJECTOR_FILE
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def extract(model_path: str, output: Path) -> Path:
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(description=__doc__.splitlines()[0])
     add_flags(parser, "--model-path")
-    parser.add_argument("--output", type=Path, required=True, help="a .bin file, or a folder")
+    parser.add_argument("--output", type=Path, required=True, help=".bin file or folder to write")
     options = parser.parse_args(arguments)
     try:
         file = extract(options.model_path, options.output)

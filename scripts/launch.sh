@@ -58,12 +58,12 @@ default_rate() {  # RATE: used if LEARNING_RATE is not set; then the projector's
 read_slurm() {
   if [[ -z ${SLURM_STEP_ID:-} ]]; then
     [[ ${SLURM_JOB_NUM_NODES:-1} == 1 || -n ${NNODES:-}${HOSTFILE:-} ]] ||
-      die "SLURM gave $SLURM_JOB_NUM_NODES nodes and this runs on one: start it with srun --ntasks-per-node=1."
+      die "SLURM gave $SLURM_JOB_NUM_NODES nodes, but this runs on one: start it with srun --ntasks-per-node=1."
     return
   fi
   [[ $SLURM_STEP_NUM_TASKS == "$SLURM_STEP_NUM_NODES" ]] ||
     die "srun started $SLURM_STEP_NUM_TASKS tasks on $SLURM_STEP_NUM_NODES nodes; use --ntasks-per-node=1." \
-      "Each starts one process a GPU."
+      "Each task starts one process per GPU."
   : "${NNODES:=$SLURM_STEP_NUM_NODES}" "${NODE_RANK:=$SLURM_NODEID}"
   : "${MASTER_PORT:=$((20000 + SLURM_JOB_ID % 10000))}"
   if ((NNODES > 1)); then
@@ -73,7 +73,7 @@ read_slurm() {
 
 # Both set LAUNCHER, the command before train_mem.py, and DEVICES, the number of processes on all nodes.
 launch_by_hostfile() {
-  ((NNODES == 1)) || die "HOSTFILE and NNODES=$NNODES are two ways to say one thing; give one."
+  ((NNODES == 1)) || die "HOSTFILE and NNODES=$NNODES set the same thing; give one of them."
   [[ -f $HOSTFILE ]] || die "HOSTFILE=$HOSTFILE does not exist; write a line 'NAME slots=GPUS' for each node."
   DEVICES=$(awk '!/^#/ && sub(/.*slots=/, "") { sum += $1 } END { print sum + 0 }' "$HOSTFILE")
   ((DEVICES)) || die "HOSTFILE=$HOSTFILE names no GPU; write a line 'NAME slots=GPUS' for each node."
@@ -100,7 +100,7 @@ choose_launcher() {
   gpus=$(num_gpus)
   : "${NNODES:=1}" "${NUM_PROCESSES:=$((gpus ? gpus : 1))}" "${MASTER_PORT:=29500}"
   require_counts NNODES NUM_PROCESSES
-  ((gpus == 0 || NUM_PROCESSES <= gpus)) || die "NUM_PROCESSES=$NUM_PROCESSES, but there are $gpus GPUs here."
+  ((gpus == 0 || NUM_PROCESSES <= gpus)) || die "NUM_PROCESSES=$NUM_PROCESSES, but there are only $gpus GPUs."
   if [[ -n ${HOSTFILE:-} ]]; then
     launch_by_hostfile
     where="$DEVICES GPUs of $HOSTFILE"
@@ -152,7 +152,7 @@ choose_batch() {
     if ((GLOBAL_BATCH_SIZE % step)); then
       below=$((GLOBAL_BATCH_SIZE / step * step))
       for ((smaller = BATCH_SIZE; smaller && GLOBAL_BATCH_SIZE % (smaller * DEVICES); smaller--)); do :; done
-      die "GLOBAL_BATCH_SIZE=$GLOBAL_BATCH_SIZE is no multiple of BATCH_SIZE=$BATCH_SIZE x $DEVICES devices = $step." \
+      die "GLOBAL_BATCH_SIZE=$GLOBAL_BATCH_SIZE is not a multiple of BATCH_SIZE=$BATCH_SIZE x $DEVICES devices = $step." \
         "Nearest: GLOBAL_BATCH_SIZE=$((below + step))$( ((!below)) || echo " or $below")$(
           ((!smaller)) || echo ", or BATCH_SIZE=$smaller")."
     fi

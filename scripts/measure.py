@@ -69,9 +69,11 @@ def _terminate(process: psutil.Process) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--name", required=True, help="what the line is called")
-    parser.add_argument("--log", type=Path, required=True, help="tab-separated file, made if absent")
-    parser.add_argument("command", nargs="+", help="after --")
+    parser.add_argument("--name", required=True, help="name of the line")
+    parser.add_argument(
+        "--log", type=Path, required=True, help="tab-separated file, to which the line is added"
+    )
+    parser.add_argument("command", nargs="+", help="command to measure, after --")
     options = parser.parse_args()
     seconds, peak_mib, code = measure(options.command)
     with options.log.open("a", encoding="utf-8") as log:

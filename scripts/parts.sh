@@ -28,7 +28,7 @@ fetch() {  # NAME VERSION: download a package and unpack it into playground/pack
       mv "$folder.tmp" "$folder"
       return
     fi
-    echo "      ${wheels[0]} is damaged (an interrupted download?): removed" >&2
+    echo "      ${wheels[0]} is damaged, perhaps by an interrupted download: it is removed" >&2
     rm -f "${wheels[0]}"
   done
   echo "error: $1 $2 arrived damaged twice; check the disk and the package index, then run again." >&2

@@ -26,8 +26,8 @@ require_llava() {  # ends the script if the interpreter that was chosen here lac
 from importlib.util import find_spec
 sys.exit(3 * (None in map(find_spec, ("llava", "torch", "transformers"))))' > /dev/null 2>&1 || code=$?
   if ((code == 3 || code == 127)); then  # 127: the command does not exist
-    echo "error: $PYTHON lacks llava or what it needs. Run 'bash scripts/quickstart.sh', activate the environment that" \
-      "has it, or run 'pip install -e .' in this one." >&2
+    echo "error: $PYTHON lacks llava or a package that it needs. Run 'bash scripts/quickstart.sh', activate an environment" \
+      "that contains the package, or run 'pip install -e .' in this one." >&2
     exit 1
   fi
 }

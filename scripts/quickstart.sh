@@ -43,7 +43,7 @@ DONE=$RUN_DIR/.done
 step_now="before the first step"
 report_failure() {
   local code=$?
-  [[ $code == 0 ]] || echo "Stopped in $step_now (exit code $code). The same command goes on from there." >&2
+  [[ $code == 0 ]] || echo "Stopped in $step_now (exit code $code). The same command continues from there." >&2
 }
 trap report_failure EXIT
 
@@ -133,7 +133,7 @@ once stage2 "$RUN_DIR/stage2/config.json" env "${shared[@]}" DATA_PATH="$DATA/fi
   PROJECTOR_LR="$STAGE2_PROJECTOR_LR" PRETRAIN_DIR="$RUN_DIR/stage1" OUTPUT_DIR="$RUN_DIR/stage2" \
   bash scripts/v1_5/finetune.sh
 
-begin 6 "Evaluate: answer the test split's first $NUM_QUESTIONS open questions, score beside answering blind"
+begin 6 "Evaluate: answer the first $NUM_QUESTIONS open questions of the test split, score them and two baselines"
 head -n "$NUM_QUESTIONS" "$DATA/test_questions.jsonl" > "$RUN_DIR/questions.jsonl"
 once answers "$RUN_DIR/answers.jsonl" python -m llava.eval.model_vqa_loader --model-path "$RUN_DIR/stage2" \
   --question-file "$RUN_DIR/questions.jsonl" --image-folder "$IMAGE_FOLDER" \
@@ -142,7 +142,7 @@ once scores "$RUN_DIR/scores.json" python -m llava.eval.eval_easy_vqa --question
   --answers-file "$RUN_DIR/answers.jsonl" --train-question-file "$DATA/train_questions.jsonl" \
   --output "$RUN_DIR/scores.json"
 
-begin 7 "Heatmaps: where the answer's words looked, on a photograph and on a test picture"
+begin 7 "Heatmaps: where the words of an answer attend, on a photograph and on a test picture"
 python -c 'import sys; from PIL import Image; from skimage import data; Image.fromarray(data.coffee()).save(sys.argv[1])' \
   "$RUN_DIR/photo.png"
 IFS=$'\t' read -r test_image test_question < <(python -c 'import json, sys
@@ -161,7 +161,7 @@ step_now="the end"
 echo
 echo "Done in ${SECONDS} s. Open $RUN_DIR/report.html, or read $RUN_DIR/report.md."
 echo
-echo "Next, in any shell: talk with the model, and see where its words look."
+echo "Next, in any shell: chat with the model, and draw where the words of its answer attend."
 printf '  cd %q\n' "$PWD"
 if [[ -n ${VIRTUAL_ENV:-} ]]; then
   printf '  source %q\n' "$VIRTUAL_ENV/bin/activate"

@@ -83,19 +83,19 @@ if [[ -z $name ]]; then
   if [[ -n $restored ]]; then
     echo "$restored is restored: $WHEELS"
   elif ((!refused)); then
-    refuse "no pieces have come; give them: bash scripts/unbundle.sh PIECES..."
+    refuse "no pieces were given; run bash scripts/unbundle.sh PIECES..."
   fi
   exit "$refused"
 fi
 
 manifest=$ARRIVED/$name.sha256
 if [[ ! -f $manifest ]]; then
-  echo "$(find "$ARRIVED" -type f | wc -l) pieces of $name are kept, not compared yet: the manifest $name.sha256 is missing."
+  echo "$(find "$ARRIVED" -type f | wc -l) pieces of $name are kept, not checked yet: the manifest $name.sha256 is missing."
   exit $((refused ? 1 : 3))
 fi
 compare "$manifest"
 if ((${#missing[@]})); then
-  echo "$(($(grep -vc '^#' "$manifest") - ${#missing[@]})) of $(grep -vc '^#' "$manifest") pieces are here. Missing:"
+  echo "$(($(grep -vc '^#' "$manifest") - ${#missing[@]})) of $(grep -vc '^#' "$manifest") pieces are there. Missing:"
   printf '  %s\n' "${missing[@]}"
   exit $((refused ? 1 : 3))
 fi

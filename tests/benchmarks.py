@@ -1,4 +1,4 @@
-"""Benchmarks of a few questions each, in their real file formats, with right answers known."""
+"""Benchmarks with a few questions each, in their real file formats. The right answers are known."""
 
 import base64
 import io
@@ -28,12 +28,12 @@ def read_jsonl(path: Path) -> list[dict]:
 def save_images(folder: Path, *names: str) -> None:
     for i, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        # without a suffix, as SEED-Bench has them
+        # without a suffix, as in SEED-Bench
         Image.new("RGB", (40 + 9 * i, 50), (60 * i % 256, 90, 200)).save(folder / name, "PNG")
 
 
 def ten(*answers: str) -> list[str]:
-    """Ten people's answers: the first one is that of all who are not named."""
+    """Ten people's answers. All people who are not given an answer give the first one."""
     return [*answers, *[answers[0]] * (10 - len(answers))]
 
 
@@ -191,7 +191,7 @@ def scienceqa(root: Path) -> Path:
 
 
 def textvqa(root: Path) -> Path:
-    """Two questions of one image, so of one id in the question file."""
+    """Two questions about one image, so both have the same id in the question file."""
     folder = root / "textvqa"
     image = "003a8ae2ef43b901"
     known = {
@@ -248,7 +248,7 @@ def pope(root: Path) -> Path:
 
 
 def mme(root: Path) -> Path:
-    """One task with its images beside its questions, one with both in folders of their own."""
+    """Two tasks: one has its images beside its questions, the other has both in separate folders."""
     folder = root / "MME"
     places = {"existence": ("{}", "{}"), "OCR": ("images/{}", "questions_answers_YN/{}")}
     release = folder / "MME_Benchmark_release_version"
@@ -258,7 +258,7 @@ def mme(root: Path) -> Path:
             asked = {f"Is there a {category} {name}?": "Yes", f"Is there another {category} {name}?": "No"}
             path = release / category / questions.format(f"{name}.txt")
             path.parent.mkdir(parents=True, exist_ok=True)
-            # two blanks before the instruction do occur
+            # the real files also have two blanks before the instruction
             path.write_text("".join(f"{q}  Please answer yes or no.\t{a}\n" for q, a in asked.items()))
             save_images(release / category, image.format(f"{name}.jpg"))
             for question in asked:
@@ -287,7 +287,7 @@ MMBENCH_COLUMNS = (
 
 
 def mmbench(root: Path, name: str = "mmbench_dev_20230712.tsv") -> Path:
-    """Question 241 with its three rotations after the others; 242 with two options and a hint in quotes."""
+    """Question 241, whose three rotations come last, and 242 with two options and a hint in quotes."""
     folder = root / "mmbench"
     options = ["a, left", "b", "c", "d"]
     rows = [
@@ -396,10 +396,10 @@ BUILDERS = {
 
 
 def values(scores) -> dict:
-    """{part: {measure: value}} of a task's Scores."""
+    """The Scores of a task as {part: {measure: value}}."""
     return {part: {name: s.value for name, s in row.items()} for part, row in scores.table.items()}
 
 
 def answered(rows: list[dict], *texts: str) -> dict:
-    """Answers to a task's rows, in their order."""
+    """The answers to a task's rows, in the order of the rows."""
     return dict(zip((row["question_id"] for row in rows), texts, strict=True))

@@ -1,4 +1,4 @@
-"""A training step's peak memory by the budget, to hold to what a benchmark measured on a GPU."""
+"""Computes a training step's peak memory with the budget, to compare it with a measurement on a GPU."""
 
 import json
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from llava.train.recipe import parse
 
 
 def save_shapes(folder: Path, shapes: Iterable[Shape]) -> Path:
-    """config.json files of the benchmark's shapes, without weights."""
+    """Writes config.json files for the benchmark's shapes, without weights."""
     for shape in shapes:
         config = {"model_type": shape.family, **shape.language_config()}
         for name, written in {shape.name: config, f"{shape.name}-tower": shape.tower}.items():
@@ -21,12 +21,12 @@ def save_shapes(folder: Path, shapes: Iterable[Shape]) -> Path:
 
 
 def peak_gib(folder: Path, measured: dict, row: dict) -> float:
-    """Of a step as `python -m llava.benchmark step` takes it: AdamW's state is in bfloat16 as the weights.
+    """The peak of a step of `python -m llava.benchmark step`. AdamW's state is in bfloat16 like the weights.
 
-    Args:
-        folder: of save_shapes.
-        measured: what the benchmark was started with.
-        row: of its results.
+        Args:
+    folder: the folder that save_shapes wrote.
+    measured: the benchmark's settings.
+    row: a row of the benchmark's results.
     """
     positions = measured["batch_size"] * (row["tokens"] + measured["text_tokens"])
     flags = ["--model_name_or_path", str(folder / measured["shape"]), "--data_path", "data.json"]

@@ -1,4 +1,4 @@
-"""What several tests stand on: the golden files and two real kinds of tokenizer, made without a download."""
+"""Fixtures that many tests share: the golden files and real kinds of tokenizer, made without a download."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # ahead of transformers: no test asks a hub
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test accesses a hub
 
 import tiny
 from transformers import PreTrainedTokenizerFast
@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from llava.data.kept import ENVIRONMENT
 from llava.model.tokenizer import load_tokenizer
 
-# No test fails for want of time, which is a matter of what else the machine does
+# No test fails because time runs out, since time depends on what else the machine does
 settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any load")
 
@@ -47,7 +47,7 @@ def pytest_addoption(parser) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def index_folder(tmp_path_factory) -> Path:
-    """Where data sets, and processes that tests start, keep their indices: not in the user's cache."""
+    """The folder in which data sets and started processes keep their indices, instead of the user's cache."""
     folder = tmp_path_factory.mktemp("records")
     os.environ[ENVIRONMENT] = str(folder)
     return folder
@@ -55,13 +55,13 @@ def index_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """The folder of recorded inputs and outputs; docs/specification.md says what each file holds."""
+    """The folder of recorded inputs and outputs; docs/specification.md describes each file."""
     return Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="session")
 def sentencepiece_model() -> Path:
-    """A real SentencePiece model of Llama style, 32,000 pieces, as mistral-common ships it."""
+    """A real SentencePiece model in Llama's style with 32,000 pieces, from mistral-common."""
     spec = importlib.util.find_spec("mistral_common")
     if spec is None:
         pytest.skip("mistral-common, which ships a SentencePiece model, is not installed (extra dev)")
@@ -69,7 +69,7 @@ def sentencepiece_model() -> Path:
 
 
 def save_sentencepiece(model: Path, folder: Path, legacy: bool) -> Path:
-    """A model folder's tokenizer files, as Vicuna has them: tokenizer.model and a config."""
+    """Writes a model folder's tokenizer files as in Vicuna: tokenizer.model and a config."""
     shutil.copy(model, folder / "tokenizer.model")
     config = {
         "tokenizer_class": "LlamaTokenizer",
@@ -84,26 +84,26 @@ def save_sentencepiece(model: Path, folder: Path, legacy: bool) -> Path:
 
 @pytest.fixture(scope="session")
 def legacy_tokenizer(sentencepiece_model, tmp_path_factory) -> PreTrainedTokenizerFast:
-    """Vicuna's and Mistral's kind."""
+    """The kind of tokenizer that Vicuna and Mistral have."""
     folder = save_sentencepiece(sentencepiece_model, tmp_path_factory.mktemp("legacy"), legacy=True)
     return load_tokenizer(folder, padding_side="right")
 
 
 @pytest.fixture(scope="session", params=[True, False], ids=["legacy", "non-legacy"])
 def sentencepiece_folder(request, sentencepiece_model, tmp_path_factory) -> Path:
-    """Tokenizer files in both `legacy` settings, one after the other."""
+    """Tokenizer files with each of the two `legacy` settings, one after the other."""
     return save_sentencepiece(sentencepiece_model, tmp_path_factory.mktemp("sentencepiece"), request.param)
 
 
 @pytest.fixture(scope="session")
 def sentencepiece_tokenizer(sentencepiece_folder) -> PreTrainedTokenizerFast:
-    """Llama's kind; a test that asks for it runs for both `legacy` settings."""
+    """Llama's kind of tokenizer; a test that uses it runs with both `legacy` settings."""
     return load_tokenizer(sentencepiece_folder, padding_side="right")
 
 
 @pytest.fixture(scope="session")
 def bpe_tokenizer() -> PreTrainedTokenizerFast:
-    """The byte-level kind of SmolLM2 and Qwen: ChatML's marks are its BOS and EOS, and it adds no BOS."""
+    """The byte-level kind of SmolLM2 and Qwen. ChatML's marks are its BOS and EOS, and it adds no BOS."""
     return tiny.byte_level_tokenizer(
         SENTENCES,
         ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
@@ -116,7 +116,7 @@ def bpe_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def llama_3_tokenizer() -> PreTrainedTokenizerFast:
-    """Llama 3's kind: byte-level, line ends together, marks of its own, and a BOS ahead of a text."""
+    """Llama 3's kind: byte-level, with line ends in one token, its own marks, and a BOS before a text."""
     marks = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     return tiny.byte_level_tokenizer(
         SENTENCES,

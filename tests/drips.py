@@ -1,4 +1,4 @@
-"""A server that never ends its answer, wherever a client waits for one; and a server with TLS."""
+"""Servers that never end their answer, each at another point where a client waits, and a TLS server."""
 
 import shutil
 import socket
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-# What it says at once, and what it repeats after that
+# What the server sends at once, and what it repeats after that
 DRIPS = {
     "nothing at all": (b"", b""),
     "a status line": (b"HTTP/1.1 200 ", b"O"),
@@ -30,17 +30,21 @@ DRIPS = {
 HANDSHAKE = (b"\x16\x03\x03\x3f\xff\x02", b"\x00")  # the start of a long TLS record, then its bytes
 
 
-SECONDS = (0.4, 4.0, 40.0)  # that a client waits: a busy machine may not even connect in the first
+SECONDS = (
+    0.4,
+    4.0,
+    40.0,
+)  # how long a client waits: on a busy machine, the first may be too short to connect
 
 
 @dataclass
 class Drip:
-    """A server that drips.
+    """A server that sends a byte now and then.
 
-    Attributes:
-        thread: ends when the client leaves.
-        came: set once a client is connected.
-        ends: set, it ends the server in any case.
+        Attributes:
+    thread: ends when the client disconnects.
+    came: is set as soon as a client is connected.
+    ends: if it is set, the server ends in any case.
     """
 
     port: int
@@ -67,12 +71,14 @@ def dripping(start: bytes, drop: bytes) -> Iterator[Drip]:
                             return
                     except TimeoutError:
                         pass
-        except OSError:  # the client left, or none came
+        except OSError:  # the client disconnected, or no client came
             pass
 
     thread = threading.Thread(target=drip, daemon=True)
     thread.start()
-    fuse = threading.Timer(300, ends.set)  # or a client that does not end would hold the test for ever
+    fuse = threading.Timer(
+        300, ends.set
+    )  # otherwise a client that does not end would block the test for ever
     fuse.start()
     try:
         yield Drip(listener.getsockname()[1], thread, came, ends)
@@ -80,23 +86,23 @@ def dripping(start: bytes, drop: bytes) -> Iterator[Drip]:
         fuse.cancel()
         ends.set()
         with suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)  # wakes a server to which nobody came
+            listener.shutdown(socket.SHUT_RDWR)  # ends the wait of a server without clients
         listener.close()
 
 
 def check_that_it_leaves(drip: str, ask: Callable[[int, float], None]) -> None:
-    """Whether a client that may wait some seconds leaves a server that would go on for hours.
+    """Checks that a client with a limit of some seconds leaves a server that would continue for hours.
 
-    Args:
-        drip: of DRIPS, or any other name for a TLS handshake.
-        ask: is given the port and the seconds, and returns when the client has given up.
+        Args:
+    drip: a key of DRIPS, or any other name for a TLS handshake.
+    ask: gets the port and the seconds, and returns when the client has given up.
     """
     for seconds in SECONDS:
         with dripping(*DRIPS.get(drip, HANDSHAKE)) as server:
             ask(server.port, seconds)
             assert not server.ends.is_set()
             if server.came.is_set():
-                server.thread.join(60)  # it saw the connection end
+                server.thread.join(60)  # it ends when the connection ends
                 assert not server.thread.is_alive()
                 return
     raise AssertionError("no client connected in time")
@@ -104,7 +110,7 @@ def check_that_it_leaves(drip: str, ask: Callable[[int, float], None]) -> None:
 
 @contextmanager
 def serving_tls(folder: Path, host: str, body: bytes) -> Iterator[tuple[int, Path]]:
-    """The port of a server that answers everything with `body`, and its certificate for `host`."""
+    """Yields the port of a server that answers every request with `body`, and its certificate for `host`."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl, which makes the server's certificate, is not installed")
     key, certificate = folder / "key.pem", folder / "certificate.pem"

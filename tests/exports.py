@@ -1,4 +1,4 @@
-"""Models that tests export, and what is asked of them before and after."""
+"""Models that tests export, and the questions that they answer before and after the export."""
 
 from pathlib import Path
 
@@ -13,23 +13,25 @@ from llava.conversation import chat_prompt, template_of
 from llava.mm_utils import left_pad, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 
-FOR_VLLM = {"head_dim": 32, "max_position_embeddings": 512}  # narrower heads are refused on CPUs
+FOR_VLLM = {"head_dim": 32, "max_position_embeddings": 512}  # vLLM refuses narrower heads on CPUs
 SIZES = ((70, 100), (56, 56), (120, 40))
 
 
 def pictures(number: int) -> list[Image.Image]:
-    """Noise of several shapes."""
+    """Images of noise in several shapes."""
     draw = np.random.default_rng(0)
     shapes = (SIZES[i % len(SIZES)] for i in range(number))
     return [Image.fromarray(draw.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in shapes]
 
 
 def save_whole(folder: Path, tokenizer, family: str = "llama", tower: str = "clip", **fields) -> Path:
-    """A whole model's folder as training writes it, its language model and tower beside it."""
+    """Writes a whole model's folder as training does, with its language model and tower beside it."""
     parts = folder.with_name(f"{folder.name}-parts")
     model = tiny.build(parts, family, tower, **fields)
     with torch.no_grad():
-        for parameter in model.get_projector().parameters():  # batch norms, gains and biases differ from rest
+        for (
+            parameter
+        ) in model.get_projector().parameters():  # so that batch norms, gains and biases have an effect
             parameter.add_(0.05 * torch.randn_like(parameter))
     model.initialize_vision_tokenizer(model.config, tokenizer)
     model.save_pretrained(folder)
@@ -38,11 +40,11 @@ def save_whole(folder: Path, tokenizer, family: str = "llama", tower: str = "cli
     return folder
 
 
-Turns = list[tuple[str, int, str | None]]  # as chat_prompt takes them
+Turns = list[tuple[str, int, str | None]]  # the argument of chat_prompt
 
 
 class Ours:
-    """A folder of ours, loaded."""
+    """A loaded folder in the layout that training writes."""
 
     def __init__(self, folder: Path, model_base: str | None = None):
         loaded = load_pretrained_model(str(folder), model_base, device="cpu", torch_dtype="auto")
@@ -56,7 +58,7 @@ class Ours:
 
     @torch.no_grad()
     def logits(self, chats: list[Turns], images: list[Image.Image], scale_factor=None) -> list[torch.Tensor]:
-        """Of each chat float[T, V], padding left out."""
+        """The logits float[T, V] of each chat, without padding."""
         pixels = process_images(images, self.image_processor, self.model.config)
         ids, mask = left_pad([self.ids(turns) for turns in chats], self.tokenizer.pad_token_id)
         merged = self.model.merge_inputs(
@@ -71,7 +73,7 @@ class Ours:
 
     @torch.no_grad()
     def answers(self, question: str, images: list[Image.Image], budgets: list[int | None], length: int):
-        """Greedy token ids list[int] of `length` of the question about each image, asked alone."""
+        """`length` greedy token ids list[int] for the question about each image, asked one by one."""
         found = []
         for image, budget in zip(images, budgets, strict=True):
             answer = self.model.generate(
@@ -88,10 +90,10 @@ class Ours:
 
 
 class Theirs:
-    """An exported folder, loaded as anybody loads it."""
+    """An exported folder, loaded with transformers."""
 
     def __init__(self, folder: Path, **options):
-        self.processor = AutoProcessor.from_pretrained(folder, backend="pil")  # our arithmetic
+        self.processor = AutoProcessor.from_pretrained(folder, backend="pil")  # the same arithmetic as ours
         self.model = AutoModelForImageTextToText.from_pretrained(folder, **options).eval()
 
     def inputs(self, chats: list[Turns], images: list[Image.Image], **options):
@@ -107,7 +109,7 @@ class Theirs:
         )
 
     def ids(self, turns: Turns, images: list[Image.Image]) -> list[int]:
-        """With one id for each image, IMAGE_TOKEN_INDEX."""
+        """The prompt's ids, in which each image is one IMAGE_TOKEN_INDEX."""
         found, mark = [], self.processor.image_token_id
         for token in self.inputs([turns], images).input_ids[0].tolist():
             if token != mark:
@@ -124,7 +126,7 @@ class Theirs:
 
 
 def messages(turns: Turns, images) -> list[dict]:
-    """A chat in the form that transformers, TRL and the OpenAI API share; images are taken in order."""
+    """A chat in the form that transformers, TRL and the OpenAI API share; it uses the images in order."""
     found = []
     for question, num_images, answer in turns:
         content = [{"type": "image", "image": next(images)} for _ in range(num_images)]
@@ -135,7 +137,7 @@ def messages(turns: Turns, images) -> list[dict]:
 
 
 def assert_same_logits(ours: Ours, theirs: Theirs, chats, images, scale_factor: int | None = None) -> None:
-    """Those of the words that ours knows, position by position."""
+    """Compares the logits of the words that our model has, position by position."""
     options = {} if scale_factor is None else {"scale_factor": scale_factor}
     pairs = zip(
         ours.logits(chats, images, scale_factor), theirs.logits(chats, images, **options), strict=True

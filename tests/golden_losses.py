@@ -1,4 +1,4 @@
-"""Two recipes in miniature whose losses, step by step, are kept in tests/golden/losses."""
+"""Two small recipes, whose losses are kept step by step in tests/golden/losses."""
 
 import json
 import zlib
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from llava.train import train
 
 FOLDER = Path(__file__).parent / "golden" / "losses"
-# Share of a loss. Other machines and versions of torch add in other orders.
+# Tolerance relative to a loss. Other machines and versions of torch add numbers in another order.
 TOLERANCE = 1e-4
 COMMON = {
     "max_steps": 8,
@@ -28,12 +28,12 @@ COMMON = {
 STAGE_1 = {"data": "captions.json", "tune_mm_mlp_adapter": True, "learning_rate": 1e-2}
 STAGE_2 = {"data": "conversations.json", "version": "qwen_2", "learning_rate": 1e-2, "mm_projector_lr": 1e-3}
 LORA = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "use_sinkhorn_lsd": True}
-# A name to what starts at random, and the flags
+# Maps a name to the parts with random initial weights, and to the flags
 RECIPES = {"stage1": ("mm_projector", STAGE_1), "stage2_lora": ("lora_A", {**STAGE_2, **LORA})}
 
 
 def save_golden_parts(folder: Path, bpe_tokenizer) -> Path:
-    """What every run of the recipes starts from. The pictures are noise, which a batch norm can divide by."""
+    """Writes the parts from which each run starts. Pictures are noise, so that batch norms get a variance."""
     torch.manual_seed(0)
     save_parts(folder, bpe_tokenizer)
     for index, file in enumerate(sorted((folder / "images").iterdir())):
@@ -43,7 +43,7 @@ def save_golden_parts(folder: Path, bpe_tokenizer) -> Path:
 
 
 def set_weights(model: PreTrainedModel, part: str) -> None:
-    """Matrices that start at random: from the same seed another version of torch may draw other numbers."""
+    """Sets random initial matrices: another version of torch may draw other numbers from the same seed."""
     for name, matrix in model.named_parameters():
         if part in name and matrix.ndim > 1 and matrix.any():
             drawn = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(matrix.shape)
@@ -51,7 +51,7 @@ def set_weights(model: PreTrainedModel, part: str) -> None:
 
 
 def run(parts: Path, folder: Path) -> dict[str, list[float]]:
-    """Both recipes, the second with the projector that the first leaves: each one's losses."""
+    """Runs both recipes, the second with the projector of the first, and returns the losses of each."""
     losses = {}
     for name, (part, recipe) in RECIPES.items():
         changes = {**COMMON, **recipe}

@@ -1,7 +1,7 @@
-"""What a message has to name, asked for without the sentence around it."""
+"""Checks the names that a message must contain, but not its sentences."""
 
 
 def assert_names(message: str, *parts: object) -> None:
-    """Each part is in the message: flag, file or key, the value that came, what is allowed, the remedy."""
+    """Check that each part is in the message: flag, file or key, value, allowed values, remedy."""
     lacking = [part for part in map(str, parts) if part not in message]
     assert not lacking, f"{lacking} should be in: {message}"

@@ -1,4 +1,4 @@
-"""As benchmarks.py: those that a judge, a measure of similarity or several images make different."""
+"""Like benchmarks.py, for benchmarks with a judge, a measure of similarity or several images."""
 
 import io
 from pathlib import Path
@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 
 def llava_bench(root: Path) -> Path:
-    """One question of each category; the last context is a list of sentences."""
+    """One question for each category; the last context is a list of sentences."""
     folder = root / "llava-bench-in-the-wild"
     categories = ("conv", "detail", "complex")
     rows = [
@@ -151,7 +151,7 @@ def _encoded(color: str) -> dict:
 
 
 def mmmu(root: Path) -> Path:
-    """Two subjects: one image, none mentioned; two images in the options, one twice; an open question."""
+    """Questions with an image that is not mentioned, with images in the options, and without options."""
     red, blue = _encoded("red"), _encoded("blue")
     choice = {"question_type": "multiple-choice"}
     rows = {

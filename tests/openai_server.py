@@ -1,4 +1,4 @@
-"""A server of another project that runs in its own process and answers OpenAI's chat completions."""
+"""A server of another project, in its own process, with OpenAI's chat completions API."""
 
 import io
 import json
@@ -12,7 +12,7 @@ from pictures import data_url
 
 QUESTION = "What is shown in the image?"
 LENGTH = 8  # tokens of an answer
-PATIENCE = 600  # seconds, for a server that hangs
+PATIENCE = 600  # seconds, after which a server counts as hanging
 
 
 def content_of(image) -> list[dict]:
@@ -46,7 +46,7 @@ class Server:
         self.process.wait(PATIENCE)
 
     def is_up(self) -> bool:
-        """Whether it lists its model."""
+        """Whether the server lists its model."""
         try:
             address = f"http://127.0.0.1:{self.port}/v1/models"
             with urllib.request.urlopen(address, timeout=PATIENCE) as answer:
@@ -55,7 +55,7 @@ class Server:
             return False
 
     def ask(self, image, budget: object) -> tuple[int, dict]:
-        """Status and body of an answer, `budget` being a scale factor or None."""
+        """Returns status and body of an answer; `budget` is a scale factor or None."""
         body = {
             "model": "tiny",
             "messages": [{"role": "user", "content": content_of(image)}],

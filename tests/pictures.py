@@ -1,4 +1,4 @@
-"""Encoded pictures, as clients send them."""
+"""Encoded pictures in the forms that clients send."""
 
 import base64
 import struct
@@ -19,7 +19,7 @@ def data_url(data: bytes, kind="image/png") -> str:
 
 
 def header_only_png(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds no pixels."""
+    """A PNG whose header names a size, but which has no pixels."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))

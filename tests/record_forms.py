@@ -16,7 +16,7 @@ def turns(*values):
     return [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
 
 
-# As LLaVA has them: one picture, two in the middle of a text, none, and a system text
+# In LLaVA's form: one picture, two in the middle of a text, no picture, and a system text
 RECORDS = [
     {"id": "0", "image": "a.png", "conversations": turns(f"{MARK}\nWhat?", "A bus.", "Sure?", "Yes.")},
     {
@@ -31,7 +31,7 @@ WITHOUT_SYSTEM = RECORDS[:3]
 
 
 def messages(record: dict) -> dict:
-    """`messages` with marks in strings, `images` beside them, a system turn first."""
+    """`messages` with marks in strings and a system turn first, and `images` beside them."""
     said = [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in turns_of(record)]
     if system := system_text(record):
         said.insert(0, {"role": "system", "content": system})
@@ -40,7 +40,7 @@ def messages(record: dict) -> dict:
 
 
 def with_parts(record: dict, key: str | None = None) -> dict:
-    """`messages` whose contents are parts; the pictures are named in them under `key`, or beside them."""
+    """`messages` whose contents are parts. The pictures are in parts under `key`, or beside `messages`."""
     row, files = messages(record), iter(image_files(record))
     for turn in row["messages"]:
         first, *rest = turn["content"].split(MARK)
@@ -55,22 +55,22 @@ def with_parts(record: dict, key: str | None = None) -> dict:
 
 
 def sharegpt(record: dict) -> dict:
-    """role and content within `conversations`."""
+    """`conversations` of objects with role and content."""
     row = messages(record)
     return {"conversations": row.pop("messages"), **row}
 
 
 def texts(record: dict) -> dict:
-    """the_cauldron's and FineVision's pairs; they have no place for a system text."""
+    """Pairs as in the_cauldron and FineVision, which have no field for a system text."""
     said = [turn["value"] for turn in record["conversations"]]
     pairs = [{"user": q, "assistant": a, "source": "x"} for q, a in zip(said[::2], said[1::2], strict=True)]
-    if said[0].startswith(MARK):  # where these sets have the pictures, with no mark
+    if said[0].startswith(MARK):  # these sets put the pictures there, without a mark
         pairs[0]["user"] = said[0].removeprefix(f"{MARK}\n")
     return {"id": record["id"], "images": image_files(record), "texts": pairs}
 
 
 def embedded(row: dict, folder: Path) -> dict:
-    """The row with its pictures' bytes in the place of names."""
+    """The row with its pictures' bytes instead of their names."""
 
     def picture(name):
         return None if name is None else {"bytes": (folder / name).read_bytes(), "path": name}
@@ -109,6 +109,6 @@ def write_arrow(path: Path, rows: list[dict], is_stream: bool = False) -> Path:
 
 
 def with_all_keys(rows: list[dict]) -> list[dict]:
-    """The rows with None for what others have: a table has the same columns in each row."""
+    """The rows with None for missing keys, because a table has the same columns in each row."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     return [{key: row.get(key) for key in keys} for row in rows]

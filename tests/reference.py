@@ -1,6 +1,6 @@
-"""VisualPrism in its plain form: every step in its textbook order, nothing reordered, folded or shared.
+"""VisualPrism in its plain form: each step follows the formulas, and none is reordered, folded or shared.
 
-It is slow on purpose. Tests hold it to the golden files, and the product to it.
+It is slow on purpose. Tests compare it with the golden files, and the package with it.
 """
 
 import pywt
@@ -12,7 +12,7 @@ from llava.benchmark.plain_visualprism import as_maps
 
 
 def haar(maps: Tensor) -> list[Tensor]:
-    """float[B, C, G, G] to LL, LH, HL, HH by PyWavelets, whose cH and cV are HL and LH here."""
+    """float[B, C, G, G] to LL, LH, HL, HH with PyWavelets, whose cH and cV are called HL and LH here."""
     low, (horizontal, vertical, diagonal) = pywt.dwt2(maps.detach().numpy(), "haar")
     return [torch.from_numpy(band) for band in (low, vertical, horizontal, diagonal)]
 
@@ -32,7 +32,7 @@ def multi_scale(block: nn.Module, maps: Tensor) -> Tensor:
 
 
 def norm(module: nn.Module, maps: Tensor) -> Tensor:
-    """Batch norm by running statistics."""
+    """Batch norm with running statistics."""
     shape = (1, -1, 1, 1)
     scaled = (maps - module.running_mean.view(shape)) / (module.running_var.view(shape) + module.eps).sqrt()
     return scaled * module.weight.view(shape) + module.bias.view(shape)
@@ -47,7 +47,7 @@ def gate(module: nn.Module, maps: Tensor) -> Tensor:
 
 @torch.no_grad()
 def visualprism(module: nn.Module, x: Tensor, x_multi: Tensor, s: int) -> Tensor:
-    """The evaluation-mode output float[B, M, D] of a VisualPrism module's weights, by the plain form."""
+    """The output float[B, M, D] in evaluation mode of the plain form with a VisualPrism module's weights."""
     maps = as_maps(x)
     identity = as_maps(module.q_identity_proj(x))
     local = multi_scale(module.q_local, maps)
@@ -76,7 +76,7 @@ def visualprism(module: nn.Module, x: Tensor, x_multi: Tensor, s: int) -> Tensor
 
 
 def region_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, s: int) -> Tensor:
-    """torch's own multi-head attention, one region after another."""
+    """torch's own multi-head attention, applied to one region after another."""
     width = query.shape[-1]
     attention = nn.MultiheadAttention(width, module.num_heads, batch_first=True)
     attention.load_state_dict(module.state_dict())

@@ -19,7 +19,7 @@ def turns(*values):
 
 
 def with_image(number: int) -> dict:
-    """The members of one sample."""
+    """The members of one sample in a shard."""
     words = f"Number {number}." + " Yes." * (number % 7)
     return {"json": {"id": number, "conversations": turns("<image>\nWhich?", words)}, "png": png(number)}
 

@@ -1,6 +1,6 @@
 """Tiny random models, towers and tokenizers that tests build, save and load in well under a second each."""
 
-# 56 px, patches of 14: a 4x4 grid
+# 56 px and patches of 14 px: a 4x4 grid
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -72,7 +72,7 @@ TOWERS = {"clip": clip, "siglip": siglip, "siglip2": siglip2, "dinov2": dinov2}
 
 DECODER = {**TRANSFORMER, "num_hidden_layers": 2, "num_key_value_heads": 1, "vocab_size": VOCABULARY}
 MPT_DECODER = {"d_model": 32, "n_heads": 2, "n_layers": 2, "vocab_size": VOCABULARY}
-# Each takes changes of its configuration
+# Each function takes changes of its configuration
 LANGUAGE_MODELS = {
     "llama": lambda **changes: LlamaForCausalLM(LlamaConfig(**{**DECODER, **changes})),
     "mistral": lambda **changes: MistralForCausalLM(MistralConfig(**{**DECODER, **changes})),
@@ -82,7 +82,7 @@ LANGUAGE_MODELS = {
 }
 
 
-# How Llama 3 and Qwen2 cut text into words: line ends stay together, unlike GPT-2's, which ByteLevel follows
+# How Llama 3 and Qwen2 split text into words. Line ends stay together, unlike in GPT-2's rule of ByteLevel
 LLAMA_3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -97,12 +97,12 @@ def byte_level_tokenizer(
     adds_bos: bool = False,
     **roles,
 ) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of those sentences.
+    """Byte-level BPE, trained on those sentences.
 
-    Args:
-        words: regular expression of what is tokenised by itself; None: GPT-2's.
-        adds_bos: whether it puts the BOS ahead of a text.
-        roles: bos_token, eos_token, pad_token, ... of the special tokens.
+        Args:
+    words: regular expression for the words that are tokenised one by one; None: GPT-2's.
+    adds_bos: whether it puts the BOS before a text.
+    roles: the special tokens by role: bos_token, eos_token, pad_token, ...
     """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -134,7 +134,7 @@ def image_processor(side: int = 56) -> CLIPImageProcessor:
 
 
 def save_tower(folder, family: str = "clip"):
-    """A tower's folder with its image processor; returns the folder as a string."""
+    """Writes a tower's folder with its image processor; returns the folder as a string."""
     TOWERS[family]().save_pretrained(folder)
     image_processor().save_pretrained(folder)
     return str(folder)
@@ -153,10 +153,10 @@ def build(
     decoder: dict | None = None,
     **fields,
 ):
-    """A multimodal model in eval mode over freshly saved parts below `folder`; visualprism, s = 2.
+    """A multimodal model in eval mode, from new parts below `folder`; by default visualprism with s = 2.
 
-    Args:
-        decoder: changes of the language model's configuration.
+        Args:
+    decoder: changes to the language model's configuration.
     """
     torch.manual_seed(0)
     changes = {"vocab_size": vocab_size, **(decoder or {})}
@@ -170,7 +170,7 @@ def build(
 
 
 def assert_same(model, other, logits) -> None:
-    """Weights and buffers to the bit, and what `logits` makes of them up to rounding.
+    """Compares weights and buffers bit by bit, and the results of `logits` up to rounding.
 
     Weights read from a file lie at other alignments in memory, where a processor may sum in another order.
     """
@@ -182,11 +182,11 @@ def assert_same(model, other, logits) -> None:
     torch.testing.assert_close(logits(model), logits(other), atol=1e-5, rtol=1e-5)
 
 
-LLAVA_SIZE, LLAVA_PATCH_SIZE = 48, 8  # of save_llava: a 6x6 grid, 9 visual tokens
+LLAVA_SIZE, LLAVA_PATCH_SIZE = 48, 8  # for save_llava: a 6x6 grid, 9 visual tokens
 
 
 def save_llava(folder: Path, seed: int = 0, **config) -> Path:
-    """A whole model's folder, tokenizer and image processor included, whose answers follow its image.
+    """Writes a whole model's folder with tokenizer and image processor; its answers depend on the image.
 
     Args:
         config: overrides keys of config.json.
@@ -211,7 +211,7 @@ def save_llava(folder: Path, seed: int = 0, **config) -> Path:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 1024,
-        "initializer_range": 0.3,  # large: answers should differ from one another
+        "initializer_range": 0.3,  # large, so that answers differ from one another
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "mm_vision_tower": "tiny",
@@ -224,7 +224,9 @@ def save_llava(folder: Path, seed: int = 0, **config) -> Path:
     model = LlavaLlamaForCausalLM(LlavaConfig(**{**settings, **config}))
     with torch.no_grad():
         if hasattr(model.get_projector(), "mlp"):
-            model.get_projector().mlp[-1].weight.mul_(2000)  # visual tokens as loud as words
+            model.get_projector().mlp[-1].weight.mul_(
+                2000
+            )  # visual tokens then have norms like those of words
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     image_processor(LLAVA_SIZE).save_pretrained(folder)
@@ -232,11 +234,12 @@ def save_llava(folder: Path, seed: int = 0, **config) -> Path:
 
 
 def look_at_white(model, tokenizer) -> None:
-    """Make a save_llava model answer "a" always, its text attending to white visual tokens alone.
+    """Make a save_llava model always answer "a", with attention from text only to white visual tokens.
 
-    Text embeds as (0, c, 0, ...), a white token has to come as (c, 0, ...), a black one as (0, 0, c, ...), as
-    colour_tokens makes them. Queries read the second channel and keys the first, in the channel that the
-    rotation turns least. What white holds comes a little into the fourth channel, which speaks for "a" too.
+    The embedding of text is (0, c, 0, ...). White tokens must be (c, 0, ...), and black ones (0, 0, c, ...),
+    as colour_tokens makes them. Queries use the second channel and keys the first, at the frequency at which
+    the rotary embedding rotates least. A small part of the white tokens' values goes into the fourth channel,
+    which raises the logit of "a" too.
     """
     decoder = model.get_decoder()
     head_width = decoder.layers[0].self_attn.head_dim

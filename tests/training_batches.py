@@ -1,4 +1,4 @@
-"""A batch as training makes it, for tests that look for waits on the device."""
+"""A batch like those of training, for tests that search for waits for the device."""
 
 import torch
 
@@ -8,7 +8,7 @@ from llava.train.training_data import WithHostCopy
 
 
 def batch(lengths=(6, 9)) -> dict:
-    """Rows with an image each and labels on the last two words."""
+    """A batch whose rows have one image each, and labels on the last two words."""
     rows = []
     for length in lengths:
         ids = torch.arange(5, 5 + length)
@@ -22,5 +22,5 @@ def batch(lengths=(6, 9)) -> dict:
 
 
 def moved(values: dict, device) -> dict:
-    """As Trainer moves a batch: tensors go, the rest stays."""
+    """Moves a batch as Trainer does: only tensors are moved."""
     return {name: v.to(device) if isinstance(v, torch.Tensor) else v for name, v in values.items()}

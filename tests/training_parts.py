@@ -1,4 +1,4 @@
-"""What training starts from in end-to-end tests, as a user has it; the flags of a short run; its losses."""
+"""For end-to-end tests: the files from which training starts, the flags of a short run, and its losses."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ COLOURS = ("red", "green", "blue")
 
 
 def save_parts(folder: Path, bpe_tokenizer) -> Path:
-    """A language model, a tower, pictures and records; returns the folder."""
+    """Writes a language model, a tower, pictures and records; returns the folder."""
     tiny.save_language_model(folder / "language_model")
     bpe_tokenizer.save_pretrained(folder / "language_model")
     tiny.save_tower(folder / "tower")

@@ -29,9 +29,9 @@ PLAIN, HEATMAP, DISTRIBUTION, REPORTED = "plain", "heatmap", "distribution", "ou
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, "--model-path", "--device")
-    parser.add_argument("--image-file", help="picture; default: a grey one")
+    parser.add_argument("--image-file", help="path of a picture; default: a grey picture")
     parser.add_argument("--text", default="What is in the picture?", help="question")
-    parser.add_argument("--new_tokens", type=int, default=32, help="length of the answer, tokens")
+    parser.add_argument("--new_tokens", type=int, default=32, help="length of the answer in tokens")
     add_measure_flags(parser, "--repeats", "--processor_time")
     parser.set_defaults(run=run)
 
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
     calls = ways(model, tokenizer, question, args.new_tokens)
     plain = calls[PLAIN]()
     for name in (HEATMAP, DISTRIBUTION):
-        assert torch.equal(calls[name](), plain), "capturing changes no answer"
+        assert torch.equal(calls[name](), plain), "capturing does not change the answer"
     seconds = medians(calls, args.repeats, device, args.processor_time)
     about = provenance(device, str(model.dtype).removeprefix("torch."))
     print(

@@ -27,7 +27,7 @@ def call(commands: dict[str, ModuleType], argv: list[str] | None = None) -> int:
     """Run the command that `argv` names (None: the process's own arguments); return the exit code."""
     parser = Parser(
         prog="python -m llava.benchmark",
-        description="What each choice costs and gives, side by side, in one run.",
+        description="Measures speed, memory and quality.",
     )
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name, module in commands.items():

@@ -34,10 +34,12 @@ SIDE = 336
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--records", type=int, nargs="+", default=[1_000, 100_000, 1_000_000])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4], help="processes that make samples")
-    parser.add_argument("--samples", type=int, default=200, help="of each process, drawn at random")
-    parser.add_argument("--tokenizer", help="a folder or hub name; default: one of bytes, made here")
+    parser.add_argument("--samples", type=int, default=200, help="random samples of each process")
     parser.add_argument(
-        "--work_dir", type=Path, help="for records and indices; default: a folder that is removed"
+        "--tokenizer", help="folder or hub name of a tokenizer; default: a new one with a token per byte"
+    )
+    parser.add_argument(
+        "--work_dir", type=Path, help="folder for records and indices; default: a temporary folder"
     )
     parser.add_argument("--output_dir", type=Path, default=Path("playground/benchmark"))
     parser.set_defaults(run=run)
@@ -211,8 +213,8 @@ def stages_of(dataset) -> Callable[[int], dict[str, float]]:
         timed("tokenise", lambda: encode_prompt(prompt, builder.tokenizer))
         picture = timed("decode", lambda: load_image(path))
         timed("preprocess", lambda: process_images([picture], builder.image_processor, builder.image_config))
-        timed("PIL alone: decode", lambda: decoded(path))
-        timed("PIL alone: resize", lambda: picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+        timed("PIL only: decode", lambda: decoded(path))
+        timed("PIL only: resize", lambda: picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
         return seconds
 
     return sample
@@ -247,7 +249,7 @@ def as_markdown(about: dict) -> str:
             "estimates, s",
             "order, s",
             "memory, MB",
-            "memory at most, first, MB",
+            "peak memory, first opening, MB",
         ],
         [
             [
@@ -274,7 +276,7 @@ def as_markdown(about: dict) -> str:
         for stage in seconds[0]
     ]
     own = [f"{1e3 * sum(of_case[stage] for stage in OWN):.2f}" for of_case in seconds]
-    stages = table(["records a second", *columns], [*per_second, ["overhead of our own, ms a sample", *own]])
+    stages = table(["records per second", *columns], [*per_second, ["our overhead, ms per sample", *own]])
     return f"{headline(about)}.\n\n{opening}\n{stages}"
 
 

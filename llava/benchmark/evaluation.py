@@ -37,8 +37,13 @@ POSITIONS = 144  # that an image takes in a prompt
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--questions", type=int, default=53_500, help="of each benchmark; measured again with twice as many")
-    add("--left", type=int, default=1000, help="of these, without an answer when a run is resumed")
+    add(
+        "--questions",
+        type=int,
+        default=53_500,
+        help="questions of each benchmark; twice as many are measured too",
+    )
+    add("--left", type=int, default=1000, help="questions that have no answer when a run is resumed")
     parser.set_defaults(run=run)
 
 

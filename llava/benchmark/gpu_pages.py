@@ -24,7 +24,7 @@ def fill_pages(folder: Path, titles: dict[str, str]) -> None:
     """
     if not (folder / "parts.json").is_file():
         raise UserError(
-            f"{folder} has no parts.json, which bash scripts/gpu_report.sh leaves in its results."
+            f"{folder} has no parts.json; give a folder of results of bash scripts/gpu_report.sh."
         )
     outcomes = json.loads((folder / "parts.json").read_text())
     text = summary(folder)
@@ -35,7 +35,7 @@ def fill_pages(folder: Path, titles: dict[str, str]) -> None:
             sections.append(f"### {title}\n\n{(folder / f'{name}.md').read_text()}")
     unfinished = [f"- {titles[n]}: {o['outcome']}.\n" for n, o in outcomes.items() if o["outcome"] != "done"]
     if unfinished:
-        sections.append("### Not measured, or not to the end\n\n" + "".join(unfinished))
+        sections.append("### Not measured, or not completely\n\n" + "".join(unfinished))
     paste(PAGE, REPORT_PLACE, "\n".join(sections))
 
 
@@ -74,7 +74,7 @@ def figures(part: Callable[[str], dict | None]) -> Iterator[tuple[str, str, str]
     if eager and compiled:
         ratio = compressed(eager)["seconds"]["token"] / compressed(compiled)["seconds"]["token"]
         yield (
-            "tokens a second, decoding compiled by eager, 1.5B, one sequence",
+            "tokens per second, compiled decoding relative to eager, 1.5B, one sequence",
             "at least 1.5",
             f"{ratio:.2f}",
         )
@@ -86,25 +86,33 @@ def projector_figures(projectors: dict) -> Iterator[tuple[str, str, str]]:
     for name in ("visualprism", "visualprism_v2"):
         times = {"eager": rows[name]["forward_ms"], **rows[name]["forms_ms"]}
         said = ", ".join(f"{time / plain:.2f} ({form})" for form, time in times.items())
-        yield f"{name}'s evaluation by the published form's time, 32 images", "at most 0.25", said
+        yield f"evaluation time of {name} relative to its published form, 32 images", "at most 0.25", said
 
 
 def prefill_figures(speed: dict, size: str) -> Iterator[tuple[str, str, str]]:
     row = compressed(speed)
-    yield f"7B prefill, 144 tokens by 576, {size}", "at most 0.35", f"{row['prefill_ratio']:.2f}"
+    yield (
+        f"prefill time at 7B, 144 tokens relative to 576, {size}",
+        "at most 0.35",
+        f"{row['prefill_ratio']:.2f}",
+    )
     share = row["seconds"]["projector"] / row["seconds"]["prefill"]
-    yield f"the projector's part of that prefill, {size}", "at most 2%", f"{share:.1%}"
+    yield f"the projector's share of the prefill time with 144 tokens, {size}", "at most 2%", f"{share:.1%}"
     ratios = speed["rows"][0]["against_theirs"]
     said = ", ".join(
         f"{name.replace('_', ' ')} {ratios[name]:.2f}" for name in ("prefill", "first_token", "token")
     )
-    yield f"576 tokens by transformers' own LLaVA, {size}", "at most 1", said
+    yield f"times with 576 tokens relative to transformers' own LLaVA, {size}", "at most 1", said
 
 
 def step_figures(step: dict, title: str) -> Iterator[tuple[str, str, str]]:
     row = compressed(step)
     if "step_ratio" in row:
-        yield f"samples a second, {title}, 144 tokens by 576", "at least 2.8", f"{1 / row['step_ratio']:.2f}"
+        yield (
+            f"samples per second, {title}, 144 tokens relative to 576",
+            "at least 2.8",
+            f"{1 / row['step_ratio']:.2f}",
+        )
     if "mfu" in row:
         said = ", ".join(f"{r['mfu']:.0%} ({r['tokens']})" for r in step["rows"] if "mfu" in r)
         yield f"MFU, {title}", "at least 45%", said

@@ -116,10 +116,14 @@ PARTS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--minutes", type=float, default=9, help="no part goes on for longer, all of them together")
-    add("--parts", nargs="+", choices=[part.name for part in PARTS], help="these alone, in this order")
-    add("--output_dir", type=Path, help="default: docs/results/gpu_CARD")
-    add("--docs", action="store_true", help="measure nothing: put --output_dir's tables into README and docs")
+    add("--minutes", type=float, default=9, help="time limit for all parts together")
+    add("--parts", nargs="+", choices=[part.name for part in PARTS], help="only these parts, in this order")
+    add("--output_dir", type=Path, help="folder for results; default: docs/results/gpu_CARD")
+    add(
+        "--docs",
+        action="store_true",
+        help="measure nothing; write the tables of --output_dir into README and docs",
+    )
     parser.set_defaults(run=run)
 
 
@@ -142,9 +146,7 @@ def card_name() -> str:
     """
     names = nvidia_smi("name")
     if not names:
-        raise UserError(
-            "nvidia-smi names no GPU; give --output_dir to use a folder of results that is there."
-        )
+        raise UserError("nvidia-smi lists no GPU; give --output_dir, the folder of earlier results.")
     return re.sub(r"\W+", "_", names[0].strip().lower())
 
 
@@ -161,9 +163,9 @@ def run_parts(parts: list[Part], folder: Path, seconds: float) -> dict[str, dict
         left, start = end - time.monotonic(), time.monotonic()
         missing = [name for name in part.needs if importlib.util.find_spec(name) is None]
         if missing:
-            outcome = f"left out, for {', '.join(missing)} is not installed"
+            outcome = f"left out, because {', '.join(missing)} is not installed"
         elif left < 10:
-            outcome = "left out, for the time was over"
+            outcome = "left out, because the time was over"
         else:
             print(f"== {part.name}", flush=True)
             outcome = outcome_of(processes.Process(target=work, args=(part, folder)), min(part.limit, left))

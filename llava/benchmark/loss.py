@@ -24,11 +24,18 @@ STAGES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tokens", type=int, default=8192, help="labels of the memory's measurement")
-    parser.add_argument("--vocabulary", type=int, default=151936, help="its words")
-    parser.add_argument("--width", type=int, default=128, help="its hidden width")
-    parser.add_argument("--hidden_size", type=int, default=576, help="width of the Llama, of 32,000 words")
-    parser.add_argument("--layers", type=int, default=12, help="its layers")
+    parser.add_argument("--tokens", type=int, default=8192, help="labels for the measurement of memory")
+    parser.add_argument(
+        "--vocabulary", type=int, default=151936, help="vocabulary for the measurement of memory, in words"
+    )
+    parser.add_argument("--width", type=int, default=128, help="hidden width for the measurement of memory")
+    parser.add_argument(
+        "--hidden_size",
+        type=int,
+        default=576,
+        help="width of the Llama that is timed; its vocabulary has 32,000 words",
+    )
+    parser.add_argument("--layers", type=int, default=12, help="layers of that Llama")
     add_measure_flags(parser, "--repeats")
     parser.set_defaults(run=run)
 
@@ -83,8 +90,9 @@ def run(args: argparse.Namespace) -> None:
     logits = args.tokens * args.vocabulary * 4 / 2**30
     print(
         f"{headline(provenance('cpu', 'float32'))}.\n\n"
-        f"Loss of {args.tokens} labels of {args.vocabulary} words: {memory:.2f} GiB at most. All logits at "
-        f"once would be {logits:.2f} GiB, and as much again for each of softmax and gradient.\n"
+        f"The loss of {args.tokens} labels with a vocabulary of {args.vocabulary} words needs at most "
+        f"{memory:.2f} GiB. All logits at once would need {logits:.2f} GiB, and softmax and gradient as much "
+        "again each.\n"
     )
     rows = []
     for script, (labels, settings) in STAGES.items():

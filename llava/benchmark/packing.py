@@ -17,13 +17,15 @@ VOCABULARY = 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--records", type=int, default=256, help="records of the set")
-    parser.add_argument("--median", type=int, default=75, help="tokens of the median record")
-    parser.add_argument("--spread", type=float, default=0.9, help="sigma of the log-normal lengths")
-    parser.add_argument("--max_length", type=int, default=512, help="tokens of a row, model_max_length")
-    parser.add_argument("--batch_size", type=int, default=16, help="rows of a batch")
+    parser.add_argument("--records", type=int, default=256, help="number of records")
+    parser.add_argument("--median", type=int, default=75, help="median length of the records in tokens")
+    parser.add_argument(
+        "--spread", type=float, default=0.9, help="sigma of the lengths' log-normal distribution"
+    )
+    parser.add_argument("--max_length", type=int, default=512, help="tokens in a row, as --model_max_length")
+    parser.add_argument("--batch_size", type=int, default=16, help="rows in a batch")
     parser.add_argument("--hidden_size", type=int, default=384, help="width of the Llama")
-    parser.add_argument("--layers", type=int, default=2, help="its layers")
+    parser.add_argument("--layers", type=int, default=2, help="layers of the Llama")
     add_measure_flags(parser, "--repeats", repeats=3)
     parser.set_defaults(run=run)
 

@@ -48,10 +48,16 @@ class Row:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--types", help=f"separated by commas; {PLAIN} is the published form; default: all")
+    add("--types", help=f"projector types, separated by commas; {PLAIN} is the published form; default: all")
     add("--scale_factors", type=int, nargs="+", default=[2, 3, 4])
     add("--batch_size", type=int, default=4, help="images")
-    add("--forms", nargs="+", choices=FORMS, default=[], help="of the forward, beside the eager one")
+    add(
+        "--forms",
+        nargs="+",
+        choices=FORMS,
+        default=[],
+        help="forms of the forward pass that are timed besides the eager one",
+    )
     flags = ("--repeats", "--device", "--dtype", "--output_dir", "--name")
     add_measure_flags(parser, *flags, repeats=7, dtype="float32", name="projectors")
     parser.set_defaults(run=run)
@@ -64,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     device = args.device or default_device()
     types = args.types.split(",") if args.types else None
     if "graph" in args.forms and not device.startswith("cuda"):
-        raise UserError("--forms graph needs a GPU.")
+        raise UserError("--forms graph needs a GPU, but there is none; leave it out.")
     rows = measure(
         *(types, args.scale_factors, args.batch_size, args.repeats, device, getattr(torch, args.dtype)),
         args.forms,

@@ -27,22 +27,28 @@ TIMEOUT = 600.0  # seconds for an answer
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--servers", nargs="+", required=True, metavar="NAME=URL", help="such as vllm=http://127.0.0.1:8000")
+    add(
+        "--servers",
+        nargs="+",
+        required=True,
+        metavar="NAME=URL",
+        help="servers, for example vllm=http://127.0.0.1:8000",
+    )
     add("--question_file", type=Path, required=True, help="JSON lines with question_id, image and text")
     add("--image_folder", type=Path, required=True)
     add(
         "--answers_file",
         type=Path,
-        help="answers that the servers' are compared with",
+        help="answers with which those of the servers are compared",
     )
     add(
         "--scale_factor",
         type=int,
         nargs="+",
-        help="values of s, each in turn; default: the model's own",
+        help="values of s, one after another; default: the model's own",
     )
-    add("--clients", type=int, default=8, help="questions on their way at a time")
-    add("--limit", type=int, help="questions; default: all")
+    add("--clients", type=int, default=8, help="questions that are asked at the same time")
+    add("--limit", type=int, help="number of questions; default: all")
     add("--max_new_tokens", type=int, default=8)
     add_measure_flags(parser, "--repeats", "--output_dir", "--docs", repeats=3)
     parser.set_defaults(run=run, name="servers")
@@ -75,7 +81,7 @@ def server_at(text: str) -> Server:
 
     name, _, url = text.partition("=")
     if not url.startswith(("http://", "https://")):
-        raise UserError(f"--servers takes NAME=URL, such as vllm=http://127.0.0.1:8000, got {text!r}.")
+        raise UserError(f"--servers needs NAME=URL, for example vllm=http://127.0.0.1:8000, got {text!r}.")
     url = url.rstrip("/").removesuffix("/v1") + "/v1"
     try:
         (model, *_) = OpenAI(base_url=url, api_key="none", timeout=TIMEOUT).models.list().data
@@ -171,7 +177,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         import openai
     except ModuleNotFoundError as error:
-        raise UserError(f"servers are asked by {error.name}; pip install -e '.[benchmark]'.") from None
+        raise UserError(f"this command needs {error.name}; run pip install -e '.[benchmark]'.") from None
     rows = check_questions(read_jsonl(args.question_file), args.question_file)[: args.limit]
     images = [data_url(args.image_folder / row["image"]) for row in rows]
     expected = expected_texts(args.answers_file, rows) if args.answers_file else None
@@ -197,7 +203,7 @@ def run(args: argparse.Namespace) -> None:
         )
         content.append({"server": server.name, "scale_factor": factor, "rounds": rounds, "equal": equal})
     columns = ["server", "s", "answers/s", "tokens/s", "first token, ms", "95% of them within, ms", "equal"]
-    about = provenance("cpu", "servers with dtypes of their own")
+    about = provenance("cpu", "dtypes chosen by the servers")
     text = f"{headline(about)}\n\n{table(columns, cells)}"
     publish(args, args.name, {"about": about, "results": content}, text)
 

@@ -227,19 +227,19 @@ def headline(about: dict) -> str:
 
 # In the form that add_declared takes
 FLAGS: dict[str, dict] = {
-    "repeats": {"type": int, "default": 5, "help": "timed rounds, after one of warm-up"},
-    "device": {"help": "cuda or cpu; default: cuda where there is one"},
+    "repeats": {"type": int, "default": 5, "help": "timed rounds, after one round of warm-up"},
+    "device": {"help": "cuda or cpu; default: cuda if there is a GPU"},
     "dtype": {
         "choices": ("float32", "bfloat16", "float16"),
-        "help": "by default float32, of large shapes bfloat16",
+        "help": "default: float32, or bfloat16 for large shapes",
     },
     "processor_time": {
         "action": "store_true",
-        "help": "off a GPU: count what processors worked, over all threads; for a machine shared with others",
+        "help": "on a CPU: measure processor time over all threads, for machines that run other programs too",
     },
     "output_dir": {"type": Path, "default": Path("playground/benchmark")},
-    "name": {"help": "of the files there; default: by what is measured"},
-    "docs": {"type": Path, "help": "a page that has a place for this table; it is put there"},
+    "name": {"help": "name of the files in --output_dir; default: depends on what is measured"},
+    "docs": {"type": Path, "help": "page with a place for this table, into which it is written"},
 }
 
 
@@ -285,10 +285,12 @@ def check_place(page: Path | None, name: str) -> None:
 
 def _place(page: Path, name: str) -> tuple[str, str, str, str]:
     if not page.is_file():
-        raise UserError(f"--docs {page} is no file.")
+        raise UserError(f"--docs {page} is not a file.")
     content = page.read_text()
     start, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
     if start not in content or end not in content:
-        raise UserError(f"--docs {page} has no lines {start.strip()} and {end}; add them where {name} goes.")
+        raise UserError(
+            f"--docs {page} has no lines {start.strip()} and {end}; add them at the place of the table."
+        )
     before, rest = content.split(start, 1)
     return before, start, end, rest.split(end, 1)[1]

@@ -136,7 +136,7 @@ class SupervisedDataset(Dataset):
             sample = self.read((index + step) % len(self))
             if sample is not None:
                 return sample
-        raise BadRecord(f"No good record is left in {self._files}; the first: {self._problem(index)}")
+        raise BadRecord(f"All records of {self._files} are bad. One of them: {self._problem(index)}")
 
     def read(self, index: int) -> dict | None:
         """Return the sample of exactly this record; None if it is bad and to be skipped."""
@@ -177,7 +177,9 @@ class SupervisedDataset(Dataset):
             self._load(index)
         except BadRecord as error:
             return str(error)
-        return f"{self._record(index)[1]}: could not be read when it was needed, but now can; run again."
+        return (
+            f"{self._record(index)[1]}: could not be read when it was needed, but can be read now; run again."
+        )
 
     def encode(self, index: int) -> tuple[EncodedRecord, ImageSource]:
         """Return a record's encoded text and the function that finds its image files. Raises BadRecord."""

@@ -22,9 +22,9 @@ KINDS_EXPECTED = (
 )
 YAML = (
     "a YAML file",
-    "name the JSON files that it lists after --data_path, and their shares after --data_weights",
+    "give the JSON files in it to --data_path, and their weights to --data_weights",
 )
-CSV = ("a table", "make records of its rows, as docs/finetune_custom_data.md shows")
+CSV = ("a table", "turn its rows into records, as docs/finetune_custom_data.md shows")
 YAML_LINE = re.compile(r"(#|---|- \S|[\w.-]+:(\s|$))")
 
 
@@ -89,11 +89,11 @@ def _other_kind(head: bytes, suffix: str) -> tuple[str, str] | None:
     if suffix in (".jsonl", ".ndjson") or not text:  # in JSONL a broken line is only one bad record
         return None
     if line == "{":
-        return "one JSON object over several lines", "make it a list of records, or one record a line"
+        return "one JSON object over several lines", "make it a list of records, or write one record per line"
     if text[0] in "[{":
         return None
     if suffix in (".yaml", ".yml") or YAML_LINE.match(line):
         return YAML
     if suffix in (".csv", ".tsv") or "," in line or "\t" in line:
         return CSV
-    return SUFFIXES.get(suffix) or (f"no JSON: it starts with {shown(line)}", "make it JSON or JSONL")
+    return SUFFIXES.get(suffix) or (f"not JSON: it starts with {shown(line)}", "make it JSON or JSONL")

@@ -63,7 +63,7 @@ def image_values(row: dict) -> list:
     (first, found), *others = lists.items() if lists else [("", [])]
     for other, values in others:
         if values != found:
-            raise BadRecord(f"'{first}' and {shown(other)} name different pictures; keep one of them.")
+            raise BadRecord(f"'{first}' and {shown(other)} name different pictures; keep one of the two.")
     return found
 
 
@@ -97,11 +97,11 @@ def _is_llavas(row: dict) -> bool:
 def _converted(row: dict) -> dict:
     given = [key for key in TURNS if row.get(key) and (key != "texts" or _is_texts(row[key]))]
     if len(given) > 1:
-        raise BadRecord(f"'{given[0]}' and '{given[1]}' are two conversations; keep one of them.")
+        raise BadRecord(f"'{given[0]}' and '{given[1]}' are two conversations; keep one of the two.")
     for key in UNREAD_BESIDE.get("".join(given), ()):
         if row.get(key):
             raise BadRecord(
-                f"'{key}' is not read: models here take no tools and mark no objects; leave it out."
+                f"'{key}' is not read: the models here do not use tools or mark objects; leave it out."
             )
     record = {key: value for key, value in row.items() if key not in (*given, *IMAGES)}
     images = [_image(value, number) for number, value in enumerate(image_values(row))]
@@ -150,7 +150,9 @@ def _image(value: Any, number: int) -> Any:
     if _is_content(file):
         return Picture.numbered(number)
     if isinstance(file, str) and file.startswith(("http://", "https://", "data:")):
-        raise BadRecord(f"picture {number} is at the address {shown(file)}; fetch it, and name its file.")
+        raise BadRecord(
+            f"picture {number} is a web address, {shown(file)}; fetch it, and give the file's name."
+        )
     return file if isinstance(file, str) and not value.get("bytes") else value
 
 
@@ -205,20 +207,18 @@ def _part(part: Any, number: int, marks: Counter) -> str:
     if kind == "text" and isinstance(part.get("text"), str):
         if DEFAULT_IMAGE_TOKEN in part["text"]:
             raise BadRecord(
-                f"turn {number}: the words of a part contain {DEFAULT_IMAGE_TOKEN}; make it a part of its "
-                "own, {'type': 'image'}, or the content one string."
+                f"turn {number}: the text of a part contains {DEFAULT_IMAGE_TOKEN}; replace it by a part "
+                "{'type': 'image'}, or make the whole content one string."
             )
         return part["text"]
     if _is_picture(part):
         if part.get("index") not in (None, marks["image"]):
             raise BadRecord(
-                f"turn {number}: picture {part['index']} comes ahead of its turn; put them in order."
+                f"turn {number}: picture {part['index']} is out of order; number pictures in their order."
             )
         marks["image"] += 1
         return DEFAULT_IMAGE_TOKEN
-    raise BadRecord(
-        f"turn {number}: {shown(part)} is not read, for models here take pictures and text alone."
-    )
+    raise BadRecord(f"turn {number}: {shown(part)} is not read: the models here take only pictures and text.")
 
 
 def _is_picture(part: Any) -> bool:

@@ -44,7 +44,7 @@ class JsonReader(Reader):
                 start = file.read(1)
             if not start:
                 raise UserError(
-                    f"{self.path} is empty; it needs a JSON list of records, or one record a line."
+                    f"{self.path} is empty; it needs a JSON list of records, or one record per line."
                 )
             file.seek(0)
             yield from (_JsonList if start == "[" else _JsonLines)(file, self.path, first)
@@ -106,7 +106,7 @@ class _JsonList:
         assert self._next() == "["
         self._take(1)
         if self._next() == "]":
-            raise UserError(f"{self.path} holds an empty list; it needs at least one record.")
+            raise UserError(f"{self.path} contains an empty list; it needs at least one record.")
         while True:
             yield self._value()
             mark = self._next()

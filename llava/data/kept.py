@@ -112,7 +112,7 @@ class ArrayCache:
         path = self._writable / name
 
         def wait(holder: str) -> None:
-            logger.info("waiting for %s, which %s makes", what, holder)
+            logger.info("waiting for %s, made by %s", what, holder)
 
         lock = FileLock(path.with_suffix(".lock"), wait)
         try:
@@ -136,8 +136,8 @@ class ArrayCache:
             folder = temporary_folder()
             if is_first_process():
                 logger.warning(
-                    "%s cannot be written to (%s): what is computed of the data is kept in %s. Choose a "
-                    "folder with --index_folder.",
+                    "%s cannot be written to (%s), so the index of the data is kept in %s for this run only. "
+                    "Choose a folder with --index_folder.",
                     *(self.folder, error, folder),
                 )
             return folder

@@ -36,8 +36,8 @@ class Mixture:
         self.counts = [round(size * weight) for size, weight in zip(self.sizes, self.weights, strict=True)]
         if not sum(self.counts):
             raise UserError(
-                f"--data_weights {self.weights} of files with {list(self.sizes)} records or shards leave "
-                "none; raise them."
+                f"--data_weights {self.weights} for files with {list(self.sizes)} records or shards make an "
+                "empty epoch; raise them."
             )
 
     def __len__(self) -> int:

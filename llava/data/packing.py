@@ -115,7 +115,7 @@ class PackedDataset(Dataset):
         capacity = dataset.builder.model_max_length
         packs = list(pack(zip(indices.tolist(), lengths[indices].tolist(), strict=True), capacity))
         if not packs:
-            raise BadRecord("No good record is left to pack: each is listed above.")
+            raise BadRecord("There is no good record to pack: the bad ones are listed above.")
         # two tensors, since a list of objects would be copied into each worker as it is read
         self._records = torch.tensor([record for members in packs for record in members])
         self._ends = torch.tensor(list(accumulate(map(len, packs))))
@@ -144,7 +144,7 @@ class PackedDataset(Dataset):
             good = [sample for sample in samples if sample is not None]
             if good:
                 return good
-        raise BadRecord("No good record is left to pack: each is listed above.")
+        raise BadRecord("There is no good record to pack: the bad ones are listed above.")
 
     @property
     def bad_records(self) -> list[str]:

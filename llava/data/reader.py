@@ -77,7 +77,7 @@ class Reader(ABC):
             raise self._changed(file)
 
     def _changed(self, file: int) -> UserError:
-        return UserError(f"{self.files[file]} was changed while it was in use; start again.")
+        return UserError(f"{self.files[file]} was changed while it was in use; start the command again.")
 
 
 def _state(file: Path, stat: os.stat_result) -> tuple[str, int, int]:

@@ -124,7 +124,9 @@ def validate_record(record: object, where: str) -> None:
         if not _is_good_turn(turn, SPEAKERS[index % 2]):
             _refuse_turn(turn, index + len(turns) - len(spoken), SPEAKERS[index % 2], refuse)
     if len(spoken) % 2:
-        refuse(f"the last of {len(spoken)} turns is the human's; add the gpt's answer, or remove the turn.")
+        refuse(
+            f"the last of {len(spoken)} turns is from 'human'; add an answer from 'gpt', or remove the turn."
+        )
     said = "\n".join([turn["value"] for turn in turns])
     if not f"{record.get('id')}{system}{''.join(image_files(record))}{said}".isascii():
         _validate_characters(record, system, refuse)
@@ -145,7 +147,7 @@ def _validate_keys(record: dict, refuse: Refuse) -> None:
     for key, value in record.items():
         meaning = _meaning(key) if value else None
         if meaning == UNSEEN_KIND:
-            refuse(f"'{key}' is not read, for models here take pictures and text alone; remove the record.")
+            refuse(f"'{key}' is not read: the models here take only pictures and text; remove the record.")
         if meaning is not None and not record.get(meaning):
             refuse(f"'{key}' is not read; name it '{meaning}'.")
 
@@ -169,15 +171,15 @@ def _validate_system(record: dict, refuse: Refuse) -> str:
     """Check the system text, from the "system" key or the first turn, and return it; "" for none."""
     turns, text = record["conversations"], record.get(SYSTEM)
     if text is not None and not isinstance(text, str):
-        refuse(f"'system' is {shown(text)}; make it words, or leave it out.")
+        refuse(f"'system' is {shown(text)}; make it a text, or leave it out.")
     if _is_system_turn(turns[0]):
         said = turns[0].get("value")
         if not isinstance(said, str):
-            refuse(f"turn 0 (system) has the value {shown(said)}; give it words, or remove the turn.")
+            refuse(f"turn 0 (system) has the value {shown(said)}; give it a text, or remove the turn.")
         if len(turns) == 1:
-            refuse("turn 0 is from 'system' and nobody follows; add a question and an answer.")
+            refuse("turn 0 is from 'system' and no turn follows; add a question and an answer.")
         if text and text != said:
-            refuse("'system' and the first turn are two system texts; keep one of them.")
+            refuse("'system' and the first turn are two system texts; keep one of the two.")
         text = said
     if text and DEFAULT_IMAGE_TOKEN in text:
         refuse(f"the system text contains {DEFAULT_IMAGE_TOKEN}; images belong in human turns.")
@@ -196,10 +198,10 @@ def _is_good_turn(turn: object, expected: str) -> bool:
 def _refuse_turn(turn: object, index: int, expected: str, refuse: Refuse) -> NoReturn:
     if not isinstance(turn, dict) or turn.get("from") != expected:
         speaker = turn.get("from") if isinstance(turn, dict) else turn
-        refuse(f"turn {index} is from {shown(speaker)}, expected {expected!r}; turns alternate human, gpt.")
+        refuse(f"turn {index} is from {shown(speaker)}, expected {expected!r}; 'human' and 'gpt' alternate.")
     words = turn.get("value")
     if not isinstance(words, str) or not words.strip():
-        problem = f"has the value {shown(words)}; give it words, or remove the record."
+        problem = f"has the value {shown(words)}; give it a text, or remove the record."
         refuse(f"turn {index} ({expected}) {problem}")
     refuse(f"turn {index}, an answer, contains {DEFAULT_IMAGE_TOKEN}; images belong in human turns.")
 
@@ -213,7 +215,7 @@ def _validate_characters(record: dict, system: str, refuse: Refuse) -> None:
             half = re.search("[\ud800-\udfff]", text)
             assert half is not None
             refuse(
-                f"{name} holds U+{ord(half[0]):04X}, a lone surrogate, which is half a character; "
+                f"{name} contains U+{ord(half[0]):04X}, a lone surrogate, which is half a character; "
                 "write the whole character, or remove the record."
             )
 

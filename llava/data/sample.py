@@ -45,7 +45,9 @@ def check_image_files(record: dict, where: str, image_folder: str | Path | None)
     """
     files = outside_files(record)
     if files and image_folder is None:
-        raise BadRecord(f"{where}: it has an image but no folder was given; set --image_folder.")
+        raise BadRecord(
+            f"{where}: it has an image, but --image_folder is missing; give the folder of the images."
+        )
     for file in files:
         path = Path(image_folder) / file  # type: ignore[arg-type]
         if not os.path.isfile(path):  # Path.is_file() raises for names that are too long
@@ -126,7 +128,7 @@ class SampleBuilder:
         self.is_tiled = get_aspect_ratio(self.image_config) in TILED
         if self.jpeg_draft and self.is_tiled:
             raise UserError(
-                f"--jpeg_draft True: {' and '.join(TILED)} cut tiles of the whole picture; leave it out."
+                f"--jpeg_draft True: {' and '.join(TILED)} need the whole picture for tiles; leave it out."
             )
         self.shortest_side = DRAFT_MARGIN * input_side(self.image_processor) if self.jpeg_draft else None
 
@@ -158,7 +160,7 @@ class SampleBuilder:
             length = ends[num_kept - 1]
         if all(label == IGNORE_INDEX for label in labels[:num_kept]):
             raise BadRecord(
-                f"{where}: no word of an answer is within the first {self.model_max_length} tokens; "
+                f"{where}: the first {self.model_max_length} tokens contain no word of an answer; "
                 "raise --model_max_length, or shorten the record."
             )
         kept = ids[:num_kept]

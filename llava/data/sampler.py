@@ -69,7 +69,9 @@ class ModalityLengthGroupedSampler(MixtureSampler):
             )
         self.lengths = torch.as_tensor(lengths, dtype=torch.long)
         if (self.lengths == 0).any():
-            raise UserError("lengths must not be 0: their sign tells images (+) from text only (-).")
+            raise UserError(
+                "lengths must not be 0: the sign is + for a sample with images, and - for one without."
+            )
         assert len(lengths) == sum(mixture.sizes)
         self.world_size = world_size
         self.megabatch_size = batch_size * world_size

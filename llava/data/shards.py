@@ -43,7 +43,7 @@ def expand_shards(path: str) -> list[str]:
     except ImportError as error:
         raise UserError(
             f"--data_path {path}: webdataset, which reads shards, is not installed; "
-            "pip install -e '.[train]'."
+            "run pip install -e '.[train]'."
         ) from error
     shards = expand_urls(str(path))
     missing = [shard for shard in shards if ":" not in shard and not Path(shard).is_file()]
@@ -75,7 +75,7 @@ class ShardSample:
             record = {"conversations": self._caption()}
         if record is None:
             raise BadRecord(
-                f"{self.name}: it has neither {self.key}.json nor {self.key}.txt; its members: "
+                f"{self.name}: it has neither {self.key}.json nor {self.key}.txt; its members are "
                 f"{', '.join(self.members)}."
             )
         if not isinstance(record, dict):
@@ -83,8 +83,8 @@ class ShardSample:
         unseen = [member for member in self.members if UNSEEN_SUFFIX.fullmatch(member)]
         if unseen:
             raise BadRecord(
-                f"{self.name}: {self.key}.{unseen[0]} is not read, for models here take pictures and text "
-                "alone; leave the sample out."
+                f"{self.name}: {self.key}.{unseen[0]} is not read: the models here take only pictures and "
+                "text; leave the sample out."
             )
         record = {key: value for key, value in record.items() if key not in IMAGES}
         return as_record({"id": self.key, **record, "image": self._images()})
@@ -171,14 +171,14 @@ class _WatchedStream:
         kind = kind_of(self.head)
         if kind is not None and kind != TAR:
             raise BadRecord(
-                f"{self.name} is {kind[0]}, but a shard is a tar archive as it is: {kind[1]}, or leave it "
-                "out of --data_path."
+                f"{self.name} is {kind[0]}, but a shard must be an uncompressed tar archive: {kind[1]}, or "
+                "leave it out of --data_path."
             )
 
     def check_end(self) -> None:
         while rest := self.read(1 << 20):
             if rest.strip(b"\0"):
-                raise tarfile.ReadError("a member's header is broken")
+                raise tarfile.ReadError("the header of a member is damaged")
         if len(self.tail) < END_OF_TAR or self.tail.strip(b"\0"):
             raise tarfile.ReadError("its end is missing")
 
@@ -188,8 +188,8 @@ def expand_all(paths: Sequence[str]) -> list[list[str]]:
     plain = [path for path in paths if not is_shards(path)]
     if plain:
         raise UserError(
-            f"--data_path mixes tar shards with {plain[0]}: shards are streamed, other files are read at the "
-            "start; give one kind."
+            f"--data_path mixes tar shards with {plain[0]}: shards are streamed, but other files are read at "
+            "the start; give only one kind."
         )
     return [expand_shards(path) for path in paths]
 

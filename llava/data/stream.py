@@ -78,8 +78,8 @@ class ShardDataset(IterableDataset):
         self._num_bad = torch.zeros(self.num_readers, dtype=torch.long).share_memory_()
         if len(self.mixture) < world_size * self.num_readers:
             raise UserError(
-                f"{len(self.mixture)} shard(s) an epoch cannot be split over {world_size} process(es) of "
-                f"{self.num_readers} reader(s) each; write more and smaller shards, or lower "
+                f"{len(self.mixture)} shard(s) per epoch cannot be divided among {world_size} process(es) "
+                f"with {self.num_readers} reader(s) each; write more and smaller shards, or lower "
                 "--dataloader_num_workers."
             )
 
@@ -118,7 +118,7 @@ class ShardDataset(IterableDataset):
     def _check_progress(self, num_bad_epochs: int) -> None:
         """Raise BadRecord for more bad epochs than readers: a reader has then read about every shard."""
         if num_bad_epochs > self.world_size * self.num_readers:
-            raise BadRecord(f"{num_bad_epochs} epochs went by without a good record; each is named above.")
+            raise BadRecord(f"{num_bad_epochs} epochs had no good record; the bad ones are named above.")
 
     def _candidates(
         self, reader: int

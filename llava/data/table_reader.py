@@ -51,7 +51,7 @@ class TableReader(Reader):
                     is_empty = False
                     yield row
         if is_empty:
-            raise UserError(f"{self.path} holds no rows; it needs at least one record.")
+            raise UserError(f"{self.path} has no rows; it needs at least one record.")
 
     def _rows_of_group(self, number: int, group: int) -> Iterator[tuple[Any, Place]]:
         with self._named(number):
@@ -114,7 +114,9 @@ class TableReader(Reader):
         kind = table_kind(head)
         if kind is None:
             found = kind_of(head) or ("neither a parquet nor an Arrow file", "fetch it again")
-            raise UserError(f"{file} is {found[0]}, among files of records: {found[1]}, or leave it out.")
+            raise UserError(
+                f"{file} is {found[0]}, but a file of records is expected: {found[1]}, or leave it out."
+            )
         return (_Parquet if kind == PARQUET else _Arrow)(file)
 
     @contextmanager

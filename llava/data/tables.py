@@ -31,7 +31,7 @@ FILE_SUFFIXES = (
     PARQUET,
     ARROW,
 )
-INSTALL = "pip install -e '.[train]'"
+INSTALL = "run pip install -e '.[train]'"
 
 
 def table_kind(head: bytes) -> str | None:
@@ -55,7 +55,7 @@ def folder_files(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if (folder / SPLITS).is_file():
         splits = sorted(path.parent.name for path in folder.glob(f"*/{STATE}"))
-        raise UserError(f"{folder} holds several splits: name the folder of one, {_choices(folder, splits)}.")
+        raise UserError(f"{folder} has several splits; give the folder of one, {_choices(folder, splits)}.")
     if (folder / STATE).is_file():
         return _saved_files(folder)
     data = folder / "data"  # where a data set of the hub has its files
@@ -63,9 +63,11 @@ def folder_files(folder: str | Path) -> list[Path]:
     if not found:
         below = sorted({path.parent.relative_to(folder).as_posix() for path in folder.glob(f"*/*{PARQUET}")})
         if below:
-            raise UserError(f"{folder} holds folders of parquet files: name one, {_choices(folder, below)}.")
+            raise UserError(
+                f"{folder} has folders of parquet files; give one of them, {_choices(folder, below)}."
+            )
         raise UserError(
-            f"{folder} is a folder without parquet or Arrow files; name the JSON files in it, or check "
+            f"{folder} is a folder without parquet or Arrow files; give the JSON files in it, or check "
             "--data_path."
         )
     sets: dict[str, list[Path]] = {}
@@ -75,8 +77,8 @@ def folder_files(folder: str | Path) -> list[Path]:
     of_train = [files for name, files in sets.items() if Path(name).stem == TRAIN]
     if len(sets) > 1 and len(of_train) != 1:
         raise UserError(
-            f"{folder} holds several sets of files, {', '.join(sorted(sets))}, and it is not certain which "
-            "are meant; name the files of one, or a folder that holds them alone."
+            f"{folder} has several sets of files, {', '.join(sorted(sets))}; give the files of one set, or a "
+            "folder that contains only these."
         )
     return of_train[0] if len(sets) > 1 else found
 
@@ -114,7 +116,7 @@ def hub_files(path: str) -> list[Path]:
         from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise UserError(
-            f"--data_path {path}: there is no such file here, and the hub is read with datasets, which "
+            f"--data_path {path}: there is no such file, and the package datasets, which reads from the hub, "
             f"is not installed; {INSTALL}."
         ) from error
     match = HUB_NAME.fullmatch(path)
@@ -124,7 +126,7 @@ def hub_files(path: str) -> list[Path]:
     except (DatasetsError, OSError, ValueError, LookupError) as error:
         problem = (str(error).strip() or repr(error)).splitlines()[0]
         raise UserError(
-            f"--data_path {path}: there is no such file here, and of the hub it cannot be read ({problem}); "
-            "give a path, or OWNER/NAME:CONFIG:SPLIT of a data set."
+            f"--data_path {path}: there is no such file, and it cannot be read from the hub ({problem}); "
+            "give a path, or OWNER/NAME:CONFIG:SPLIT for a data set of the hub."
         ) from error
     return [Path(file["filename"]) for file in data.cache_files]

@@ -27,7 +27,7 @@ def check_template(record: dict, template: str) -> None:
     num_turns, num_images = len(turns_of(record)), len(image_files(record))
     if (num_turns, num_images) != (2, 1):
         raise UserError(
-            f"the template {template!r} takes one image and one answer, its caption, got {num_images} "
+            f"the template {template!r} takes one image and one answer, the caption, got {num_images} "
             f"image(s) and {num_turns} turns; choose a chat template with --version, or remove the record."
         )
 
@@ -85,8 +85,8 @@ def build_targets(conversation: Conversation, tokenizer) -> tuple[list[int], lis
     ids, spans = encode_prompt(prompt, tokenizer)
     if spans is None:
         raise UserError(
-            f"Labels need to know where each token stands in the text, which {type(tokenizer).__name__}, "
-            "a slow tokenizer, cannot tell; load a fast one with llava.model.tokenizer.load_tokenizer."
+            f"Labels need each token's position in the text, but {type(tokenizer).__name__}, a slow "
+            "tokenizer, does not give it; load a fast one with llava.model.tokenizer.load_tokenizer."
         )
     starts = [start for start, _ in spans]
     crossed = [answer for answer, _ in targets if _crosses(answer, starts, spans)]

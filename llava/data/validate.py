@@ -83,8 +83,10 @@ def _records(file: str, image_folder: str | None) -> Iterator[tuple[Callable[[],
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m llava.data.validate", description=__doc__)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="what --data_path takes")
-    parser.add_argument("--image_folder", help="folder that the records' image paths start from")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="a file or folder of records, as for --data_path in training"
+    )
+    parser.add_argument("--image_folder", help="folder to which the records' image paths are relative")
     parser.add_argument("--version", default="v1", help="conversation template")
     parser.add_argument("--check_images", action="store_true", help="read each image completely")
     args = parser.parse_args(argv)

@@ -38,9 +38,15 @@ class AnswerCommand:
         parser = Parser(prog=f"python -m {self.module}", description=self.description)
         add = parser.add_argument
         add("--question-file", required=True, help=self.questions)
-        add("--answers-file", required=True, help="JSON lines, continued if it exists")
-        add("--num-chunks", type=int, default=1, help="parts the questions are split into, one a process")
-        add("--chunk-idx", type=int, default=0, help="which part this process answers, from 0")
+        add(
+            "--answers-file",
+            required=True,
+            help="JSON lines file to write; if it exists, the run continues it",
+        )
+        add(
+            "--num-chunks", type=int, default=1, help="number of parts of the questions, one for each process"
+        )
+        add("--chunk-idx", type=int, default=0, help="the part that this process answers, counted from 0")
         self.own_flags(parser)
         shared = ("--image-folder", "--max_new_tokens", *FLAGS)
         add_flags(parser, *shared, max_new_tokens=self.max_new_tokens)
@@ -77,5 +83,7 @@ def print_skipped(answered: Answered) -> None:
 
 def add_single_pred_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--single-pred-prompt", action="store_true", help="ask for the option's letter, as LLaVA-1.5 does"
+        "--single-pred-prompt",
+        action="store_true",
+        help="add LLaVA-1.5's request for the option's letter to each question",
     )

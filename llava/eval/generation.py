@@ -96,7 +96,7 @@ class PromptMaker:
         """Return {(question text, number of images): prompt text}, or {} if that prompt is known already."""
         key = question["text"], len(images_of(question))
         if key[1] and self.model.get_vision_tower() is None:
-            raise UserError("it has an image, but the model is text-only; pass a multimodal --model-path")
+            raise UserError("it has an image, but the model is text-only; give a multimodal --model-path")
         if key in known or key in self._input_ids:
             return {}
         wrap = getattr(self.model.config, "mm_use_im_start_end", False)
@@ -248,7 +248,7 @@ def _memory_advice(batch: list[Prompt]) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError(
-            f"{len(batch)} questions of up to {batch[0].length} tokens do not fit into the device's memory; "
+            f"{len(batch)} questions of up to {batch[0].length} tokens need more memory than the device has; "
             "lower --token_budget or --batch_size."
         ) from error
 

@@ -17,7 +17,7 @@ from llava.textfile import open_bytes
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows editors put it before UTF-8 text
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # the start of a surrogate's escape in JSON
 FLOAT_LIMIT = 10**308  # whole numbers below it fit into a float
-ANEW = "fetch or make the file anew"
+ANEW = "fetch or make the file again"
 
 PLAIN = {str, int, dict, list}  # types whose values need no further check
 ID = (str, float)  # the form of a question's id
@@ -58,7 +58,7 @@ class Line(NamedTuple):
             command = f"head -n {before} {file} > {good} && mv {good} {file}"
             remedies.append(f"keep the {before} line(s) before this one: {command}")
         if before and not self.is_last:
-            remedies.append(f"remove this line alone: sed -i {self.number}d {file}")
+            remedies.append(f"remove only this line: sed -i {self.number}d {file}")
         remedies.append(self.otherwise)
         where = f"{self.path}, line {self.number}"
         place = f"byte {self.start + byte} of the file"
@@ -73,7 +73,7 @@ class Line(NamedTuple):
             UserError: if the line is damaged, is not a JSON object, or does not have the form.
         """
         if b"\0" in self.content:
-            raise self.error("holds NUL bytes, as a power cut leaves them", self.content.index(b"\0"))
+            raise self.error("contains NUL bytes, for example after a power cut", self.content.index(b"\0"))
         try:
             text = self.content.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -82,9 +82,9 @@ class Line(NamedTuple):
             row = parse(text)
         except json.JSONDecodeError as error:
             byte = len(text[: error.pos].encode())
-            raise self.error(f"not JSON ({error.msg}); one object a line is expected", byte) from None
+            raise self.error(f"not JSON ({error.msg}); one object per line is expected", byte) from None
         except (ValueError, RecursionError) as error:  # a number too long, or brackets nested too deeply
-            raise self.error(f"not JSON that can be read ({error})") from None
+            raise self.error(f"JSON that cannot be read ({error})") from None
         if not isinstance(row, dict):
             raise self.error(f"expected a JSON object, got {type(row).__name__}")
         if form and (problem := misfit(row, form)):
@@ -152,11 +152,11 @@ class GrowingFile:
     def _check_cut_off(self, line: Line) -> None:
         begun = line.content.rstrip(b"\0")
         if not begun.startswith(self.row_start[: len(begun)]):
-            raise line.error(f"this does not look like {self.kind}'s")
+            raise line.error(f"this is not a line of {self.kind}")
         if len(begun) < len(line.content):
             self.note = (
-                f"{self.path}: {len(line.content)} bytes behind its last whole line are cut off; they end in "
-                f"{len(line.content) - len(begun)} NUL bytes, as a power cut leaves them"
+                f"{self.path}: {len(line.content)} bytes after the last complete line are removed; they end "
+                f"in {len(line.content) - len(begun)} NUL bytes, for example after a power cut"
             )
 
     def cut(self) -> None:
@@ -220,7 +220,7 @@ def _misfit_of_object(value: object, form: dict, name: str) -> str:
             continue
         if key not in value:
             has = ", ".join(f'"{other}"' for other in list(value)[:10]) or "nothing"
-            return f'{name} needs "{key}", has {has}'.strip()
+            return f'{name} needs "{key}", but has {has}'.strip()
         if misfit(item, inner):
             return misfit(item, inner, f'{name} "{key}"'.strip())
     return ""

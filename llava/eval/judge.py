@@ -39,8 +39,8 @@ class Judge:
             self.headers["Authorization"] = f"Bearer {key}"
         self.memory = memory
         self.pause = pause
-        otherwise = "delete it, and the judge is asked everything again"
-        kept = GrowingFile(memory, "a judge's replies", ROW_START, otherwise)
+        otherwise = "delete the file, and the judge is asked everything again"
+        kept = GrowingFile(memory, "a file of a judge's replies", ROW_START, otherwise)
         self.replies = {row["key"]: row["reply"] for _, row in kept.rows(ROW)}
         kept.cut()  # removes what a kill or a power cut left after the last complete line
         if kept.note and is_first_process():
@@ -70,7 +70,7 @@ class Judge:
                     reply = json.load(response)["choices"][0]["message"]["content"]
                 if isinstance(reply, str):
                     return without_surrogates(reply)
-                problem = f"its content is {reply!r}, expected words"
+                problem = f"its content is {reply!r}, expected a text"
             except urllib.error.HTTPError as error:
                 problem = f"{error} {error.read(500).decode(errors='replace')}"
                 if error.code != 429 and error.code < 500:  # asking again would not help

@@ -22,8 +22,8 @@ from llava.eval.quickstart_template import HTML, MARKDOWN
 from llava.eval.report import spaced
 from llava.wholefile import write_text
 
-STAGES = {"stage1": "Stage 1: projector alone", "stage2": "Stage 2: projector and language model"}
-ANSWERERS = {"model": "VisualPrism", "question_only": "question alone", "majority": "most frequent answer"}
+STAGES = {"stage1": "Stage 1: only the projector", "stage2": "Stage 2: projector and language model"}
+ANSWERERS = {"model": "VisualPrism", "question_only": "question only", "majority": "most frequent answer"}
 COLUMNS = ("overall", "color", "shape")
 NUM_SAMPLES = 8
 
@@ -55,7 +55,7 @@ def read(path: Path, parse: Callable[[str], Any] = json.loads):
     try:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run scripts/quickstart.sh to its end first.") from None
+        raise UserError(f"{path} does not exist; first run scripts/quickstart.sh to its end.") from None
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path} is not JSON ({error}); remove it and run scripts/quickstart.sh again."
@@ -242,7 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--image_folder",
         type=Path,
         default=Path("playground/packages/easy_vqa/easy_vqa/data"),
-        help="what the questions' image paths are relative to",
+        help="folder to which the questions' image paths are relative",
     )
     options = parser.parse_args(arguments)
     try:

@@ -8,9 +8,9 @@ MARKDOWN = """\
 
 easy-VQA, test split, {{ "{:,}".format(total) }} open questions, exact match: {{ accuracy | round(1) }}%
 (95% interval {{ interval[0] | round(1) }} to {{ interval[1] | round(1) }}), \
-{{ "%+.1f" | format(lead) }} points over answering from the question alone. \
-{{ tokens.patches }} patches became {{ tokens.tokens }} visual tokens. \
-{{ seconds | clock }} in all, peak memory {{ peak_mib | memory }}.
+{{ "%+.1f" | format(lead) }} points more than an answer from the question only. \
+The projector turned {{ tokens.patches }} patches into {{ tokens.tokens }} visual tokens. \
+All steps took {{ seconds | clock }}, with a peak memory of {{ peak_mib | memory }}.
 
 ## Accuracy
 
@@ -22,8 +22,8 @@ easy-VQA, test split, {{ "{:,}".format(total) }} open questions, exact match: {{
 
 {% endfor %}
 
-In brackets the 95% interval. The two baselines see no image: one gives each question's most frequent training
-answer, the other always the most frequent one.
+The brackets contain the 95% interval. The two baselines do not use the image. The first gives each question's
+most frequent training answer. The second always gives the most frequent answer of all.
 
 ## Loss
 
@@ -36,7 +36,7 @@ answer, the other always the most frequent one.
 | {{ tokens.image_size }} px | {{ tokens.grid }}x{{ tokens.grid }} | {{ tokens.patches }} \
 | {{ tokens.scale_factor }} | {{ tokens.tokens }} | {{ tokens.projector }} |
 
-## Where the answer's words looked
+## Where the words of an answer attend
 
 {% for path in heatmaps %}
 ![{{ path.parent.name }}]({{ path | relative }})
@@ -44,7 +44,7 @@ answer, the other always the most frequent one.
 {% endfor %}
 ## Samples
 
-Evenly spaced over the test questions, right or wrong.
+These questions are evenly spaced over the test split, whether the answer is right or wrong.
 
 | question | answer | expected |
 | --- | --- | --- |
@@ -77,17 +77,17 @@ HTML = """\
 {% block title %}VisualPrism quick start{% endblock %}
 {% block content %}
 <h1>VisualPrism quick start</h1>
-<p>A DINOv2 tower, a VisualPrism projector and SmolLM2-135M, trained in two stages on easy-VQA and asked the
-open questions of its test split.</p>
+<p>This model has a DINOv2 tower, a VisualPrism projector and SmolLM2-135M. It was trained in two stages on
+easy-VQA, and then it answered the open questions of the test split.</p>
 <div class="facts">
 <div class="fact first"><b>{{ accuracy | round(1) }}%</b>
 <span>of {{ "{:,}".format(total) }} open questions right,
 95% interval {{ interval[0] | round(1) }} to {{ interval[1] | round(1) }}</span></div>
 <div class="fact"><b>{{ "%+.1f" | format(lead) }}</b>
-<span>points over answering from the question alone</span></div>
+<span>points more than an answer from the question only</span></div>
 <div class="fact"><b>{{ tokens.patches }} → {{ tokens.tokens }}</b><span>patches to visual tokens,
 scale factor {{ tokens.scale_factor }}</span></div>
-<div class="fact"><b>{{ seconds | clock }}</b><span>in all, peak memory
+<div class="fact"><b>{{ seconds | clock }}</b><span>for all steps, peak memory
 {{ peak_mib | memory }}</span></div>
 </div>
 
@@ -104,8 +104,9 @@ scale factor {{ tokens.scale_factor }}</span></div>
 {% endfor %}</tr>
 {% endfor %}
 </table>
-<p class="note">Exact match; below each bar the 95% interval and the counts. The two baselines see no image:
-one gives each question's most frequent training answer, the other always the most frequent one.</p>
+<p class="note">An answer counts if it matches exactly. Below each bar are the 95% interval and the counts.
+The two baselines do not use the image. The first gives each question's most frequent training answer. The
+second always gives the most frequent answer of all.</p>
 </section>
 
 <section>
@@ -126,7 +127,7 @@ one gives each question's most frequent training answer, the other always the mo
 
 {% if heatmaps %}
 <section>
-<h2>Where the answer's words looked</h2>
+<h2>Where the words of an answer attend</h2>
 {% for path in heatmaps %}
 <figure><figcaption>{{ path.parent.name | replace("_", " ") }}</figcaption>
 <img class="wide" alt="heatmap of {{ path.parent.name }}" src="{{ path | embed }}"></figure>
@@ -136,7 +137,7 @@ one gives each question's most frequent training answer, the other always the mo
 
 <section>
 <h2>Samples</h2>
-<p>Evenly spaced over the test questions, right or wrong.</p>
+<p>These questions are evenly spaced over the test split, whether the answer is right or wrong.</p>
 <div class="samples">
 {% for sample in samples %}
 <div class="sample"><img alt="" src="{{ sample.image | embed }}"><p>{{ sample.question }}</p>

@@ -63,7 +63,7 @@ def load_answers(path: str | Path, form: dict = ANSWER) -> list[dict]:
     """
     rows = read_jsonl(path, form)
     if not rows:
-        raise UserError(f"{path}: holds no answers; run the evaluation to its end.")
+        raise UserError(f"{path} contains no answers; run the evaluation to its end.")
     return rows
 
 
@@ -92,14 +92,14 @@ def check_questions(
 def _askable(rows: list[dict], where: str | Path, key: Callable) -> list[dict]:
     """Do the rest of check_questions for rows that have the form QUESTION."""
     if not rows:
-        raise UserError(f"{where}: holds no questions.")
+        raise UserError(f"{where}: there are no questions.")
     for row in rows:
         row["text"] = replace_surrogates(row["text"])
         if isinstance(row["question_id"], str):
             row["question_id"] = replace_surrogates(row["question_id"])
     if repeated := _repeated(rows, key):
         raise UserError(
-            f"{where}: question_id {_some(repeated)} stands more than once; give each question its own id."
+            f"{where}: question_id {_some(repeated)} occurs more than once; give each question its own id."
         )
     return rows
 
@@ -125,17 +125,19 @@ def texts_by_id(questions: list[dict], answers: list[dict], path: str | Path = "
     answers_file = f"answers file {path}".strip()
     for rows, where in ((questions, "question file"), (answers, answers_file)):
         if repeated := _repeated(rows, itemgetter("question_id")):
-            raise UserError(f"question {_some(repeated)}: more than once in the {where}; keep one row an id.")
+            raise UserError(
+                f"question {_some(repeated)} occurs more than once in the {where}; keep one row per id."
+            )
     said = {row["question_id"]: row["text"] for row in answers}
     asked = {question["question_id"]: None for question in questions}
     if missing := [question_id for question_id in asked if question_id not in said]:
         raise UserError(
-            f"question {_some(missing)}: no answer in the {answers_file}; run the evaluation to its end."
+            f"question {_some(missing)} has no answer in the {answers_file}; run the evaluation to its end."
         )
     if unknown := [question_id for question_id in said if question_id not in asked]:
         raise UserError(
-            f"question {_some(unknown)}: answered but not in the question file; pass the one of the "
-            f"{answers_file}."
+            f"question {_some(unknown)} is answered, but it is not in the question file; give the question "
+            f"file of the {answers_file}."
         )
     return {question_id: said[question_id] for question_id in asked}
 
@@ -230,15 +232,15 @@ class AnswerFile:
                 kept = answered.setdefault(key, now)
                 # a kill during `finish` may leave the same row twice
                 if kept.text != now.text:
-                    raise line.error(f"answers question {row['question_id']} a second time and otherwise")
+                    raise line.error(f"it has a second and different answer to question {row['question_id']}")
                 num_older += kept is now and "dtype" not in (row.get("metadata") or {})
             self.notes += [file.note] * bool(file.note)
         older = {name: value for name, value in self.settings.items() if name != "dtype"}
         self.recorded = older if num_older else self.settings
         if "dtype" in self.settings and num_older and len(answered) < len(self._keys):
             self.notes.append(
-                f"{self.path}: {num_older} answers of an earlier version do not record their dtype, fp16 on "
-                f"a GPU and fp32 on a CPU; the others are made in {self.settings['dtype']} (--dtype)."
+                f"{self.path}: {num_older} answers of an earlier version do not record their dtype. It was "
+                f"fp16 on a GPU and fp32 on a CPU. The others are made in {self.settings['dtype']} (--dtype)."
             )
         return answered
 
@@ -249,13 +251,13 @@ class AnswerFile:
             mine = {"model_id": self.model_id, **self.settings}
             theirs = as_recorded_now({"model_id": row.get("model_id"), **(row.get("metadata") or {})}, mine)
             if theirs != mine:
-                raise line.error(f"holds an answer made otherwise ({changes(theirs, mine)})")
+                raise line.error(f"its answer was made with other settings ({changes(theirs, mine)})")
         if question_id not in self._ids:
             raise line.error(
-                f"answers question {question_id!r}, which is not in this (chunk of the) question file"
+                f"it answers question {question_id!r}, which is not in this (chunk of the) question file"
             )
         if (question_id, row["prompt"]) not in self._keys:
-            raise line.error(f"answers question {question_id!r} with another text than now")
+            raise line.error(f"it answers question {question_id!r}, whose text was different")
         return self._keys[question_id, row["prompt"]]
 
     def append(self, question: dict, text: str) -> None:

@@ -68,7 +68,7 @@ def _read_result(path: Path) -> dict:
         part, measure = (scores["headline"] * 2)[:2]
         is_whole &= measure in scores["table"].get(part, {}) and all(scores["table"].values())
     if not is_whole:
-        raise UserError(f"{path}: it is not as it was written; {_anew(path)}.")
+        raise UserError(f"{path} has been damaged or changed; {_anew(path)}.")
     return result
 
 
@@ -76,11 +76,11 @@ def _read(path: Path, form: object) -> Any:
     try:
         return read_json(path, form)
     except UserError as error:
-        raise UserError(f"{error} To mend it, {_anew(path)}.") from None
+        raise UserError(f"{error} To repair it, {_anew(path)}.") from None
 
 
 def _anew(path: Path) -> str:
-    return f"remove {path.parent / 'result.json'} and evaluate that task again, which keeps its answers"
+    return f"remove {path.parent / 'result.json'} and evaluate that task again; its answers are kept"
 
 
 def check_folder(folder: Path, model_id: str, settings: dict) -> None:
@@ -91,7 +91,7 @@ def check_folder(folder: Path, model_id: str, settings: dict) -> None:
         before.pop("max_new_tokens", None)  # differs between tasks
         if before != now:
             raise UserError(
-                f"{folder} has results of {result['name']} that were made otherwise "
+                f"{folder} has results of {result['name']} that were made with other settings "
                 f"({changes(before, now)}); choose another --output-dir, or remove that folder."
             )
 

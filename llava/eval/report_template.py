@@ -7,7 +7,7 @@ MARKDOWN = """\
 # {{ model }}
 
 {{ tasks | length }} benchmark(s), {{ "{:,}".format(questions) }} questions, \
-{{ tokens }} visual tokens an image, {{ seconds | clock }} of answering.
+{{ tokens }} visual tokens per image, {{ seconds | clock }} for the answers.
 
 ## Scores
 
@@ -25,13 +25,14 @@ MARKDOWN = """\
 | {{ task.speed | round(1) if task.speed else "–" }} |
 {% endfor %}
 
-Intervals are bootstraps over the questions: what other questions of the kind would give.
+Each interval is a bootstrap over the questions. It shows how much the score varies between samples of
+questions.
 {% if published %}
 
 {{ published_table }}
 
-The average is over GQA, VizWiz, VQAv2, MM-Vet, POPE and MMBench; – where not run.\
-{{ " Samples of the questions, not whole benchmarks." if sampled }}
+The average is over GQA, VizWiz, VQAv2, MM-Vet, POPE and MMBench. A – means that a benchmark was not run.\
+{{ " Some benchmarks were run only on a sample of their questions." if sampled }}
 {% endif %}
 {% for task in tasks %}
 
@@ -48,7 +49,7 @@ The average is over GQA, VizWiz, VQAv2, MM-Vet, POPE and MMBench; – where not 
 {% endif %}
 {% if task.limit %}
 
-- asked {{ "{:,}".format(task.questions) }} questions alone, evenly spaced over the benchmark
+- a sample: {{ "{:,}".format(task.questions) }} questions, evenly spaced over the benchmark
 {% endif %}
 {% if task.scores and task.scores.unparsed %}
 
@@ -95,27 +96,27 @@ summary { cursor: pointer; color: var(--soft); margin: 12px 0; }
 {% if tasks | length > 4 %}
 <div class="fact first"><b>{{ tasks | length }}</b><span>benchmarks</span></div>
 {% endif %}
-<div class="fact"><b>{{ tokens }}</b><span>visual tokens an image</span></div>
+<div class="fact"><b>{{ tokens }}</b><span>visual tokens per image</span></div>
 <div class="fact"><b>{{ "{:,}".format(questions) }}</b><span>questions,
-{{ seconds | clock }} of answering</span></div>
+{{ seconds | clock }} for the answers</span></div>
 </div>
 
 {% if published %}
 <section>
-<h2>Beside published results</h2>
+<h2>For comparison with published results</h2>
 <table>
 <tr>{% for column in published %}<th>{{ column }}</th>{% endfor %}</tr>
 <tr>{% for text in published.values() %}<td>{{ text }}</td>{% endfor %}</tr>
 </table>
-<p class="note">The average is over GQA, VizWiz, VQAv2, MM-Vet, POPE and MMBench; – where not run.
-{{ "Samples of the questions, not whole benchmarks." if sampled }}</p>
+<p class="note">The average is over GQA, VizWiz, VQAv2, MM-Vet, POPE and MMBench. A – means that a benchmark
+was not run.{{ " Some benchmarks were run only on a sample of their questions." if sampled }}</p>
 </section>
 {% endif %}
 
 <section>
 <h2>Benchmarks</h2>
 <table>
-<tr><th>benchmark</th><th>score</th><th>questions</th><th>tokens an image</th><th>time</th>
+<tr><th>benchmark</th><th>score</th><th>questions</th><th>tokens per image</th><th>time</th>
 <th>questions/s</th></tr>
 {% for task in tasks %}
 <tr class="model"><td><a href="#{{ task.name }}">{{ task.title }}</a></td>
@@ -134,8 +135,8 @@ summary { cursor: pointer; color: var(--soft); margin: 12px 0; }
 <td>{{ task.speed | round(1) if task.speed else "–" }}</td></tr>
 {% endfor %}
 </table>
-<p class="note">Below each score its 95% interval, a bootstrap over the questions: what other questions of the
-kind would give. Times are of answering, without loading the model.</p>
+<p class="note">Below each score is its 95% interval, a bootstrap over the questions. It shows how much the
+score varies between samples of questions. Times do not include loading the model.</p>
 </section>
 
 {% for task in tasks %}

@@ -25,36 +25,47 @@ from llava.inference import add_flags
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="python -m llava.eval.run", description=__doc__)
     add = parser.add_argument
-    add("--tasks", required=True, help=f"separated by commas, or all: {', '.join(TASKS)}")
-    add("--data-root", type=Path, default=Path("playground/data/eval"), help="a folder a benchmark below it")
+    add("--tasks", required=True, help=f"benchmarks, separated by commas, or all: {', '.join(TASKS)}")
+    add(
+        "--data-root",
+        type=Path,
+        default=Path("playground/data/eval"),
+        help="folder with one folder for each benchmark",
+    )
     add(
         "--output-dir",
         type=Path,
-        help="answers, submissions and the report; default: playground/eval/MODEL, followed by what "
-        "--scale_factor and --limit say",
+        help="folder for answers, submissions and the report; default: playground/eval/MODEL, with the "
+        "values of --scale_factor and --limit added",
     )
-    add("--list", action=_List, nargs=0, help="print what each task needs and where it comes from, and stop")
+    add(
+        "--list",
+        action=_List,
+        nargs=0,
+        help="print the files that each task needs and their sources, and stop",
+    )
     add(
         "--server-score",
         type=server_score,
         action="append",
         default=[],
         metavar="TASK=PERCENT",
-        help="what a server gave for a task's submission, e.g. vqav2=76.3: kept in the report; once a task",
+        help="score that a server gave to a task's submission, for example vqav2=76.3, which the report then "
+        "shows; may be given once for each task",
     )
-    add("--limit", type=positive, help="ask this many questions of a task alone, evenly spaced over it")
+    add("--limit", type=positive, help="ask only this many questions of each task, evenly spaced over it")
     add(
         "--judge-url",
-        help="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1, for tasks with a judge",
+        help="OpenAI-compatible endpoint of the judge, for example http://localhost:8000/v1",
     )
-    add("--judge-model", help="the judge's name there")
-    add("--judge-key-env", default="OPENAI_API_KEY", help="environment variable that holds its key")
+    add("--judge-model", help="name of the judge at --judge-url")
+    add("--judge-key-env", default="OPENAI_API_KEY", help="environment variable with the key for --judge-url")
     add_flags(parser, "--max_new_tokens", *FLAGS, max_new_tokens=None)
     args = parser.parse_args(argv)
     if bool(args.judge_url) != bool(args.judge_model):
-        parser.error("--judge-url and --judge-model go together")
+        parser.error("--judge-url and --judge-model need each other; give both, or neither")
     if args.server_score and args.limit:
-        parser.error("--server-score is of a whole benchmark; leave --limit out")
+        parser.error("--server-score is the score of a whole benchmark; leave --limit out")
     return args
 
 
@@ -76,7 +87,7 @@ def server_score(text: str) -> tuple[str, float]:
         score = -1.0
     if name not in submitted or not 0 <= score <= 100:
         raise argparse.ArgumentTypeError(
-            f"must be TASK=PERCENT, e.g. vqav2=76.3, TASK one of {', '.join(submitted)}; got {text!r}"
+            f"must be TASK=PERCENT, for example vqav2=76.3, TASK one of {', '.join(submitted)}, got {text!r}"
         )
     return name, score
 
@@ -91,7 +102,9 @@ def choose_tasks(names: str) -> list[Task]:
     if chosen == {"all"}:
         return list(TASKS.values())
     if unknown := sorted(chosen - TASKS.keys()):
-        raise UserError(f"--tasks: no task {', '.join(unknown)}; choose from {', '.join(TASKS)}, or all.")
+        raise UserError(
+            f"--tasks: unknown task {', '.join(unknown)}; choose from {', '.join(TASKS)}, or all."
+        )
     if not chosen:
         raise UserError(f"--tasks is empty; choose from {', '.join(TASKS)}, or all.")
     return [task for name, task in TASKS.items() if name in chosen]
@@ -103,7 +116,9 @@ def check_files(tasks: list[Task], data_root: Path) -> None:
     lines = [line for found in missing.values() for line in found]
     if lines:
         ready = ", ".join(name for name, found in missing.items() if not found) or "none"
-        raise UserError("\n  ".join([f"{len(lines)} file(s) missing; complete: {ready}.", *lines]))
+        raise UserError(
+            "\n  ".join([f"{len(lines)} file(s) are missing; tasks with all their files: {ready}.", *lines])
+        )
 
 
 def limited(rows: list[dict], limit: int | None) -> list[dict]:
@@ -132,7 +147,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """
     tasks = choose_tasks(args.tasks)
     if idle := {name for name, _ in args.server_score} - {task.name for task in tasks}:
-        raise UserError(f"--server-score {', '.join(sorted(idle))}: not among --tasks; add it there.")
+        raise UserError(f"--server-score {', '.join(sorted(idle))} is not among --tasks; add it there.")
     check_files(tasks, args.data_root)
     read_config(args.model_path)  # fails on a wrong folder before torch is imported
     session, folder = Session(args), output_dir(args)

@@ -14,9 +14,13 @@ from llava.inference import MODEL, SAMPLING, add_flags, load_by_flags
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="python -m llava.eval.run_llava", description=__doc__)
     add = parser.add_argument
-    add("--image-file", required=True, help="path or http address; several with --sep between them")
-    add("--query", required=True, help=f"the question; {IMAGE_PLACEHOLDER} where an image goes, else ahead")
-    add("--sep", default=",", help="between image files")
+    add("--image-file", required=True, help="path or http address of an image; separate several with --sep")
+    add(
+        "--query",
+        required=True,
+        help=f"the question; {IMAGE_PLACEHOLDER} marks the place of an image, by default the beginning",
+    )
+    add("--sep", default=",", help="separator of the image files")
     add_flags(parser, *MODEL, *SAMPLING, "--num_beams", "--max_new_tokens")
     return parser.parse_args(argv)
 

@@ -37,7 +37,7 @@ def model_folder(name_or_path: str, flag: str = "--model-path") -> Path:
         return Path(name_or_path)
     from llava.model.plan import find_folder  # imports torch
 
-    return find_folder(name_or_path, f"{flag} {name_or_path}: no config.json there;")
+    return find_folder(name_or_path, f"{flag} {name_or_path} has no config.json;")
 
 
 def read_config(model_path: str) -> dict:
@@ -48,7 +48,7 @@ def read_config(model_path: str) -> dict:
     """
     folder = model_folder(model_path)
     if not (folder / "config.json").is_file():  # checked before the next import, which imports torch
-        raise UserError(f"--model-path {model_path}: no config.json there; pass a model folder.")
+        raise UserError(f"--model-path {model_path} has no config.json; give a model folder.")
     from llava.model.plan import look_at
 
     return look_at(folder).saved
@@ -165,7 +165,10 @@ class Session:
         kept = set(answers.answered)
         refusals = _Refusals(kept, skip=args.on_bad_record == "skip")
         if state.is_main_process:
-            lines = [*answers.notes, f"{path}: {len(kept)} answers kept, {len(questions) - len(kept)} to go"]
+            lines = [
+                *answers.notes,
+                f"{path}: {len(kept)} answers kept, {len(questions) - len(kept)} questions left",
+            ]
             print(*lines, sep="\n", flush=True)
         num_questions = len(questions)
         questions = refusals.without_image(questions, Path(image_folder))
@@ -299,7 +302,7 @@ class _Refusals:
         if not self.skip:
             question, image = lacking[0]
             raise UserError(
-                f"{len(lacking)} question(s) name an image that does not exist, the first being question "
+                f"{len(lacking)} question(s) name an image that does not exist. The first is question "
                 f"{question['question_id']}: {shown_name(folder / image)}; check --image-folder, or pass "
                 "--on_bad_record skip."
             )

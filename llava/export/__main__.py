@@ -18,19 +18,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "model", metavar="MODEL", help="folder or hub name of a model, a projector or adapters"
     )
-    parser.add_argument("output", metavar="OUT", type=Path, help="folder to write; new or empty")
+    parser.add_argument(
+        "output", metavar="OUT", type=Path, help="folder to write to; it must be new or empty"
+    )
     add_flags(parser, "--model-base")
     parser.add_argument(
         "--target",
         choices=("transformers", "llava"),
         default="transformers",
-        help="llava: from an exported folder back to the layout that training writes",
+        help="transformers: export a trained model; llava: convert an exported folder back to the layout of "
+        "training",
     )
     parser.add_argument(
         "--with_code",
         action="store_true",
-        help="put the classes' code into OUT: it then loads by trust_remote_code where this package is not "
-        "installed",
+        help="write the code of the classes into OUT too; without this package, OUT then loads with "
+        "trust_remote_code=True",
     )
     parser.add_argument("--push", metavar="OWNER/NAME", help="repository of the hub to upload OUT to")
     args = parser.parse_args(arguments)
@@ -45,12 +48,14 @@ def run(args: Namespace) -> None:
 
     if args.target == "llava":
         if args.model_base or args.push or args.with_code:
-            raise UserError("--target llava takes no --model-base, --push or --with_code.")
+            raise UserError(
+                "--model-base, --push and --with_code have no effect with --target llava; leave them out."
+            )
         restore(args.model, args.output)
     else:
         source = export(args.model, args.output, args.model_base, args.push, args.with_code)
         if args.with_code and source.stock:
-            print(f"{args.output}: its class is transformers' own, so it needs no code and holds none")
+            print(f"{args.output}: its class is part of transformers, so no code was written")
     print(f"{args.output}: written from {args.model}")
     if args.push:
         print(push(args.output, args.push))

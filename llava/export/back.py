@@ -34,7 +34,7 @@ def restore(model: str, folder: Path) -> None:
     exported = read_json(path / "config.json")
     saved = exported.get(SOURCE_CONFIG)
     if saved is None:
-        raise UserError(f"{path} was not exported: its config.json lacks {SOURCE_CONFIG}, our own settings.")
+        raise UserError(f"{path} is not an exported folder: its config.json has no {SOURCE_CONFIG}.")
     config = config_of(saved, path / "config.json")
     is_stock = exported["model_type"] != llava.hf.VisualPrismConfig.model_type
 

@@ -16,10 +16,10 @@ RECIPE = {
     "mm_projector_lr": "learning rate of the projector",
     "num_train_epochs": "epochs",
     "lr_scheduler_type": "schedule",
-    "warmup_ratio": "warm-up, share of the steps",
+    "warmup_ratio": "warm-up, fraction of the steps",
     "weight_decay": "weight decay",
 }
-STOCK = """Nothing of the training package is needed.
+STOCK = """The training package is not needed.
 
 With a pipeline:
 
@@ -32,7 +32,7 @@ chat = [{{"role": "user", "content": [
 print(pipe(text=chat, max_new_tokens=64, return_full_text=False))
 ```
 
-With model and processor; backend="pil" resizes images as they were in training:
+With model and processor; backend="pil" resizes images as in training:
 
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -53,29 +53,29 @@ vllm serve {name}
 """
 NATIVE = (
     STOCK.replace(
-        "Nothing of the training package is needed.",
-        "The classes are in the training package, whose `import llava.hf` registers them; install it from "
-        "its repository.",
+        "The training package is not needed.",
+        "The classes are in the training package; install it from its repository. `import llava.hf` "
+        "registers the classes.",
     )
     .replace("from transformers import", "import llava.hf\nfrom transformers import")
-    .replace('; backend="pil" resizes images as they were in training', "")
+    .replace('; backend="pil" resizes images as in training', "")
     .replace(', backend="pil"', "")
 )
 WITH_CODE = (
     STOCK.replace(
-        "Nothing of the training package is needed.",
-        "The folder holds the code of its classes. Read modeling_visualprism.py, then load the folder with "
-        "`trust_remote_code=True`. Nothing of the training package is needed.",
+        "The training package is not needed.",
+        "This folder contains the code of the model's classes. Read modeling_visualprism.py, then load the "
+        "folder with `trust_remote_code=True`. The training package is not needed.",
     )
-    .replace('; backend="pil" resizes images as they were in training', "")
+    .replace('; backend="pil" resizes images as in training', "")
     .replace(', backend="pil"', ", trust_remote_code=True")
     .replace('model="{name}")', 'model="{name}", trust_remote_code=True)')
     .replace('device_map="auto")', 'device_map="auto", trust_remote_code=True)')
     .replace("vllm serve {name}", "vllm serve {name} --trust-remote-code")
 )
 BUDGETS = """
-The projector serves several budgets: `processor_kwargs={{"scale_factor": s}}` of `apply_chat_template`, or
-`model.generate(..., scale_factor=s)`, with s one of {factors}.
+The number of visual tokens can be chosen: pass `processor_kwargs={{"scale_factor": s}}` to
+`apply_chat_template`, or call `model.generate(..., scale_factor=s)`. The factor s is one of {factors}.
 """
 
 
@@ -109,8 +109,8 @@ def model_card(config, plan_path: Path, processor, num_tokens: int, name: str, l
     lines += [
         "## License",
         "",
-        "The weights are under the licenses of the language model, the vision tower and the data that they "
-        "come from.",
+        "The licenses of the language model, of the vision tower and of the training data apply to these "
+        "weights.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -120,7 +120,7 @@ def facts(config, run: dict, num_tokens: int) -> Iterator[tuple[str, object]]:
     yield "language model", shown(base_of(config, run)) or type(config).__name__
     yield "vision tower", shown(config.mm_vision_tower)
     yield "projector", config.mm_projector_type
-    yield "visual tokens a view", num_tokens
+    yield "visual tokens per view", num_tokens
     tiled = f", {config.mm_patch_merge_type}" if config.image_aspect_ratio == "anyres" else ""
     yield "images", config.image_aspect_ratio + tiled
     yield "conversation template", config.conv_version

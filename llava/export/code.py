@@ -23,7 +23,7 @@ PROCESSOR_CLASSES = {
     "AutoProcessor": ("llava.hf.processing", "VisualPrismProcessor"),
     "AutoImageProcessor": ("llava.hf.image_processing", "VisualPrismImageProcessor"),
 }
-HEAD = '''"""The classes of this folder's model, written by python -m llava.export --with_code."""
+HEAD = '''"""The classes of the model in this folder, written by python -m llava.export --with_code."""
 '''
 
 
@@ -56,7 +56,9 @@ class Module:
             name = alias.asname or alias.name
             if module is not None and module.split(".")[0] == PACKAGE:
                 if alias.name != name:
-                    raise AssertionError(f"{self.name} calls {alias.name} {name}: one file has one name")
+                    raise AssertionError(
+                        f"{self.name} imports {alias.name} as {name}: import it without a new name"
+                    )
                 self.imports[name] = module
             elif module != "__future__":
                 only = ast.Import([alias]) if module is None else ast.ImportFrom(module, [alias], 0)
@@ -129,7 +131,9 @@ class Collected:
         statement = module.definitions[name]
         text, (first, *_) = module.source(statement), defined_names(statement)
         if self.pieces.get(first, text) != text:
-            raise AssertionError(f"{name} of {module.name} is defined otherwise elsewhere: rename one")
+            raise AssertionError(
+                f"{name} of {module.name} has another definition in another module: rename one"
+            )
         runs = is_called and isinstance(statement, ast.FunctionDef)
         if (first, runs) in self.reached or (first in self.pieces and not runs):
             return

@@ -162,14 +162,14 @@ def open_source(model: str, model_base: str | None = None) -> Source:
     plan = plan_checkpoint(model, "MODEL")
     if "text_config" in plan.saved:
         raise UserError(
-            f"{plan.path} is no folder of ours: its config.json has a text_config. If it was exported, give "
-            "the folder that it was exported from, or --target llava for the way back."
+            f"{plan.path} was not written by training: its config.json has a text_config. If it was "
+            "exported, give the folder that it was exported from, or convert it back with --target llava."
         )
     if not plan.sees:
         raise UserError(f"{plan.path} is text-only; transformers and vLLM load it as it is.")
     if isinstance(plan.config, LlavaMptConfig):
         raise UserError(
-            f"{plan.path} is an MPT, whose class in transformers lacks what a serving engine needs of it; "
+            f"{plan.path} is an MPT, and transformers' MPT class does not work in a serving engine; "
             "serve it with python -m llava.serve.api."
         )
     if plan.kind is Kind.MODEL:

@@ -21,7 +21,7 @@ def push(folder: Path, repository: str) -> str:
         hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export")
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise UserError(
-            f"--push {repository}: the hub did not take it ({first_line(error)}); {folder} is written. Log "
+            f"--push {repository}: the upload failed ({first_line(error)}), but {folder} is complete. Log "
             "in with `hf auth login`, and upload it with `hf upload`."
         ) from error
     return str(address)

@@ -71,8 +71,8 @@ class VisualPrismImageProcessor(LlavaImageProcessorPil):
             return self.scale_factor
         if self.scale_factor is None:
             raise UserError(
-                f"scale_factor={scale_factor!r} came, but this model's projector does not compress; leave it "
-                "out."
+                f"scale_factor={scale_factor!r} was given, but this model's projector does not compress; "
+                "leave it out."
             )
         is_whole = isinstance(scale_factor, int) and not isinstance(scale_factor, bool)
         if not is_whole or str(scale_factor) not in self.tokens_per_view:

@@ -133,8 +133,8 @@ class VisualPrismModel(ImageEncoder, VisualPrismPreTrainedModel):
             mask = input_ids == self.config.image_token_id
         if not torch.compiler.is_compiling() and (found := int(mask.sum())) != len(image_features):
             raise UserError(
-                f"the prompts have {found} image tokens, but the images take {len(image_features)}; pass "
-                "what the processor made, and scale_factor to it or to generate."
+                f"the prompts have {found} image tokens, but the images need {len(image_features)}; pass "
+                "the processor's output unchanged, and give scale_factor only to it or to generate."
             )
         return mask.unsqueeze(-1).expand_as(inputs_embeds).to(inputs_embeds.device)
 
@@ -157,7 +157,7 @@ class VisualPrismModel(ImageEncoder, VisualPrismPreTrainedModel):
     ) -> LlavaModelOutputWithPast:
         """As transformers' LlavaModel, but images are given as get_image_features takes them."""
         if (input_ids is None) == (inputs_embeds is None):
-            raise UserError("give input_ids or inputs_embeds, and not both.")
+            raise UserError("give either input_ids or inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         features = None
@@ -253,7 +253,7 @@ class VisualPrismForConditionalGeneration(VisualPrismPreTrainedModel, Generation
             the new prompts, and `kwargs` with the options that fit them.
         """
         if input_ids is None:
-            raise UserError("scale_factor changes prompts, so generate needs input_ids beside it.")
+            raise UserError("scale_factor changes prompts, so generate needs input_ids as well.")
         model, pixels, sizes = self.model, kwargs["pixel_values"], kwargs.get("image_sizes")
         factors = kwargs.get("scale_factors")
         counts, first = [], 0

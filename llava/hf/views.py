@@ -21,7 +21,7 @@ def grouped(tiling: WholeImage, num_views: int, image_sizes: Tensor | None) -> l
     if image_sizes is None or len(image_sizes) != num_views:
         raise UserError(
             f"{num_views} tiles came with {0 if image_sizes is None else len(image_sizes)} image_sizes; pass "
-            "pixel_values and image_sizes as the processor made them."
+            "the processor's pixel_values and image_sizes unchanged."
         )
     found, first, sizes = [], 0, image_sizes.tolist()
     while first < num_views:
@@ -29,8 +29,8 @@ def grouped(tiling: WholeImage, num_views: int, image_sizes: Tensor | None) -> l
         count = tiling.num_tiles((width, height))
         if sizes[first : first + count] != [[height, width]] * count:
             raise UserError(
-                f"an image of {width}x{height} pixels has {count} tiles, but fewer came; pass pixel_values "
-                "and image_sizes as the processor made them."
+                f"an image of {width}x{height} pixels has {count} tiles, but fewer came; pass the "
+                "processor's pixel_values and image_sizes unchanged."
             )
         found.append(((width, height), count))
         first += count

@@ -66,7 +66,7 @@ def read_adapter_config(folder: Path):
 
     kind = read_json(folder / ADAPTER_CONFIG).get("peft_type")
     if kind != "LORA":
-        raise UserError(f"{folder / ADAPTER_CONFIG} is of peft_type {kind!r}; LORA alone is supported.")
+        raise UserError(f"{folder / ADAPTER_CONFIG} has peft_type {kind!r}; only LORA is supported.")
     config = LoraConfig.from_pretrained(str(folder))
     config.exclude_modules = config.exclude_modules or VISION_MODULES
     return config
@@ -76,7 +76,7 @@ def adapter_file(folder: Path) -> Path:
     """The file with a folder's adapters. Raises UserError if it is missing or incomplete."""
     file = next((folder / name for name in ADAPTER_WEIGHTS if (folder / name).is_file()), None)
     if file is None:
-        raise UserError(f"{folder} has no adapters ({' or '.join(ADAPTER_WEIGHTS)}).")
+        raise UserError(f"{folder} contains no adapters ({' or '.join(ADAPTER_WEIGHTS)}).")
     check_weights(file)
     return file
 
@@ -92,7 +92,7 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> None:
     state = load_file(file) if file.suffix == ".safetensors" else read_bin(file)
     own = {plain_key(name): parameter for name, parameter in model.named_parameters()}
     adapters = [plain_key(name) for name, _ in model.named_parameters() if is_adapter(name)]
-    advice = "Give --lora_r and the language model that they were trained with."
+    advice = "Give the same --lora_r and language model as in their training."
     _fill(own, {plain_key(key): value for key, value in state.items()}, adapters, str(file), advice)
 
 
@@ -107,8 +107,8 @@ def _check_scale(model: PreTrainedModel, folder: Path) -> None:
     for key, default in (("lora_alpha", 8), ("use_rslora", False)):
         if trained.get(key, default) != getattr(own, key):
             raise UserError(
-                f"the adapters of {folder} were trained with {key} {trained.get(key, default)}, this run has "
-                f"{getattr(own, key)}; pass --{key} {trained.get(key, default)}."
+                f"the adapters of {folder} were trained with {key} {trained.get(key, default)}, but this run "
+                f"has {getattr(own, key)}; pass --{key} {trained.get(key, default)}."
             )
 
 
@@ -126,7 +126,7 @@ def merge_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 def read_trainables(folder: Path) -> dict[str, Tensor]:
     """Read non_lora_trainables.bin, keyed by the plain model's names: model.mm_projector.0.weight."""
-    state = read_bin(folder / TRAINABLES_FILE, "copy it from where the adapters come from.")
+    state = read_bin(folder / TRAINABLES_FILE, "copy it from the source of the adapters.")
     return {plain_key(key): value for key, value in state.items()}
 
 
@@ -149,7 +149,7 @@ def load_trainables(model: PreTrainedModel, state: dict[str, Tensor], source: st
             model.resize_token_embeddings(len(state[key]))
     own = {plain_key(name): value for name, value in model.state_dict(keep_vars=True).items()}
     needed = [name for name in own if complete and is_of_projector(name)]
-    advice = "Check that language model and tower are those it was trained with."
+    advice = "Check that language model and tower are the ones that it was trained with."
     _fill(own, state, needed, source, advice)
 
 

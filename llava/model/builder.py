@@ -89,7 +89,7 @@ def load_pretrained_model(
     """
     unknown = set(kwargs) - {"use_flash_attn", "multimodal"}
     if unknown:
-        raise UserError(f"load_pretrained_model does not take {', '.join(sorted(unknown))}.")
+        raise UserError(f"load_pretrained_model has no argument {', '.join(sorted(unknown))}.")
     if kwargs.get("use_flash_attn"):
         attn_implementation = attn_implementation or "flash_attention_2"
     plan = model_path if isinstance(model_path, CheckpointPlan) else plan_checkpoint(model_path)
@@ -196,8 +196,8 @@ def load_with_vision(
     """
     if not plan.weights:
         raise UserError(
-            f"{plan.path} holds no language model; give the one that its weights were trained on, "
-            "or merge adapters with scripts/merge_lora_weights.py first."
+            f"{plan.path} contains no language model; give the one that its weights were trained on, "
+            "or first merge the adapters with scripts/merge_lora_weights.py."
         )
     if plan.sees:
         model = load_whole_model(plan, options, fields)
@@ -224,8 +224,8 @@ def load_projector_over_base(
     """
     if model_base is None:
         raise UserError(
-            f"{plan.path} holds only {PROJECTOR_FILE}; "
-            "name the language model it was trained on with --model-base."
+            f"{plan.path} contains only {PROJECTOR_FILE}; "
+            "give the language model that it was trained on with --model-base."
         )
     base = plan_checkpoint(model_base, "--model-base")
     check_base(plan.config, base.config, str(plan.path), f"--model-base {model_base}")
@@ -245,7 +245,7 @@ def load_adapters_over_base(
     named = plan.adapters.base_model_name_or_path
     if not (model_base or named):
         raise UserError(
-            f"{plan.path} holds adapters and does not name the model they were trained on; "
+            f"{plan.path} contains adapters, but does not name the model that they were trained on; "
             "give it with --model-base."
         )
     flag = "--model-base" if model_base else f"--model-base is missing, and {plan.path} names"

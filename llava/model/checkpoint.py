@@ -49,7 +49,7 @@ def read_projector(file: str | Path) -> dict[str, Tensor]:
     cut = projector_state(state)
     if not set(cut) - {NEWLINE}:
         raise UserError(
-            f"{file} holds no keys of a projector (*.{PROJECTOR_PREFIX}*), but {sorted(state)[:5]}."
+            f"{file} contains no keys of a projector (*.{PROJECTOR_PREFIX}*), but {sorted(state)[:5]}."
         )
     return cut
 
@@ -65,11 +65,11 @@ def load_projector(model: nn.Module, state: dict[str, Tensor], source: str) -> N
     newline = getattr(model.get_model(), NEWLINE, None)
     if newline is None and NEWLINE in state:
         raise UserError(
-            f"{source} has an {NEWLINE}, learnt with --mm_patch_merge_type spatial_unpad; pass it here too."
+            f"{source} has an {NEWLINE}, learnt with --mm_patch_merge_type spatial_unpad; pass this flag too."
         )
     load_exactly(model.get_projector(), weights, source)
     if newline is not None and NEWLINE not in state:
-        logger.info("%s has no %s; it is learnt from here on.", source, NEWLINE)
+        logger.info("%s has no %s; training starts from a new one.", source, NEWLINE)
     elif newline is not None:
         with torch.no_grad(), gathered([newline], write=True):
             problems = check_fit({NEWLINE: newline}, {NEWLINE: state[NEWLINE]}, needed=[NEWLINE])
@@ -83,7 +83,7 @@ def check_fit(own: dict[str, Tensor], state: dict[str, Tensor], needed: Iterable
     problems = [f"missing {key}" for key in needed if key not in state]
     problems += [f"unexpected {key}" for key in state if key not in own]
     problems += [
-        f"{key} is {list(state[key].shape)}, the model takes {list(own[key].shape)}"
+        f"{key} has shape {list(state[key].shape)}, but the model's has {list(own[key].shape)}"
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
@@ -101,6 +101,6 @@ def load_exactly(module: nn.Module, state: dict[str, Tensor], source: str) -> No
         if problems:
             raise UserError(
                 f"{source} does not fit this {type(module).__name__}: {problems}. "
-                "Check --mm_projector_type and that language model and tower are those it was trained with."
+                "Check --mm_projector_type; use the language model and the tower that it was trained with."
             )
         module.load_state_dict(state)

@@ -119,7 +119,7 @@ def differences(own: dict, other: dict, written: dict | None = None, others: dic
         return settings[key] if value is None else value
 
     return [
-        f"its {key} is {said(own, written, key)!r}, the model's is {said(other, others, key)!r}"
+        f"its {key} is {said(own, written, key)!r}, but the model's is {said(other, others, key)!r}"
         for key in keys
     ]
 
@@ -146,7 +146,7 @@ def check_base(
     """
     problems = differences(language_settings(own), language_settings(model))
     if not brings_words and abs(own.vocab_size - model.vocab_size) > ADDED_WORDS:
-        problems.append(f"its vocab_size is {own.vocab_size}, the model's is {model.vocab_size}")
+        problems.append(f"its vocab_size is {own.vocab_size}, but the model's is {model.vocab_size}")
     if compares_vision and own.mm_vision_tower is not None and model.mm_vision_tower is not None:
         tower = model.mm_vision_config or own.mm_vision_config
         if tower is not None:  # else only the folder that both name has the tower's settings
@@ -155,7 +155,7 @@ def check_base(
             problems += differences(*settings, *written)  # type: ignore[call-arg]
     if problems:
         raise UserError(
-            f"{source} was trained on another model than {given}: {'; '.join(problems)}. "
+            f"{source} was not trained on {given}: {'; '.join(problems)}. "
             "Give the model that it was trained on."
         )
 
@@ -181,9 +181,9 @@ def check_stage_1(file: str | Path, weights: Iterable[str], model_config: Pretra
     written = own, model_config.to_dict()
     if problems := differences(*(stage_1_settings(config, depth) for config in written), *written):  # type: ignore[call-arg]
         raise UserError(
-            f"--pretrain_mm_mlp_adapter {file} was trained otherwise, as the config.json beside it says: "
-            f"{'; '.join(problems)}. Pass the flags that it was trained with, or run stage 1 with these "
-            "(without that config.json, shapes alone decide)."
+            f"--pretrain_mm_mlp_adapter {file} was trained with other settings, as its config.json shows: "
+            f"{'; '.join(problems)}. Pass the flags that it was trained with, or run stage 1 with the "
+            "present ones. (Without that config.json, only shapes are compared.)"
         )
 
 
@@ -198,7 +198,7 @@ def note_other_name(named: str | None, given: str, source: str, flag: str) -> No
     ours, theirs = (re.split(r"[/\\]|--", name.strip("/").lower()) for name in (named, given))
     if ours[-1] not in theirs and theirs[-1] not in ours:
         logger.warning(
-            "%s names %s as the model it was trained on, and %s is %s. Their configurations agree, which "
-            "does not tell whether their weights do; if not, answers will be wrong.",
+            "%s names %s as the model that it was trained on, but %s is %s. Their configurations agree, but "
+            "their weights may differ; if they do, answers will be wrong.",
             *(source, named, flag, given),
         )

@@ -47,7 +47,7 @@ def check_present(file: Path, remedy: str = AGAIN) -> None:
         UserError: if the file is missing, empty, a folder, a Git-LFS pointer or a web page.
     """
     if file.is_dir():
-        raise UserError(f"{file} is a folder; name the file in it.")
+        raise UserError(f"{file} is a folder; give the file in it.")
     if not file.is_file():
         raise UserError(f"{file} does not exist; {remedy}")
     with file.open("rb") as opened:
@@ -60,7 +60,9 @@ def check_present(file: Path, remedy: str = AGAIN) -> None:
             "download the file again."
         )
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UserError(f"{file} is a web page, saved in place of the file; download the file itself.")
+        raise UserError(
+            f"{file} is a web page, which was saved instead of the file; download the file itself."
+        )
 
 
 def check_weights(file: Path, remedy: str = AGAIN) -> None:
@@ -78,7 +80,7 @@ def check_weights(file: Path, remedy: str = AGAIN) -> None:
         if start == b"PK":  # the list of contents is at the end of the file
             zipfile.ZipFile(file).close()
         elif start[:1] != b"\x80":  # a pickle, as torch saved until 1.5
-            raise UserError(f"{file} is not a file of torch.save; {AGAIN}")
+            raise UserError(f"{file} was not written by torch.save; {AGAIN}")
     except (SafetensorError, zipfile.BadZipFile) as error:
         raise UserError(f"{file} is cut short or damaged ({first_line(error)}); {AGAIN}") from error
 
@@ -94,7 +96,9 @@ def read_json(file: Path) -> dict:
     except ValueError as error:  # from json, or from decoding the text
         raise UserError(f"{file} is not JSON ({error}); {AGAIN}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file} holds a {type(content).__name__}, expected a JSON object {{...}}; {AGAIN}")
+        raise UserError(
+            f"{file} contains a {type(content).__name__}, expected a JSON object {{...}}; {AGAIN}"
+        )
     return content
 
 
@@ -115,9 +119,7 @@ def read_bin(file: str | Path, remedy: str = AGAIN, mmap: bool = False) -> dict[
     except UNPICKLING_ERRORS as error:
         raise UserError(f"{file} is damaged ({first_line(error)}); {AGAIN}") from error
     if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
-        raise UserError(
-            f"{file} holds something else than tensors by name; give the file that training wrote."
-        )
+        raise UserError(f"{file} does not contain tensors by name; give the file that training wrote.")
     return state
 
 
@@ -128,7 +130,7 @@ def weight_map(index: Path) -> dict[str, str]:
     """
     names = read_json(index).get("weight_map")
     if not (isinstance(names, dict) and names and all(isinstance(name, str) for name in names.values())):
-        raise UserError(f"{index} has no weight_map from weights to files; {AGAIN}")
+        raise UserError(f"{index} has no weight_map, which maps weights to files; {AGAIN}")
     return names
 
 
@@ -147,7 +149,7 @@ def check_model(folder: Path) -> None:
             read_json(folder / name)
     file = model_file(folder)
     if file is None:
-        raise UserError(f"{folder} has no weights: none of {', '.join(WEIGHT_FILES)} is there.")
+        raise UserError(f"{folder} has no weights: it contains none of {', '.join(WEIGHT_FILES)}.")
     if not file.name.endswith(INDEX):
         check_weights(file)
         return

@@ -58,7 +58,7 @@ class ImageEncoder(Model):
         tower, projector = self.vision_parts()
         if scale_factor is not None and not projector.compresses:
             raise UserError(
-                f"scale_factor={scale_factor} came, but {type(projector).__name__} does not compress; "
+                f"scale_factor={scale_factor} was given, but {type(projector).__name__} does not compress; "
                 "leave it out, or train with a compressing --mm_projector_type."
             )
         return projector.num_tokens(tower.num_patches, self.scale_factor_of(scale_factor))
@@ -85,7 +85,7 @@ class ImageEncoder(Model):
         num_tokens = self.tokens_per_image(scale_factor)
         if num_tokens != grid * grid:
             raise UserError(
-                f"the model gives {num_tokens} visual tokens, which are no {grid}x{grid} grid of "
+                f"the model makes {num_tokens} visual tokens, which do not form a {grid}x{grid} grid of "
                 "the image; use --mm_vision_select_feature patch."
             )
         return grid

@@ -21,10 +21,10 @@ def check_liger() -> None:
     """Raises UserError unless Liger is installed and there is a GPU for it."""
     if find_spec("liger_kernel") is None:
         raise UserError(
-            "--use_liger_kernel needs liger-kernel, which is not installed; pip install liger-kernel."
+            "--use_liger_kernel needs liger-kernel, which is not installed; run pip install liger-kernel."
         )
     if not torch.cuda.is_available():
-        raise UserError("--use_liger_kernel needs a GPU, and there is none; leave it out.")
+        raise UserError("--use_liger_kernel needs a GPU, but there is none; leave it out.")
 
 
 def apply_liger_kernels(model: PreTrainedModel) -> int:
@@ -54,7 +54,9 @@ def apply_liger_kernels(model: PreTrainedModel) -> int:
     replaced = [name for name, module in model.named_modules() if runs_liger(module)]
     if not replaced:
         raise UserError(f"--use_liger_kernel: Liger replaced no module of {family}; leave it out.")
-    logger.info("Liger: %d modules of the %s family, and its rotary embedding", len(replaced), family)
+    logger.info(
+        "Liger: replaced %d modules of the %s family, and its rotary embedding", len(replaced), family
+    )
     return len(replaced)
 
 

@@ -193,13 +193,14 @@ class LlavaMetaForCausalLM(ImageEncoder):
             separators = self.config.slice_separator_ids
             if separators is None:
                 raise UserError(
-                    "config.slice_separator_ids, the words between slice's tiles, is missing; load the model "
-                    "by load_pretrained_model, or call model.initialize_vision_tokenizer(config, tokenizer)."
+                    "config.slice_separator_ids, the words between the tiles of slice, is missing; load the "
+                    "model with load_pretrained_model, or call "
+                    "model.initialize_vision_tokenizer(config, tokenizer)."
                 )
         if tiling.learns_row_end and not hasattr(self.get_model(), "image_newline"):
             raise UserError(
-                "mm_patch_merge_type spatial_unpad needs a learnt image_newline, which this model lacks; set "
-                "it where the model is trained, or choose flat or spatial."
+                "mm_patch_merge_type spatial_unpad needs a learnt image_newline, but this model has none; "
+                "choose flat or spatial, or train the model with --mm_patch_merge_type spatial_unpad."
             )
         sizes: list = [None] * len(num_views)
         if image_sizes is not None and self.config.image_aspect_ratio in TILED:

@@ -59,7 +59,7 @@ class HeadLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         grads, ctx.grads = ctx.grads, None
-        assert grads is not None, "a loss gives its gradients out once"
+        assert grads is not None, "the backward pass of a loss can run only once"
         return *(None if part is None else part.mul_(grad) for part in grads), None, None
 
 

@@ -164,7 +164,7 @@ def plan_merge(
     if num_placeholders != len(spans):
         raise UserError(
             f"the prompts have {num_placeholders} <image> placeholders, "
-            f"but {len(spans)} images came; give one image for each placeholder."
+            f"but {len(spans)} images were given; give one image for each placeholder."
         )
     repeats = keep.long()
     repeats[is_image] = torch.tensor([len(span.token_ids) for span in spans], dtype=torch.long)
@@ -231,7 +231,7 @@ def warn_of_padding(input_ids: Tensor, pad_token_ids: tuple, words: tuple) -> No
         return
     if pad in input_ids[:, [0, -1]]:
         logger.warning_once(
-            f"The attention mask is not set, and input_ids have the padding token {pad} at the end of a row: "
+            f"The attention mask is not set, but input_ids have the padding token {pad} at the end of a row: "
             "the model reads padding as words. Pass `attention_mask`, 0 on padding and 1 elsewhere."
         )
 

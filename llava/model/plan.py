@@ -151,8 +151,8 @@ def find_folder(name_or_path: str | Path, flag: str, cache_dir: str | None = Non
         return Path(snapshot_download(str(name_or_path), cache_dir=cache_dir, ignore_patterns=[*NOT_FETCHED]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"{flag} {str(name_or_path)!r} is not a folder, and no hub repository of that name could be "
-            f"fetched ({first_line(error)}); give the folder that training wrote, or a hub name."
+            f"{flag} {str(name_or_path)!r} is not a folder, and it cannot be fetched from the hub "
+            f"({first_line(error)}); give the folder that training wrote, or a hub name."
         ) from error
 
 
@@ -176,15 +176,15 @@ def plan_checkpoint(
     path = find_folder(name_or_path, flag, cache_dir)
     plan = look_at(path)
     if not plan.saved:
-        raise UserError(f"{path} has no config.json; it holds {sorted(f.name for f in path.iterdir())}.")
+        raise UserError(f"{path} has no config.json; it contains {sorted(f.name for f in path.iterdir())}.")
     if plan.kind is None:
         shards = sorted(file.name for file in path.glob("*-of-*") if file.suffix in (".safetensors", ".bin"))
         if shards:
             raise UserError(
-                f"{path} holds shards ({shards[0]}, ...) without the *{INDEX} that lists them; {AGAIN}"
+                f"{path} has shards ({shards[0]}, ...), but not the *{INDEX} that lists them; {AGAIN}"
             )
         raise UserError(
-            f"{path} has no weights: neither {WEIGHT_FILES[0]} (a whole model) nor {PROJECTOR_FILE} "
-            f"(stage 1) nor {ADAPTER_CONFIG} (LoRA)."
+            f"{path} has no weights: it contains neither {WEIGHT_FILES[0]} (a whole model) nor "
+            f"{PROJECTOR_FILE} (stage 1) nor {ADAPTER_CONFIG} (LoRA)."
         )
     return plan

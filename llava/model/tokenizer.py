@@ -61,8 +61,8 @@ def load_tokenizer(
         tokenizer = _from_others(path, options)
     if not tokenizer.is_fast:
         raise UserError(
-            f"The tokenizer of {path} is a {type(tokenizer).__name__}, a slow one that cannot say where a "
-            "token stands in the text; add a tokenizer.json to the folder."
+            f"The tokenizer of {path} is a {type(tokenizer).__name__}, a slow one, which does not give the "
+            "positions of tokens in the text; add a tokenizer.json to the folder."
         )
     _keep_leading_spaces(tokenizer.backend_tokenizer)
     if tokenizer.pad_token is None:
@@ -109,7 +109,7 @@ def _from_tokenizers(path: str | os.PathLike, file: str, options: dict) -> PreTr
         # tokenizers raises the class Exception itself; transformers raises KeyError for a missing part
         if type(error) not in (Exception, KeyError):
             raise
-        raise UserError(f"{file} is no tokenizer ({first_line(error)}); {AGAIN}") from error
+        raise UserError(f"{file} is not a tokenizer ({first_line(error)}); {AGAIN}") from error
 
 
 def _from_others(path: str | os.PathLike, options: dict) -> PreTrainedTokenizerBase:
@@ -119,7 +119,7 @@ def _from_others(path: str | os.PathLike, options: dict) -> PreTrainedTokenizerB
     except (OSError, ValueError) as error:
         raise UserError(
             f"The tokenizer of {path} cannot be loaded ({first_line(error)}); copy tokenizer.json or "
-            "tokenizer.model there from where the language model comes from."
+            "tokenizer.model from the source of the language model."
         ) from error
 
 
@@ -129,7 +129,9 @@ def _from_sentencepiece(path: str | os.PathLike, model_file: str, options: dict)
     try:
         pieces = SentencePieceProcessor(model_file=model_file)
     except (RuntimeError, OSError) as error:
-        raise UserError(f"{model_file} is no SentencePiece model ({first_line(error)}); {AGAIN}") from error
+        raise UserError(
+            f"{model_file} is not a SentencePiece model ({first_line(error)}); {AGAIN}"
+        ) from error
     config = get_tokenizer_config(path)
     llama = LlamaTokenizer.from_pretrained(path, **options)
     llama.add_bos_token = config.get("add_bos_token", True)

@@ -97,7 +97,7 @@ def default_levels(depth: int, selected: int) -> list[int]:
     if levels[0] < 0:
         raise UserError(
             f"a tower of {depth} layers has too few hidden states below {selected} for {len(levels)} levels; "
-            "name them with --mm_vision_levels."
+            "choose them with --mm_vision_levels."
         )
     return levels
 

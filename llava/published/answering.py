@@ -21,7 +21,10 @@ LOADER = AnswerCommand(
 def add_mmbench_flags(parser: argparse.ArgumentParser) -> None:
     add_single_pred_prompt(parser)
     parser.add_argument(
-        "--lang", choices=sorted(mmbench.INSTRUCTIONS), default="en", help="language of that request"
+        "--lang",
+        choices=sorted(mmbench.INSTRUCTIONS),
+        default="en",
+        help="language of the text that --single-pred-prompt adds",
     )
     parser.add_argument("--all-rounds", action="store_true", help="ask once for each rotation of the options")
 
@@ -41,15 +44,16 @@ COMMANDS = (
     replace(LOADER, module="llava.eval.model_vqa_loader_pope"),  # the name in VisualPrism's script for POPE
     AnswerCommand(
         module="llava.eval.model_vqa_mmbench",
-        description="Answer MMBench's questions, which hold their images, into a JSON-lines file." + GOES_ON,
-        questions="MMBench's tsv, e.g. mmbench_dev_20230712.tsv",
+        description="Answer MMBench's questions, whose file contains the images, into a JSON-lines file."
+        + GOES_ON,
+        questions="MMBench's tsv, for example mmbench_dev_20230712.tsv",
         load=load_mmbench,
         own_flags=add_mmbench_flags,
     ),
     AnswerCommand(
         module="llava.eval.model_vqa_science",
         description="Answer ScienceQA's questions, in LLaVA's form, into a JSON-lines file." + GOES_ON,
-        questions='JSON list {"id", "conversations", "image"?}, e.g. llava_test_CQM-A.json',
+        questions='JSON list {"id", "conversations", "image"?}, for example llava_test_CQM-A.json',
         load=load_science_qa,
         own_flags=add_single_pred_prompt,
     ),

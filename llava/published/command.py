@@ -9,9 +9,7 @@ from pathlib import Path
 from llava.command import Parser, exit_code
 
 ANSWERS = "answers, JSON lines"  # a flag's help text
-GOES_ON = (
-    "\n\nA command that was killed goes on where it stopped. If nothing is left to do, no model is loaded."
-)
+GOES_ON = "\n\nThe same command continues after an interruption. If no question is left, it loads no model."
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ class Gone:
 
     def main(self, argv: list[str] | None = None) -> int:
         """Return the exit status of a wrong command line, whatever the flags are."""
-        print(f"{self.module} is gone; {self.replacement}", file=sys.stderr)
+        print(f"{self.module} no longer exists; {self.replacement}", file=sys.stderr)
         return 2
 
 

@@ -23,8 +23,8 @@ EASY_VQA_ROWS = {"model": "model", "question_only": "question only", "majority":
 @command(
     "llava.eval.eval_pope",
     {
-        "--annotation-dir": "POPE's folder of coco_pope_*.json",
-        "--question-file": f"LLaVA's {pope.QUESTIONS}",
+        "--annotation-dir": "POPE's folder with coco_pope_*.json",
+        "--question-file": f"the questions, LLaVA's {pope.QUESTIONS}",
         "--result-file": ANSWERS,
     },
 )
@@ -45,7 +45,7 @@ def score_pope(args: argparse.Namespace) -> None:
 def add_textvqa_results(parser: argparse.ArgumentParser) -> None:
     results = parser.add_mutually_exclusive_group(required=True)
     results.add_argument("--result-file", type=Path, help=ANSWERS)
-    results.add_argument("--result-dir", type=Path, help="a folder of such files, *.jsonl")
+    results.add_argument("--result-dir", type=Path, help="a folder of answer files, *.jsonl")
 
 
 @command("llava.eval.eval_textvqa", {"--annotation-file": textvqa.ANNOTATIONS}, add_textvqa_results)
@@ -54,7 +54,7 @@ def score_textvqa(args: argparse.Namespace) -> None:
     files = [args.result_file] if args.result_file else sorted(args.result_dir.glob("*.jsonl"))
     if not files:
         raise UserError(
-            f"--result-dir {args.result_dir} holds no *.jsonl; give the folder that answers are in."
+            f"--result-dir {args.result_dir} has no *.jsonl; give the folder of the answer files."
         )
     for file in files:
         rows = load_answers(file, {**ANSWER, "prompt": str})
@@ -104,10 +104,10 @@ def analyse_science_qa(
 @command(
     "llava.eval.eval_science_qa",
     {
-        "--base-dir": f"{science_qa.PROBLEMS} and {science_qa.SPLITS}",
+        "--base-dir": f"folder with {science_qa.PROBLEMS} and {science_qa.SPLITS}",
         "--result-file": ANSWERS,
-        "--output-file": "right and wrong answers, JSON",
-        "--output-result": "accuracy and what was parsed, JSON",
+        "--output-file": "file to write right and wrong answers to, JSON",
+        "--output-result": "file to write the accuracy and the parsed options to, JSON",
         "--split": {"default": "test"},
         "--options": {"nargs": "+", "default": list(LETTERS), "help": "the options' letters"},
     },
@@ -141,9 +141,9 @@ def score_science_qa(args: argparse.Namespace) -> None:
     "llava.eval.eval_easy_vqa",
     {
         "--question-file": "test questions, JSON lines",
-        "--answers-file": "what llava.eval.model_vqa_loader wrote",
-        "--train-question-file": "train questions: the baselines' source",
-        "--output": {"type": Path, "help": "write the scores here as JSON"},
+        "--answers-file": "answers, the output of llava.eval.model_vqa_loader",
+        "--train-question-file": "train questions, from which the baselines are computed",
+        "--output": {"type": Path, "help": "file to write the scores to, JSON"},
     },
 )
 def score_easy_vqa(args: argparse.Namespace) -> None:
@@ -181,7 +181,7 @@ def add_ocr_bench_flags(parser: argparse.ArgumentParser) -> None:
         "--OCRBench_file": {"type": Path, "default": Path("OCRBench/OCRBench.json"), "help": "the questions"},
         "--output_folder": {"type": Path, "default": Path("results")},
         "--save_name": {"required": True, "help": "the result's file name without .json"},
-        "--num_workers": {"type": int, "help": "taken for compatibility; images are read ahead without it"},
+        "--num_workers": {"type": int, "help": "accepted for compatibility; it has no effect"},
     },
     add_ocr_bench_flags,
     GOES_ON,

@@ -31,7 +31,7 @@ def convert_gqa(args: argparse.Namespace) -> None:
 @command(
     "scripts/convert_mmbench_for_submission.py",
     {
-        "--annotation-file": "the questions, a tsv",
+        "--annotation-file": "the questions, MMBench's tsv",
         "--result-dir": f"folder of {ANSWERS}",
         "--upload-dir": "folder to write EXPERIMENT.xlsx to",
         "--experiment": {"required": True, "help": "the model's name"},
@@ -93,7 +93,7 @@ def convert_vizwiz(args: argparse.Namespace) -> None:
     {
         "--dir": {"type": Path, "default": Path("playground/data/eval/vqav2")},
         "--ckpt": {"required": True, "help": "the model's name"},
-        "--split": {"required": True, "help": "name of a question file in DIR, without .jsonl"},
+        "--split": {"required": True, "help": "name of a question file in --dir, without .jsonl"},
     },
 )
 def convert_vqav2(args: argparse.Namespace) -> None:

@@ -12,21 +12,50 @@ def build_parser(prog: str = "python -m llava.serve.api") -> argparse.ArgumentPa
     parser = Parser(prog=prog, description=__doc__)
     add_flags(parser, *MODEL, "--model-name")
     add = parser.add_argument
-    add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0: all, then set an API key")
-    add("--port", type=int, default=8000, help="port to listen at; 0: any free one")
-    add("--api-key-env", metavar="NAME", help="environment variable that holds the key asked for below /v1")
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen at; 0.0.0.0 is all addresses: then set --api-key-env too",
+    )
+    add("--port", type=int, default=8000, help="port to listen at; 0 is any free port")
+    add(
+        "--api-key-env",
+        metavar="NAME",
+        help="environment variable with the API key; clients must send it for all paths below /v1",
+    )
     group = parser.add_argument_group("limits")
     add_flags(group, "--token-budget", "--max-new-tokens", max_new_tokens=1024)
     limits = group.add_argument
-    limits("--max-requests", type=positive, default=64, help="answered, waiting and being read; then 429")
-    limits("--max-body-bytes", type=positive, default=32 * 2**20, help="of a request, its images in base64")
-    limits("--max-image-bytes", type=positive, default=10 * 2**20, help="of an encoded image")
-    limits("--max-image-pixels", type=positive, default=64 * 10**6, help="of the square around an image")
-    limits("--max-images", type=positive, default=8, help="of a request")
-    limits("--max-prompt-tokens", type=positive, help="visual ones included; default: the model's context")
-    limits("--default-new-tokens", type=positive, default=512, help="longest answer, unless a request says")
-    limits("--request-seconds", type=positive, default=120, help="from a request to its answer's end")
-    limits("--allow-image-urls", action="store_true", help="fetch https image URLs, from public addresses")
+    limits("--max-requests", type=positive, default=64, help="requests at once; further ones get status 429")
+    limits(
+        "--max-body-bytes",
+        type=positive,
+        default=32 * 2**20,
+        help="size of a request, with its images in base64",
+    )
+    limits("--max-image-bytes", type=positive, default=10 * 2**20, help="size of an encoded image")
+    limits(
+        "--max-image-pixels", type=positive, default=64 * 10**6, help="pixels of the square around an image"
+    )
+    limits("--max-images", type=positive, default=8, help="images in a request")
+    limits(
+        "--max-prompt-tokens",
+        type=positive,
+        help="tokens in a prompt, with visual ones; default: the model's context",
+    )
+    limits(
+        "--default-new-tokens",
+        type=positive,
+        default=512,
+        help="tokens in an answer if the request sets no limit",
+    )
+    limits(
+        "--request-seconds",
+        type=positive,
+        default=120,
+        help="seconds from a request to the end of its answer",
+    )
+    limits("--allow-image-urls", action="store_true", help="fetch images from https URLs at public addresses")
     return parser
 
 
@@ -45,7 +74,7 @@ def load_app(args: argparse.Namespace):
     if args.api_key_env:
         api_key = os.environ.get(args.api_key_env, "")
         if not api_key:
-            raise UserError(f"--api-key-env {args.api_key_env}: that variable is not set, or empty.")
+            raise UserError(f"--api-key-env {args.api_key_env}: this variable is not set, or it is empty.")
     engine = Engine(load_by_flags(args), token_budget=args.token_budget, max_requests=args.max_requests)
     limits = Limits(
         max_body_bytes=args.max_body_bytes,
@@ -67,7 +96,7 @@ def serve(args: argparse.Namespace) -> None:
 
         app = load_app(args)
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed; pip install -e '.[serve]'.") from error
+        raise UserError(f"{error.name} is not installed; run pip install -e '.[serve]'.") from error
     run(app, args.host, args.port)
 
 

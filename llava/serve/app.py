@@ -99,7 +99,7 @@ class Server:
     def check_model(self, name: str) -> None:
         """Raise ApiError if this is the name of another model."""
         if name != self.model_name:
-            message = f"the model '{cut(name)}' is not here; '{self.model_name}' is."
+            message = f"this server does not have the model '{cut(name)}'; it has '{self.model_name}'."
             raise ApiError(404, message, "model_not_found")
 
     def prepare(self, chat: ChatRequest) -> Request:
@@ -110,10 +110,14 @@ class Server:
         limits, engine = self.limits, self.engine
         longest = chat.max_completion_tokens or chat.max_tokens or limits.default_new_tokens
         if longest > limits.max_new_tokens:
-            raise UserError(f"max_tokens may be up to {limits.max_new_tokens} here, got {longest}.")
+            raise UserError(
+                f"max_tokens must be at most {limits.max_new_tokens} on this server, got {longest}."
+            )
         urls = chat.image_urls
         if len(urls) > limits.max_images:
-            raise UserError(f"a request may hold {limits.max_images} images here, got {len(urls)}.")
+            raise UserError(
+                f"a request may have at most {limits.max_images} images on this server, got {len(urls)}."
+            )
         temperature = chat.temperature or 0.0
         if temperature < COLDEST:
             temperature = 0.0
@@ -136,8 +140,8 @@ class Server:
         )
         if limits.max_prompt_tokens is not None and request.length > limits.max_prompt_tokens:
             raise UserError(
-                f"a prompt may take {limits.max_prompt_tokens} tokens here, visual ones included; this one "
-                f"takes {request.length}."
+                f"a prompt may have at most {limits.max_prompt_tokens} tokens on this server, with visual "
+                f"ones; this one has {request.length}."
             )
         return request
 
@@ -188,7 +192,7 @@ class Server:
         try:
             return await asyncio.wait_for(read(), max(0, deadline - time.monotonic()))
         except asyncio.TimeoutError:
-            raise ApiError(408, "the body did not come in time.") from None
+            raise ApiError(408, "the body did not arrive in time.") from None
         except ClientDisconnect:
             raise self._gone() from None
 
@@ -211,7 +215,7 @@ class Server:
 
     def _gone(self) -> ApiError:
         self.metrics.cancelled.inc()
-        return ApiError(499, "the client left.")
+        return ApiError(499, "the client disconnected.")
 
 
 async def _disconnected(http: HttpRequest) -> None:

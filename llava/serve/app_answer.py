@@ -86,13 +86,13 @@ def failure(error: Exception) -> ApiError:
     if isinstance(error, UserError):
         return ApiError(400, str(error))
     if isinstance(error, torch.OutOfMemoryError):
-        message = "the request does not fit into the device's memory; send fewer images or shorter messages."
+        message = "the request needs more memory than the device has; send fewer images or shorter messages."
         return ApiError(503, message, "out_of_memory", RETRY_AFTER)
     return ApiError(500, f"the model failed ({type(error).__name__}).")
 
 
 def server_failed() -> ApiError:
-    return ApiError(500, "the server failed; its log says why.")
+    return ApiError(500, "the server failed; the reason is in its log.")
 
 
 def too_late() -> ApiError:

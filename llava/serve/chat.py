@@ -107,7 +107,7 @@ class Chat:
     def add_image(self, image: Image.Image) -> None:
         """Show an RGB picture with the next question. Raises UserError if the model is text-only."""
         if self.model.get_vision_tower() is None:
-            raise UserError("the model is text-only and takes no image; pass a multimodal --model-path.")
+            raise UserError("the model is text-only and accepts no images; give a multimodal --model-path.")
         self.waiting.append(image)
 
     def set_visual_tokens(self, num_tokens: int) -> None:
@@ -117,8 +117,8 @@ class Chat:
         """
         budgets = token_budgets(self.model)
         if num_tokens not in budgets:
-            can = f"choose from {', '.join(map(str, budgets))}" if budgets else "its number is fixed"
-            raise UserError(f"the model cannot give {num_tokens} visual tokens: {can}.")
+            can = f"choose from {', '.join(map(str, budgets))}" if budgets else "their number is fixed"
+            raise UserError(f"the model cannot make {num_tokens} visual tokens: {can}.")
         self.scale_factor = budgets[num_tokens]
 
     def stop(self) -> None:
@@ -134,7 +134,7 @@ class Chat:
             UserError: if nothing was asked.
         """
         if not self.turns:
-            raise UserError("nothing was asked yet.")
+            raise UserError("no question was asked yet.")
         turn = self.turns.pop()
         self.waiting[:0] = turn.images
         return turn.text
@@ -164,8 +164,8 @@ class Chat:
         room = self.loaded.context_length - positions
         if room < 1:
             raise UserError(
-                f"the conversation has {positions} tokens, {visual} of them visual, and the model reads "
-                f"{self.loaded.context_length}; start a new one, or spend fewer visual tokens on a picture."
+                f"the conversation has {positions} tokens, {visual} of them visual, but the model's context "
+                f"is {self.loaded.context_length}; start a new one, or use fewer visual tokens per picture."
             )
         decoding = replace(decoding, compiled=decoding.compiled or self.loaded.compiled)
         inputs |= {**decoding.kwargs(), **self.stopping.kwargs()}
@@ -195,8 +195,8 @@ class Chat:
                 yield piece
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"a prompt of {positions} tokens does not fit into the device's memory; start a new "
-                "conversation, spend fewer visual tokens on a picture, or load the model in 4 bits."
+                f"a prompt of {positions} tokens needs more memory than the device has; start a new "
+                "conversation, use fewer visual tokens per picture, or load the model in 4 bits."
             ) from error
         finally:
             if first is not None:
@@ -230,8 +230,8 @@ class Chat:
             )
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"the attention of {positions + len(turn.ids)} tokens does not fit into the device's memory; "
-                "look into a shorter conversation, or spend fewer visual tokens on a picture."
+                f"the attention of {positions + len(turn.ids)} tokens needs more memory than the device has; "
+                "choose a shorter conversation, or use fewer visual tokens per picture."
             ) from error
 
     def inputs(self, turns: list[Turn]) -> tuple[dict, int, int]:

@@ -1,11 +1,11 @@
-"""Talk with a model about pictures, in a terminal.
+"""Chat with a model about pictures, in a terminal.
 
 Between the questions:
-  /image PATH   show a picture with the next question
-  /tokens N     spend N visual tokens on each view of a picture from now on (64, for instance)
-  /reset        forget the conversation and its pictures
-  /help         this list
-  /exit         leave; so does Ctrl-D
+  /image PATH   add a picture to the next question
+  /tokens N     use N visual tokens, for example 64, for each view of a picture from now on
+  /reset        begin a new conversation, without pictures
+  /help         print this list
+  /exit         end the program; Ctrl-D does so too
 Ctrl-C stops an answer.
 """
 
@@ -34,9 +34,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="extend",
         default=[],
         metavar="IMAGE",
-        help="paths or http addresses, shown with the first question",
+        help="paths or http addresses of pictures for the first question",
     )
-    add("--debug", action="store_true", help="print each prompt, and what its answer took")
+    add("--debug", action="store_true", help="print each prompt, and the tokens and time of its answer")
     return parser.parse_args(argv)
 
 
@@ -46,7 +46,7 @@ def read_image(source: str):
 
     if not source.startswith(ADDRESSES):
         if not Path(source).is_file():
-            raise UserError(f"{source}: there is no such picture.")
+            raise UserError(f"{source} does not exist; give the path of a picture.")
         return load_image(source)
     file = BytesIO(fetch(source))
     file.name = source  # the name that errors show
@@ -86,7 +86,7 @@ def converse(chat, decoding, debug: bool) -> None:
             elif line:
                 answer(line, chat, decoding, debug)
         except KeyboardInterrupt:
-            print("\n(/exit or Ctrl-D leaves)")
+            print("\n(/exit or Ctrl-D ends the program)")
         except EOFError:
             print()
             return
@@ -102,7 +102,7 @@ def obey(line: str, chat) -> None:
         show(argument, chat)
     elif command == "/tokens":
         if not argument.isdecimal():
-            raise UserError(f"/tokens takes a number of visual tokens, such as 64, got {argument!r}.")
+            raise UserError(f"/tokens needs a number of visual tokens, for example 64, got {argument!r}.")
         chat.set_visual_tokens(int(argument))
         print(f"({argument} visual tokens for each view of a picture)")
     elif line == "/reset":
@@ -111,7 +111,7 @@ def obey(line: str, chat) -> None:
     elif line == "/help":
         print(COMMANDS)
     else:
-        raise UserError(f"{line} is no command:\n{COMMANDS}")
+        raise UserError(f"{line} is not a command:\n{COMMANDS}")
 
 
 def show(path: str, chat) -> None:
@@ -119,11 +119,11 @@ def show(path: str, chat) -> None:
     if len(path) > 1 and path[0] == path[-1] and path[0] in "'\"":
         path = path[1:-1]
     if not path:
-        raise UserError("/image takes the path of a picture.")
+        raise UserError("/image needs the path of a picture.")
     if path.startswith(ADDRESSES):
-        raise UserError("/image takes a file; addresses are fetched from --image-file alone.")
+        raise UserError("/image needs a file; only --image-file accepts web addresses.")
     chat.add_image(read_image(str(Path(path).expanduser())))
-    print(f"({len(chat.waiting)} picture(s) go with the next question)")
+    print(f"({len(chat.waiting)} picture(s) will be sent with the next question)")
 
 
 def answer(question: str, chat, decoding, debug: bool) -> None:

@@ -253,7 +253,7 @@ class Engine:
             self.model.tokens_per_image(scale_factor)  # refuses one that does not divide the grid
         input_ids = list(tokenizer_image_token(prompt, self.tokenizer))
         if is_blind and (IMAGE_TOKEN_INDEX in input_ids or scale_factor is not None):
-            raise UserError("this model is text-only: it takes no images and no scale_factor.")
+            raise UserError("this model is text-only: it does not accept images or scale_factor.")
         num_text = sum(token != IMAGE_TOKEN_INDEX for token in input_ids)
         num_visual, pixels, sizes = 0, [], []
         for image in images:
@@ -270,7 +270,7 @@ class Engine:
         """Raise UserError if the prompt and its answer are longer than the model's context."""
         if length + decoding.max_new_tokens > self.loaded.context_length:
             raise UserError(
-                f"the prompt takes {length} tokens ({num_visual} of them visual) and the answer up to "
+                f"the prompt has {length} tokens ({num_visual} of them visual) and the answer up to "
                 f"{decoding.max_new_tokens}, more than the model's context of {self.loaded.context_length}; "
                 "shorten the messages, send fewer images, or lower max_tokens."
             )

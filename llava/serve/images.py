@@ -69,7 +69,9 @@ def read_image(url: str, limits: ImageLimits, deadline: float) -> Image.Image:
     if is_data(url):
         return decode_image(data_of(url, limits.max_bytes), limits.max_pixels)
     if not limits.allow_urls:
-        raise UserError("image_url must be a data URL (data:image/png;base64,...): this server fetches none.")
+        raise UserError(
+            "image_url must be a data URL (data:image/png;base64,...): this server fetches no other URL."
+        )
     return decode_image(fetch(url, limits, deadline), limits.max_pixels)
 
 
@@ -78,7 +80,9 @@ def data_of(url: str, max_bytes: int) -> bytes:
     url = replace_surrogates(url.lstrip())
     head = DATA_URL.match(url[:MAX_HEAD])
     if head is None:
-        raise UserError("image_url must start like data:image/png;base64, to be a picture's data URL.")
+        raise UserError(
+            "image_url must begin like data:image/png;base64, the beginning of a picture's data URL."
+        )
     is_base64, payload = head[1] is not None, url[head.end() :]
     if is_base64:
         payload = "".join(payload.split())  # some encoders break lines
@@ -90,7 +94,7 @@ def data_of(url: str, max_bytes: int) -> bytes:
     try:
         return within(base64.b64decode(data, validate=True) if is_base64 else data, max_bytes)
     except binascii.Error as error:
-        raise UserError(f"an image_url's base64 is broken ({error}).") from error
+        raise UserError(f"image_url is not valid base64 ({error}).") from error
 
 
 def within(data: bytes, max_bytes: int) -> bytes:
@@ -118,12 +122,13 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
     side = max(width, height)
     if side * side > max_pixels:
         raise TooLarge(
-            f"an image is {width}x{height} px; this server takes up to {int(max_pixels**0.5)} px a side: "
-            "scale it down."
+            f"an image has {width}x{height} px, but this server accepts at most {int(max_pixels**0.5)} px "
+            "per side: scale it down."
         )
     if side > MAX_ASPECT * min(width, height):
         raise TooLarge(
-            f"an image is {width}x{height} px; one side may be {MAX_ASPECT} times the other: cut it."
+            f"an image has {width}x{height} px, but one side may be at most {MAX_ASPECT} times the other: "
+            "crop it."
         )
 
 
@@ -138,12 +143,14 @@ def fetch(url: str, limits: ImageLimits, deadline: float) -> bytes:
         if status == 200:
             return data
         if status not in (301, 302, 303, 307, 308) or not location:
-            raise UserError(f"image_url of {urlsplit(url).hostname} answered with status {status}.")
+            raise UserError(f"image_url of {urlsplit(url).hostname}: the host answered with status {status}.")
         try:
             url = urljoin(url, location)
         except ValueError as error:  # an invalid bracket
-            raise UserError(f"image_url of {urlsplit(url).hostname} leads to no address.") from error
-    raise UserError(f"image_url leads through more than {MAX_REDIRECTS} redirects.")
+            raise UserError(
+                f"image_url of {urlsplit(url).hostname} redirects to an invalid address."
+            ) from error
+    raise UserError(f"image_url has more than {MAX_REDIRECTS} redirects.")
 
 
 def _get(url: str, max_bytes: int, deadline: float) -> tuple[int, str | None, bytes]:
@@ -183,7 +190,9 @@ def public_address(host: str) -> str:
     """
     addresses = [str(entry[4][0]) for entry in socket.getaddrinfo(host, 443, type=socket.SOCK_STREAM)]
     if not addresses or not all(map(is_public, addresses)):
-        raise UserError(f"image_url of {host} is not at a public address; this server fetches no other.")
+        raise UserError(
+            f"image_url of {host} is not at a public address; this server fetches only from those."
+        )
     return addresses[0]
 
 

@@ -16,14 +16,18 @@ class Metrics:
         ProcessCollector(registry=self.registry)  # memory, CPU time, open files
         options: dict[str, Any] = {"namespace": "llava", "registry": self.registry}
         self.requests = Counter("requests", "Chat requests by HTTP status.", ["status"], **options)
-        self.cancelled = Counter("cancelled", "Requests whose client left.", **options)
-        self.prompt_tokens = Counter("prompt_tokens", "Prompt tokens, visual ones included.", **options)
-        self.new_tokens = Counter("new_tokens", "Tokens generated.", **options)
+        self.cancelled = Counter("cancelled", "Requests whose client disconnected.", **options)
+        self.prompt_tokens = Counter("prompt_tokens", "Tokens of prompts, with visual ones.", **options)
+        self.new_tokens = Counter("new_tokens", "Generated tokens.", **options)
         self.batch_size = Histogram(
-            "batch_size", "Requests answered together.", buckets=[2**n for n in range(8)], **options
+            "batch_size", "Requests in a batch.", buckets=[2**n for n in range(8)], **options
         )
-        self.first_token = Histogram("first_token_seconds", "From a request to its first text.", **options)
-        self.duration = Histogram("request_seconds", "From a request to its answer's end.", **options)
+        self.first_token = Histogram(
+            "first_token_seconds", "Seconds from a request to its first text.", **options
+        )
+        self.duration = Histogram(
+            "request_seconds", "Seconds from a request to the end of its answer.", **options
+        )
         for name in ("open", "waiting", "running"):
             gauge = Gauge(f"requests_{name}", f"Requests that are {name} now.", **options)
             gauge.set_function(partial(getattr, engine, f"num_{name}"))

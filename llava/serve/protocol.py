@@ -154,9 +154,9 @@ class Message(BaseModel):
         if self.content is None and self.role != "assistant":
             raise UserError(f"{place}.content must be a text or a list of parts.")
         if self.role != "user" and self.image_urls:
-            raise UserError(f"{place}: images belong into the user's messages, not the {self.role}'s.")
+            raise UserError(f"{place}: only the user's messages may have images, not the {self.role}'s.")
         if self.role == "user" and not self.text.strip() and not self.image_urls:
-            raise UserError(f"{place}, the user's, is empty.")
+            raise UserError(f"{place} is empty, but it comes from the user; write a text.")
 
 
 class StreamOptions(BaseModel):
@@ -207,7 +207,7 @@ class ChatRequest(BaseModel):
         roles = [message.role for message in turns]
         if len(roles) % 2 == 0 or roles != [("user", "assistant")[i % 2] for i in range(len(roles))]:
             raise UserError(
-                "messages must alternate between user and assistant, the first and last the user's."
+                "messages must alternate between user and assistant, and begin and end with the user."
             )
         for index, message in enumerate(self.messages):
             message.check(f"messages[{index}]")
@@ -271,19 +271,19 @@ def explain(error: ValidationError) -> str:
             place += f".{step}" if place else step
     place = place or "the body"
     if kind == "json_invalid":
-        return f"the body is no JSON ({first['ctx']['error']})."
+        return f"the body is not JSON ({first['ctx']['error']})."
     if kind == "missing":
         return f"{place} is missing."
     if kind in ("model_type", "model_attributes_type"):
         return f"{place} must be an object."
     if kind == "too_long":
-        return f"{place} may hold up to {first['ctx']['max_length']} items, got {len(value)}."
+        return f"{place} may have at most {first['ctx']['max_length']} items, got {len(value)}."
     if kind.startswith("union_tag"):
         if not place.endswith("]"):
             return f"{place} must be a text or a list."
         if (tag := part_type(value)) is None:
             return f'{place} must be an object of type "text" or "image_url".'
-        return f'{place}: type "{cut(tag[1:-1])}" is not known; use "text" or "image_url".'
+        return f'{place}: unknown type "{cut(tag[1:-1])}"; use "text" or "image_url".'
     words = re.sub(r"^(Input|Value|List|String)\b", place, first["msg"])
     return words.replace(" after validation", "") + "."
 

@@ -44,10 +44,10 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
             self.eval_strategy = self.evaluation_strategy
         if self.warmup_ratio is not None:
             if self.warmup_steps:
-                raise UserError("--warmup_ratio and --warmup_steps are two ways to say one thing; give one.")
+                raise UserError("--warmup_ratio and --warmup_steps set the same thing; give one of them.")
             if not 0 <= self.warmup_ratio < 1:
                 raise UserError(
-                    f"--warmup_ratio must be a share of the steps below 1, got {self.warmup_ratio}."
+                    f"--warmup_ratio is a fraction of all steps and must be below 1, got {self.warmup_ratio}."
                 )
             self.warmup_steps = self.warmup_ratio  # a value below 1 is a share of all steps
         check_refused(self)
@@ -58,7 +58,9 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
             check_package("--deepspeed", "deepspeed")
         if isinstance(self.deepspeed, str) and self.deepspeed[:1] != "{" and "." in self.deepspeed:
             # otherwise it is JSON or, if it has no dot, base64, which DeepSpeed's autotuning passes
-            check_json("--deepspeed", self.deepspeed, "a DeepSpeed configuration such as scripts/zero2.json")
+            check_json(
+                "--deepspeed", self.deepspeed, "a DeepSpeed configuration, for example scripts/zero2.json"
+            )
         if hasattr(self, "activation_checkpointing") and self.activation_checkpointing is None:
             # the name that newer versions of transformers give to --gradient_checkpointing
             self.activation_checkpointing = self.gradient_checkpointing
@@ -72,7 +74,9 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
             self.tf32 = None
             self.dataloader_pin_memory = False
             if self.fp16:
-                raise UserError("--fp16: a CPU trains in --bf16 or float32; its losses scale on a GPU alone.")
+                raise UserError(
+                    "--fp16 needs a GPU, because it scales the loss there; use --bf16 or float32."
+                )
         super().__post_init__()
         # with pinned memory, a batch is copied to the GPU while the previous step is computed
         self.accelerator_config.non_blocking = self.dataloader_pin_memory
@@ -94,15 +98,18 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
     def _check_evaluation(self) -> None:
         strategy = getattr(self.eval_strategy, "value", self.eval_strategy)
         if (strategy == "steps") != bool(self.eval_steps):
-            raise UserError("--eval_strategy steps and --eval_steps N go together; give both, or none.")
+            raise UserError(
+                "--eval_strategy steps and --eval_steps N need each other; give both, or neither."
+            )
         saves = getattr(self.save_strategy, "value", self.save_strategy)
         if self.load_best_model_at_end and (
             strategy == "no" or saves != strategy or (saves == "steps" and self.save_steps != self.eval_steps)
         ):
             raise UserError(
-                "--load_best_model_at_end needs a checkpoint of each evaluation: give --save_strategy and "
-                f"--eval_strategy the same value, got {saves} and {strategy}; of steps also --save_steps and "
-                f"--eval_steps, got {self.save_steps:g} and {self.eval_steps or 0:g}."
+                "--load_best_model_at_end needs a checkpoint at each evaluation: give --save_strategy and "
+                f"--eval_strategy the same value, got {saves} and {strategy}; with steps, also give "
+                f"--save_steps and --eval_steps the same value, got {self.save_steps:g} and "
+                f"{self.eval_steps or 0:g}."
             )
 
     def _choose_loader(self) -> None:
@@ -142,7 +149,7 @@ class TrainingArguments(TrainingFlags, transformers.TrainingArguments):
         if self.recompute_above < 0:
             raise UserError(f"--recompute_above must be at least 0, got {self.recompute_above}.")
         if self.recompute_above and not self.gradient_checkpointing:
-            raise UserError("--recompute_above is of --gradient_checkpointing True; give both, or none.")
+            raise UserError("--recompute_above needs --gradient_checkpointing True; give both, or neither.")
         if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
             raise UserError(
                 f"--max_steps {self.max_steps} and --num_train_epochs {self.num_train_epochs:g} leave no "
@@ -169,8 +176,8 @@ def choose_template(version: str | None, trained_with: dict[str, str | None]) ->
     source, own = next(((source, own) for source, own in trained_with.items() if own), (None, None))
     if version and own and conv_templates.get(version) != conv_templates.get(own):
         logger.warning(
-            "--version %s changes the conversation template: %s was trained with %s. Leave --version out to "
-            "keep that.",
+            "--version %s changes the conversation template: %s was trained with %s. Leave "
+            "--version out to keep the old one.",
             version,
             source,
             own,
@@ -243,8 +250,8 @@ def projector_rate(training: TrainingArguments, kind: type[Projector]) -> float:
     if kind.highest_rate is None or kind.highest_rate >= training.learning_rate:
         return training.learning_rate
     logger.info(
-        "the projector learns at %g and not at --learning_rate %g: above that %s was seen to learn badly; "
-        "--mm_projector_lr changes it",
+        "the projector's learning rate is %g and not --learning_rate %g, because %s learned badly at higher "
+        "rates; --mm_projector_lr changes it",
         *(kind.highest_rate, training.learning_rate, kind.__name__),
     )
     return kind.highest_rate
@@ -266,29 +273,29 @@ def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments,
         raise UserError(str(error)) from error
     if unknown:
         raise UserError(
-            f"there is no flag {' '.join(unknown)}; --help lists ours, and --help_all also those of "
-            "transformers."
+            f"unknown flag {' '.join(unknown)}; --help lists this project's flags, and --help_all also "
+            "those of transformers."
         )
     if model.tune_mm_mlp_adapter and training.freeze_mm_mlp_adapter:
         raise UserError(
-            "--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter exclude each other: nothing would learn."
+            "--tune_mm_mlp_adapter and --freeze_mm_mlp_adapter exclude each other: nothing would be trained."
         )
     if model.mm_use_im_start_end and model.tune_mm_mlp_adapter:
         raise UserError(
-            "--mm_use_im_start_end adds words, and --tune_mm_mlp_adapter saves the projector alone: "
+            "--mm_use_im_start_end adds words, but --tune_mm_mlp_adapter saves only the projector: "
             "they would be lost. Add them in stage 2."
         )
     if model.freeze_backbone and training.freeze_mm_mlp_adapter and not model.unfreeze_mm_vision_tower:
-        raise UserError("--freeze_backbone and --freeze_mm_mlp_adapter together leave nothing to learn.")
+        raise UserError("--freeze_backbone and --freeze_mm_mlp_adapter together leave nothing to train.")
     if training.mm_vision_tower_lr is not None and not model.unfreeze_mm_vision_tower:
         raise UserError(
-            "--mm_vision_tower_lr is the rate of a tower that learns; add --unfreeze_mm_vision_tower True."
+            "--mm_vision_tower_lr needs a vision tower that is trained; add --unfreeze_mm_vision_tower True."
         )
     trained = model.pretrain_mm_mlp_adapter or training.lora_weight_path
     if training.mm_projector_warm_start and (trained or training.freeze_mm_mlp_adapter):
-        reason = f"{trained} has one that was trained" if trained else "--freeze_mm_mlp_adapter keeps it"
+        reason = f"{trained} has a trained one" if trained else "--freeze_mm_mlp_adapter freezes it"
         raise UserError(
-            f"--mm_projector_warm_start is for a new projector that learns, and {reason}; leave it out."
+            f"--mm_projector_warm_start needs a new projector that is trained, but {reason}; leave it out."
         )
     check_adapters(model, training)
     check_order(data, training)
@@ -307,7 +314,7 @@ def check_adapters(model: ModelArguments, training: TrainingArguments) -> None:
     backbone_frozen = model.tune_mm_mlp_adapter or model.freeze_backbone
     if training.lora_enable and backbone_frozen:
         name = "--tune_mm_mlp_adapter" if model.tune_mm_mlp_adapter else "--freeze_backbone"
-        raise UserError(f"--lora_enable adapts the language model, which {name} keeps as it is; give one.")
+        raise UserError(f"--lora_enable trains the language model, but {name} freezes it; give one of them.")
     if training.lora_weight_path and not training.lora_enable:
         raise UserError("--lora_weight_path gives adapters to start from; add --lora_enable True.")
     if training.lora_r < 1:
@@ -316,17 +323,17 @@ def check_adapters(model: ModelArguments, training: TrainingArguments) -> None:
         return
     if not (training.lora_enable or backbone_frozen):
         raise UserError(
-            f"--bits {training.bits}: weights of so few bits cannot learn; add --lora_enable True, or freeze "
+            f"--bits {training.bits}: quantised weights cannot be trained; add --lora_enable True, or freeze "
             "the language model with --tune_mm_mlp_adapter or --freeze_backbone."
         )
     if model.unfreeze_mm_vision_tower and not training.lora_enable:
         raise UserError(
-            f"--bits {training.bits} without --lora_enable saves the projector alone, and the tower of "
-            "--unfreeze_mm_vision_tower would be lost; add --lora_enable True or leave --bits out."
+            f"--bits {training.bits} without --lora_enable saves only the projector, so the tower that "
+            "--unfreeze_mm_vision_tower trains would be lost; add --lora_enable True or leave --bits out."
         )
     if under_zero_3(training):
         raise UserError(
-            f"--bits {training.bits}: ZeRO-3 cuts weights into pieces, and bitsandbytes needs them whole; "
+            f"--bits {training.bits}: ZeRO-3 partitions the weights, but bitsandbytes needs them whole; "
             "use scripts/zero2.json."
         )
 
@@ -345,13 +352,13 @@ def check_zero_3(model: ModelArguments, training: TrainingArguments) -> None:
     """
     if training.recompute_above:
         raise UserError(
-            "--recompute_above: under ZeRO-3 a rank that computes a layer again waits for ranks that do not; "
-            "leave it out, or use scripts/zero2.json."
+            "--recompute_above: under ZeRO-3, a rank that recomputes a layer would wait for ranks that do "
+            "not; leave the flag out, or use scripts/zero2.json."
         )
     gathers = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
     saves_all = not (model.tune_mm_mlp_adapter or training.lora_enable)
     if saves_all and not training.hf_deepspeed_config.is_true(gathers):
-        raise UserError(f"--deepspeed: set {gathers} to true; without it the run would leave no model.")
+        raise UserError(f"--deepspeed: set {gathers} to true; without it, no model would be saved.")
 
 
 def check_order(data: DataArguments, training: TrainingArguments) -> None:
@@ -360,15 +367,13 @@ def check_order(data: DataArguments, training: TrainingArguments) -> None:
     if training.train_sampling_strategy == "group_by_length":
         grouping = grouping or "--train_sampling_strategy group_by_length"
     if grouping and data.packing:
-        raise UserError(
-            f"{grouping} and --packing True exclude each other: packed rows are all of one length."
-        )
+        raise UserError(f"{grouping} and --packing True exclude each other: all packed rows have one length.")
     if not any(map(is_shards, data.data_path)):
         return
     if grouping:
         raise UserError(
-            f"{grouping} needs all records at the start, and tar shards are a stream; use --packing True."
+            f"{grouping} needs all records at the start, but tar shards are a stream; use --packing True."
         )
     if training.max_steps <= 0:
-        raise UserError("--max_steps is missing: tar shards are an endless stream; say how long to train.")
+        raise UserError("--max_steps is missing: tar shards are an endless stream; give a number of steps.")
     training.ignore_data_skip = True  # a resumed stream starts at its position without decoding what was seen

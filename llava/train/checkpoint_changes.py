@@ -25,13 +25,13 @@ def check_changes(fields: VisionFields, own: VisionFields, source: str) -> None:
     kept = fixed_by_weights(own, tower["num_hidden_layers"])
     asked = fixed_by_weights(fields, tower["num_hidden_layers"])
     problems = [
-        f"--{name} {getattr(fields, name)}, the checkpoint's is {getattr(own, name) or kept[name]}"
+        f"--{name} {getattr(fields, name)}, but the checkpoint has {getattr(own, name) or kept[name]}"
         for name in kept.keys() & asked.keys()
         if asked[name] != kept[name]
     ]
     if problems:
         raise UserError(
-            f"--model_name_or_path {source!r} already sees, and its weights were trained otherwise: "
+            f"--model_name_or_path {source!r} was trained on images with other vision settings: "
             f"{'; '.join(sorted(problems))}. Leave these flags out, or start from a language model."
         )
 
@@ -56,7 +56,8 @@ def check_tower(fields: VisionFields, own: VisionFields, tower: dict, source: st
             f"{', '.join(differences)}. Leave it out, or start from a language model."
         )
     logger.info(
-        "--vision_tower %s has the form of the tower of %s, whose own weights are kept where it has them.",
+        "--vision_tower %s has the architecture of the tower of %s. If that checkpoint contains weights of "
+        "the tower, they are used.",
         fields.mm_vision_tower,
         source,
     )

@@ -37,9 +37,9 @@ def extends(args) -> bool:
         f"({state['epoch']:.4g} epochs), and {asked} asks for more"
     )
     if not args.extend:
-        raise UserError(f"{done}; add --extend True to go on from it, or choose another --output_dir.")
+        raise UserError(f"{done}; add --extend True to continue it, or choose another --output_dir.")
     if not saving.checkpoints(args.output_dir):
-        raise UserError(f"{done}, but it left no checkpoint to go on from; choose another --output_dir.")
+        raise UserError(f"{done}, but it has no checkpoint to continue from; choose another --output_dir.")
     return True
 
 
@@ -61,8 +61,8 @@ class Extension(TrainerCallback):
         for group, factor, base in zip(groups, lr_scheduler.lr_lambdas, lr_scheduler.base_lrs, strict=True):
             group["lr"] = base * factor(lr_scheduler.last_epoch)
         logger.info(
-            "The run goes on from step %d of %d to step %d. Its learning rate follows the schedule of %d "
-            "steps as if it had begun with it: it goes from %g to %g at once, and on by %s.",
+            "The run continues from step %d of %d to step %d. From now on, its learning rate follows the "
+            "schedule of %d steps: it changes from %g to %g at once, and then follows %s.",
             *(state.global_step, before, state.max_steps, state.max_steps),
             *(old, groups[0]["lr"], args.lr_scheduler_type.value),
         )

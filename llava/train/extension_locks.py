@@ -23,6 +23,6 @@ def remove_stale_locks() -> None:
         try:
             if time.time() - lock.stat().st_mtime > LONGEST_BUILD:
                 lock.unlink()
-                logger.warning("removed %s, which a killed build of an extension left", lock)
+                logger.warning("removed %s, the lock of a build of an extension that was killed", lock)
         except OSError:  # another rank removed it, or it is another user's
             continue

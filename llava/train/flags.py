@@ -19,33 +19,39 @@ def flag(default, help_text: str):
 @dataclass
 class ModelFlags:
     model_name_or_path: str = flag(
-        None, "Language model, or a multimodal checkpoint to go on from: a folder or a hub name."
+        None, "Language model, or a multimodal checkpoint to continue from: a folder or a hub name."
     )
     version: str = flag(
         None,
-        "Conversation template: plain for stage 1, v1 for Vicuna (default), qwen_2 for ChatML, ...; a "
-        "multimodal checkpoint keeps its own, and so do adapters.",
+        "Conversation template: plain for stage 1, v1 for Vicuna (default), qwen_2 for ChatML, ...; the "
+        "default for a multimodal checkpoint or adapters is their own template.",
     )
     vision_tower: str = flag(None, "Vision tower: a folder or a hub name of a CLIP, SigLIP or DINOv2 model.")
     mm_vision_select_layer: int = flag(
-        None, "Hidden state for the projector; 0 is the embedding output, -1 the last; default -2."
+        None, "Hidden state that the projector gets; 0 is the embedding output, -1 the last; default -2."
     )
-    mm_vision_select_feature: str = flag(None, "patch (default), or cls_patch to keep the class token.")
+    mm_vision_select_feature: str = flag(
+        None, "Tokens that the projector gets: patch (default), or cls_patch to keep the class token."
+    )
     mm_vision_levels: list[int] = flag(
-        None, "Hidden states for multi-level projectors, ascending; default 12 16 22 23 of 24, scaled."
+        None,
+        "Hidden states that multi-level projectors get, ascending; default 12 16 22 23 for 24 layers, "
+        "scaled to other depths.",
     )
-    mm_vision_image_size: int = flag(None, "Side of the tower's input in pixels; default the tower's own.")
+    mm_vision_image_size: int = flag(None, "Side of the tower's input in pixels; default: the tower's own.")
     mm_projector_type: str = flag(
-        None, f"One of {', '.join(registered_types())}, mlpNx_gelu; default linear."
+        None, f"Type of the projector: {', '.join(registered_types())} or mlpNx_gelu; default linear."
     )
-    scale_factor: int = flag(None, "s: a compressing projector gives N / s**2 tokens; default 2.")
+    scale_factor: int = flag(
+        None, "Scale factor s: a compressing projector makes N / s**2 tokens of N patches; default 2."
+    )
     elastic_scale_factors: list[int] = flag(
-        None, "Draw s from these at each step, so that one checkpoint serves them all."
+        None, "Draw s from these at each step, so that one checkpoint works with all of them."
     )
-    pretrain_mm_mlp_adapter: str = flag(None, "Stage 1's mm_projector.bin to start from.")
-    tune_mm_mlp_adapter: bool = flag(False, "Stage 1: the projector alone learns.")
-    freeze_backbone: bool = flag(False, "The language model does not learn.")
-    unfreeze_mm_vision_tower: bool = flag(False, "The vision tower learns too.")
+    pretrain_mm_mlp_adapter: str = flag(None, "The mm_projector.bin of stage 1, to start from.")
+    tune_mm_mlp_adapter: bool = flag(False, "Stage 1: train only the projector.")
+    freeze_backbone: bool = flag(False, "Do not train the language model.")
+    unfreeze_mm_vision_tower: bool = flag(False, "Train the vision tower too.")
     mm_use_im_start_end: bool = flag(None, "Wrap each image in <im_start> and <im_end>.")
     mm_use_im_patch_token: bool = flag(None, "Add <im_patch> to the vocabulary.")
     mm_patch_merge_type: str = flag(
@@ -61,8 +67,8 @@ class ModelFlags:
             check_choice("mm_patch_merge_type", self.mm_patch_merge_type, PATCH_MERGE_TYPES)
         if self.tune_mm_mlp_adapter and self.unfreeze_mm_vision_tower:
             raise UserError(
-                "--unfreeze_mm_vision_tower trains the tower, and --tune_mm_mlp_adapter saves the projector "
-                "alone: the tower would be lost. Train it in stage 2."
+                "--unfreeze_mm_vision_tower trains the tower, but --tune_mm_mlp_adapter saves only the "
+                "projector: the tower would be lost. Train it in stage 2."
             )
 
 
@@ -90,49 +96,47 @@ else:
 class DataArguments:
     data_path: list[str] = flag(
         None,
-        "Records, in any mixture: JSON, JSONL, parquet or Arrow files, folders of those, data sets of the "
-        "hub, OWNER/NAME:CONFIG; or WebDataset shards, 'shards/{000..127}.tar' (docs/data.md).",
+        "Training records, in any mixture: JSON, JSONL, parquet or Arrow files, folders of them, data sets "
+        "of the hub (OWNER/NAME:CONFIG); or only WebDataset shards, 'shards/{000..127}.tar' (docs/data.md).",
     )
     data_weights: list[float] = flag(
-        None, "Passes over each --data_path in an epoch: 0.5 is a random half; default 1 each."
+        None, "Passes over each --data_path in an epoch: 0.5 uses a random half; default: 1 for each."
     )
     packing: bool = flag(
-        False, "Fill sequences of --model_max_length with several records, none of which sees another."
+        False, "Fill sequences of --model_max_length with several records that do not attend to one another."
     )
     eval_data_path: list[str] = flag(
         None,
-        "Records to evaluate on while training, when --eval_strategy says: as --data_path takes them, each a "
-        "set; no shards.",
+        "Records for the evaluations during training that --eval_strategy asks for: the kinds of --data_path "
+        "except shards, each path a set of its own.",
     )
-    image_folder: str = flag(None, "Folder that the records' image paths start from.")
+    image_folder: str = flag(None, "Folder to which the records' image paths are relative.")
     image_aspect_ratio: str = flag(
         None,
-        "square (resize and crop, the default), pad (to a square of the mean colour), slice (tiles of the "
-        "tower's size and a thumbnail) or anyres (LLaVA-1.6's).",
+        "square (resize and crop, the default), pad (to a square, with the mean colour), slice (tiles of the "
+        "tower's input size and a thumbnail) or anyres (the tiles of LLaVA-1.6).",
     )
     is_multimodal: bool = flag(True, "Records may have images; False is refused.")
     lazy_preprocess: bool = flag(True, "Records are prepared as they are needed; False is refused.")
     jpeg_draft: bool = flag(
         False,
-        "Decode JPEG pictures at a half, a quarter or an eighth of their size where that is still twice the "
-        "tower's input: faster for large photographs, and pixels that differ a little.",
+        "Decode JPEG pictures at a half, a quarter or an eighth of their size if that is still twice the "
+        "tower's input: faster for large photographs, with slightly different pixels.",
     )
     image_grid_pinpoints: str = flag(
         None,
-        "Resolutions of anyres, as a list of [width, height], or grids of tiles, '(1x1),...,(6x6)'; default "
-        "LLaVA-1.6's 1x2, 2x1, 2x2, 3x1 and 1x3.",
+        "Resolutions of anyres, as a list of [width, height], or grids of tiles, '(1x1),...,(6x6)'; default: "
+        "the grids 1x2, 2x1, 2x2, 3x1 and 1x3 of LLaVA-1.6.",
     )
-    patch_num: int = flag(None, "Tiles at most of slice: 9 (default), 16 or 25.")
-    on_bad_record: str = flag(
-        "fail", "fail, or skip to leave bad records out, count them and list them at the end."
-    )
+    patch_num: int = flag(None, "Largest number of tiles with slice: 9 (default), 16 or 25.")
+    on_bad_record: str = flag("fail", "fail stops; skip leaves bad records out, and lists them at the end.")
     check_images: str = flag(
         "start",
-        "start, to look for all image files before the first step, or lazy, for each as it is needed.",
+        "start checks before the first step that all image files exist; lazy checks each when it is needed.",
     )
     index_folder: str = flag(
         None,
-        "Where what is computed of the records once is kept for all ranks and later runs; default "
+        "Folder where the positions and lengths of records are kept for all ranks and later runs; default "
         "~/.cache/llava/records.",
     )
 
@@ -156,7 +160,9 @@ class DataArguments:
                 f"{len(self.data_path)}."
             )
         if any(weight <= 0 for weight in self.data_weights or ()):
-            raise UserError(f"--data_weights must be above 0, got {self.data_weights}; leave the file out.")
+            raise UserError(
+                f"--data_weights must be above 0, got {self.data_weights}; to skip a file, leave it out."
+            )
         if self.on_bad_record not in ("fail", "skip"):
             raise UserError(f"--on_bad_record must be fail or skip, got {self.on_bad_record!r}.")
         if self.check_images not in ("start", "lazy"):
@@ -171,63 +177,72 @@ class DataArguments:
 class TrainingFlags:
     """Training flags that transformers.TrainingArguments lacks, or that get other defaults here."""
 
-    model_max_length: int = flag(2048, "Tokens a sequence, image tokens included; longer ones are cut.")
-    freeze_mm_mlp_adapter: bool = flag(False, "The projector does not learn.")
+    model_max_length: int = flag(2048, "Tokens per sequence, with image tokens; longer sequences are cut.")
+    freeze_mm_mlp_adapter: bool = flag(False, "Do not train the projector.")
     mm_projector_lr: str = flag(
         None,
-        "Learning rate of the projector; default --learning_rate; auto is that too, or the highest rate that "
-        "suits the type of projector, if it is lower.",
+        "Learning rate of the projector; default: --learning_rate; auto: the lower one of --learning_rate "
+        "and the highest rate that suits the type of projector.",
     )
-    mm_vision_tower_lr: float = flag(None, "Learning rate of a tower that learns; default --learning_rate.")
+    mm_vision_tower_lr: float = flag(
+        None, "Learning rate of a vision tower that is trained; default: --learning_rate."
+    )
     max_nan_steps: int = flag(
-        3, "Steps in a row without a finite loss after which the run ends, naming their records."
+        3, "Number of steps in a row without a finite loss after which the run stops and names the records."
     )
-    group_by_modality_length: bool = flag(False, "Batches of one modality and similar length.")
+    group_by_modality_length: bool = flag(
+        False, "Make batches of records of one modality and similar length."
+    )
     recompute_above: int = flag(
         0,
-        "With --gradient_checkpointing True: batches of at most so many positions keep their activations; "
-        "default 0, every batch computes them again.",
+        "With --gradient_checkpointing True: only batches of more positions recompute their activations; "
+        "with the default 0, every batch does.",
     )
     extend: bool = flag(
         False,
-        "Go on with a complete run to a larger --max_steps or --num_train_epochs, on the schedule of that.",
+        "Continue a complete run to a larger --max_steps or --num_train_epochs, with the learning rate "
+        "schedule of the longer run.",
     )
     dataloader_num_workers: str = flag(
         "auto",
-        "Processes a rank that prepare batches: a number, or auto, by the cores and ranks of the node.",
+        "Processes per rank that prepare batches: a number, or auto, which depends on the cores and ranks.",
     )
     mm_projector_warm_start: int = flag(
         0,
-        "Fit a new projector's last linear map to the words of so many pictures' answers before the first "
-        "step; 0 leaves its initial weights.",
+        "Before the first step, fit a new projector's last linear map to the words of the answers of this "
+        "many pictures; 0 keeps its initial weights.",
     )
-    attn_implementation: str = flag("auto", "auto, sdpa, flash_attention_2, flash_attention_3 or eager.")
-    cache_dir: str = flag(None, "Where the hub's files are kept.")
-    remove_unused_columns: bool = flag(False, "The collator already gives what the model takes.")
+    attn_implementation: str = flag(
+        "auto", "The language model's attention: auto, sdpa, flash_attention_2, flash_attention_3 or eager."
+    )
+    cache_dir: str = flag(None, "Folder where files from the hub are kept.")
+    remove_unused_columns: bool = flag(False, "Remove fields of records; True is refused.")
 
-    lora_enable: bool = flag(False, "Train low-rank adapters of the language model.")
-    lora_r: int = flag(64, "Rank of the adapters.")
-    lora_alpha: int = flag(16, "Scale of the adapters.")
-    lora_dropout: float = flag(0.05, "Dropout on the adapters' input.")
-    lora_weight_path: str = flag("", "Adapters to start from.")
-    lora_bias: str = flag("none", "Which biases learn with the adapters: none, all or lora_only.")
+    lora_enable: bool = flag(False, "Train low-rank adapters (LoRA) of the language model.")
+    lora_r: int = flag(64, "Rank r of the adapters.")
+    lora_alpha: int = flag(16, "Scale of the adapters: their output is multiplied by lora_alpha / lora_r.")
+    lora_dropout: float = flag(0.05, "Dropout probability on the adapters' input.")
+    lora_weight_path: str = flag("", "Folder with adapters to start from.")
+    lora_bias: str = flag("none", "Biases that are trained with the adapters: none, all or lora_only.")
     bits: int = flag(16, "Bits of the language model's weights: 16, 8 or 4.")
     double_quant: bool = flag(True, "Quantise the quantisation constants too.")
     quant_type: str = flag("nf4", "4-bit type: nf4 or fp4.")
 
     use_sinkhorn_lsd: bool = flag(False, "Add the Sinkhorn regulariser to the loss.")
-    no_use_sinkhorn_lsd: bool = flag(False, "Do not; as published scripts say it.")
-    sinkhorn_alpha_ce: float = flag(1.0, "Weight of cross-entropy beside the regulariser.")
+    no_use_sinkhorn_lsd: bool = flag(False, "Do not add it; published scripts use this flag.")
+    sinkhorn_alpha_ce: float = flag(1.0, "Weight of the cross-entropy if the regulariser is added.")
     sinkhorn_beta: float = flag(0.6, "Weight of the regulariser.")
-    sinkhorn_tau_sd: float = flag(2.2, "Temperature of its softmax.")
-    sinkhorn_lambda: float = flag(0.12, "Entropy of its transport plan.")
-    sinkhorn_iters: int = flag(16, "Rounds of normalisation.")
-    sinkhorn_max_tokens: int = flag(768, "Labelled positions at most; more are sampled.")
+    sinkhorn_tau_sd: float = flag(2.2, "Temperature of the regulariser's softmax.")
+    sinkhorn_lambda: float = flag(0.12, "Weight of the entropy of the regulariser's transport plan.")
+    sinkhorn_iters: int = flag(16, "Number of Sinkhorn iterations.")
+    sinkhorn_max_tokens: int = flag(
+        768, "Largest number of labelled positions; from more, this many are sampled."
+    )
 
     # Flags of published scripts that transformers 5 renamed
     evaluation_strategy: str = flag(None, "Older name of --eval_strategy.")
     warmup_ratio: float = flag(
-        None, "Share of the steps to warm up over; older form of --warmup_steps below 1."
+        None, "Fraction of the steps for the warm-up; older form of --warmup_steps below 1."
     )
 
 
@@ -258,8 +273,8 @@ def help_page() -> str:
     parser = argparse.ArgumentParser(
         usage="train_mem.py --model_name_or_path LANGUAGE_MODEL --vision_tower TOWER --data_path RECORDS "
         "--output_dir FOLDER [flags]",
-        description="One training stage. Beside these flags it takes every argument of "
-        "transformers.TrainingArguments, such as --learning_rate, --num_train_epochs or --deepspeed.",
+        description="Runs one training stage. Besides these flags, it takes every argument of "
+        "transformers.TrainingArguments, for example --learning_rate, --num_train_epochs or --deepspeed.",
         add_help=False,
     )
     for title, flags in declared_flags().items():
@@ -274,5 +289,5 @@ def help_page() -> str:
             )
     group = parser.add_argument_group("help")
     group.add_argument("--help", action="help", help="This page.")
-    group.add_argument("--help_all", action="help", help="All flags, those of transformers too.")
+    group.add_argument("--help_all", action="help", help="All flags, with those of transformers.")
     return parser.format_help()

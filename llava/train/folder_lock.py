@@ -34,13 +34,13 @@ class FolderLock:
         except Held as holder:
             raise UserError(
                 f"--output_dir {str(self._folder)!r} is in use by a run: {holder}. "
-                "Wait for its end or stop it, or choose another --output_dir."
+                "Wait until it ends, stop it, or choose another --output_dir."
             ) from holder
         except OSError as error:
             raise UserError(saving.cannot_be_written(folder, error)) from error
         if self._lock.problem:
             logger.warning(
-                "%s cannot be locked (%s). Start no second run with this --output_dir: it would not be "
+                "%s cannot be locked (%s). Do not start a second run with this --output_dir: it would not be "
                 "refused.",
                 self._folder / LOCK_FILE,
                 self._lock.problem,

@@ -134,8 +134,8 @@ class StepGuard(TrainerCallback):
             status = 1
             what = (
                 f"{self.num_in_a_row} steps in a row without a finite loss and gradient (--max_nan_steps "
-                f"{self.max_nan_steps}); correct or remove what is wrong, or lower --learning_rate. "
-                f"Records of the last of them: {self._names}"
+                f"{self.max_nan_steps}); correct or remove bad records, or lower --learning_rate. "
+                f"Records of the last such step: {self._names}"
             )
         else:
             return
@@ -238,7 +238,7 @@ class StepGuard(TrainerCallback):
             self._names = self._name_records(outcome)
             if self.trainer.is_world_process_zero():
                 logger.warning(
-                    "step %d left out, its loss or gradient is not finite (%d in a row): %s",
+                    "step %d left out: its loss or gradient is not finite (%d in a row): %s",
                     outcome.step,
                     self.num_in_a_row,
                     self._names,

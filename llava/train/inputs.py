@@ -40,16 +40,18 @@ def check_inputs(model: ModelArguments, data: DataArguments, training: TrainingF
         for _, path in files:
             if needs_images(path):
                 raise UserError(
-                    f"--image_folder {data.image_folder} is no folder, and records of {path} have images; "
-                    "give the folder that their paths start from."
+                    f"--image_folder {data.image_folder} is not a folder, but records of {path} have images; "
+                    "give the folder to which their paths are relative."
                 )
     if model.pretrain_mm_mlp_adapter:
-        advice = "stage 1's mm_projector.bin, or run stage 1 (scripts/v1_5/pretrain.sh) first"
+        advice = "the mm_projector.bin of stage 1, or run stage 1 (scripts/v1_5/pretrain.sh) first"
         check_file("--pretrain_mm_mlp_adapter", model.pretrain_mm_mlp_adapter, advice)
     if training.lora_weight_path:
         start = find_folder(training.lora_weight_path, "--lora_weight_path", training.cache_dir)
         if not any((start / name).is_file() for name in ADAPTER_WEIGHTS):
-            raise UserError(f"--lora_weight_path {start} has no adapters ({' or '.join(ADAPTER_WEIGHTS)}).")
+            raise UserError(
+                f"--lora_weight_path {start} contains no adapters ({' or '.join(ADAPTER_WEIGHTS)})."
+            )
     if model.vision_tower:
         check_vision_tower(model.vision_tower, model.model_name_or_path)
 
@@ -57,7 +59,7 @@ def check_inputs(model: ModelArguments, data: DataArguments, training: TrainingF
 def check_package(flag: str, package: str) -> None:
     """Raises UserError unless the package is installed."""
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"{flag} needs {package}, which is not installed; pip install -e '.[train]'.")
+        raise UserError(f"{flag} needs {package}, which is not installed; run pip install -e '.[train]'.")
 
 
 def check_file(flag: str, path: str, expected: str) -> None:
@@ -96,11 +98,13 @@ def check_vision_tower(name_or_path: str, model: str) -> None:
     if not tower.is_dir():  # on the hub, only the configuration is checked
         return
     if not any((tower / name).is_file() for name in WEIGHT_FILES):
-        raise UserError(f"--vision_tower {tower} has no weights: none of {', '.join(WEIGHT_FILES)} is there.")
+        raise UserError(
+            f"--vision_tower {tower} has no weights: it contains none of {', '.join(WEIGHT_FILES)}."
+        )
     if Path(model).is_dir() and not any(
         (Path(source) / PROCESSOR_FILE).is_file() for source in (tower, model)
     ):
         raise UserError(
-            f"--vision_tower {tower} has no {PROCESSOR_FILE}, which says how its pictures are prepared; copy "
-            "it from where the tower comes from."
+            f"--vision_tower {tower} has no {PROCESSOR_FILE}, the settings of its image processor; copy this "
+            "file from the source of the tower."
         )

@@ -74,7 +74,7 @@ def _end(launcher: int) -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # so that each node prints one line
             print(
                 f"train_mem.py: the launcher, process {launcher}, has ended, so its training processes end "
-                "too. The same command goes on from the last whole checkpoint.",
+                "too. The same command continues from the last complete checkpoint.",
                 file=sys.__stderr__,  # torch's excepthook collects what goes to sys.stderr
                 flush=True,
             )

@@ -35,15 +35,15 @@ from llava.train.zero_checkpoint import WithoutFrozen
 
 logger = logging.getLogger(__name__)
 
-# Private methods of Trainer that are used here: why no public one would do, and the test that would fail.
+# Private methods of Trainer that are used here: why no public method suffices, and the test that would fail.
 PRIVATE = {
     "_load_from_checkpoint": (
-        "Trainer takes a folder with a projector or adapters alone for no checkpoint, ahead of every hook.",
+        "Trainer rejects a checkpoint that has only a projector or adapters, before it calls any hook.",
         "tests/e2e/test_training.py::"
         "test_a_killed_run_started_again_gives_the_uninterrupted_losses_and_weights",
     ),
     "_save_checkpoint": (
-        "No hook comes ahead of a checkpoint's first file, and none sees that a file could not be written.",
+        "No hook is called before a checkpoint's first file, and none learns that a file was not written.",
         "tests/e2e/test_training.py::test_a_checkpoint_has_no_name_before_all_of_it_is_written",
     ),
 }
@@ -225,7 +225,7 @@ class LlavaTrainer(Trainer):
         folder = Path(self.args.output_dir) / best
         if folder not in saving.checkpoints(self.args.output_dir):
             logger.warning(
-                "%s, the best checkpoint, is gone: the result has the weights of the last step.", folder
+                "%s, the best checkpoint, is missing: the result has the weights of the last step.", folder
             )
             return
         if self.is_deepspeed_enabled:

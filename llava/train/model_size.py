@@ -40,13 +40,13 @@ NF4_BITS = 4.13  # bits a weight with double quantisation (Dettmers et al. 2023,
 class RunArguments(TrainingFlags):
     """Our training flags, and those of transformers that affect memory, without its checks of the machine."""
 
-    per_device_train_batch_size: int = flag(8, "Sequences a device and pass.")
-    gradient_accumulation_steps: int = flag(1, "Passes an optimiser step.")
+    per_device_train_batch_size: int = flag(8, "Sequences per device in a forward pass.")
+    gradient_accumulation_steps: int = flag(1, "Forward passes per optimiser step.")
     bf16: bool = flag(False, "bfloat16.")
     fp16: bool = flag(False, "float16.")
     deepspeed: str = flag("auto", "A DeepSpeed configuration, none, or auto.")
     gradient_checkpointing: str = flag("auto", "True, False, or auto.")
-    use_liger_kernel: bool = flag(False, "Liger's kernels.")
+    use_liger_kernel: bool = flag(False, "Use Liger's fused kernels.")
     world_size: int = field(default=1, init=False)  # a norm over ranks is counted like one on a single rank
 
 

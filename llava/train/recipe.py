@@ -30,15 +30,17 @@ CONFIGS = Path(__file__).parents[2] / "scripts"
 class Place:
     """The GPUs that the run is to use."""
 
-    num_gpus: int = flag(1, "GPUs of all nodes.")
-    gpu_memory_mib: int = flag(None, "Memory of one of them; default: of the smallest GPU here.")
+    num_gpus: int = flag(1, "Number of GPUs on all nodes together.")
+    gpu_memory_mib: int = flag(
+        None, "Memory of one GPU in MiB; default: that of the smallest GPU of this machine."
+    )
 
     def __post_init__(self):
         if self.gpu_memory_mib is None:
             import torch
 
             if not torch.cuda.is_available():
-                raise UserError("there is no GPU here whose memory could be asked.")
+                raise UserError("this machine has no GPU, so the memory of a GPU must be given.")
             properties = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
             self.gpu_memory_mib = min(gpu.total_memory for gpu in properties) // 2**20
 
@@ -92,24 +94,24 @@ class Decision:
         lines = [
             f"{self.place.num_gpus} x {gpu_bytes / GIB:.0f} GiB, of which {usable:.1f} each can be used; "
             f"{batch.sequences} sequences of at most {batch.length} positions, {size.tokens} visual tokens "
-            "a view",
-            f"{chosen.zero.name}: {' + '.join(parts)} = {chosen.budget.total / GIB:.1f} GiB a GPU",
+            "per view",
+            f"{chosen.zero.name}: {' + '.join(parts)} = {chosen.budget.total / GIB:.1f} GiB per GPU",
         ]
         if chosen.zero.offload:
             host = host_bytes(size, chosen.zero) / GIB
-            lines.append(f"the nodes together hold {host:.0f} GiB in their own memory")
+            lines.append(f"all nodes together need {host:.0f} GiB of main memory")
         if above:
             lines.append(
-                f"batches of up to {above:,} positions ({above // batch.sequences} a sequence) keep their "
-                "activations; those of larger ones are computed again"
+                f"batches of up to {above:,} positions ({above // batch.sequences} per sequence) keep their "
+                "activations; larger ones recompute them"
             )
         else:
-            again = "computed again" if chosen.gradient_checkpointing else "kept"
+            again = "recomputed" if chosen.gradient_checkpointing else "kept"
             lines.append(f"the activations of every batch are {again}")
         if most < batch.positions:
             lines.append(
-                f"batches of more than {most:,} positions ({most // batch.sequences} a sequence) do not fit: "
-                "if records are so long, lower BATCH_SIZE or MODEL_MAX_LENGTH, or use more GPUs"
+                f"batches of more than {most:,} positions ({most // batch.sequences} per sequence) do not "
+                "fit: for such long records, lower BATCH_SIZE or MODEL_MAX_LENGTH, or use more GPUs"
             )
         return lines
 

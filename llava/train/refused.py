@@ -4,13 +4,11 @@ import dataclasses
 
 from llava.errors import UserError
 
-EVALUATION = "has no effect, for an evaluation adds up losses and counts, and keeps nothing else"
-SCHEDULE = (
-    "is not supported: the learning rate follows from the step alone, so that a resumed run has the same"
-)
-HUB = "has no effect, for a run uploads nothing; upload --output_dir when the run is complete"
-LAYERS = "needs parameters grouped by layer; ours are grouped by part, each with its own learning rate"
-RESUMES = "the same command goes on from the last checkpoint in --output_dir by itself"
+EVALUATION = "has no effect, because an evaluation only adds up losses and counts"
+SCHEDULE = "is not supported: the learning rate depends only on the step, so that a resumed run has the same"
+HUB = "has no effect, because a run uploads nothing; upload --output_dir when the run is complete"
+LAYERS = "needs parameters grouped by layer, but here they are grouped by part, each with its learning rate"
+RESUMES = "the same command continues from the last checkpoint in --output_dir by itself"
 
 # Maps a flag that is refused with any value but its default, or "flag value", to the reason.
 REFUSED: dict[str, str] = {
@@ -25,8 +23,8 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("lr_scheduler_type reduce_lr_on_plateau", "lr_scheduler_type greedy"), SCHEDULE),
     "do_eval": "has no effect; --eval_strategy says when to evaluate on --eval_data_path",
     "do_predict": "has no effect; score the result with python -m llava.eval.run",
-    "save_strategy best": "would lose the steps since the best one when a run is killed; "
-    "--load_best_model_at_end True keeps the best checkpoint beside the newest",
+    "save_strategy best": "would lose all steps after the best one if the run is killed; "
+    "--load_best_model_at_end True keeps the best checkpoint and the newest",
     **dict.fromkeys(
         (
             *("push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo"),
@@ -43,24 +41,24 @@ REFUSED: dict[str, str] = {
         ),
         LAYERS,
     ),
-    "label_smoothing_factor": "needs logits that the loss never holds at once",
-    "label_names": "has no effect, for the labels are those of the records' answers",
-    "remove_unused_columns": "would remove what the collator needs, which already gives what the model takes",
-    "length_column_name": "has no effect, for lengths are counted from the records",
-    "train_sampling_strategy batch_rebalance": "would read every image ahead of the first step; use "
+    "label_smoothing_factor": "needs all logits at once, but the loss computes them part by part",
+    "label_names": "has no effect, because the labels are made from the records' answers",
+    "remove_unused_columns": "would remove fields that the collator needs",
+    "length_column_name": "has no effect, because lengths are counted from the records",
+    "train_sampling_strategy batch_rebalance": "would read every image before the first step; use "
     "--group_by_modality_length True or --packing True",
-    "data_seed": "has no effect, for the order of the records follows --seed",
+    "data_seed": "has no effect, because --seed decides the order of the records",
     "include_num_input_tokens_seen": "would count an image as one token; metrics.jsonl has the text "
-    "and visual tokens of each second",
-    "auto_find_batch_size": "would change the global batch without saying so; halve "
+    "and visual tokens per second",
+    "auto_find_batch_size": "would change the global batch without a message; halve "
     "--per_device_train_batch_size and double --gradient_accumulation_steps",
-    "accelerator_config": "would deal out batches otherwise than the samplers and the global batch count on",
+    "accelerator_config": "would distribute batches in another way than the samplers require",
     "resume_from_checkpoint": f"has no effect: {RESUMES}",
-    "enable_jit_checkpoint": f"would write a checkpoint of its own: SIGTERM saves one already, and {RESUMES}",
-    "save_on_each_node": "would leave checkpoints without a name, which rank 0 alone gives; use a "
-    "folder that all nodes share",
+    "enable_jit_checkpoint": f"would write a second checkpoint: SIGTERM already saves one, and {RESUMES}",
+    "save_on_each_node": "would leave incomplete checkpoints, because only rank 0 gives them their "
+    "final name; use a folder that all nodes share",
     **dict.fromkeys(
-        ("fsdp", "fsdp_config"), "is not supported; --deepspeed scripts/zero3.json deals out the weights"
+        ("fsdp", "fsdp_config"), "is not supported; --deepspeed scripts/zero3.json partitions the weights"
     ),
 }
 

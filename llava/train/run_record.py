@@ -63,7 +63,7 @@ class RunRecord(TrainerCallback):
         try:
             write(args, *rest)
         except OSError as error:
-            logger.warning("%s: %s; the run goes on without it.", args.output_dir, error)
+            logger.warning("%s: %s; the run continues without this file.", args.output_dir, error)
 
     def _describe_run(self, args, state, model: nn.Module) -> None:
         description = {
@@ -187,7 +187,9 @@ def draw_loss(args, state) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        logger.warning("no %s: matplotlib is not installed; pip install matplotlib.", CURVE_FILE)
+        logger.warning(
+            "%s was not written: matplotlib is not installed; run pip install matplotlib.", CURVE_FILE
+        )
         return
     panels = [("loss", "_loss"), ("token accuracy", "_accuracy")][: 1 if len(curves) == 1 else 2]
     figure = Figure(figsize=(7, 4 * len(panels)), layout="constrained")

@@ -191,7 +191,7 @@ def describe_failure(what: str, error: BaseException, output_dir: str | Path) ->
     reason = str(cause).splitlines()[0]
     lacks_space = error_number(cause) in NO_SPACE
     if "inline_container" in reason:  # torch.save does not keep the system's error
-        reason = f"a part of a file was refused, as by a full disk or a quota: {reason}"
+        reason = f"a file was written only in part, for example because of a full disk or a quota: {reason}"
         lacks_space = True
     if lacks_space:
         reason += f" ({shutil.disk_usage(output_dir).free / 2**30:.1f} GiB are free there)"
@@ -210,5 +210,5 @@ def what_is_left(output_dir: str | Path) -> str:
     """A sentence that says where the same command goes on."""
     whole = checkpoints(output_dir)
     if not whole:
-        return "There is no whole checkpoint yet: the same command starts anew."
-    return f"The last whole checkpoint is {whole[-1]}: the same command goes on from it."
+        return "There is no complete checkpoint yet: the same command starts from the beginning."
+    return f"The last complete checkpoint is {whole[-1]}: the same command continues from it."

@@ -134,7 +134,7 @@ class StepLog(TrainerCallback):
     def _take(self, state) -> Entry:
         """Make the entry of the steps up to now; all ranks must call this."""
         gather, norm = self.trainer.accelerator.gather, self.guard.gradient_norm
-        assert norm is not None, "a step has ended without one"
+        assert norm is not None, "a step has ended without a gradient norm"
         loss = gather(self.guard.take_loss()).mean()
         # filled in on the device, because a copy would wait
         own = [torch.full_like(norm, value, dtype=torch.double) for value in (peak_memory(), self._waited)]
@@ -189,7 +189,7 @@ class StepLog(TrainerCallback):
             return
         self._has_warned = True
         logger.warning(
-            "Up to step %d, %.0f%% of the time of %d steps went by waiting for data. Raise "
+            "Up to step %d, %.0f%% of the time of %d steps was spent waiting for data. Raise "
             "--dataloader_num_workers (NUM_WORKERS), now %d; this node has %d cores for %d process(es).",
             *(entry.step, 100 * total / seconds, steps),
             *(self.trainer.args.dataloader_num_workers, num_cores(), local_ranks()),

@@ -99,8 +99,8 @@ def load_model(
         check_changes(fields, own, model_args.model_name_or_path)
         if training_args.mm_projector_warm_start:
             raise UserError(
-                f"--mm_projector_warm_start is for a new projector, and {model_args.model_name_or_path} has "
-                "one that was trained; leave it out."
+                f"--mm_projector_warm_start needs a new projector, but {model_args.model_name_or_path} has a "
+                "trained one; leave it out."
             )
     training_args.mm_projector_lr = projector_rate(training_args, projector_class(fields.mm_projector_type))  # type: ignore[assignment]
     model = read_weights(plan, fields, options, torch.float32 if autocast else None)
@@ -143,7 +143,7 @@ def load_earlier_stage(model, model_args: ModelArguments, adapters: CheckpointPl
         if adapters.learned:
             trainables = adapters.path / TRAINABLES_FILE
             load_trainables(model, adapters.learned, str(trainables), complete=True)
-            logger.info("projector: from %s, as the adapters", adapters.path)
+            logger.info("projector: from %s, like the adapters", adapters.path)
 
 
 def add_words(model, tokenizer) -> None:
@@ -156,8 +156,8 @@ def add_words(model, tokenizer) -> None:
     model.initialize_vision_tokenizer(model.config, tokenizer)
     if len(tokenizer) > num_words and not learns:
         raise UserError(
-            "--mm_use_im_start_end and --mm_use_im_patch_token add words, whose embeddings are frozen here; "
-            "leave them out, or train the language model in full."
+            "--mm_use_im_start_end and --mm_use_im_patch_token add words, but their embeddings would stay "
+            "frozen; leave these flags out, or train the language model in full."
         )
 
 
@@ -172,7 +172,8 @@ def prepare(argv: list[str] | None, read_weights: WeightReader = load_with_visio
     enable_progress_bars()  # for downloads
     if saving.is_complete(training_args.output_dir) and not extends(training_args):
         logger.info(
-            "%s is complete; remove it or choose another --output_dir to run anew.", training_args.output_dir
+            "%s is complete; to train again, remove it or choose another --output_dir.",
+            training_args.output_dir,
         )
         return None
     if training_args.use_liger_kernel:
@@ -214,8 +215,8 @@ def build_trainer(
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     if data_args.packing and not model.takes_position_ids:
         raise UserError(
-            f"--packing: {type(model).__name__} cannot count positions anew for each record of a sequence; "
-            "leave it out, or take a language model with rotary positions."
+            f"--packing: {type(model).__name__} cannot restart positions at each record of a sequence; "
+            "leave it out, or use a language model with rotary positions."
         )
     add_words(model, tokenizer)
     template = template_of(model.config)
@@ -246,7 +247,7 @@ def sample_builder(
     config = model.config
     budgets = config.elastic_scale_factors or [None]
     tokens = [model.tokens_per_view(scale_factor) for scale_factor in budgets]
-    logger.info("visual tokens a view: %s", tokens)
+    logger.info("visual tokens per view: %s", tokens)
     logger.info("conversation template: %s", config.conv_version)
     return SampleBuilder(
         tokenizer,

@@ -21,8 +21,8 @@ def main() -> None:
         if (error.name or "").startswith("llava."):
             raise
         sys.exit(
-            f"train_mem.py: {error} in {sys.executable}. Run 'bash scripts/quickstart.sh', activate the "
-            "environment that has it, or run 'pip install -e .' in this one."
+            f"train_mem.py: {error} in {sys.executable}. Run 'bash scripts/quickstart.sh', activate an "
+            "environment that contains the package, or run 'pip install -e .' in this one."
         )
     run_rank(train)
 

@@ -65,8 +65,8 @@ def load_data(data_args: DataArguments, training_args: TrainingArguments, builde
         logger.info("%s: %d records", path, size)
         if size and not count:
             raise UserError(
-                f"--data_weights leaves none of the {size} records of {path} in an epoch; raise its weight, "
-                "or leave the file out."
+                f"--data_weights is so low that an epoch has none of the {size} records of {path}; raise the "
+                "weight, or leave the file out."
             )
     if data_args.packing:
         packed = PackedDataset(dataset, training_args.dataloader_num_workers)
@@ -104,7 +104,7 @@ def load_eval_data(
         set_names(data_args.eval_data_path or []), data_args.eval_data_path or [], strict=True
     ):
         sets[name] = open_records([path], data_args, training_args, builder)
-        logger.info("%s: %d records to evaluate on, as %s", path, len(sets[name]), name)
+        logger.info("%s: %d records for evaluation, named %s", path, len(sets[name]), name)
     return sets
 
 
@@ -143,8 +143,8 @@ def check_batches(num_samples: int, what: str, args: TrainingArguments) -> None:
     if num_samples >= at_once:
         return
     shortage = (
-        f"an epoch has {num_samples} {what}, fewer than the {at_once} that {args.world_size} process(es) "
-        f"take at once with --per_device_train_batch_size {args.per_device_train_batch_size}"
+        f"an epoch has {num_samples} {what}, but {args.world_size} process(es) with "
+        f"--per_device_train_batch_size {args.per_device_train_batch_size} need {at_once} for one batch"
     )
     if args.dataloader_drop_last:
         raise UserError(
@@ -152,7 +152,7 @@ def check_batches(num_samples: int, what: str, args: TrainingArguments) -> None:
             "batch size, or give more records."
         )
     if args.world_size > 1 and args.should_log:
-        logger.warning("Samples are repeated in every batch: %s. Lower the batch size.", shortage)
+        logger.warning("Every batch repeats samples: %s. Lower the batch size.", shortage)
 
 
 def train_sampler(dataset: SupervisedDataset | PackedDataset, args: TrainingArguments) -> Sampler[int]:

@@ -38,16 +38,16 @@ def check_validation(data: DataArguments, training) -> None:
     paths = data.eval_data_path or []
     evaluates = training.eval_strategy != IntervalStrategy.NO
     if evaluates and not paths:
-        raise UserError("--eval_strategy needs records to evaluate on; add --eval_data_path FILE.")
+        raise UserError("--eval_strategy needs records for the evaluation; add --eval_data_path FILE.")
     if paths and not evaluates:
         raise UserError(
-            "--eval_data_path would do nothing; add --eval_strategy epoch, or --eval_strategy steps with "
+            "--eval_data_path would have no effect; add --eval_strategy epoch, or --eval_strategy steps with "
             "--eval_steps N."
         )
     for path in paths:
         if is_shards(path):
             raise UserError(
-                f"--eval_data_path {path}: tar shards are an endless stream, and an evaluation has an end; "
+                f"--eval_data_path {path}: tar shards are an endless stream, but an evaluation must end; "
                 "give records of another kind."
             )
     if training.metric_for_best_model is None:

@@ -155,7 +155,7 @@ def records_of(dataset: Dataset) -> SupervisedDataset:
     records = dataset.dataset if isinstance(dataset, PackedDataset) else dataset
     if not isinstance(records, SupervisedDataset):
         raise UserError(
-            "--mm_projector_warm_start draws pictures at random, which a stream of tar shards does not give; "
+            "--mm_projector_warm_start draws pictures at random, but tar shards can only be read in order; "
             "leave it out, or warm-start stage 1 from records in files."
         )
     return records
@@ -196,9 +196,9 @@ def choose_pictures(
     ]
     if len(pictures) < FEWEST:
         raise UserError(
-            f"--mm_projector_warm_start {num_pictures} found {len(pictures)} records with one picture and an "
-            f"answer that not all have, and needs {FEWEST}; ask for more, or leave it out with this "
-            "--data_path."
+            f"--mm_projector_warm_start {num_pictures} found {len(pictures)} suitable records, but needs "
+            f"{FEWEST}: each has one picture and an answer that is not the same for all. Give a larger "
+            "number, or leave the flag out with this --data_path."
         )
     return pictures
 
@@ -288,6 +288,6 @@ def features_of(model: PreTrainedModel, views: Tensor) -> tuple[nn.Linear, Tenso
             features = given.selected if isinstance(given, VisionFeatures) else given
             return module, features.reshape(*tokens.shape[:2], -1)
     raise UserError(
-        f"--mm_projector_warm_start sets a projector's last linear map, which {type(projector).__name__} "
-        "does not end with; leave it out."
+        f"--mm_projector_warm_start sets a projector's last linear map, but {type(projector).__name__} "
+        "does not end with one; leave it out."
     )

@@ -142,7 +142,7 @@ def image_attention(
 def check_sees(model) -> None:
     """Raise a UserError if the model has no vision tower."""
     if model.get_vision_tower() is None:
-        raise UserError("the model is text-only and looks at no image; pass a multimodal --model_path.")
+        raise UserError("the model is text-only, so it has no visual tokens; give a multimodal --model_path.")
 
 
 @torch.no_grad()
@@ -187,7 +187,7 @@ def answer(model, tokenizer, question: Question, max_new_tokens: int = 32, compi
     )
     text, spans = token_spans(new_ids[0].tolist(), tokenizer, question.stop_str)
     if not text.strip():
-        raise UserError("the model answered nothing, so no word looked anywhere; ask otherwise.")
+        raise UserError("the answer is empty, so there is no attention to show; ask another question.")
     words, word_tokens = group_words(text, spans)
     tokens = [text[start:end] for start, end in spans]
     return Answer(text.strip(), tokens, words, word_tokens, new_ids[0, : len(spans)])

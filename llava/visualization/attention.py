@@ -22,7 +22,7 @@ def resolve_layers(layers: Sequence[int], num_layers: int) -> list[int]:
     for layer in layers:
         if not -num_layers <= layer < num_layers:
             raise UserError(
-                f"--layers: layer {layer} is outside the model's {num_layers}; choose from 0 to "
+                f"--layers: layer {layer} is outside the model's {num_layers} layers; choose from 0 to "
                 f"{num_layers - 1}, or from -1 (the last) to {-num_layers}."
             )
     return list(dict.fromkeys(layer % num_layers for layer in layers))
@@ -79,8 +79,8 @@ def check_method(method: str, head: int | None) -> None:
         raise UserError(f"--method must be one of {', '.join(METHODS)}, got {method!r}.")
     if head is not None and method != "attention":
         raise UserError(
-            f"--head {head} came with --method {method}, which is defined over all heads; leave --head out, "
-            "or choose --method attention."
+            f"--head {head} was given, but --method {method} uses all heads; leave --head out, or choose "
+            "--method attention."
         )
 
 

@@ -42,7 +42,7 @@ def row_weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float 
     rows = query.reshape(query.shape[0], key.shape[1], -1, query.shape[-1]) * scaling
     scores = (rows @ key.transpose(2, 3)).view(query.shape[0], -1, num_rows, length)
     if mask is not None:
-        assert mask.dtype == torch.bool, "sdpa_mask gives truth values"
+        assert mask.dtype == torch.bool, "sdpa_mask returns booleans"
         scores = scores.masked_fill(~mask[:, :, -num_rows:], -torch.inf)
     elif num_rows > 1:
         hidden = torch.ones(num_rows, length, dtype=torch.bool, device=key.device)
@@ -85,7 +85,7 @@ def attention_modules(decoder: nn.Module) -> list[nn.Module]:
         if hasattr(decoder, layers):
             return [getattr(layer, attention) for layer in getattr(decoder, layers)]
     raise UserError(
-        f"where {type(decoder).__name__} has its attention is unknown; add its names to "
+        f"the names of the attention modules of {type(decoder).__name__} are unknown; add them to "
         "llava.visualization.capture.NAMES."
     )
 
@@ -140,14 +140,14 @@ def capture_attention(
         num_sequences, length = output[0].shape[:2]
         if num_sequences != 1:
             raise UserError(
-                f"attention is captured of one sequence at a time, {num_sequences} came; "
+                f"attention is captured for one sequence at a time, got {num_sequences}; "
                 "generate one answer, with num_beams=1."
             )
         weights = output[1][0, :, -num_rows:].float()  # MPT returns all rows
         begins = weights.shape[-1] == length  # nothing comes from a cache
         num_seen[layer] = length if begins else num_seen[layer] + length
         gone = num_seen[layer] - weights.shape[-1]
-        assert gone >= 0, "a cache holds no more positions than came"
+        assert gone >= 0, "a cache has at most as many positions as the sequence"
         captured[layer].append(reduce(F.pad(weights, (gone, 0)) if gone else weights))
 
     with ExitStack() as stack:

@@ -13,7 +13,9 @@ def parse_integers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected integers such as 0,5,-1, got {text!r}") from None
+        raise argparse.ArgumentTypeError(
+            f"expected integers separated by commas, for example 0,5,-1, got {text!r}"
+        ) from None
 
 
 def picture_parser(name: str, purpose: str, files: str, asks: bool) -> Parser:
@@ -29,7 +31,7 @@ def picture_parser(name: str, purpose: str, files: str, asks: bool) -> Parser:
     add = parser.add_argument
     add_flags(parser, "--model_path", "--model_base", *LOADING)
     add("--image_path", required=True, help="photograph")
-    add("--output_dir", required=True, help=f"gets {files}")
+    add("--output_dir", required=True, help=f"folder to write {files} to")
     if asks:
         add("--text", required=True, help="question")
         # No --compile without a question: the vision part runs only once, and not as one forward pass

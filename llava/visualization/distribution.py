@@ -8,8 +8,12 @@ from llava.visualization.command import load, parse_integers, picture_parser, qu
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = picture_parser("distribution", __doc__, "distribution.png, .svg and .npz", asks=True)
-    parser.add_argument("--layers", type=parse_integers, help="decoder layers, e.g. 0,5,-1 (default: all)")
-    parser.add_argument("--head", type=int, help="one attention head, from 0; default: the mean over heads")
+    parser.add_argument(
+        "--layers", type=parse_integers, help="decoder layers, for example 0,5,-1; default: all"
+    )
+    parser.add_argument(
+        "--head", type=int, help="one attention head, counted from 0; default: the mean over all heads"
+    )
     return parser.parse_args(argv)
 
 

@@ -14,16 +14,20 @@ SCALES = {
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    files = "heatmap_layer{L}.png and .svg, further pages of a long answer, and heatmap.npz"
+    files = "heatmap_layer{L}.png and .svg, more pages if the answer is long, and heatmap.npz"
     parser = picture_parser("heatmap", __doc__, files, asks=True)
     add = parser.add_argument
-    add("--layers", type=parse_integers, default=[-1], help="decoder layers, e.g. 0,5,-1")
+    add("--layers", type=parse_integers, default=[-1], help="decoder layers, for example 0,5,-1")
     add(
         "--method",
         default="attention",
-        help="attention: each layer's own; rollout, relevance: of all layers up to it",
+        help="attention: that of each layer; rollout, relevance: computed over all layers up to that layer",
     )
-    add("--head", type=int, help="one head of --method attention, from 0; default: the mean over heads")
+    add(
+        "--head",
+        type=int,
+        help="one head for --method attention, counted from 0; default: the mean over all heads",
+    )
     add("--smooth", action="store_true", help="interpolate between tokens instead of drawing blocks")
     return parser.parse_args(argv)
 

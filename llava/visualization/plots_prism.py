@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 PANEL_INCHES = 2.0
 PANELS = 5  # in a row
 TITLE_SIZE = 8
-SCALES = "numbers: from the darkest to the brightest colour, 1 is the panel's mean (below: an equal part)"
+SCALES = (
+    "numbers: values of the darkest and the brightest colour; 1 is the panel's mean (last row: an equal part)"
+)
 
 
 class Panel(NamedTuple):
@@ -43,9 +45,9 @@ def prism_figure(result: PrismView) -> Figure:
         _heat(result.view, energy / energy.mean(), f"{name}: {energy.sum() / total:.1%} of the energy", grid)
         for name, energy in zip(BANDS[: len(result.subband_energy)], result.subband_energy, strict=True)
     ]
-    _show(figure, rows[0], [Panel("what the tower sees", result.view), *bands])
+    _show(figure, rows[0], [Panel("input of the tower", result.view), *bands])
     lengths = [
-        _heat(result.view, norm / norm.mean(), f"{path} query, length", grid)
+        _heat(result.view, norm / norm.mean(), f"norm of the {path} query", grid)
         for path, norm in zip(result.paths, result.path_norms, strict=True)
     ]
     cells = rows[1].subgridspec(1, 2, width_ratios=(PANELS - len(lengths), len(lengths)))
@@ -94,7 +96,7 @@ def _show(figure: Figure, cell: "SubplotSpec", panels: list[Panel]) -> None:
 def _bars(axis: "Axes", result: PrismView) -> None:
     """Draw the learnt weights of the paths beside their share of the fused query on this image."""
     places = np.arange(len(result.paths))
-    kinds = (("learnt weight", result.fusion), ("share of the length", result.path_shares()))
+    kinds = (("learnt weight", result.fusion), ("share of the norm", result.path_shares()))
     for offset, (name, values) in zip((-0.2, 0.2), kinds, strict=True):
         axis.bar_label(
             axis.bar(places + offset, values, width=0.38, label=name),

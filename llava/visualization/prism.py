@@ -14,7 +14,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--scale_factors",
         type=parse_integers,
-        help="compression sides, e.g. 2,4 (default: the checkpoint's own, and what of 2,3,4 fits the grid)",
+        help="scale factors, for example 2,4; default: the checkpoint's own, and those of 2, 3 and 4 that "
+        "divide the grid",
     )
     return parser.parse_args(argv)
 

@@ -60,8 +60,8 @@ def prism_view(model, image_processor, image, scale_factors: list[int] | None = 
     if not hasattr(projector, "inspect"):
         kind = "no projector" if projector is None else f"a {type(projector).__name__}"
         raise UserError(
-            f"this shows the parts of a VisualPrism, and the model has {kind}; pass a --model_path that was "
-            "trained with --mm_projector_type visualprism."
+            f"this command shows the parts of a VisualPrism, but the model has {kind}; give a --model_path "
+            "that was trained with --mm_projector_type visualprism."
         )
     if scale_factors is None:
         allowed = [s for s in SCALE_FACTORS if tower.grid_side % s == 0]

@@ -109,7 +109,9 @@ class TokenMap:
         Raises UserError if there is not exactly one weight for each token.
         """
         if len(weights) != len(self.order):
-            raise UserError(f"{len(weights)} weights came for {len(self.order)} visual tokens.")
+            raise UserError(
+                f"expected a weight for each of {len(self.order)} visual tokens, got {len(weights)}."
+            )
         areas = [mapping.rows * mapping.cols * self.grid**2 for mapping in self.mappings]
         values = np.zeros(sum(areas), np.float32)
         values[self.order] = weights
@@ -151,7 +153,9 @@ def image_mapping(width: int, height: int, image_processor, aspect_ratio: str | 
         UserError: for any other aspect ratio, or a processor whose output is not square.
     """
     if aspect_ratio not in (None, "square", "pad"):
-        raise UserError(f"an image is one square for image_aspect_ratio square or pad, got {aspect_ratio!r}.")
+        raise UserError(
+            f"image_aspect_ratio must be square or pad, which use one square per image, got {aspect_ratio!r}."
+        )
     pad_x = pad_y = 0
     full_width, full_height = width, height
     if aspect_ratio == "pad":
@@ -164,7 +168,7 @@ def image_mapping(width: int, height: int, image_processor, aspect_ratio: str | 
         out_width, out_height = image_processor.crop_size["width"], image_processor.crop_size["height"]
     if out_width != out_height:
         raise UserError(
-            f"a token map needs a square input, the image processor makes {out_width}x{out_height} pixels."
+            f"a token map needs a square input; the image processor makes {out_width}x{out_height} pixels."
         )
     scale = (new_width / full_width, new_height / full_height)
     offset = (

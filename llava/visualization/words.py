@@ -79,10 +79,10 @@ def word_attention(
         UserError: if there is no picture or no word, or a picture's tokens do not form a grid over it.
     """
     if not images:
-        raise UserError("no picture was shown until this answer, so its words looked at none.")
+        raise UserError("there is no picture up to this answer, so its words attend to none.")
     words, word_tokens = answer_words(tokenizer, new_ids, stop_str)
     if not words:
-        raise UserError("the answer has no word, so none looked anywhere.")
+        raise UserError("the answer has no words, so there is no attention to show.")
     mappings = [token_map(model, size, image_processor, scale_factor) for size in image_sizes]
     num_new = max(tokens[-1] for tokens in word_tokens) + 1
     sequence = torch.cat([input_ids, torch.tensor([list(new_ids[:num_new])])], dim=1)

@@ -1,4 +1,4 @@
-"""What training starts from, made once for all end-to-end tests, which are slow unless marked fast."""
+"""The parts from which training starts, made once. End-to-end tests are slow unless they are marked fast."""
 
 import functools
 from pathlib import Path
@@ -14,7 +14,7 @@ from llava.train.train import train
 
 
 def pytest_collection_modifyitems(items):
-    """Of this folder: pytest hands over all tests that were collected."""
+    """Marks the tests of this folder; pytest passes all tests that it collected."""
     for item in items:
         if Path(__file__).parent in item.path.parents and not item.get_closest_marker("fast"):
             item.add_marker(pytest.mark.slow)
@@ -44,7 +44,7 @@ def stage1(parts, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def whole(parts, stage1):
-    """Stage 2's folder, which sees by itself."""
+    """The folder of stage 2: a whole multimodal model."""
     folder = stage1.parent / "stage2"
     run(parts, folder, pretrain_mm_mlp_adapter=stage1 / "mm_projector.bin")
     return folder
@@ -52,7 +52,7 @@ def whole(parts, stage1):
 
 @pytest.fixture(scope="session")
 def uninterrupted(parts, tmp_path_factory):
-    """From a stage, a number of ranks and changed flags to the folder of a run that nothing ended."""
+    """Maps a stage, a number of ranks and changed flags to the folder of a run without interruption."""
 
     @functools.cache
     def folder_of(stage: int, world_size: int = 1, **changes) -> Path:
@@ -66,7 +66,7 @@ def uninterrupted(parts, tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def own_pages_files(tmp_path_factory):
-    """Servers of other processes keep the same pictures in gradio's folder of the whole machine."""
+    """Gives each process its own folder for gradio's pictures; by default, all servers share one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
         yield

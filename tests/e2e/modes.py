@@ -1,4 +1,4 @@
-"""What tests of training modes share: a trainer of given flags, a run to its end, a folder loaded, logits."""
+"""For tests of training modes: a trainer with given flags, a complete run, a loaded folder, logits."""
 
 import torch
 from training_parts import flags
@@ -14,13 +14,13 @@ LORA = {"lora_enable": True, "lora_r": 4, "lora_alpha": 8, "learning_rate": 1e-2
 
 
 def trainer_of(parts, output_dir, **changes):
-    """Ready for its first step, with nothing written on the way."""
+    """A trainer before its first step; no file has been written."""
     common = {"version": "qwen_2", "max_steps": 2, "save_strategy": "no"}
     return prepare(flags(parts, output_dir, "conversations.json", **{**common, **changes}))
 
 
 def run(parts, output_dir, **changes):
-    """A run of conversations to its end, and the model it ended with."""
+    """Train on conversations to the end, and return the model."""
     trainer = trainer_of(parts, output_dir, **{"save_strategy": "steps", **changes})
     checkpoints = saving.checkpoints(output_dir)
     trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)

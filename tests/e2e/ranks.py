@@ -1,7 +1,7 @@
-"""Training runs in processes of their own, one a rank, that can be killed, limited and waited for.
+"""Training runs whose ranks are separate processes that can be killed, limited and waited for.
 
-The processes are forked from a server that has imported everything once: a run takes a second or two, where
-one started from nothing takes ten.
+The processes are forked from a server that has imported all modules. A run then takes a second or two, and
+not ten.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ CONTEXT.set_forkserver_preload(["llava.train.train", "deepspeed", "matplotlib.ba
 
 @dataclass
 class KillAt:
-    """SIGKILL on the `call`-th call of `module`'s `function`, before or after it, on one rank.
+    """Sends SIGKILL before or after the `call`-th call of `module`'s `function`, on one rank.
 
-    `half`: the call writes a file, of which the first bytes alone reach the disk.
+    `half`: the call writes a file, and only its first bytes reach the disk.
     """
 
     module: str
@@ -58,7 +58,7 @@ class KillAt:
 
 
 def _rank_main(rank, world_size, port, argv, prepare, log):
-    # -u and both streams into one file, as a shell's 2>&1
+    # unbuffered, with both streams in one file, like 2>&1 in a shell
     with open(log, "a", buffering=1) as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
@@ -66,8 +66,8 @@ def _rank_main(rank, world_size, port, argv, prepare, log):
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     if world_size > 1:
         os.environ |= {name: str(value) for name, value in environment.items()}
-    multiprocessing.set_start_method(None, force=True)  # data workers start as they do in a run from a shell
-    gc.freeze()  # what the server imported, so that a run's garbage collections are short
+    multiprocessing.set_start_method(None, force=True)  # data workers then start as in a run from a shell
+    gc.freeze()  # the imported objects, so that garbage collections of a run are short
     torch.set_num_threads(1)
     sys.argv = ["train_mem.py", *argv]
     if prepare is not None:
@@ -78,13 +78,13 @@ def _rank_main(rank, world_size, port, argv, prepare, log):
 
 
 def run(argv: list[str], log: Path, world_size: int = 1, prepare=None, timeout: float = 300) -> list[int]:
-    """Exit statuses by rank; a negative one is the signal that ended it.
+    """Runs the ranks and returns their exit statuses; a negative one is the signal that ended the rank.
 
-    Args:
-        argv: flags of train_mem.py.
-        log: file that all ranks' output is appended to.
-        prepare: a picklable callable of the rank, called ahead of the run.
-        timeout: seconds to the first end of a rank, and from there to when the others are killed.
+        Args:
+            argv: flags of train_mem.py.
+    log: file to which the output of all ranks is appended.
+    prepare: a picklable function that each rank calls with its number before the run.
+    timeout: seconds until a rank must have ended, and from then until the others are killed.
     """
     port = free_port()
     arguments = [(rank, world_size, port, argv, prepare, str(log)) for rank in range(world_size)]
@@ -93,7 +93,9 @@ def run(argv: list[str], log: Path, world_size: int = 1, prepare=None, timeout: 
         process.start()
     try:
         multiprocessing.connection.wait([process.sentinel for process in ranks], timeout)
-        killed = any((process.exitcode or 0) < 0 for process in ranks)  # the others wait for it in vain
+        killed = any(
+            (process.exitcode or 0) < 0 for process in ranks
+        )  # the others would wait for it for ever
         for process in ranks:
             process.join(0 if killed else timeout)
     finally:
@@ -104,7 +106,7 @@ def run(argv: list[str], log: Path, world_size: int = 1, prepare=None, timeout: 
 
 
 def kill_tree(root: int) -> None:
-    """SIGKILL to a process and all below it. One that ends first, as a child of a killed one may, is fine."""
+    """Sends SIGKILL to a process and all its descendants, of which some may already have ended."""
     process = psutil.Process(root)
     for each in (*process.children(recursive=True), process):
         with contextlib.suppress(psutil.NoSuchProcess):

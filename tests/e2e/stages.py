@@ -1,4 +1,4 @@
-"""What tests of ended runs share: a stage's flags, its command, and whether two runs left the same."""
+"""For tests of interrupted runs: a stage's flags, its command, and a comparison of two results."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ def stage_flags(parts: Path, output_dir: Path, stage: int, **changes) -> list[st
 
 
 def logged_rows(output_dir: Path) -> list[tuple]:
-    """(step, loss, learning rate, gradient norm) as the trainer's state and as metrics.jsonl have them."""
+    """(step, loss, learning rate, gradient norm) from the trainer's state and from metrics.jsonl."""
     history = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
     metrics = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
     names = ("step", "loss", "learning_rate", "grad_norm")

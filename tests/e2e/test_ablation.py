@@ -1,4 +1,4 @@
-"""A study from drawn scenes to its tables, on a tiny tower; what is done is not done again."""
+"""A study from drawn scenes to its tables, with a tiny tower; finished work is not repeated."""
 
 import json
 
@@ -67,7 +67,7 @@ def test_a_study_ends_in_its_tables_and_goes_on_where_it_stopped(config, tmp_pat
     done = []
     run_once = study.run_once
     monkeypatch.setattr(study, "run_once", lambda run, *rest: done.append(run.key) or run_once(run, *rest))
-    monkeypatch.setattr(features, "_compute", None)  # the states are there
+    monkeypatch.setattr(features, "_compute", None)  # the hidden states are already stored
     assert command(config, tmp_path) == 0
     assert done == ["ours-s2-seed0"]
     changed = yaml.safe_load(config.read_text())
@@ -75,7 +75,7 @@ def test_a_study_ends_in_its_tables_and_goes_on_where_it_stopped(config, tmp_pat
     other = tmp_path / "other.yaml"
     other.write_text(yaml.safe_dump(changed))
     assert command(other, tmp_path) == 0
-    assert len(done) == 4  # other settings: every run anew
+    assert len(done) == 4  # with other settings, every run is repeated
 
 
 def test_one_result_is_the_same_alone_and_among_two_processes(config, tmp_path):

@@ -1,4 +1,4 @@
-"""`python -m llava.serve.api` as its users meet it: a process, a socket, and OpenAI's own client."""
+"""`python -m llava.serve.api` as users run it: a process, a socket, and OpenAI's own client."""
 
 import json
 import os
@@ -25,7 +25,7 @@ MAX_REQUESTS = 16
 
 @contextmanager
 def served(folder, *flags):
-    """A tiny model's server: its process, its address and its log's path. It must end without a traceback."""
+    """The server of a tiny model: process, address and path of the log. It must end without a traceback."""
     model, port = tiny.save_llava(folder / "tiny"), free_port()
     command = [sys.executable, "-m", "llava.serve.api", "--model-path", model, "--device", "cpu"]
     command += ["--port", str(port), *flags]
@@ -115,10 +115,10 @@ def test_fewer_visual_tokens_for_a_larger_scale_factor(client):
 
 def test_errors_are_those_of_openais_client(url, client):
     create = client.chat.completions.create
-    with pytest.raises(openai.NotFoundError, match="'tiny' is"):
+    with pytest.raises(openai.NotFoundError, match="has 'tiny'"):
         create(model="other", messages=question())
     part = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
-    with pytest.raises(openai.BadRequestError, match="fetches none"):
+    with pytest.raises(openai.BadRequestError, match="a data URL"):
         create(model="tiny", messages=[{"role": "user", "content": [part]}])
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="wrong").models.list()
@@ -144,7 +144,7 @@ def test_32_clients_are_all_answered_or_refused_and_none_is_lost(url, client):
     assert all(seconds > 0 for seconds in outcomes if isinstance(seconds, int))
     assert len(answered) >= MAX_REQUESTS
     for i in list(answered)[::6]:
-        assert answered[i] == ask(i)  # as if it had been alone
+        assert answered[i] == ask(i)  # the same as if it were the only request
     wait_for(lambda: metric(url, "llava_requests_open") == 0)
 
 
@@ -180,7 +180,7 @@ def test_a_client_that_leaves_frees_its_place(url, client, stream):
 
 
 def test_a_server_that_is_stopped_says_so_to_every_request_under_way(tmp_path):
-    """A stream, a whole answer that waits, a body on its way, and a client that reads nothing."""
+    """Requests: a stream, an answer that waits, an unfinished body, and a client that reads nothing."""
     request = {"model": "tiny", "messages": question(), "max_tokens": 800}
 
     def whole():

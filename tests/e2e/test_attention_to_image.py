@@ -1,4 +1,4 @@
-"""Attention to images on every backbone: while an answer is generated, and read from it later, the same."""
+"""Attention to images on every backbone: it is the same during generation and when it is computed later."""
 
 import pytest
 import tiny
@@ -16,7 +16,7 @@ LAYERS = [0, 1]
 
 
 def loud(folder, family):
-    """A model whose words and images tell in its answers, and two images."""
+    """A model whose answers depend on words and images, and two images."""
     model = tiny.build(folder, family)
     torch.manual_seed(1)
     with torch.no_grad():

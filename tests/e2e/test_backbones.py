@@ -1,4 +1,4 @@
-"""Every language model in its own template and tokenizer: trained a step, saved, loaded, and asked."""
+"""Every language model with its own template and tokenizer: a training step, saving, loading, answers."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from llava.model.builder import load_pretrained_model
 from llava.model.language_model.builder import MODEL_CLASSES
 from llava.train.train import train
 
-LOUD = {"initializer_range": 0.3}  # answers should differ from one another
+LOUD = {"initializer_range": 0.3}  # so that answers differ from one another
 ROPE_OF_LLAMA_3 = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -28,7 +28,7 @@ ROPE_OF_LLAMA_3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-# name: (family of tiny.LANGUAGE_MODELS, what its configuration has of its own, template, kind of tokenizer)
+# name: (family of tiny.LANGUAGE_MODELS, changes of its configuration, template, kind of tokenizer)
 BACKBONES = {
     "Vicuna": ("llama", {"num_key_value_heads": 2}, "v1", "sentencepiece"),
     "Llama 2": ("llama", {"num_key_value_heads": 2}, "llava_llama_2", "sentencepiece"),
@@ -44,7 +44,7 @@ BACKBONES = {
 
 @pytest.fixture(scope="module")
 def tokenizers(bpe_tokenizer, llama_3_tokenizer, legacy_tokenizer):
-    """By kind."""
+    """Tokenizers by kind."""
     neox = tiny.byte_level_tokenizer(
         ["A chat. What is shown? A red bus."],
         ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
@@ -62,7 +62,7 @@ def tokenizers(bpe_tokenizer, llama_3_tokenizer, legacy_tokenizer):
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """A tower, pictures, and records with and without one."""
+    """A tower, pictures, and records with and without a picture."""
     torch.manual_seed(3)
     folder = tmp_path_factory.mktemp("parts")
     tiny.save_tower(folder / "tower")
@@ -179,7 +179,7 @@ def test_compiled_training_has_the_losses_and_leaves_the_folder_of_plain_trainin
     counters.clear()
     train_a_step(tmp_path / "compiled", parts, "SmolLM2", tokenizers["chatml"], *more)
     assert counters["stats"]["unique_graphs"] > 0
-    assert not any("item()" in reason for reason in counters["graph_break"])  # plan_merge is left alone
+    assert not any("item()" in reason for reason in counters["graph_break"])  # plan_merge is not compiled
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
     plain, compiled = (
         load_file(tmp_path / run / "out" / "model.safetensors") for run in ("plain", "compiled")

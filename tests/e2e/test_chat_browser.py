@@ -190,7 +190,7 @@ def test_a_new_conversation_ends_the_answer_and_stays_empty(world, page):
     assert answers(page).count() == 1
     assert page.locator("#timing").inner_text().startswith("0 visual of")
     words(page).first.click()
-    page.get_by_text("no picture was shown until this answer").wait_for()
+    page.get_by_text("there is no picture up to this answer").wait_for()
 
 
 def test_an_example_brings_its_picture_and_question(page):

@@ -1,4 +1,4 @@
-"""Packing, streaming and mixtures in whole runs: killed ones go on to the bit, contradictions are refused."""
+"""Packing, streaming and mixtures in whole runs: killed runs continue exactly, contradictions are refused."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ BASE = {"version": "qwen_2", "save_total_limit": 9, "max_steps": 8, "model_max_l
 
 @pytest.fixture(scope="module")
 def shards(parts, tmp_path_factory):
-    """Six shards of four samples, of the conversations."""
+    """Six shards with four samples each, made of the conversations."""
     folder = tmp_path_factory.mktemp("shards")
     records = json.loads((parts / "conversations.json").read_text())
     for shard in range(6):
@@ -32,7 +32,7 @@ def shards(parts, tmp_path_factory):
 
 
 def killed_after(output_dir, step: int) -> None:
-    """As a kill leaves it: no checkpoint after the step's, and no result."""
+    """The folder after a kill: no checkpoint after this step's, and no result."""
     for folder in output_dir.glob("checkpoint-*"):
         if int(folder.name.split("-")[1]) > step:
             shutil.rmtree(folder)
@@ -65,7 +65,7 @@ def command(parts, output_dir, shards, **changes) -> list[str]:
 
 @pytest.mark.parametrize("run", RUNS)
 def test_a_killed_run_goes_on_to_the_same_losses_and_weights(parts, shards, tmp_path, run):
-    """In a later epoch too: eight steps are more than one."""
+    """Also in a later epoch: eight steps are more than one epoch."""
     arguments = command(parts, tmp_path / "run", shards, **RUNS[run])
     train(arguments)
     expected_losses = losses(tmp_path / "run")
@@ -143,11 +143,11 @@ def test_grouping_by_length_reads_no_image_ahead(parts, shards, tmp_path, monkey
     )
     strategy = {"train_sampling_strategy": "group_by_length", "max_steps": 1}
     train(command(parts, tmp_path / "out", shards, **strategy))
-    assert len(opened) <= 4  # accelerate looks one batch of two ahead
+    assert len(opened) <= 4  # accelerate reads one batch of two ahead
 
 
 def test_the_epoch_reaches_a_sampler_below_what_deals_out_and_skips():
-    """As on several processes after a resume."""
+    """This happens on several processes after a resume."""
     from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
     from torch.utils.data import BatchSampler
 

@@ -1,4 +1,4 @@
-"""DeepSpeed on two CPU processes: each ZeRO gives what one process gives for the same global batch."""
+"""DeepSpeed on two CPU processes: each ZeRO stage equals one process with the same global batch."""
 
 import json
 from contextlib import nullcontext
@@ -19,15 +19,15 @@ from llava.train.arguments import parse
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
-# A batch of two samples on each of two ranks, or of four in one process
+# A batch of two samples on each of two ranks, or a batch of four in one process
 TWO_RANKS, ONE_PROCESS = {"per_device_train_batch_size": 2}, {"per_device_train_batch_size": 4}
-# Adam divides by the gradient's size: where that is rounding alone, epsilon keeps it from the weights
+# Adam divides by the gradient's size. If the gradient is only rounding, epsilon keeps the update small
 COMMON = {"max_steps": 3, "save_steps": 100, "learning_rate": 1e-3, "adam_epsilon": 1e-3}
 
 
 @pytest.fixture(scope="module")
 def offload_config(tmp_path_factory):
-    """The shipped file with torch's Adam: DeepSpeed's own takes minutes to compile, once."""
+    """The shipped file, but with torch's Adam, because DeepSpeed's own takes minutes to compile once."""
     config = json.loads((SCRIPTS / "zero3_offload.json").read_text())
     file = tmp_path_factory.mktemp("config") / "zero3_offload.json"
     file.write_text(json.dumps({**config, "zero_force_ds_cpu_optimizer": False}))
@@ -36,7 +36,7 @@ def offload_config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_process(parts, tmp_path_factory):
-    """Both stages of one process: their folders."""
+    """The folders of both stages, trained by one process."""
     folder = tmp_path_factory.mktemp("one_process")
     train(parts, folder, 1, **ONE_PROCESS)
     train(parts, folder, 2, **ONE_PROCESS)
@@ -44,7 +44,7 @@ def one_process(parts, tmp_path_factory):
 
 
 def train(parts, folder: Path, stage: int, world_size: int = 1, **changes) -> None:
-    """A stage into folder / "stage1" or "stage2", the second from the first."""
+    """Train a stage into folder / "stage1" or "stage2"; the second starts from the first."""
     if stage == 2:
         changes["pretrain_mm_mlp_adapter"] = folder / "stage1" / "mm_projector.bin"
     argv = stage_flags(parts, folder / f"stage{stage}", stage, **{**COMMON, **changes})
@@ -53,14 +53,14 @@ def train(parts, folder: Path, stage: int, world_size: int = 1, **changes) -> No
 
 
 def assert_close(found: dict, expected: dict) -> None:
-    """Two states, running statistics included."""
+    """Compares two states, with running statistics."""
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, msg=lambda text, name=name: f"{name}: {text}", **CLOSE)
 
 
 def assert_same_weights(folder: Path, expected: Path) -> None:
-    """Of both stages."""
+    """Compares the weights of both stages."""
     assert_close(*(read_projector(each / "stage1" / "mm_projector.bin") for each in (folder, expected)))
     assert_close(*(load_file(each / "stage2" / "model.safetensors") for each in (folder, expected)))
 
@@ -86,21 +86,21 @@ def test_two_ranks_are_one_process(parts, one_process, offload_config, tmp_path,
     ("mode", "refused"), [({}, True), ({"tune_mm_mlp_adapter": True}, False), ({"lora_enable": True}, False)]
 )
 def test_zero_3_that_would_leave_no_model_is_refused(parts, tmp_path, mode, refused):
-    """Stage 1 and LoRA gather what they save by themselves."""
+    """Stage 1 and LoRA gather the weights that they save themselves."""
     config = json.loads((SCRIPTS / "zero3.json").read_text())
     del config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"]
     (tmp_path / "zero3.json").write_text(json.dumps(config))
     argv = stage_flags(parts, tmp_path / "run", 2, deepspeed=tmp_path / "zero3.json", **mode)
-    with pytest.raises(UserError, match="leave no model") if refused else nullcontext():
+    with pytest.raises(UserError, match="stage3_gather_16bit_weights") if refused else nullcontext():
         parse(argv)
 
 
 @pytest.mark.parametrize("config", [None, "zero3"])
 def test_a_rank_of_text_alone_neither_hangs_nor_spoils_the_statistics(parts, tmp_path, config):
-    """Samples alternate: one rank has all images, the other all text."""
+    """Samples alternate, so one rank has all images, and the other all samples with only text."""
     text = json.loads((parts / "conversations.json").read_text())[-1]
     mixed = []
-    for index in range(4):  # pictures of noise: of one colour they have no variance to normalise by
+    for index in range(4):  # noise, because pictures of one colour have no variance for a batch norm
         pixels = torch.randint(256, (56, 56, 3), generator=torch.Generator().manual_seed(index))
         Image.fromarray(pixels.byte().numpy()).save(tmp_path / f"{index}.png")
         turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Noise."}]

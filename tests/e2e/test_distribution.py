@@ -1,4 +1,4 @@
-"""Attention over the whole sequence on tiny models: true to transformers' own, spans where they are."""
+"""Attention over the whole sequence on tiny models: it equals transformers' own, with the right spans."""
 
 import subprocess
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_weights_entropy_and_shares_are_those_of_transformers_own_attention(tmp_
     assert (system, stop - start) == (0, model.visual_positions_of(image.size))
     assert (first, last - first) == (end, len(result.tokens) - 1)
 
-    # The prompt and the answer once more, by transformers' own report
+    # The prompt and the answer once more, with transformers' own attention
     model.set_attn_implementation("eager")
     question = ask(model, tokenizer, image_processor, image, "what colour?")
     said = answer(model, tokenizer, question, max_new_tokens=5)

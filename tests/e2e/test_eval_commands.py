@@ -1,4 +1,4 @@
-"""Benchmarks in miniature, asked to a tiny random model: by llava.eval.run, and by the published commands."""
+"""Small benchmarks, answered by a tiny random model through llava.eval.run and the published commands."""
 
 import json
 
@@ -15,7 +15,7 @@ from llava.published import COMMANDS
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A model folder, and every benchmark below data."""
+    """A folder with a model, and with all benchmarks below data."""
     folder = tmp_path_factory.mktemp("world")
     tiny.save_llava(folder / "model")
     for build in benchmarks.BUILDERS.values():
@@ -48,7 +48,9 @@ def test_run_answers_scores_and_exports_every_benchmark(world, tmp_path):
 def test_run_names_an_image_that_is_missing(world, tmp_path, monkeypatch, capsys):
     image = benchmarks.gqa(tmp_path) / "data" / "images" / "n161313.jpg"
     image.unlink()
-    monkeypatch.setattr(llava.model.builder, "load_pretrained_model", None)  # fails before it is needed
+    monkeypatch.setattr(
+        llava.model.builder, "load_pretrained_model", None
+    )  # the error comes before a model is needed
     argv = ["--model-path", world / "model", "--data-root", tmp_path, "--output-dir", tmp_path / "out"]
     assert run.main([*map(str, argv), "--tasks", "gqa"]) == 1
     assert_names(capsys.readouterr().err, "3 question(s)", "image", f"question 201307251: {image}")
@@ -85,7 +87,7 @@ def test_science_is_answered_and_scored(world, tmp_path, capsys):
     assert (result["correct"], result["count"], result["outputs"]["4"]) == (2, 3, "A")
     write_jsonl(answers, rows[:2])
     assert COMMANDS["llava.eval.eval_science_qa"].main(argv) == 1
-    assert_names(capsys.readouterr().err, "question 11: no answer")
+    assert_names(capsys.readouterr().err, "question 11 has no answer")
 
 
 def test_mmbench_is_answered_in_all_rounds_into_llavas_rows(world, tmp_path):
@@ -113,7 +115,7 @@ def test_pope_is_answered_and_scored(world, tmp_path, capsys):
     assert printed.count("0.667, 0.500, 0.500, 1.000, 1.000\n") == 4  # three categories and their mean
     write_jsonl(answers, rows[:-1])
     assert COMMANDS["llava.eval.eval_pope"].main(argv) == 1
-    assert_names(capsys.readouterr().err, "question 5: no answer")
+    assert_names(capsys.readouterr().err, "question 5 has no answer")
 
 
 def test_textvqa_is_answered_and_scored_one_file_or_a_folder(world, tmp_path, capsys):

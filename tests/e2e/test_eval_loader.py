@@ -1,4 +1,4 @@
-"""model_vqa_loader on a tiny random model: batches, resuming, bad records, settings."""
+"""model_vqa_loader with a tiny random model: batches, resuming, bad records, settings."""
 
 import json
 
@@ -22,7 +22,7 @@ parse_args, evaluate, main = LOADER.parse_args, LOADER.evaluate, LOADER.main
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A model folder, images of several shapes, questions of several lengths, one without an image."""
+    """A model folder, images of several shapes, and questions of several lengths, one without an image."""
     folder = tmp_path_factory.mktemp("eval")
     tiny.save_llava(folder / "model")
     noise = np.random.default_rng(0)
@@ -75,7 +75,7 @@ def test_rows_are_in_question_order_and_in_llavas_format(world, reference):
     assert [row["question_id"] for row in rows] == [question["question_id"] for question in questions]
     assert [row["prompt"] for row in rows] == [question["text"] for question in questions]
     assert set(rows[0]) == {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}
-    assert len({row["text"] for row in rows}) > 3  # or the comparisons below would compare nothing
+    assert len({row["text"] for row in rows}) > 3  # otherwise the comparisons below would prove nothing
 
 
 @pytest.mark.parametrize("more", [("--batch_size", "1"), ("--batch_size", "3"), ("--token_budget", "200")])
@@ -109,7 +109,7 @@ def test_a_killed_run_goes_on_where_it_stopped(world, reference, tmp_path, capsy
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines[5] + lines[2] + lines[3][:-9])
     ask(world, path)
-    assert "2 answers kept, 6 to go" in capsys.readouterr().out
+    assert "2 answers kept, 6 questions left" in capsys.readouterr().out
     assert path.read_bytes() == reference.read_bytes()
     assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
 
@@ -142,7 +142,7 @@ def test_chunks_join_to_the_whole(world, reference, tmp_path):
 
 @pytest.fixture
 def damaged(world):
-    """Questions about a missing and a truncated image among good ones; gives their file's flags."""
+    """Questions about a missing and a truncated image among good ones; returns the flags for their file."""
     (world / "cut.png").write_bytes((world / "0.png").read_bytes()[:500])
     questions = read_rows(world / "questions.jsonl")
     bad = [

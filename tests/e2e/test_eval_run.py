@@ -1,4 +1,4 @@
-"""llava.eval.run on a tiny random model: one process, two, killed and resumed, scored and reported."""
+"""llava.eval.run with a tiny random model: one and two processes, kill and resume, scores and report."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from llava.eval.run import main, parse_args
 ROOT = Path(__file__).parents[2]
 COLORS = ("red", "blue", "teal")
 NUM_QUESTIONS = 60
-PATIENCE = 240  # seconds, for processes that hang
+PATIENCE = 240  # seconds, after which a process counts as hanging
 
 
 def write_jsonl(path, rows):
@@ -36,7 +36,7 @@ def read_jsonl(path):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A model folder, and easy-VQA and POPE in their own file formats."""
+    """A model folder, and easy-VQA and POPE in their real file formats."""
     folder = tmp_path_factory.mktemp("run")
     tiny.save_llava(folder / "model")
     easy, pope = folder / "data" / "easy_vqa", folder / "data" / "pope"
@@ -110,8 +110,10 @@ def test_every_task_is_answered_scored_and_reported(world, reference):
     assert easy["questions"] == easy["timing"]["answers"] == NUM_QUESTIONS
     assert easy["visual_tokens"] == 9
     assert easy["settings"]["max_new_tokens"] == 8
-    # train answers red twice, blue and teal once; each text of the test has every colour as often
-    assert easy["scores"]["table"]["blind: most frequent answer"]["accuracy"]["value"] == pytest.approx(1 / 3)
+    # in training, red is the answer twice, blue and teal once; in the test, each text has all colours equally
+    assert easy["scores"]["table"]["baseline: most frequent answer"]["accuracy"]["value"] == pytest.approx(
+        1 / 3
+    )
     credits = [row["credit"] for row in read_jsonl(reference / "easy_vqa" / "credits.jsonl")]
     assert easy["scores"]["table"]["overall"]["accuracy"]["value"] == sum(credits) / NUM_QUESTIONS
     assert (reference / "report.html").is_file()
@@ -151,7 +153,7 @@ def test_two_processes_give_the_answers_and_the_report_of_one(world, reference, 
     process = torchrun(world, tmp_path / "out", *more)
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
-    assert output.count("0 answers kept, 60 to go") == output.count("report: ") == 1
+    assert output.count("0 answers kept, 60 questions left") == output.count("report: ") == 1
     rows = read_jsonl(reference / "easy_vqa" / "answers.jsonl")
     assert read_jsonl(tmp_path / "out" / "easy_vqa" / "answers.jsonl") == [
         row for row in rows if row["question_id"] % 6 < 4
@@ -172,14 +174,14 @@ def test_a_finished_run_loads_no_model_and_scores_anew(world, reference, tmp_pat
     assert main(flags(world, tmp_path, tasks="pope,easy_vqa")) == 0
     assert (tmp_path / "results.json").read_text() == before
     assert (tmp_path / "report.html").is_file()
-    assert "60 answers kept, 0 to go" in capsys.readouterr().out
+    assert "60 answers kept, 0 questions left" in capsys.readouterr().out
 
 
 def test_a_limit_asks_evenly_spaced_questions_and_says_so(world, tmp_path):
     assert main(flags(world, tmp_path, "--limit", "6")) == 0
     ids = [row["question_id"] for row in read_jsonl(tmp_path / "easy_vqa" / "answers.jsonl")]
     assert ids == [0, 10, 20, 30, 40, 50]
-    assert "asked 6 questions alone" in (tmp_path / "report.md").read_text()
+    assert "a sample: 6 questions" in (tmp_path / "report.md").read_text()
 
 
 def test_a_servers_score_completes_the_published_row_until_answers_are_new(world, tmp_path, capsys):
@@ -234,7 +236,7 @@ def test_missing_data_names_every_file_before_anything_starts(world, tmp_path, m
     more = ("--data-root", str(tmp_path / "data"))
     assert main(flags(world, tmp_path / "out", *more, tasks="easy_vqa,pope")) == 1
     error = capsys.readouterr().err
-    assert_names(error, "2 file(s) missing", "complete: easy_vqa")
+    assert_names(error, "2 file(s) are missing", "all their files: easy_vqa")
     assert re.search(rf"pope: {tmp_path}/data/pope/coco/coco_pope_random\.json .* https://", error)
     assert re.search(rf"pope: {tmp_path}/data/pope/val2014 .* unpack http://", error)
 

@@ -1,8 +1,9 @@
-"""A finished run goes on to a new end when asked, as if it had begun with that end."""
+"""--extend continues a finished run to a new last step, as if it had this last step from the start."""
 
 import json
 
 import pytest
+from messages import assert_names
 from stages import stage_flags, weights
 from training_parts import losses
 
@@ -16,7 +17,7 @@ def learning_rates(output_dir) -> list[float]:
 
 @pytest.fixture(scope="module")
 def constant(parts, tmp_path_factory):
-    """A run of eight steps, more than an epoch, at one learning rate."""
+    """A run of eight steps, which is more than an epoch, with a constant learning rate."""
     folder = tmp_path_factory.mktemp("constant")
     train(stage_flags(parts, folder, 1, max_steps=8, lr_scheduler_type="constant"))
     return folder
@@ -32,7 +33,7 @@ def test_an_extended_run_is_the_longer_run(parts, constant, tmp_path, caplog, le
         train(longer)
     with caplog.at_level("INFO"):
         train([*longer, "--extend", "True"])
-    assert "goes on from step 4 of 4 to step 8" in caplog.text
+    assert "continues from step 4 of 4 to step 8" in caplog.text
     assert losses(tmp_path) == losses(constant)
     assert weights(tmp_path) == weights(constant)
     rows = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -54,7 +55,7 @@ def test_the_schedule_is_that_of_the_new_length_and_the_log_says_the_jump(parts,
     rates, expected = learning_rates(tmp_path / "run"), learning_rates(tmp_path / "long")
     assert rates[4:] == expected[4:]
     assert rates[:4] != expected[:4]
-    assert f"it goes from 0 to {expected[4]:g} at once, and on by cosine" in caplog.text
+    assert_names(caplog.text, f"from 0 to {expected[4]:g} at once", "cosine")
 
 
 def test_a_run_without_checkpoints_cannot_be_extended(parts, tmp_path):

@@ -1,15 +1,16 @@
-"""Training that goes on from a checkpoint which sees: what may change, what its weights fix."""
+"""Training that continues from a multimodal checkpoint: what may change, and what its weights fix."""
 
 import pytest
 import tiny
 import torch
+from messages import assert_names
 from modes import LORA, load, logits, run, trainer_of
 
 from llava.model.checkpoint import read_projector
 from llava.train.arguments import choose_template
 
 
-def test_a_multimodal_checkpoint_goes_on_with_its_own_eyes(parts, whole, tmp_path, caplog):
+def test_a_multimodal_checkpoint_continues_with_its_own_vision_settings(parts, whole, tmp_path, caplog):
     with caplog.at_level("INFO"):
         trainer = trainer_of(
             parts, tmp_path, model_name_or_path=whole, mm_projector_type="visualprism", version=None
@@ -29,7 +30,7 @@ def test_what_needs_no_other_weights_may_change(parts, whole, tmp_path):
 
 @pytest.fixture(scope="module")
 def adapters(parts, tmp_path_factory):
-    """LoRA's folder over the plain language model, trained with ChatML."""
+    """A LoRA folder for the plain language model, trained with ChatML."""
     folder = tmp_path_factory.mktemp("adapters")
     run(parts, folder, **LORA, version="qwen_2")
     return folder
@@ -51,7 +52,7 @@ def adapters(parts, tmp_path_factory):
 def test_the_template_is_the_starts_own_and_a_change_is_said(
     parts, whole, adapters, stage1, tmp_path, caplog, start, version, trained_with
 ):
-    """Stage 1 trains with `plain`, which its projector does not hand on."""
+    """Stage 1 trains with `plain`, but its projector does not pass this template on."""
     changes = {
         "whole": {"model_name_or_path": whole},
         "adapters": {**LORA, "lora_weight_path": adapters},
@@ -108,7 +109,7 @@ def test_another_copy_of_the_tower_leaves_the_checkpoints_own_weights(parts, who
     other = tiny.save_tower(tmp_path / "same-form")
     with caplog.at_level("INFO"):
         trainer = trainer_of(parts, tmp_path / "run", model_name_or_path=whole, vision_tower=other)
-    assert "own weights" in caplog.text
+    assert_names(caplog.text, "--vision_tower", str(other), "weights of the tower")
     tiny.assert_same(trainer.model, load(whole), logits)
     foreign = tiny.save_tower(tmp_path / "siglip", "siglip")
     with pytest.raises(ValueError, match="siglip_vision_model.*clip_vision_model"):

@@ -1,6 +1,6 @@
-"""Two recipes train as they did when their losses were written down.
+"""Two recipes have the losses that were recorded earlier.
 
-A change that is meant to train otherwise writes them anew, and its commit says why:
+If a change is meant to change the losses, write them again, and give the reason in the commit:
 
     python -m pytest tests/e2e/test_golden_losses.py --write-losses
 """
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.transformers
 
 @pytest.fixture(scope="module")
 def losses(request, tmp_path_factory, bpe_tokenizer):
-    """Of each recipe, as it trains now."""
+    """The losses of each recipe, trained now."""
     folder = tmp_path_factory.mktemp("golden")
     found = golden_losses.run(golden_losses.save_golden_parts(folder / "parts", bpe_tokenizer), folder)
     if request.config.getoption("--write-losses"):

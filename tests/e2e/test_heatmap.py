@@ -1,4 +1,4 @@
-"""Heatmaps on tiny models: a known attention lights the right pixels, any other is reported as it is."""
+"""Heatmaps on tiny models: known attention lights the right pixels; other attention is reported unchanged."""
 
 import subprocess
 from argparse import Namespace

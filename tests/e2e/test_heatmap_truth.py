@@ -1,7 +1,7 @@
-"""A model that attends to what is white lights the white pixels: each projector, s and layout of tiles.
+"""A model that attends to white lights the white pixels, for each projector, s and layout of tiles.
 
-The tower gives each patch its mean colour; the projector is real, and a token that it changes most between a
-black picture and one with a white box is a white token.
+The tower gives each patch its mean colour, and the projector is real. A white token is one that changes most
+between a black picture and one with a white box.
 """
 
 import numpy as np
@@ -17,7 +17,11 @@ from llava.visualization.answer import image_attention
 from llava.visualization.plots import paint_tokens
 from llava.visualization.token_map import token_map
 
-SIDE, GRID, WIDTH = 96, 12, 32  # of the tower's input; of its patches; of the tower and the language model
+SIDE, GRID, WIDTH = (
+    96,
+    12,
+    32,
+)  # side of the tower's input, grid of its patches, width of the tower and the language model
 LAYOUTS = {
     "square": ("square", "flat"),
     "pad": ("pad", "flat"),
@@ -50,15 +54,15 @@ def test_every_projector_with_a_grid_is_checked():
 
 @torch.no_grad()
 def keep_local(projector) -> None:
-    """Give the projectors whose tokens may gather from the whole image weights with which each keeps to its
-    place; with random ones a token's place in the grid says nothing of where it looked."""
+    """Set weights with which each token depends only on its place, for projectors whose tokens may depend on
+    the whole image. With random weights, a token's place in the grid would not be what it shows."""
     kind = type(projector).__name__
     if kind == "CAbstractor":
         for block in (*projector.before, *projector.after):
             block.residual[-1].weight.zero_()
             block.residual[-1].bias.zero_()
     if kind == "Resampler":
-        # Sines and cosines of the two shortest waves are the place, all other channels the content
+        # The sines and cosines of the two shortest waves encode the place, all other channels the content
         quarter = WIDTH // 4
         of_place = [half + wave for half in range(0, WIDTH, quarter) for wave in range(2)]
         for part in (projector.q_proj, projector.k_proj):
@@ -71,7 +75,7 @@ def keep_local(projector) -> None:
 
 @pytest.fixture(scope="module")
 def model_of(tmp_path_factory):
-    """(kind, s) to (tokenizer, model, image processor); made once each, then given other layouts."""
+    """Maps (kind, s) to (tokenizer, model, image processor). Each is made once, then gets other layouts."""
     tower = tiny.clip(hidden_size=WIDTH, intermediate_size=64, image_size=SIDE, patch_size=SIDE // GRID)
     made = {}
 
@@ -98,7 +102,7 @@ def model_of(tmp_path_factory):
 
 
 def white_tokens_of(model):
-    """model.encode_images with a tower that sees colours alone; bool[V, M] as features of look_at_white."""
+    """A model.encode_images whose tower gives only colours; bool[V, M] become features for look_at_white."""
     projector = model.get_projector()
     width, levels = model.config.mm_hidden_size, len(model.config.mm_vision_levels or [])
     generator = torch.Generator().manual_seed(0)
@@ -121,7 +125,7 @@ def white_tokens_of(model):
 
 
 def boxes_and_look(asked, layout, method="attention", layer=1):
-    """(int[M', 4] boxes of the tokens in a picture of 200x120, a call that has such a picture looked at)."""
+    """(int[M', 4], boxes of the tokens in a picture of 200x120; a function that computes its attention)."""
     tokenizer, model, processor = asked
     model.config.image_aspect_ratio, model.config.mm_patch_merge_type = LAYOUTS[layout]
 
@@ -136,7 +140,7 @@ def boxes_and_look(asked, layout, method="attention", layer=1):
 
 
 def some_seen(boxes, layout, number=2):
-    """Tokens that show enough of the picture for a box of their size to be seen."""
+    """Tokens whose part of the picture is large enough for a box of their size to have an effect."""
     sizes = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     least = 0.6 * sizes.max() if layout in ("square", "pad") else 60
     seen = np.flatnonzero(sizes >= least)
@@ -161,7 +165,7 @@ def test_a_white_box_lights_its_own_token_and_no_pixel_far_from_it(model_of, kin
         lit = np.flatnonzero(weights > 0.01)
         assert token in lit
         assert weights[lit].sum() > 0.99
-        for other in lit:  # one in each view that sees the box
+        for other in lit:  # one in each view that contains the box
             x0, y0, x1, y1 = boxes[other]
             assert min(x1, right) > max(x0, left)
             assert min(y1, bottom) > max(y0, top)
@@ -170,7 +174,7 @@ def test_a_white_box_lights_its_own_token_and_no_pixel_far_from_it(model_of, kin
         assert centre == pytest.approx(heat.max(), rel=0.01)
 
 
-# After one layer half of rollout stays with the word itself; relevance is measured in logits, not in shares
+# After one layer, half of rollout remains at the word itself; relevance is in logits and not a share
 @pytest.mark.parametrize(("method", "layer", "total"), [("rollout", 0, 0.5), ("relevance", 1, None)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_other_methods_light_the_same_tokens(model_of, layout, method, layer, total):

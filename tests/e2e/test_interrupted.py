@@ -1,4 +1,4 @@
-"""What ends a run before its time, SIGTERM, steps that are not finite, a full disk: what is said and left."""
+"""Runs that end early by SIGTERM, steps that are not finite, or a full disk: the message and the files."""
 
 import functools
 import json
@@ -30,7 +30,7 @@ BAD_NAME, GOOD_NAME = "the record that is not finite", "a good record"
 
 
 def terminate_after_first_row(command: list[str], output_dir: Path) -> tuple[int, str]:
-    """Start a command in a process group of its own and send the group SIGTERM once a step is logged."""
+    """Start a command in its own process group, and send the group SIGTERM as soon as a step is logged."""
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -38,7 +38,7 @@ def terminate_after_first_row(command: list[str], output_dir: Path) -> tuple[int
     while process.poll() is None and not (metrics.is_file() and metrics.read_text()):
         time.sleep(0.05)
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)  # data workers get it as well, as from a scheduler
+        os.killpg(process.pid, signal.SIGTERM)  # data workers get it too, like from a scheduler
     try:
         output, _ = process.communicate(timeout=120)
     finally:
@@ -50,7 +50,7 @@ WORKERS = {"save_steps": 1000, "dataloader_num_workers": 1, "dataloader_persiste
 
 
 class SigtermInStep:
-    """SIGTERM to one rank and its data workers, within a step."""
+    """Sends SIGTERM to one rank and its data workers during a step."""
 
     def __init__(self, step: int, rank: int):
         self.step, self.rank = step, rank
@@ -72,17 +72,17 @@ class SigtermInStep:
 
 
 def assert_stopped(output_dir: Path, max_steps: int, output: str) -> None:
-    """With one checkpoint and no result, and saying where."""
+    """Check that the run left one checkpoint and no result, and that its message names the checkpoint."""
     (checkpoint,) = saving.checkpoints(output_dir)
     step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
     assert 1 <= step < max_steps
-    message = f"train_mem.py: SIGTERM: stopped after step {step}. The run is not complete. The last whole "
+    message = f"train_mem.py: SIGTERM: stopped after step {step}. The run is not complete. The last complete "
     assert output.count(message + f"checkpoint is {checkpoint}") == 1, output
     assert not (output_dir / "mm_projector.bin").exists()
 
 
 def test_sigterm_to_all_processes_of_a_run_saves_and_exits_with_143(parts, tmp_path):
-    max_steps = 10_000  # more than a machine takes before the signal comes, whatever else it does
+    max_steps = 10_000  # more steps than any machine makes before the signal comes
     flags = stage_flags(parts, tmp_path / "cut", 1, max_steps=max_steps, **WORKERS)
     status, output = terminate_after_first_row([sys.executable, str(ENTRY), *flags], tmp_path / "cut")
     assert status == 143, output
@@ -103,7 +103,7 @@ def test_sigterm_to_one_of_two_ranks_saves_and_the_next_start_goes_on_exactly(pa
 
 
 class SpoilBatches:
-    """Infinite pixels in some batches, counted from 1, of one rank; the records' names say which."""
+    """Puts infinite pixels into some batches of one rank, counted from 1; the records' names show which."""
 
     def __init__(self, numbers: set[int], rank: int = 0):
         self.numbers, self.rank = numbers, rank
@@ -170,7 +170,7 @@ def test_max_nan_steps_in_a_row_end_the_run_with_the_last_good_checkpoint(parts,
     last = output_dir / "checkpoint-3"
     assert saving.checkpoints(output_dir)[-1] == last
     message = next(line for line in log.read_text().splitlines() if line.startswith("train_mem.py:"))
-    assert_names(message, "2 steps in a row", "finite", BAD_NAME, f"last whole checkpoint is {last}")
+    assert_names(message, "2 steps in a row", "finite", BAD_NAME, f"last complete checkpoint is {last}")
     assert "Traceback" not in log.read_text()
     assert not (output_dir / "model.safetensors").exists()
 
@@ -179,7 +179,7 @@ def test_max_nan_steps_in_a_row_end_the_run_with_the_last_good_checkpoint(parts,
 
 
 class LimitFilesIn:
-    """From the `call`-th call of a trainer's method on the system refuses files above 64 KiB."""
+    """From the `call`-th call of a trainer's method, the system refuses files of more than 64 KiB."""
 
     def __init__(self, method: str, call: int = 1):
         self.method, self.call = method, call
@@ -215,10 +215,10 @@ def test_a_save_that_does_not_fit_ends_in_one_message_and_the_same_command_goes_
     assert "Traceback" not in output
     (message,) = (line for line in output.splitlines() if line.startswith("train_mem.py:"))
     assert_names(message, what, f"not be written to {output_dir}: ")
-    assert "too large" in message or "file was refused" in message
-    # torch.save does not tell why; a limit on the size of files is no lack of space
-    assert ("GiB are free" in message) == ("file was refused" in message)
-    assert (f"last whole checkpoint is {output_dir / left}" if left else "starts anew") in message
+    assert "too large" in message or "only in part" in message
+    # torch.save does not report the reason, and a limit on the size of files is not a lack of space
+    assert ("GiB are free" in message) == ("only in part" in message)
+    assert (f"complete checkpoint is {output_dir / left}" if left else "no complete checkpoint") in message
     assert not (output_dir / saving.STAGING).exists()
     assert [folder.name for folder in output_dir.glob("checkpoint-*")] == ([left] if left else [])
     assert set(ranks.run(cut, log, world_size)) == {0}, log.read_text()

@@ -1,4 +1,4 @@
-"""A run that SIGKILL ends, at any point, and that is started again, is the uninterrupted run."""
+"""A run that SIGKILL ends at any point, started again, gives the result of an uninterrupted run."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from llava.train import saving
 from llava.train.folder_lock import LOCK_FILE, FolderLock
 
 TRAINER, SAVING = "llava.train.llava_trainer", "llava.train.saving"
-# Four steps, a checkpoint after the second and after the last
+# Four steps, with a checkpoint after the second and after the last
 KILLS = {
     "in_a_step": KillAt("torch.optim", "AdamW.step", call=2),
     "in_the_first_step_after_a_checkpoint": KillAt("torch.optim", "AdamW.step", call=3, when="after"),
@@ -35,13 +35,13 @@ KILLS = {
 def test_a_killed_run_started_again_is_the_uninterrupted_one(parts, tmp_path, uninterrupted, stage, point):
     argv, log = stage_flags(parts, tmp_path / "run", stage), tmp_path / "log"
     assert ranks.run(argv, log, prepare=KILLS[point]) == [-9], log.read_text()
-    for folder in (tmp_path / "run").glob("checkpoint-*"):  # under this name, whole or not there
+    for folder in (tmp_path / "run").glob("checkpoint-*"):  # a folder with this name is complete
         assert folder in saving.checkpoints(tmp_path / "run")
     assert ranks.run(argv, log) == [0], log.read_text()
     assert_same_run(tmp_path / "run", uninterrupted(stage))
 
 
-@pytest.mark.parametrize("config", [None, "zero3"])  # ZeRO-2 goes on in test_lora.py
+@pytest.mark.parametrize("config", [None, "zero3"])  # test_lora.py resumes with ZeRO-2
 def test_two_ranks_killed_and_started_again_are_the_uninterrupted_ones(
     parts, uninterrupted, tmp_path, config
 ):
@@ -50,7 +50,7 @@ def test_two_ranks_killed_and_started_again_are_the_uninterrupted_ones(
     cut = stage_flags(parts, tmp_path / "cut", 2, **extra)
     kills = [
         KillAt(TRAINER, "LlavaTrainer._save_rng_state", call=2, rank=1)
-    ]  # the other has written its part
+    ]  # the other rank has written its part
     if config is None:
         kills.append(KillAt(SAVING, "publish_result"))
     for kill in kills:
@@ -79,12 +79,12 @@ def test_a_second_start_ends_on_all_ranks_with_one_line_and_changes_nothing(part
     assert ranks.run(argv, log, world_size) == [0] * world_size, log.read_text()
 
 
-def test_of_two_runs_started_at_once_one_trains(parts, tmp_path, uninterrupted):
+def test_one_of_two_runs_started_at_once_trains(parts, tmp_path, uninterrupted):
     argv, logs = stage_flags(parts, tmp_path / "run", 1), [tmp_path / "log 1", tmp_path / "log 2"]
     with ThreadPoolExecutor() as pool:
         statuses = list(pool.map(lambda log: ranks.run(argv, log), logs))
     refused = [log for log, status in zip(logs, statuses, strict=True) if status != [0]]
-    assert len(refused) <= 1  # none if the other was complete by then
+    assert len(refused) <= 1  # none, if the other run was already complete
     for log in refused:
         assert "in use" in log.read_text()
     assert_same_run(tmp_path / "run", uninterrupted(1))

@@ -1,4 +1,4 @@
-"""Where the host reads a step's outcome a step later, as on GPUs, a run is the same and waits for less."""
+"""If the host reads a step's outcome one step later, as on GPUs, the run is the same and waits less."""
 
 import json
 import math
@@ -18,7 +18,7 @@ BAD = {"per_device_train_batch_size": 1, "logging_steps": 1, "max_nan_steps": 3}
 
 
 def train(parts, folder, lags: bool, monkeypatch, spoiled=(), **changes):
-    """A run to its end: its trainer, and the rows of its log without those that depend on time."""
+    """Train to the end; returns the trainer, and the rows of its log without values that depend on time."""
     monkeypatch.setattr(StepGuard, "lags_on_cpu", lags)
     with pytest.MonkeyPatch.context() as patch:
         if spoiled:
@@ -30,7 +30,7 @@ def train(parts, folder, lags: bool, monkeypatch, spoiled=(), **changes):
 
 
 def spoil(patch, numbers: set[int]) -> None:
-    """Infinite pixels in these batches, counted from 1."""
+    """Puts infinite pixels into these batches, counted from 1."""
     collate, count = Collator.__call__, [0]
 
     def spoiled(self, samples):
@@ -73,7 +73,7 @@ def test_weights_and_log_are_those_of_a_run_that_waits(parts, tmp_path, monkeypa
 
 @pytest.mark.parametrize("lags", [True, False])
 def test_the_mean_loss_at_the_end_counts_no_step_that_was_left_out(parts, tmp_path, monkeypatch, lags):
-    """The last step's loss is in it, which no log has."""
+    """It contains the last step's loss, which is in no log row."""
     monkeypatch.setattr(StepGuard, "lags_on_cpu", lags)
     spoil(monkeypatch, {2})
     trainer = trainer_of(parts, tmp_path, **{**BAD, "learning_rate": 0.0}, max_steps=3, logging_strategy="no")
@@ -117,7 +117,7 @@ def test_steps_in_a_row_end_the_run_a_step_later_and_name_their_records(parts, t
 
 
 class Window(TrainerCallback):
-    """Whether the loop is between a step's begin and its optimizer, and in which step."""
+    """Records whether the loop is between the begin of a step and its optimizer, and in which step."""
 
     def __init__(self):
         self.step, self.within = 0, False
@@ -141,7 +141,7 @@ OF_THE_LOOP = (
 
 @pytest.mark.parametrize("lags", [True, False])
 def test_nothing_waits_ahead_of_the_optimizer_and_earlier_steps_are_read(parts, tmp_path, monkeypatch, lags):
-    """Of a run that does not lag the same count finds waits."""
+    """The same count finds waits in a run without this delay."""
     monkeypatch.setattr(StepGuard, "lags_on_cpu", lags)
     window, waits, reads = Window(), [], []
     trainer = trainer_of(parts, tmp_path, **BAD, max_steps=6)

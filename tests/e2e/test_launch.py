@@ -1,4 +1,4 @@
-"""The launchers of a training script: two of them on one machine as two nodes, and what ends them."""
+"""The launchers of a training script: two launchers act as two nodes on one machine; how they end."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ RESULT = "playground/checkpoints/tiny-pretrain"
 
 @pytest.fixture
 def folder(tmp_path, bpe_tokenizer):
-    """Where stage 1 is run, with what it starts from."""
+    """A folder for stage 1, with the parts from which it starts."""
     tiny.save_language_model(tmp_path / "language_model")
     bpe_tokenizer.save_pretrained(tmp_path / "language_model")
     tiny.save_tower(tmp_path / "tower")
@@ -38,13 +38,13 @@ def folder(tmp_path, bpe_tokenizer):
 
 
 def hear() -> None:
-    """Jobs in the background ignore SIGINT, under nohup SIGHUP, and bash cannot trap what is ignored."""
+    """Stop ignoring SIGINT (as background jobs do) and SIGHUP (nohup); bash cannot trap ignored signals."""
     for signals in (signal.SIGINT, signal.SIGHUP):
         signal.signal(signals, signal.SIG_DFL)
 
 
 def start(folder: Path, **variables) -> subprocess.Popen:
-    """Stage 1 in a session of its own, as of a terminal."""
+    """Start stage 1 in its own session, as a terminal does."""
     settings = {
         **{"MODEL": str(folder / "language_model"), "VISION_TOWER": str(folder / "tower")},
         **{"DATA_PATH": str(folder / "captions.json"), "IMAGE_FOLDER": str(folder)},
@@ -64,7 +64,7 @@ def start(folder: Path, **variables) -> subprocess.Popen:
 
 
 def start_nodes(folder: Path, **variables) -> list[subprocess.Popen]:
-    """Stage 1 by two launchers, each with a cache of its own, as nodes have them."""
+    """Start stage 1 with two launchers, each with its own cache, as two nodes have."""
     variables |= {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [
         start(folder, **variables, NODE_RANK=rank, LLAVA_INDEX_FOLDER=str(folder / f"index{rank}"))
@@ -80,7 +80,7 @@ def test_two_nodes_killed_and_started_again_are_two_ranks_that_were_not(folder):
         ranks.kill_tree(node.pid)
     printed = [node.communicate(timeout=300)[0] for node in nodes]
     assert all("8 = 2 a device x 2 devices x 2 accumulated" in text for text in printed), printed
-    # the rate is constant, so that the steps do not depend on how many there are to be
+    # the learning rate is constant, so that a step does not depend on the number of steps
     max_steps = int(saving.checkpoints(folder / RESULT)[-1].name.split("-")[1]) + 2
     length = {"MAX_STEPS": str(max_steps), "SAVE_STEPS": "2"}
 
@@ -102,7 +102,7 @@ def test_two_nodes_killed_and_started_again_are_two_ranks_that_were_not(folder):
 
 @pytest.fixture
 def training(folder):
-    """(A script whose two ranks train without an end, all processes below it)."""
+    """(A script whose two ranks train without an end, all its descendant processes)."""
     script = start(folder, NUM_PROCESSES="2", MAX_STEPS="1000000", SAVE_STEPS="1000000")
     metrics = folder / RESULT / "metrics.jsonl"
     while script.poll() is None and not (metrics.is_file() and metrics.read_text()):
@@ -110,7 +110,7 @@ def training(folder):
     assert script.poll() is None, script.stdout.read()
     processes = psutil.Process(script.pid).children(recursive=True)
     yield script, processes
-    for process in processes:  # orphans too, of a script that a test killed
+    for process in processes:  # also orphans of a script that a test killed
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     script.kill()
@@ -129,17 +129,17 @@ def test_ranks_end_with_a_killed_launcher_and_leave_the_folder(folder, training)
     assert printed.count("train_mem.py: the launcher, process ") == 1, printed
     assert "Traceback" not in printed
     assert saving.checkpoints(folder / RESULT) == []
-    FolderLock(folder / RESULT).release()  # which nobody holds
+    FolderLock(folder / RESULT).release()  # no process holds the lock
 
 
 def test_ranks_save_and_end_with_a_closed_terminal(folder, training):
-    """Ctrl-C is in tests/interface/test_training_scripts.py, a killed shell in test_stoppable_launch.py."""
+    """tests/interface/test_training_scripts.py tests Ctrl-C, test_stoppable_launch.py a killed shell."""
     script, _ = training
     os.killpg(script.pid, signal.SIGHUP)
     printed, _ = script.communicate(timeout=300)  # to the end of all that could write there
     assert script.returncode == 143, printed
     (checkpoint,) = saving.checkpoints(folder / RESULT)
     assert printed.count("train_mem.py: SIGTERM: stopped after step") == 1, printed
-    assert f"The last whole checkpoint is {RESULT}/{checkpoint.name}" in printed
+    assert f"The last complete checkpoint is {RESULT}/{checkpoint.name}" in printed
     assert "train_mem.py: the launcher" not in printed
     assert not (folder / RESULT / LOCK_FILE).exists()

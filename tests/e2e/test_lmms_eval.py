@@ -1,4 +1,4 @@
-"""lmms-eval runs unchanged on a folder of ours: VisualPrism, batches, answers and likelihoods."""
+"""lmms-eval runs unchanged with our folders: VisualPrism, batches, answers and likelihoods."""
 
 import ast
 import importlib.util
@@ -57,7 +57,7 @@ def results(doc, results):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A model folder, questions of several lengths, and two tasks of our own on them."""
+    """A model folder, questions of several lengths, and two tasks with these questions."""
     folder = tmp_path_factory.mktemp("lmms")
     tiny.save_llava(folder / "model")
     (folder / "tasks").mkdir()
@@ -79,7 +79,7 @@ def world(tmp_path_factory):
 
 
 def lmms_eval(world: Path, output: Path, batch_size: int) -> dict[str, list[dict]]:
-    """Samples of both tasks, in the questions' order."""
+    """Runs lmms-eval; returns the samples of both tasks in the order of the questions."""
     command = [sys.executable, "-m", "lmms_eval", "--model", "llava", "--tasks", ",".join(KINDS)]
     command += ["--model_args", f"pretrained={world / 'model'},device_map=auto,device=cpu"]
     command += ["--include_path", world / "tasks", "--batch_size", str(batch_size)]
@@ -110,7 +110,7 @@ def lmms_eval(world: Path, output: Path, batch_size: int) -> dict[str, list[dict
 
 @pytest.fixture(scope="module")
 def samples(world, tmp_path_factory):
-    """Of both tasks. The five questions are a batch of four and a batch of one."""
+    """The samples of both tasks. The five questions form a batch of four and a batch of one."""
     return lmms_eval(world, tmp_path_factory.mktemp("out") / "results", batch_size=4)
 
 
@@ -141,4 +141,4 @@ def test_log_likelihoods_are_the_cross_entropy_of_the_answer_alone(world, sample
         num_answer = len(ids) - start
         expected = torch.nn.functional.cross_entropy(logits[-num_answer - 1 : -1], ids[start:]).item()
         loss, _ = ast.literal_eval(row["filtered_resps"])
-        assert loss == pytest.approx(expected, rel=1e-2)  # they round pixels to half precision
+        assert loss == pytest.approx(expected, rel=1e-2)  # lmms-eval rounds pixels to half precision

@@ -1,4 +1,4 @@
-"""Commands that load a model as --dtype, --attn_implementation and --compile say, on a tiny one."""
+"""The effect of --dtype, --attn_implementation and --compile on commands, with a tiny model."""
 
 import json
 
@@ -22,7 +22,7 @@ ALL = ("--dtype", "bf16", "--attn_implementation", "eager", "--device", "cpu", "
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A model, a picture in each colour, and twice as many questions."""
+    """A model, a picture of each colour, and twice as many questions."""
     folder = tmp_path_factory.mktemp("loading")
     tiny.save_llava(folder / "model")
     for i, colour in enumerate(COLOURS):
@@ -36,7 +36,7 @@ def world(tmp_path_factory):
 
 
 def answers(world, path, *more) -> list[dict]:
-    """The answers that the command writes, four questions at a time."""
+    """Runs the command with batches of four; returns its answers."""
     argv = ["--model-path", str(world / "model"), "--image-folder", str(world), "--answers-file", str(path)]
     argv += ["--question-file", str(world / "questions.jsonl"), "--max_new_tokens", "8", "--batch_size", "4"]
     assert LOADER.main([*argv, *more]) == 0
@@ -60,7 +60,7 @@ def loaded(monkeypatch):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """Names of what is compiled, by the compiler's front end alone, which takes seconds."""
+    """The names of compiled functions; only the compiler's front end runs, which takes seconds."""
     names, compiler = [], torch.compile
 
     def front_end(function, dynamic=None, **options):
@@ -84,7 +84,7 @@ def test_answers_are_given_in_the_dtype_and_by_the_attention_asked_for(world, tm
         answers(world, tmp_path / "a.jsonl")
     error = capsys.readouterr().err
     assert "attn_implementation was 'eager', now None" in error
-    assert "dtype was 'bf16', now 'fp32'" in error  # what auto is on a CPU
+    assert "dtype was 'bf16', now 'fp32'" in error  # auto means fp32 on a CPU
 
 
 def test_answers_are_given_on_the_device_and_in_the_bits_asked_for(world, tmp_path, loaded, capsys):
@@ -113,7 +113,7 @@ def test_a_device_that_is_not_here_or_is_a_launchers_to_give_ends_in_one_line(
 
 
 def test_compiled_answers_are_the_same_by_two_graphs_without_a_break(world, tmp_path, compiled):
-    """One of the tower with the projector, one of the decoding, whatever watches the progress."""
+    """One graph is the tower with the projector, the other the decoding, also when progress is watched."""
     plain = answers(world, tmp_path / "plain.jsonl")
     assert compiled == []
     assert answers(world, tmp_path / "compiled.jsonl", "--compile") == plain
@@ -145,14 +145,16 @@ def test_pictures_are_drawn_by_a_compiled_model_and_in_bf16(world, tmp_path, com
         return np.load(tmp_path / name / "heatmap.npz")
 
     plain, fast, half = draw("plain"), draw("compiled", "--compile"), draw("half", "--dtype", "bf16")
-    assert len(compiled) == {"attention": 1, "rollout": 2}[method]  # a step that is read is not compiled
+    assert (
+        len(compiled) == {"attention": 1, "rollout": 2}[method]
+    )  # a step whose attention is read is not compiled
     assert fast["answer"] == plain["answer"]
     np.testing.assert_allclose(fast["weights"], plain["weights"], atol=1e-6)
     assert 0 < abs(half["weights"] - plain["weights"]).max() < plain["weights"].max() / 4
 
 
 class Stop(Exception):
-    """Ends a command where it loads its model."""
+    """Raised where a command would load its model."""
 
 
 def picture(command, *more):

@@ -1,4 +1,4 @@
-"""A run's log, line by line: ours, one progress bar, and no message of another library."""
+"""A run's log, line by line: our lines, one progress bar, and no message of another library."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 OURS = (
     r"launch: \d+ x \d+ CPU processes, fp32",
     r"batch:  \d+ = .* accumulated",
-    r"\d\d:\d\d:\d\d (loading|vision tower:|visual tokens a view:|conversation template:|packing:) .*",
+    r"\d\d:\d\d:\d\d (loading|vision tower:|visual tokens per view:|conversation template:|packing:) .*",
     r"\d\d:\d\d:\d\d result: .*",
     r"\d\d:\d\d:\d\d (vision_tower|mm_projector|language_model) +[\d,]+ of +[\d,]+ parameters learn",
     r"\d\d:\d\d:\d\d \S+: \d+ records",

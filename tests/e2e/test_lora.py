@@ -1,4 +1,4 @@
-"""LoRA and QLoRA: the files they leave, what loads and merges them, and how a run goes on from them."""
+"""LoRA and QLoRA: their files, loading and merging, and how a run continues from them."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from llava.train.train import prepare
 
 @pytest.fixture(scope="module")
 def adapted(parts, qwen, stage1):
-    """(LoRA's folder, its base, the model in training): biases learn too."""
+    """(LoRA's folder, its base, the trained model); biases are trained too."""
     folder = stage1.parent / "lora"
     model = run(
         parts,
@@ -134,7 +134,7 @@ def test_a_run_starts_from_adapters_and_the_projector_beside_them(adapted, parts
 
 
 def copied(source, target, **changes):
-    """A copy of a folder whose config.json says something else."""
+    """A copy of a folder with a changed config.json."""
     shutil.copytree(source, target)
     config = json.loads((target / "config.json").read_text())
     (target / "config.json").write_text(json.dumps({**config, **changes}))
@@ -223,7 +223,7 @@ def test_stage_2_refuses_stage_1s_projector_where_the_config_beside_it_says_othe
     ids=["aspect ratio", "elastic", "learnt newline"],
 )
 def test_stage_2_may_change_what_needs_no_other_projector(parts, qwen, stage1, tmp_path, flags_given):
-    """Its language model may be another one as well, as qwen is."""
+    """It may also have another language model, here qwen."""
     projector = stage1 / "mm_projector.bin"
     trainer_of(parts, tmp_path, model_name_or_path=qwen, pretrain_mm_mlp_adapter=projector, **flags_given)
 
@@ -252,7 +252,9 @@ def test_a_killed_lora_run_started_again_gives_the_uninterrupted_losses_and_weig
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_qlora_is_trained_saved_loaded_over_any_base_and_generates(parts, bpe_tokenizer, tmp_path, bits):
-    base = tiny.save_language_model(tmp_path / "base", hidden_size=64, intermediate_size=128)  # blocks of 64
+    base = tiny.save_language_model(
+        tmp_path / "base", hidden_size=64, intermediate_size=128
+    )  # quantisation has blocks of 64
     bpe_tokenizer.save_pretrained(base)
     settings = {**LORA, "model_name_or_path": base, "bits": bits, "lora_dropout": 0.0}
     trained = run(parts, tmp_path / "run", **settings)
@@ -314,7 +316,7 @@ def test_stage_1_then_2_then_lora_then_merged_gives_the_logits_of_training(parts
 def test_lora_of_two_ranks_goes_on_exactly_from_checkpoints_without_frozen_weights(
     parts, whole, stage1, tmp_path, config
 ):
-    """Over a checkpoint that sees, whose projector is replaced: ZeRO-3 holds all of it in pieces."""
+    """It starts from a multimodal checkpoint and replaces the projector; ZeRO-3 partitions all weights."""
     changes = {
         **LORA,
         "model_name_or_path": whole,

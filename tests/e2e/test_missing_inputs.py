@@ -1,4 +1,4 @@
-"""What a run would read and is not there is said, by its flag, before a model is loaded."""
+"""Missing inputs of a run are reported with their flag before a model is loaded."""
 
 import importlib.util
 import json
@@ -31,7 +31,7 @@ MISSING = {  # case: (flags, message)
     "JSONL file": ({"data_path": "nowhere.jsonl"}, "--data_path nowhere.jsonl does not exist"),
     "shards": ({"data_path": "no/{000..003}.tar", "max_steps": 1}, "4 of 4 shard.*--data_path"),
     "pattern of shards": ({"data_path": "no/*.tar", "max_steps": 1}, "1 of 1 shard.*--data_path"),
-    "images": ({"image_folder": "nowhere"}, "--image_folder nowhere is no folder"),
+    "images": ({"image_folder": "nowhere"}, "--image_folder nowhere is not a folder"),
     "projector": (
         {"pretrain_mm_mlp_adapter": "no.bin"},
         "--pretrain_mm_mlp_adapter no.bin does not exist; .*pretrain.sh",

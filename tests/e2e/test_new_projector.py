@@ -38,7 +38,7 @@ resumed = trainer_of(parts, work / "resumed", **whole, max_steps=1)
 assert resumed.model.config.maxpool_bias is False
 with pytest.raises(UserError, match="--maxpool_bias True"):
     trainer_of(parts, work / "refused", **whole, maxpool_bias=True)
-with pytest.raises(UserError, match="--visualprism_hkve would do nothing.*--maxpool_bias, --maxpool_scale"):
+with pytest.raises(UserError, match="--visualprism_hkve .*no effect.*--maxpool_bias, --maxpool_scale"):
     trainer_of(parts, work / "foreign", **own, visualprism_hkve=True)
 _row(Path("study.yaml"), 0, {"name": "a", "projector": "maxpool", "maxpool_scale": 0.5})
 with pytest.raises(UserError, match="unknown maxpool_scale"):

@@ -1,4 +1,4 @@
-"""Judged and many-image benchmarks asked to a tiny random model, by llava.eval.run and published commands."""
+"""Benchmarks with a judge or several images, with a tiny random model: llava.eval.run, published commands."""
 
 import json
 import threading
@@ -22,7 +22,7 @@ eval_docvqa, eval_ocr_bench = (COMMANDS[f"llava.eval.{name}"] for name in ("eval
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A model folder, and the benchmarks below data."""
+    """A folder with a model, and with the benchmarks below data."""
     folder = tmp_path_factory.mktemp("world")
     tiny.save_llava(folder / "model")
     for build in open_benchmarks.BUILDERS.values():
@@ -38,7 +38,7 @@ def serve(handler) -> tuple[HTTPServer, str]:
 
 @pytest.fixture
 def judge():
-    """(address of a judge that gives every answer half of what is best, the prompts it was asked)."""
+    """(address of a judge that gives every answer half of the best score, its prompts)."""
     prompts = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -60,7 +60,7 @@ def judge():
 
 
 def run_tasks(world, output, tasks, *more) -> dict:
-    """{task: result} of llava.eval.run."""
+    """Runs llava.eval.run; returns {task: result}."""
     argv = ["--model-path", world / "model", "--data-root", world / "data", "--output-dir", output]
     argv += ["--tasks", ",".join(tasks), "--max_new_tokens", "2", *more]
     assert run.main([str(part) for part in argv]) == 0

@@ -1,4 +1,4 @@
-"""What VisualPrism sees: numbers that are its own, on the pixels they belong to; other projectors refused."""
+"""The parts of VisualPrism: their values, and the pixels to which they belong; others are refused."""
 
 import numpy as np
 import pytest
@@ -79,7 +79,9 @@ def test_a_patch_whose_key_matches_every_query_lights_its_own_pixels(folder, s, 
     assert taken[patch] == pytest.approx(s * s, abs=1e-3)
     assert np.count_nonzero(taken[row : row + s, column : column + s] > 1e-3) == 1
     taken[row : row + s, column : column + s] = 1
-    np.testing.assert_allclose(taken, 1, atol=1e-4)  # regions without a match share alike
+    np.testing.assert_allclose(
+        taken, 1, atol=1e-4
+    )  # in regions without a match, all patches have equal weight
 
 
 def test_high_bands_light_where_the_features_change(folder):
@@ -96,7 +98,7 @@ def test_high_bands_light_where_the_features_change(folder):
 
 @pytest.mark.parametrize("settings", TILED, ids=lambda settings: "-".join(settings.values()))
 @pytest.mark.parametrize("size", [(40, 30), (180, 60)])
-def test_of_tiles_the_whole_image_is_shown(tmp_path, settings, size):
+def test_the_view_of_a_tiled_image_shows_the_whole_image(tmp_path, settings, size):
     model, image_processor = load(tiny.save_llava(tmp_path / "model", **settings))
     image_processor.image_mean, image_processor.image_std = [0.0] * 3, [1.0] * 3
     pixels = np.zeros((size[1], size[0], 3), np.uint8)
@@ -104,7 +106,7 @@ def test_of_tiles_the_whole_image_is_shown(tmp_path, settings, size):
     view = whole_view(model, image_processor, Image.fromarray(pixels))
     assert view.shape == (1, 3, 48, 48)
     red, green, _ = view[0].mean(dim=(1, 2)).tolist()
-    assert 0.3 < red / green < 0.7  # all of the red third and of the green rest
+    assert 0.3 < red / green < 0.7  # a third is red and the rest is green, and both are kept
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""--recompute_above, the batches that keep their activations; a budget's counts beside a trainer's model."""
+"""--recompute_above: the batches that keep activations; the budget's counts agree with the model."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A mixture of forms trains as the same records in LLaVA's JSON."""
+"""Training on a mixture of forms equals training on the same records in LLaVA's JSON."""
 
 import json
 

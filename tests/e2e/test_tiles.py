@@ -1,4 +1,4 @@
-"""Tiles on tiny models: trained, saved, loaded, asked in batches and alone, and shown as heat."""
+"""Tiles on tiny models: training, saving, loading, answers in batches and one by one, and heatmaps."""
 
 import json
 
@@ -76,7 +76,7 @@ def run(parts, output_dir, data, **changes):
 
 
 def answer(model, tokenizer, processor, questions):
-    """Scores of each new token for (words, image) asked together: float[B, new, vocabulary]."""
+    """Scores of each new token for a batch of (words, image): float[B, new, vocabulary]."""
     rows = [torch.tensor([*tokenizer(words).input_ids, IMAGE_TOKEN_INDEX, 7]) for words, _ in questions]
     pad = {"batch_first": True, "padding_side": "left"}
     images = [image for _, image in questions]
@@ -111,7 +111,7 @@ def test_both_stages_train_on_tiles_and_the_result_answers_in_batches_as_alone(p
     together = answer(model, tokenizer, processor, questions)
     alone = [answer(model, tokenizer, processor, [question]) for question in questions]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)
-    assert (together[0] - together[1]).abs().max() > 1e-3  # another image would be seen
+    assert (together[0] - together[1]).abs().max() > 1e-3  # another image would change the result
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_both_stages_train_on_tiles_and_the_result_answers_in_batches_as_alone(p
     [
         ({**SLICE, "patch_num": 10}, "--patch_num must be one of 9, 16, 25, got 10"),
         ({**ANYRES, "image_grid_pinpoints": "[[100, 56]]"}, "multiples of the tower's 56 pixels"),
-        ({**ANYRES, "mm_projector_type": "visionzip", "num_visual_tokens": 4}, "not squares of the image"),
+        ({**ANYRES, "mm_projector_type": "visionzip", "num_visual_tokens": 4}, "grid of the image"),
     ],
 )
 def test_what_cannot_be_tiled_ends_the_run_before_it_starts(parts, tmp_path, changes, message):
@@ -155,7 +155,7 @@ def test_an_image_takes_the_positions_foretold_at_any_compression(model, scale_f
         scale_factor=scale_factor,
     )
     handle.remove()
-    assert len(calls) == 1  # all tiles of the batch at once
+    assert len(calls) == 1  # all tiles of the batch are encoded at once
     expected = [2 + model.visual_positions_of(size, scale_factor) for size in SIZES]
     assert merged.attention_mask.sum(dim=1).tolist() == expected
 
@@ -252,7 +252,7 @@ def test_what_is_white_in_a_tokens_box_alone_lights_that_token(tmp_path, setting
     view = order // 9
     for token, (left, top, right, bottom) in enumerate(np.rint(boxes).astype(int)):
         if (right - left) * (bottom - top) < 40:
-            continue  # a sliver beside the padding, which interpolation blurs away
+            continue  # a narrow strip beside the padding, which interpolation blurs
         pixels = np.zeros((size[1], size[0], 3), np.uint8)
         pixels[top:bottom, left:right] = 255
         (tiles,) = process_images([Image.fromarray(pixels)], processor, model.config)

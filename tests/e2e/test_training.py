@@ -1,4 +1,4 @@
-"""Both stages on tiny models: what learns, what is left, what survives a kill, what bad input is told."""
+"""Both stages on tiny models: the trained parts, the files, a kill, and errors for bad input."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def stage2(parts, output_dir, stage1_dir, **changes):
 
 @pytest.fixture(scope="module")
 def trained(parts, tmp_path_factory):
-    """Both stages, run once: their two folders."""
+    """The folders of both stages, which are run once."""
     folder = tmp_path_factory.mktemp("trained")
     stage1(parts, folder / "stage1")
     stage2(parts, folder / "stage2", folder / "stage1", group_by_modality_length=True)
@@ -70,7 +70,7 @@ def test_stage_2_leaves_a_folder_that_answers_by_itself(trained, parts, tmp_path
     ids = torch.tensor([[*tokenizer("What?").input_ids, IMAGE_TOKEN_INDEX]])
     assert model.generate(ids, images=pixels, max_new_tokens=3, do_sample=False).shape[0] == 1
     assert model.config.conv_version == "qwen_2"
-    # the end of the template's turn, where plain `generate` ends
+    # the end of a turn in the template, at which plain `generate` stops
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert end in GenerationConfig.from_pretrained(folder).eos_token_id
     assert model.config.tune_mm_mlp_adapter is False
@@ -105,7 +105,7 @@ def test_frozen_parts_stay_as_they_were(parts, trained, tmp_path):
 def test_a_killed_run_started_again_gives_the_uninterrupted_losses_and_weights(
     parts, trained, tmp_path, stage
 ):
-    """Killed after step 2's checkpoint, with a half-written later one beside it."""
+    """The kill comes after the checkpoint of step 2; a later, half-written one is beside it."""
     output_dir = tmp_path / "run"
     run = stage1 if stage == 1 else stage2
     rest = () if stage == 1 else (trained / "stage1",)

@@ -1,4 +1,4 @@
-"""Every way to train: what learns, at which rate and in which type, and what contradicts it."""
+"""All ways to train: the trained parts, their learning rates and types, and contradictory flags."""
 
 import importlib.util
 
@@ -13,7 +13,7 @@ from llava.train.trainable import part_of
 
 
 def learns_in(mode):
-    """Mode to a predicate: does a parameter of this part and name learn?"""
+    """Maps a mode to a function that tells whether a parameter of a part is trained, by its name."""
 
     def is_adapter(part, name):
         return part == "language_model" and ".lora_" in name
@@ -106,7 +106,7 @@ CHECKPOINTED = {
 def test_gradient_checkpointing_reaches_what_learns_and_changes_no_gradient(
     parts, tmp_path, monkeypatch, mode
 ):
-    """Of the second step, when adapters have left their zero start."""
+    """It compares the second step, when adapters are no longer zero."""
     from transformers import modeling_layers
 
     gradients, recomputed = [], []
@@ -197,7 +197,7 @@ def test_a_missing_flash_attn_is_said_so(parts, tmp_path, name, module, package)
         ({"dataloader_drop_last": True, "group_by_modality_length": True}, "drop_last True.*no batch"),
         ({"dataloader_drop_last": True, "packing": True}, "drop_last True.* 1 rows"),
         ({"dataloader_drop_last": True, "data_weights": 0.5}, "drop_last True.* 6 records"),
-        ({"data_weights": 0.01}, "--data_weights .* leave none"),
+        ({"data_weights": 0.01}, "--data_weights .* empty epoch"),
         ({"max_steps": 0}, "--max_steps 0 .*no step"),
         ({"max_steps": -1, "num_train_epochs": 0}, "--num_train_epochs 0.*no step"),
         ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size.*1.*0"),

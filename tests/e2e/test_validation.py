@@ -1,4 +1,4 @@
-"""Validation while training: its figures by hand, on several ranks, after a resume; the best checkpoint."""
+"""Validation during training: figures by hand, several ranks, resuming, and the best checkpoint."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ EVALUATED = {"eval_strategy": "steps", "eval_steps": 2, "dataloader_num_workers"
 
 @pytest.fixture(scope="module")
 def held_out(parts, tmp_path_factory):
-    """Five pictures and two texts, whose answers differ in length."""
+    """Five records with pictures and two with text only; their answers differ in length."""
     records = json.loads((parts / "conversations.json").read_text())[:5]
     for index, answer in enumerate(("Hello!", "It is raining, and it will rain on.")):
         turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": answer}]
@@ -34,7 +34,7 @@ def held_out(parts, tmp_path_factory):
 
 
 def evaluations(output_dir) -> list[dict]:
-    """The evaluations in metrics.jsonl without what depends on time, which the trainer's state has too."""
+    """The evaluations in metrics.jsonl without times; checks that the trainer's state has the same."""
     state = json.loads((output_dir / "trainer_state.json").read_text())["log_history"]
     logged = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
     from_state, from_metrics = (
@@ -51,7 +51,7 @@ def evaluations(output_dir) -> list[dict]:
 
 @torch.no_grad()
 def by_hand(trainer, dataset) -> tuple[float, float]:
-    """Loss and accuracy of a set, record by record, from all logits at once."""
+    """Loss and accuracy of a set, computed record by record from all logits."""
     model, loss, right, count = trainer.model.eval(), 0.0, 0, 0
     for sample in dataset:
         batch = trainer.data_collator([sample])
@@ -99,7 +99,7 @@ def test_figures_are_means_over_tokens_and_training_goes_on_as_without(parts, he
 
 @pytest.mark.parametrize("config", [None, "zero3"])
 def test_two_ranks_count_each_record_once(parts, held_out, tmp_path, config):
-    """Seven records on two ranks: one of them has none of a last batch, and one batch has no picture."""
+    """Seven records on two ranks: one rank has no record in a last batch, and one batch has no picture."""
     start = {"eval_strategy": "steps", "eval_steps": 9, "eval_on_start": True, "eval_data_path": held_out}
     start |= {"max_steps": 1, "save_strategy": "no", "per_device_eval_batch_size": 1}
     alone = tmp_path / "alone"
@@ -187,7 +187,7 @@ def test_the_best_checkpoint_stays_and_is_the_result_after_a_resume_too(
 
 
 class EndAfter(TrainerCallback):
-    """As a kill would, after a step's checkpoint."""
+    """Ends a run after the checkpoint of a step, like a kill."""
 
     def __init__(self, step: int):
         self.step = step
@@ -197,7 +197,7 @@ class EndAfter(TrainerCallback):
 
 
 def worse_each_time(rank: int) -> None:
-    """An evaluation's loss is how many there were."""
+    """Makes the loss of an evaluation its number, so that each is worse than the previous one."""
     number = itertools.count(1)
     llava_trainer.token_metrics = lambda sums, prefix: {f"{prefix}_loss": float(next(number))}
 

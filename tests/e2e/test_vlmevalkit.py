@@ -1,4 +1,4 @@
-"""VLMEvalKit's calls of a LLaVA model, replayed one by one."""
+"""The calls that VLMEvalKit makes to a LLaVA model, repeated one by one."""
 
 from argparse import Namespace
 
@@ -34,7 +34,7 @@ def loaded(tmp_path_factory):
 
 
 def generate(loaded, content: str, images: list, stop: str | None = None, dtype=torch.float16) -> tuple:
-    """Its generate_inner: (new ids long[1, n], their text)."""
+    """VLMEvalKit's generate_inner; returns (new ids long[1, n], their text)."""
     tokenizer, model, image_processor, _ = loaded
     pixels = None
     if images:

@@ -1,4 +1,4 @@
-"""A projector whose last map is fitted to words before the first step: alone, on two ranks, started again."""
+"""The fit of a projector's last map before the first step: one rank, two ranks, and after a restart."""
 
 import pytest
 import ranks
@@ -19,7 +19,7 @@ ENDS_OTHERWISE = {"identity", "ldpv2"}
 
 
 def warmed(parts, output_dir, **changes) -> dict[str, torch.Tensor]:
-    """The projector of a run whose steps change nothing."""
+    """The projector of a run whose steps do not change any weight."""
     train(stage_flags(parts, output_dir, 1, max_steps=1, learning_rate=0.0, **WARM, **changes))
     return read_projector(output_dir / "mm_projector.bin")
 
@@ -73,7 +73,9 @@ def test_a_run_killed_ahead_of_its_first_checkpoint_starts_so_again(parts, tmp_p
     assert ranks.run(cut, log, prepare=KillAt("torch.optim", "AdamW.step", call=4)) == [-9], log.read_text()
     assert ranks.run(cut, log) == [0], log.read_text()
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
-    assert log.read_text().count("R2 on the pictures") == 3  # not again where a checkpoint is
+    assert (
+        log.read_text().count("R2 on held-out pictures") == 3
+    )  # the fit is not repeated if there is a checkpoint
 
 
 def test_under_zero_3_the_last_map_is_set_as_well(parts, tmp_path, one_rank):

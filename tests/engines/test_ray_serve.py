@@ -1,4 +1,4 @@
-"""scripts/ray_serve.yaml serves our answers, and each request has a budget of its own."""
+"""scripts/ray_serve.yaml serves our answers, and each request can choose its number of visual tokens."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ CONFIG = Path(__file__).parents[2] / "scripts/ray_serve.yaml"
 
 
 def adapted(config: dict, model: Path, port: int) -> dict:
-    """The configuration for a tiny model on a CPU."""
+    """The configuration, changed for a tiny model on a CPU."""
     config["http_options"]["port"] = port
     (model_config,) = config["applications"][0]["args"]["llm_configs"]
     model_config["model_loading_config"] = {"model_id": "tiny", "model_source": str(model)}
@@ -52,8 +52,8 @@ def test_replicas_answer_by_the_budget_of_each_request(tmp_path, bpe_tokenizer):
     images, budgets = exports.pictures(6), [None, 1, 4] * 2
     environment = {
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",  # Ray's own 5 s are too few on a busy machine
-        "RAY_TMPDIR": tempfile.gettempdir(),  # a short path: Ray's sockets lie below it
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",  # Ray's default of 5 s is too short on a busy machine
+        "RAY_TMPDIR": tempfile.gettempdir(),  # a short path, because Ray's sockets are below it
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     serve = str(Path(sys.executable).with_name("serve"))

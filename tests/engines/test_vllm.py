@@ -1,4 +1,4 @@
-"""vLLM takes exported folders: it gives our answers, and each request has a budget of its own."""
+"""vLLM with exported folders gives our answers, and each request can choose its number of visual tokens."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ from vllm import LLM, SamplingParams
 
 from llava.export.folder import export
 
-MODELS = {  # by name: what tiny.build takes
+MODELS = {  # maps a name to the arguments of tiny.build
     "visualprism": {"mm_projector_type": "visualprism"},
     "visualprism_v2": {"mm_projector_type": "visualprism_v2"},
     "tokenpacker": {"mm_projector_type": "tokenpacker"},
@@ -27,7 +27,7 @@ MODELS = {  # by name: what tiny.build takes
 
 @pytest.fixture(scope="module", params=MODELS)
 def model(request, tmp_path_factory, bpe_tokenizer):
-    """A model's name, its folder as training writes it, and its exported folder."""
+    """The model's name, its folder from training, and its exported folder."""
     folder = tmp_path_factory.mktemp(request.param)
     build = MODELS[request.param]
     ours = exports.save_whole(
@@ -38,13 +38,13 @@ def model(request, tmp_path_factory, bpe_tokenizer):
 
 
 def budgets_of(name: str) -> list[int | None]:
-    """The scale factors that requests choose, in turns."""
+    """The scale factors that requests choose, one after another."""
     return [None] if name == "mlp2x_gelu" else [None, 1, 4]
 
 
 def implementation_of(name: str) -> str:
-    """What --model-impl says of the model."""
-    # vLLM's own class for mlp2x_gelu needs torchvision, which has no build beside torch 2.13 for the CPU
+    """The value of --model-impl for the model."""
+    # vLLM's own class for mlp2x_gelu needs torchvision, which has no build for torch 2.13 on the CPU
     return "transformers" if name == "mlp2x_gelu" else "auto"
 
 
@@ -86,7 +86,7 @@ def test_the_server_answers_32_clients_at_once_and_refuses_other_scales(model, t
     command += ["--enforce-eager", "--max-model-len", "512", "--served-model-name", "tiny"]
     command += ["--trust-request-mm-kwargs", "--model-impl", implementation_of(name)]
     with Server(command, port, tmp_path / "log") as server:
-        for wrong in (7, "two", True) if len(set(budgets)) > 1 else ():  # where there is a choice
+        for wrong in (7, "two", True) if len(set(budgets)) > 1 else ():  # if there is a choice
             status, body = server.ask(images[0], wrong)
             assert status == 400, (wrong, body)
             assert "scale_factor" in json.dumps(body)

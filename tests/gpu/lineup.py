@@ -1,4 +1,4 @@
-"""Every projector at a realistic width, with inputs of which each has a clear answer."""
+"""Every projector at a realistic width, with inputs for which no choice is close."""
 
 # Legend: multimodal_projector/base.py
 
@@ -13,11 +13,11 @@ from llava.model.multimodal_encoder.tower import VisionFeatures
 from llava.model.multimodal_projector.builder import PROJECTORS, VisionFields, build_projector
 from llava.model.multimodal_projector.pruning import CONTEXTUAL_SHARE, split_by_attention
 
-# C, G and the patches that pruning keeps; small where the tests themselves are tried without a GPU
+# C, G and the patches that pruning keeps; small if the tests are tried without a GPU
 WIDTH, GRID, NUM_KEPT = (32, 12, 20) if os.environ.get("LLAVA_GPU_TESTS_DEVICE") == "cpu" else (256, 24, 64)
 LEVELS = 4
 HEADS, HEAD_WIDTH = 4, 64
-# Whose scale factor shows in the path that a call takes, and all others at one
+# Projectors whose computation depends on the scale factor, with several; all others are tested with one
 SCALES = {"visualprism": (2, 3, 4), "visualprism_v2": (2, 3, 4), "tokenpacker": (2, 3)}
 CASES = [
     (name, scale_factor) for name in ("mlp2x_gelu", *PROJECTORS) for scale_factor in SCALES.get(name, (2,))
@@ -25,7 +25,7 @@ CASES = [
 
 
 def make(name: str, scale_factor: int) -> nn.Module:
-    """A projector in float32 on the CPU; no weight, gain or running statistic is as it was at first."""
+    """A projector in float32 on the CPU; no weight, gain or running statistic has its initial value."""
     fields = VisionFields(
         mm_projector_type=name,
         mm_hidden_size=WIDTH,
@@ -46,7 +46,7 @@ def make(name: str, scale_factor: int) -> nn.Module:
 
 
 def make_features(name: str, batch: int = 2) -> VisionFeatures:
-    """float32 on the CPU; attention and keys leave no doubt which patch is kept and which it joins."""
+    """Features in float32 on the CPU; attention and keys decide clearly which patches are kept and merged."""
     attention = torch.stack([torch.randperm(GRID * GRID) for _ in range(batch)]) + 1.0
     attention = attention / attention.sum(dim=1, keepdim=True)
     return VisionFeatures(
@@ -58,9 +58,9 @@ def make_features(name: str, batch: int = 2) -> VisionFeatures:
 
 
 def clear_keys(name: str, attention: Tensor) -> Tensor:
-    """float[B, N, h, d]: the key of each patch that is merged is nearly that of a centre taken at random.
+    """float[B, N, h, d]: the key of each merged patch is nearly the key of a randomly chosen centre.
 
-    Between random keys a choice may be so close that rounding decides it; then no two devices need agree.
+    Between random keys, a choice may be so close that rounding decides it. Two devices may then differ.
     """
     batch, num_patches = attention.shape
     if name == "visionzip":

@@ -1,4 +1,4 @@
-"""How far a result may be from its reference, for all GPU tests."""
+"""The distance of a result from its reference, for all GPU tests."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 def relative_error(found: Tensor, expected: Tensor, scale: float | None = None) -> float:
     """‖found - expected‖ / ‖expected‖ in float64 on the CPU.
 
-    It is infinite where a value of either is not finite: a NaN passes no bound.
+    It is infinite if a value of either is not finite, so a NaN is above every bound.
 
     Args:
-        scale: divides in place of ‖expected‖.
+        scale: the divisor, instead of ‖expected‖.
     """
     assert found.shape == expected.shape, (found.shape, expected.shape)
     found, expected = (tensor.detach().to("cpu", torch.float64) for tensor in (found, expected))

@@ -1,4 +1,4 @@
-"""Decoding that is compiled, into CUDA graphs on a GPU, says what plain decoding says."""
+"""Compiled decoding, on a GPU with CUDA graphs, gives the answers of plain decoding."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ IDS = torch.tensor([[5, IMAGE_TOKEN_INDEX, 6, 7, 8], [0, 0, 9, IMAGE_TOKEN_INDEX
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_compiled_answers_are_the_plain_ones(device, tmp_path, dtype):
-    """Of rows of different length with an image each, twice: the second prompt is answered by the same graph.
+    """Rows of different length have one image each. The same graph answers a second prompt.
 
-    In bfloat16 near ties may fall otherwise, for a cache of fixed size and a compiler round in other places:
-    the answers have to be of the same shape and hold words of the vocabulary.
+    In bfloat16, close choices may differ, because a cache of fixed size and a compiler round at other places.
+    Then the answers must have the same shape, and contain words of the vocabulary.
     """
     model = tiny.build(tmp_path).to(device, dtype)
     plain = Decoding(max_new_tokens=8).kwargs()
     compiled = Decoding(max_new_tokens=8, compiled=True).kwargs()
-    if device.type == "cpu":  # the compiler's front end alone, which takes seconds
+    if device.type == "cpu":  # only the compiler's front end, which takes seconds
         compiled["compile_config"].backend, compiled["compile_config"].mode = "aot_eager", None
     else:
         assert compiled["compile_config"].mode == "reduce-overhead"  # with CUDA graphs

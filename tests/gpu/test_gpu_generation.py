@@ -1,4 +1,4 @@
-"""Answers on the device: batched as one by one, and each kind of attention as the other."""
+"""Answers on the device: batches equal single prompts, and both kinds of attention agree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IMAGES_OF = [slice(0, 1), slice(1, 2), slice(0, 0), slice(2, 4)]
 
 
 def padded(padding_side: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids long[B, T], mask bool[B, T])."""
+    """Returns (ids long[B, T], mask bool[B, T])."""
     pad = {"batch_first": True, "padding_side": padding_side}
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in PROMPTS], **pad)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row)) for row in PROMPTS], **pad)
@@ -26,7 +26,7 @@ def padded(padding_side: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def loud_model(device, tmp_path_factory):
-    """A model whose answers follow its images: visual tokens are as loud as words."""
+    """A model whose answers depend on images: visual tokens have norms like those of words."""
     folder = tiny.save_llava(tmp_path_factory.mktemp("llava") / "model")
     from llava.model.builder import load_pretrained_model
 
@@ -37,7 +37,7 @@ def loud_model(device, tmp_path_factory):
 @pytest.mark.parametrize("ids_on_host", [True, False], ids=["ids on the host", "ids on the device"])
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 def test_batched_answers_are_those_of_each_prompt_alone(device, loud_model, padding_side, ids_on_host):
-    """In float32, with none, one and two images, the padding on either side."""
+    """In float32, with no, one and two images, and with padding on either side."""
     place = torch.device("cpu") if ids_on_host else device
     side = tiny.LLAVA_SIZE
     images = torch.randn(4, 3, side, side, device=device)
@@ -71,7 +71,7 @@ def test_every_family_answers_a_batch_as_one_by_one(device, tmp_path, family):
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("tower", ["clip", "siglip", "siglip2", "dinov2"])
 def test_sdpa_and_eager_attention_give_the_same_logits(device, tmp_path, tower, padding_side):
-    """Of tower and language model, in a padded batch; positions of padding do not count."""
+    """Tower and language model are compared in a padded batch, without positions of padding."""
     model = tiny.build(tmp_path, tower=tower).to(device)
     model.config.tokenizer_padding_side = padding_side
     ids, mask = padded(padding_side)
@@ -89,7 +89,7 @@ def test_sdpa_and_eager_attention_give_the_same_logits(device, tmp_path, tower, 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_sdpa_and_eager_attention_give_the_same_training_step(device, tmp_path, dtype):
-    """Loss, and gradients of the decoder's first layer and of the projector, under autocast in bfloat16."""
+    """With bfloat16 autocast: the loss, and gradients of the decoder's first layer and of the projector."""
     model = tiny.build(tmp_path).to(device)
     ids, mask = padded("right")
     labels = ids.clone()
@@ -106,7 +106,7 @@ def test_sdpa_and_eager_attention_give_the_same_training_step(device, tmp_path, 
         named = dict(trained.named_parameters())
         parts = ("layers.0.self_attn.v_proj", "layers.0.mlp.up_proj", "mm_projector.mlp.0")
         grads.append([named[f"model.{part}.weight"].grad for part in parts])
-    bound = 1e-4 if dtype == torch.float32 else 1e-1  # eight bits of mantissa, some twenty layers
+    bound = 1e-4 if dtype == torch.float32 else 1e-1  # eight bits of mantissa, about twenty layers
     assert_near(*losses, bound, "the loss")
     for one, other in zip(*grads, strict=True):
         assert_near(one, other, bound, "a gradient")

@@ -1,4 +1,4 @@
-"""Where an answer looked, computed on the device, is what the CPU computes."""
+"""The attention of an answer, computed on the device, equals that on the CPU."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def photograph():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_heatmap_is_the_cpus(device, folder, method):
-    """The same answer, and the same weights of each of its tokens in two layers, in float32."""
+    """The answer is the same, and so are the weights of each token in two layers, in float32."""
     image, results = photograph(), []
     for place in ("cpu", device):
         tokenizer, model, processor = load(folder, place)
@@ -48,12 +48,12 @@ def test_a_heatmap_is_the_cpus(device, folder, method):
         assert_near(torch.from_numpy(one), torch.from_numpy(other), 1e-3, "a layer's weights")
 
 
-# Of attention's shares in half precision; relevance multiplies gradients of all layers, so that it is not
-# asked for here
+# Attention is compared in half precision. Relevance is not, because it multiplies the gradients of all
+# layers
 @pytest.mark.parametrize("method", ["attention", "rollout"])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 2e-2), (torch.bfloat16, 1.5e-1)])
 def test_weights_in_half_precision_are_near_float32s(device, tmp_path, dtype, bound, method):
-    """Of a given answer; a model with small weights, whose attention no rounding turns over."""
+    """The answer is given, and the model has small weights, so that rounding changes its attention little."""
     folder = tiny.save_llava(tmp_path / "model", initializer_range=0.02)
     found = {}
     for place, kind in (("cpu", torch.float32), (device, dtype)):

@@ -1,4 +1,4 @@
-"""A training step by Liger's kernels is the step without them: loss and gradients of each family."""
+"""A training step with Liger's kernels equals a step without them: loss and gradients of each family."""
 
 import copy
 import importlib
@@ -11,17 +11,17 @@ from measures import assert_near
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.liger import apply_liger_kernels
 
-MODULES = {  # what Liger replaces for the whole process
+MODULES = {  # modules that Liger changes for the whole process
     "llama": ("LlamaRMSNorm", "LlamaMLP", "apply_rotary_pos_emb"),
     "mistral": ("MistralRMSNorm", "MistralMLP", "apply_rotary_pos_emb"),
     "qwen2": ("Qwen2RMSNorm", "Qwen2MLP", "apply_rotary_pos_emb"),
     "qwen3": ("Qwen3RMSNorm", "Qwen3MLP", "apply_rotary_pos_emb"),
 }
-MAX_ERROR = 1e-4  # both are float32; the kernels sum in another order
+MAX_ERROR = 1e-4  # both are in float32, but the kernels sum in another order
 
 
 def step(model, cuda) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss, and the gradient of each weight of the language model."""
+    """Returns the loss, and the gradient of each weight of the language model."""
     ids = torch.arange(5, 29).view(2, 12)
     ids[:, 1] = IMAGE_TOKEN_INDEX
     labels = torch.where(torch.arange(12) < 6, IGNORE_INDEX, ids)
@@ -39,12 +39,12 @@ def test_a_step_is_the_same(family, cuda, tmp_path, monkeypatch):
     pytest.importorskip("liger_kernel")
     modeling = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     for name in MODULES[family]:
-        monkeypatch.setattr(modeling, name, getattr(modeling, name))  # is put back when the test ends
+        monkeypatch.setattr(modeling, name, getattr(modeling, name))  # it is restored when the test ends
     plain = tiny.build(tmp_path, family).to(cuda)
     plain.get_projector().requires_grad_(True)
     fused = copy.deepcopy(plain)
     loss, gradients = step(plain, cuda)
-    # two norms in each of two layers and one behind them, and two MLPs; Qwen3 norms queries and keys, too
+    # two norms in each of two layers, one after them, and two MLPs; Qwen3 also normalises queries and keys
     assert apply_liger_kernels(fused) >= 2 * 3 + 1
     fused_loss, fused_gradients = step(fused, cuda)
     assert_near(fused_loss, loss, MAX_ERROR, "the loss")

@@ -1,4 +1,4 @@
-"""A model is loaded on a GPU in its checkpoint's dtype, and a compiled chat says what a plain one says."""
+"""A GPU loads a model in its checkpoint's dtype, and a compiled chat gives the answers of a plain one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_gpu_computes_in_the_checkpoints_dtype_and_in_half_precision_always(cu
 
 
 def test_a_compiled_chat_says_the_same_in_each_answers_thread(cuda, folder):
-    """Each answer is made in a thread of its own, and CUDA graphs are kept by thread."""
+    """Each answer is made in its own thread, and each thread has its own CUDA graphs."""
     said = []
     for compiled in (False, True):
         chat = open_chat(str(folder), device=str(cuda), torch_dtype=torch.float32, compile_vision=compiled)

@@ -1,4 +1,4 @@
-"""What the training loss takes of a GPU's memory: logits in parts, never those of all positions at once."""
+"""The GPU memory of the training loss: logits exist in parts, and never for all positions at once."""
 
 # N labels, V vocabulary, D width
 
@@ -18,14 +18,14 @@ from llava.model.loss import MAX_LOGITS, language_loss
 from llava.model.multimodal_projector.builder import VisionFields
 
 N, V, D = 8192, 151_936, 512  # Qwen2's vocabulary
-# Of each logit held: itself, its float32 copy, log-softmax, and in the backward pass the gradients of the
+# Values for each logit: itself, its float32 copy, log-softmax, and in the backward pass the gradients of the
 # last two
 BYTES_A_LOGIT = {torch.float32: 4 + 0 + 4 + 4 + 4, torch.bfloat16: 2 + 4 + 4 + 4 + 4}
 SLACK = 2**26  # the allocator's rounding and the libraries' workspaces
 
 
 def peak(work) -> int:
-    """Bytes that `work` takes at most beyond what was held before."""
+    """The largest number of bytes that `work` allocates beyond those before."""
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
@@ -38,7 +38,7 @@ def peak(work) -> int:
 @pytest.mark.parametrize("use_sinkhorn_lsd", [False, True], ids=["cross-entropy", "regularised"])
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
 def test_the_peak_is_that_of_the_logits_held_at_once(cuda, autocast, use_sinkhorn_lsd):
-    """Loss and gradients of rows and weight. All logits in float32 alone would take 4.6 GiB."""
+    """For the loss and the gradients of rows and weight. All logits in float32 would need 4.6 GiB."""
     head = torch.nn.Linear(D, V, bias=False, device=cuda)
     rows = torch.randn(N, D, device=cuda, requires_grad=True)
     targets = torch.randint(V, (N,), device=cuda)
@@ -51,15 +51,13 @@ def test_the_peak_is_that_of_the_logits_held_at_once(cuda, autocast, use_sinkhor
         loss.backward()
         assert loss.isfinite()
 
-    work()  # libraries take their workspace
+    work()  # libraries allocate their workspace
     rows.grad = head.weight.grad = None
     logits = BYTES_A_LOGIT[dtype] * MAX_LOGITS
-    if (
-        use_sinkhorn_lsd
-    ):  # its sample, whose logits are held beside their gradient alone, is a part of its own
+    if use_sinkhorn_lsd:  # its sample is a part of its own, of which only the logits and their gradient exist
         assert fields.sinkhorn_max_tokens > MAX_LOGITS // V
         logits = max(logits, 2 * dtype.itemsize * fields.sinkhorn_max_tokens * V)
-    # The gradients; of the weight also a part's, before it is added, and in bfloat16 both matrices again
+    # The gradients; for the weight also that of a part before it is added; in bfloat16 both matrices again
     matrices = 4 * (2 * V * D + 3 * N * D) + (2 * 2 * (V * D + N * D) if autocast else 0)
     bound = logits + matrices + SLACK
     taken = peak(work)
@@ -86,7 +84,7 @@ def test_a_training_step_makes_no_logits_of_the_whole_batch(cuda, tmp_path, monk
 
 
 def test_the_loss_by_parts_is_plain_cross_entropy(device, monkeypatch):
-    """On the device, in several parts, with and without autocast; gradients too."""
+    """With gradients, on the device, in several parts, with and without autocast."""
     monkeypatch.setattr(loss_module, "MAX_LOGITS", 100 * 1000)
     head = torch.nn.Linear(64, 1000, bias=True, device=device)
     plain = copy.deepcopy(head)

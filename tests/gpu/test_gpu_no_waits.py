@@ -1,6 +1,6 @@
-"""Nothing on the hot path waits for the GPU: PyTorch raises an error at each wait within these blocks.
+"""No step of the forward and backward pass waits for the GPU: PyTorch raises an error at each wait.
 
-tests/unit/model/test_no_waits.py tests the same on the meta device, which holds no values, but has no
+tests/unit/model/test_no_waits.py tests the same on the meta device, which has no values, but also no
 transfers.
 """
 
@@ -19,7 +19,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 
 @contextmanager
 def no_waits():
-    """Inside, what waits for the GPU raises."""
+    """Within the block, each wait for the GPU raises an error."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -41,7 +41,7 @@ def test_the_search_finds_a_wait(cuda):
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_a_training_step_does_not_wait(cuda, model, autocast, use_cache, monkeypatch):
-    """Forward and backward, padded rows, after a first step that takes the libraries' workspaces."""
+    """Forward and backward pass with padded rows, after a step in which libraries allocate workspaces."""
     monkeypatch.setattr(model.config, "use_cache", use_cache)  # train.py sets it to False
     model.train()
     for waits_are_errors in (False, True):
@@ -84,7 +84,7 @@ def test_prefill_of_ids_on_the_host_does_not_wait(cuda, model):
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize(("name", "scale_factor"), CASES)
 def test_a_projector_does_not_wait(cuda, name, scale_factor, training):
-    """In training with the backward pass."""
+    """In training, with the backward pass."""
     module = make(name, scale_factor).to(cuda).train(training)
     features = make_features(name)
     features = type(features)(*(part.to(cuda) for part in features))

@@ -1,4 +1,4 @@
-"""A preflight on a GPU: what works there, the ceilings, and the memory budget beside a step's real peak."""
+"""A preflight on a GPU: features, ceilings, and the memory budget compared with a step's real peak."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llava.benchmark.speed import training
 from llava.benchmark.speed.shapes import SHAPES
 
 
-@pytest.mark.parametrize("name", sorted(set(FEATURES) - {"deepspeed"}))  # which changes its whole process
+@pytest.mark.parametrize("name", sorted(set(FEATURES) - {"deepspeed"}))  # deepspeed changes its whole process
 def test_what_is_installed_works(cuda, name):
     outcome = try_feature(name, "cuda")
     if outcome["outcome"] == "not installed":

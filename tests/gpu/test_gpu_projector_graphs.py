@@ -1,4 +1,4 @@
-"""A projector inside a CUDA graph, and compiled: both give what plain PyTorch gives."""
+"""A projector in a CUDA graph and a compiled one give the results of plain PyTorch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BOUND = 1e-5
 
 
 def on(device, name: str, scale_factor: int):
-    """A projector in evaluation and features, in float32."""
+    """A projector in evaluation mode and its features, in float32."""
     module = make(name, scale_factor).to(device).eval()
     features = make_features(name)
     return module, type(features)(*(part.to(device) for part in features))
@@ -20,13 +20,15 @@ def on(device, name: str, scale_factor: int):
 
 @pytest.mark.parametrize(("name", "scale_factor"), [case for case in CASES if case[0] != "identity"])
 def test_a_cuda_graph_replays_what_runs_eagerly(cuda, name, scale_factor):
-    """New features are copied into the graph's own and replayed: nothing of the first ones is left."""
+    """New features are copied into the graph's input and replayed, and the first ones have no effect."""
     module, features = on(cuda, name, scale_factor)
     other = on(cuda, name, scale_factor)[1]
     with torch.no_grad():
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # a warm-up: libraries take their workspace, visualprism folds
+        with torch.cuda.stream(
+            stream
+        ):  # a warm-up: libraries allocate their workspace, and visualprism folds its weights
             for _ in range(3):
                 module(features)
         torch.cuda.current_stream().wait_stream(stream)
@@ -37,7 +39,7 @@ def test_a_cuda_graph_replays_what_runs_eagerly(cuda, name, scale_factor):
         for inputs, output in zip((features, other), expected, strict=True):
             for own, part in zip(features, inputs, strict=True):
                 own.copy_(part)
-            captured.fill_(float("nan"))  # this stays unless the graph writes its output anew
+            captured.fill_(float("nan"))  # this remains unless the graph writes its output again
             graph.replay()
             torch.cuda.synchronize()
             assert_near(captured, output, BOUND, "the graph's output")
@@ -46,7 +48,7 @@ def test_a_cuda_graph_replays_what_runs_eagerly(cuda, name, scale_factor):
 @pytest.mark.parametrize("name", ["visualprism", "visualprism_v2"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_a_compiled_projector_is_the_eager_one(device, name, training):
-    """Outputs, and in training the gradients of all parameters."""
+    """It compares outputs, and in training the gradients of all parameters."""
     module, features = on(device, name, 2)
     module.train(training)
     backend = {} if device.type == "cuda" else {"backend": "aot_eager"}
@@ -60,7 +62,10 @@ def test_a_compiled_projector_is_the_eager_one(device, name, training):
         return
     wanted, cotangent = dict(module.named_parameters()), None
     outputs, grads = [], []
-    for form in (module, compiled):  # one after the other: batch norms change what a backward pass reads
+    for form in (
+        module,
+        compiled,
+    ):  # one after the other, because batch norms change tensors that a backward pass reads
         outputs.append(form(features))
         cotangent = torch.randn_like(outputs[0]) if cotangent is None else cotangent
         grads.append(torch.autograd.grad(outputs[-1], wanted.values(), cotangent))

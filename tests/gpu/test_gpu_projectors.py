@@ -1,7 +1,7 @@
-"""Every projector on the device, in every dtype, against float64 on the CPU: outputs and gradients.
+"""Outputs and gradients of every projector on the device, in every dtype, compared with float64 on the CPU.
 
-The reference has the same weights and inputs, rounded to the dtype under test beforehand, so that what is
-measured is the arithmetic alone. Errors are ‖found - expected‖ / ‖expected‖ of a whole tensor.
+The reference has the same weights and inputs, already rounded to the tested dtype, so that only the
+arithmetic is measured. Errors are ‖found - expected‖ / ‖expected‖ of a whole tensor.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from lineup import CASES, WIDTH, make, make_features
 from measures import assert_near
 from torch import Tensor, nn
 
-# A rounded value is off by up to 2**-24, 2**-11 or 2**-8 of itself. A token goes through some ten layers,
-# each of which rounds its result, and gradients through the same ones backwards, where the gain of a norm or
-# the weight of a path sums some hundred thousand rounded products that largely cancel. The same computation
-# in these dtypes on the CPU is off by up to 7e-7, 2e-3 and 2e-2 in its outputs, and 2e-6, 1.3e-2 and 6e-2 in
-# nearly all gradients.
+# The relative error of a rounded value is up to 2**-24, 2**-11 or 2**-8. A token passes about ten layers,
+# each of which rounds its result. Gradients pass the same layers backwards, where the gain of a norm or the
+# weight of a path sums about a hundred thousand rounded products that largely cancel. The same computation
+# in these dtypes on the CPU has errors of up to 7e-7, 2e-3 and 2e-2 in its outputs, and 2e-6, 1.3e-2 and
+# 6e-2 in nearly all gradients.
 OUTPUT_BOUND = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 GRADIENT_BOUND = {torch.float32: 1e-4, torch.float16: 4e-2, torch.bfloat16: 2e-1}
 # The CPU's layer norm adds up the gradient of its bias in the dtype itself, a GPU's in float32
 GRADIENT_BOUND_ON_CPU = {torch.float32: 1e-4, torch.float16: 1e-1, torch.bfloat16: 6e-1}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# A gradient's error is measured against at least this share of the root mean square over all gradients: that
-# of a bias ahead of a norm is zero but for rounding, and that of a norm ahead of keys largely cancels.
+# A gradient's error is divided by at least this fraction of the root mean square over all gradients: the one
+# of a bias before a norm is zero up to rounding, and that of a norm before keys largely cancels.
 SMALLEST_SHARE = 0.2
 
 
 def run(module: nn.Module, features, cotangent: Tensor | None, device, dtype):
-    """The output, and the gradients of its product with `cotangent` by inputs and learning parameters."""
+    """The output, and the gradients of its product with `cotangent` for inputs and trained parameters."""
     module = copy.deepcopy(module).to(device, dtype)
     inputs = features.to(dtype)
     inputs = inputs._replace(
@@ -72,12 +72,12 @@ def check(name: str, scale_factor: int, device, dtype: torch.dtype, training: bo
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("name", "scale_factor"), CASES)
 def test_the_training_form_is_float64s_on_the_cpu(device, name, scale_factor, dtype):
-    """Forward, and gradients of inputs and of all parameters; batch norms take the batch's statistics."""
+    """Forward pass, and gradients of inputs and all parameters; batch norms use the batch's statistics."""
     check(name, scale_factor, device, DTYPES[dtype], training=True)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("name", "scale_factor"), CASES)
 def test_the_evaluation_form_is_float64s_on_the_cpu(device, name, scale_factor, dtype):
-    """Frozen and in evaluation, where visualprism is folded; gradients of the inputs."""
+    """Frozen and in evaluation mode, in which visualprism is folded; with gradients of the inputs."""
     check(name, scale_factor, device, DTYPES[dtype], training=False)

@@ -1,4 +1,4 @@
-"""Both stages in miniature through their scripts, with the settings that these choose on a GPU.
+"""Both stages on a small scale, run by their scripts with the settings that these choose on a GPU.
 
 They are bf16 with TF32, gradient checkpointing, and data workers that pin memory.
 """
@@ -33,7 +33,7 @@ def parts(tmp_path_factory, bpe_tokenizer):
 
 
 def launch(parts: Path, folder: Path, device, script: str, *flags: str, **variables) -> str:
-    """Run a script to its end, in `folder`; what it printed."""
+    """Run a script to its end, in `folder`; returns its output."""
     settings = {
         **{
             "MODEL": parts / "language_model",
@@ -67,7 +67,7 @@ def launch(parts: Path, folder: Path, device, script: str, *flags: str, **variab
 
 
 def both_stages(parts: Path, folder: Path, device, second: str = "finetune.sh", **variables) -> Path:
-    """Stage 1, then stage 2 or another from its projector; the folder of the last result."""
+    """Run stage 1, then stage 2 or another script from its projector; returns the last result's folder."""
     common = {"LEARNING_RATE": "1e-3", **variables}
     launch(parts, folder, device, "pretrain.sh", DATA_PATH=parts / "captions.json", **common)
     stage1 = folder / "playground" / "checkpoints" / "tiny-pretrain"
@@ -89,7 +89,7 @@ def assert_losses_are_finite(result: Path) -> None:
 
 
 def assert_answers(folder: Path, device, base: Path | None = None) -> None:
-    """The folder loads on the device, on a GPU in half precision as by default, and answers of a picture."""
+    """Check that the folder loads on the device with default flags, and answers about a picture."""
     tokenizer, model, processor, _ = load_pretrained_model(
         str(folder), base and str(base), device=str(device)
     )
@@ -103,7 +103,7 @@ def assert_answers(folder: Path, device, base: Path | None = None) -> None:
 
 
 def changed(parts: Path, result: Path) -> set[str]:
-    """The language model's weights that are other than before training."""
+    """The names of the language model's weights that differ from those before training."""
     before = load_file(parts / "language_model" / "model.safetensors")
     after = load_file(result / "model.safetensors")
     assert all(value.isfinite().all() for value in after.values())
@@ -114,9 +114,13 @@ def changed(parts: Path, result: Path) -> set[str]:
 def test_both_stages_without_deepspeed_leave_a_model_that_answers(device, parts, tmp_path):
     result = both_stages(parts, tmp_path, device)
     names = set(load_file(parts / "language_model" / "model.safetensors"))
-    assert changed(parts, result) == names  # its weights are in float32 and learn, whatever they are cast to
+    assert (
+        changed(parts, result) == names
+    )  # its weights are in float32 and are trained, whatever type they are cast to
     run = json.loads((result / "run.json").read_text())
-    if shutil.which("nvidia-smi") and device.type == "cuda":  # by which the script finds out what it has
+    if (
+        shutil.which("nvidia-smi") and device.type == "cuda"
+    ):  # with it, the script finds out which GPUs there are
         assert run["training_arguments"]["bf16"] is run["training_arguments"]["tf32"] is True
     assert_answers(result, device)
 

@@ -1,4 +1,4 @@
-"""The engine and the API on the device: 32 clients at once get what each gets alone, and none is lost."""
+"""The engine and the API on the device: 32 clients at once each get the answer that one gets alone."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def engine(device, tmp_path_factory):
 
 
 def asked(index: int) -> tuple[str, str | None, int]:
-    """Of client `index`: the question, its picture's colour, the longest answer."""
+    """The request of client `index`: question, colour of the picture, longest answer."""
     return WORDS[index % 4], COLOURS[index // 4 % 4], 6 + index % 5
 
 
 def answer(engine, index: int) -> tuple[str, str]:
-    """Ask the engine as one client, and wait: (the text, why it ended)."""
+    """Send one request to the engine and wait; returns (text, reason of the end)."""
     text, colour, longest = asked(index)
     images = [] if colour is None else [Image.new("RGB", (60, 48), colour)]
     prompt = question_prompt(text, len(images), TEMPLATE)
@@ -72,7 +72,7 @@ def test_32_clients_of_the_engine_get_what_each_gets_alone(engine):
 
 @contextmanager
 def served(engine):
-    """The application on a socket of this process; gives its address."""
+    """Runs the application on a socket of this process; returns its address."""
     uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed (extra serve)")
     for package in ("fastapi", "prometheus_client", "pydantic"):
         pytest.importorskip(package, reason=f"{package} is not installed (extra serve)")
@@ -94,7 +94,7 @@ def served(engine):
 
 
 def ask(address: str, index: int) -> tuple[int, str, str]:
-    """Ask over HTTP; every other client has its answer streamed: (status, text, why it ended)."""
+    """Send a request over HTTP, every second one as a stream; returns (status, text, reason of the end)."""
     text, colour, longest = asked(index)
     parts: list[dict] = [{"type": "text", "text": text}]
     if colour is not None:

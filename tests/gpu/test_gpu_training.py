@@ -16,9 +16,9 @@ from transformers import TrainerCallback
 from llava.model.checkpoint import read_projector
 from llava.train.train import prepare, train
 
-# Kernels of the backward pass may add in another order in each run. Adam divides by the gradient's size:
-# where that is rounding alone, epsilon keeps it from the weights. In float32 without TF32 four steps then
-# agree to this share.
+# Kernels of the backward pass may add in another order in each run. Adam divides by the gradient's size.
+# If the gradient is only rounding, epsilon keeps the update small. In float32 without TF32, four steps then
+# agree up to this relative error.
 BOUND = 1e-5
 COMMON = {"max_steps": 4, "save_steps": 2, "save_total_limit": 5, "learning_rate": 1e-3, "adam_epsilon": 1e-3}
 STAGES = {
@@ -51,7 +51,7 @@ def weights(output_dir, stage: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_that_goes_on_from_a_checkpoint_is_the_uninterrupted_one(device, parts, tmp_path, stage):
-    """Losses of all steps and final weights, after what came later than step 2 was lost."""
+    """It compares the losses of all steps and the final weights. All files later than step 2 were lost."""
     output_dir = tmp_path / "run"
     arguments = argv(parts, output_dir, stage, device, gradient_checkpointing=True)
     train(arguments)
@@ -72,13 +72,13 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_the_uninterrupted_one(device, p
             assert_near(found[name], value, BOUND, name, max(value.float().norm().item(), 1e-2))
         else:
             assert torch.equal(found[name], value), name
-    # The bound tells steps apart: a resume in another place or with other data would show
+    # Steps differ by more than the bound, so a resume at another step or with other data would fail
     gaps = [abs(one - other) / other for one, other in pairwise(expected_losses)]
     assert max(gaps) > 10 * BOUND
 
 
 def test_bf16_with_the_regulariser_and_packing_trains(device, parts, tmp_path):
-    """Several images a row, the Sinkhorn regulariser, and elastic budgets, in bf16 where there is a GPU."""
+    """With several images per row, the Sinkhorn regulariser and elastic budgets, in bf16 on a GPU."""
     arguments = argv(parts, tmp_path / "run", 2, device, bf16=device.type == "cuda" or None)
     extra = ["--packing", "True", "--use_sinkhorn_lsd", "True", "--elastic_scale_factors", "1", "2", "4"]
     train([*arguments, *extra])
@@ -100,7 +100,7 @@ def test_the_memory_that_is_logged_is_the_gpus(cuda, parts, tmp_path):
 
 
 class NoWaits(TrainerCallback):
-    """From the third step on, what waits for the GPU between a step's begin and its optimizer raises."""
+    """From the third step on, each wait for the GPU between a step's begin and its optimizer raises."""
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step >= 2:

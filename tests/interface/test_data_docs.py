@@ -1,4 +1,4 @@
-"""What docs/data.md and docs/finetune_custom_data.md show is valid, and their programs run."""
+"""The examples in docs/data.md and docs/finetune_custom_data.md are valid, and their programs run."""
 
 import json
 import re
@@ -85,6 +85,11 @@ def test_the_shown_table_becomes_records_and_questions(images):
 @pytest.mark.parametrize("page", PAGES)
 def test_each_flag_named_exists(page):
     known = {f"--{f.name}" for cls in (ModelArguments, DataArguments, TrainingArguments) for f in fields(cls)}
-    known |= {"--records"}  # the benchmark's
-    known |= {"--model-path", "--image-folder", "--question-file", "--answers-file"}  # model_vqa_loader's
+    known |= {"--records"}  # a flag of the benchmark
+    known |= {
+        "--model-path",
+        "--image-folder",
+        "--question-file",
+        "--answers-file",
+    }  # flags of model_vqa_loader
     assert set(re.findall(r"--[a-z][\w-]+", (DOCS / page).read_text())) <= known

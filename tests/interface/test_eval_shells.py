@@ -1,4 +1,4 @@
-"""scripts/v1_5/eval: what each script starts, on how many processes, from which variables."""
+"""scripts/v1_5/eval: the command that each script starts, its processes, and the effect of variables."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ SHELLS = sorted(path for path in FOLDER.glob("*.sh") if path.name != "evaluate.s
 
 
 def started(tmp_path: Path, name: str, *flags: str, gpus: int = 0, **variables: str) -> list[str]:
-    """The command line that a script starts, on a machine with so many GPUs."""
+    """The command line that a script starts on a machine with this number of GPUs."""
     for command, lines in (("python", 'printf "%s\\n" "$@"'), ("nvidia-smi", 'echo -n "$LISTED"')):
         (tmp_path / command).write_text(f"#!/bin/sh\n{lines}\n")
         (tmp_path / command).chmod(0o755)

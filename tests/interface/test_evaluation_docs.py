@@ -1,4 +1,4 @@
-"""What docs/evaluation.md says of tasks, files, scripts and flags is so."""
+"""docs/evaluation.md is right about tasks, files, scripts and flags."""
 
 import re
 import shlex
@@ -26,7 +26,7 @@ LAUNCHERS = {
 
 
 def commands() -> list[list[str]]:
-    """Every command line of the page's bash blocks."""
+    """Every command line in the bash blocks of the page."""
     blocks = re.findall(r"^```bash\n(.*?)^```", PAGE, flags=re.M | re.S)
     return [shlex.split(line) for block in blocks for line in block.replace("\\\n", " ").splitlines()]
 
@@ -40,7 +40,7 @@ def help_of(*command: str) -> str:
 
 
 def programs() -> list[tuple[list[str], list[str]]]:
-    """(what python is told to run, the arguments it gets) of each command that is a Python program's."""
+    """(program, arguments) of each command that runs a Python program."""
     found = []
     for words in commands():
         if "-m" in words:
@@ -101,7 +101,9 @@ def test_each_flag_named_anywhere_exists():
     known = LAUNCHERS | {"--help"}
     for program, _ in programs():
         known |= set(re.findall(r"--[a-z][\w-]*", help_of(*program)))
-    assert set(re.findall(r"(?<=[\s`])--[a-z][\w-]*", PAGE)) <= known | {"--results_dir"}  # MME's own
+    assert set(re.findall(r"(?<=[\s`])--[a-z][\w-]*", PAGE)) <= known | {
+        "--results_dir"
+    }  # a flag of MME's own tool
 
 
 def test_each_published_command_is_named():

@@ -1,4 +1,4 @@
-"""Every command line answers --help at once: it is parsed ahead of the heavy imports."""
+"""Every command answers --help at once: its arguments are parsed before heavy packages are imported."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ COMMANDS = sorted(
     for path in (ROOT / folder).rglob("*.py")
     if path.name == "__main__.py" or '__name__ == "__main__"' in path.read_text()
 )
-# One interpreter asks them all, and a heavy import fails in it: each command's outcome is a line of JSON
+# One interpreter runs all commands, and heavy imports fail in it. Each command's outcome is a line of JSON
 ASK = """
 import contextlib, io, json, runpy, sys, traceback
 heavy, asked_for = sys.argv.pop().split(), []
@@ -54,7 +54,7 @@ ASKED = [command for command in COMMANDS if command not in GONE]
 
 
 def name_of(file: str) -> str:
-    """As python takes it: a script's path, or a module after -m."""
+    """The command for python: a script's path, or a module after -m."""
     if file.startswith("llava/"):
         return file.removesuffix(".py").removesuffix("/__main__").replace("/", ".")
     return file
@@ -62,7 +62,7 @@ def name_of(file: str) -> str:
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, dict]:
-    """By name of a command: its exit status, the page it printed, the heavy packages it asked for."""
+    """Maps a command's name to its exit status, its help page, and the heavy packages that it imported."""
     command = [sys.executable, "-W", "ignore", "-c", ASK, *map(name_of, ASKED), " ".join(HEAVY)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Who may import whom: the house's rule, kept by reading the code."""
+"""Which package may import which: the rules of docs/architecture.md, checked by reading the code."""
 
 import ast
 import re
@@ -27,7 +27,7 @@ HEAVY_OR_OPTIONAL = {
     "webdataset",
 }
 
-# What optional packages are all that a file is for
+# Files whose only purpose needs an optional package
 MAY_NEED_THEM = (
     "llava/visualization/plots",
     "llava/benchmark",
@@ -38,7 +38,7 @@ MAY_NEED_THEM = (
     "llava/data/table_reader",
 )
 
-# A room to what it may import of the package, by prefix
+# Maps a package, or a file, to what it may import from llava, by prefix
 ALLOWED = {
     "llava/constants.py": (),
     "llava/__init__.py": (),
@@ -162,18 +162,18 @@ ANYONE_MAY = (
     "llava.wholefile",
 )
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "llava").rglob("*.py"))
-# A published name has the place that its name says; what it does is above its room
+# The place of a published module follows from its name, but its code belongs to a package above
 ALLOWED |= {
     f"{name.replace('.', '/')}.py": ("llava.published",) for name in COMMANDS if not name.endswith(".py")
 }
 
 
-def room_of(file: str) -> str:
-    return max((room for room in ALLOWED if file == room or file.startswith(f"{room}/")), key=len)
+def package_of(file: str) -> str:
+    return max((name for name in ALLOWED if file == name or file.startswith(f"{name}/")), key=len)
 
 
 def imports(file: str, top_level_only: bool = False) -> set[str]:
-    """Modules imported anywhere in a file, or by its top level alone."""
+    """The modules that a file imports anywhere, or only at its top level."""
     tree = ast.parse((ROOT / file).read_text())
     nodes = tree.body if top_level_only else ast.walk(tree)
     found = set()
@@ -187,17 +187,17 @@ def imports(file: str, top_level_only: bool = False) -> set[str]:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_room_imports_only_what_the_house_allows(file):
-    allowed = ALLOWED[room_of(file)]
+def test_a_package_imports_only_what_the_rules_allow(file):
+    allowed = ALLOWED[package_of(file)]
     for module in imports(file):
         if module.split(".")[0] == "llava" and module not in ANYONE_MAY:
             parent = module.rsplit(".", 1)[0]
             fits = any(m == a or m.startswith(f"{a}.") for a in allowed for m in (module, parent))
-            assert fits, f"{file} imports {module}; its room may import {allowed}"
+            assert fits, f"{file} imports {module}; its package may import {allowed}"
 
 
 def test_no_modules_import_one_another_in_a_circle():
-    """Imports within functions and for type checkers count too: they only hide a circle from Python."""
+    """Imports in functions and for type checkers count too, because they only hide a circle from Python."""
     modules = {
         file.removesuffix(".py").removesuffix("/__init__").replace("/", "."): imports(file) for file in FILES
     }
@@ -251,7 +251,7 @@ def test_every_module_but_those_that_are_for_them_imports_without_the_optional_p
         for file in FILES
         if not file.startswith(MAY_NEED_THEM)
     ]
-    optional = sorted(HEAVY_OR_OPTIONAL - {"pyarrow"})  # datasets, which transformers imports, needs it
+    optional = sorted(HEAVY_OR_OPTIONAL - {"pyarrow"})  # datasets needs it, and transformers imports datasets
     code = f"""
 import importlib
 from importlib.machinery import PathFinder
@@ -268,13 +268,13 @@ for module in {modules}:
 
 
 def test_no_test_module_imports_another():
-    """What two of them need stands in a helper module."""
+    """Code that two test modules need is in a helper module."""
     for path in (ROOT / "tests").rglob("*.py"):
         assert not re.search(r"^\s*(from|import) test_", path.read_text(), re.M), path
 
 
-def test_no_file_of_the_training_room_shadows_a_standard_module():
-    """deepspeed llava/train/train_mem.py puts llava/train first on sys.path."""
+def test_no_file_of_the_training_package_shadows_a_standard_module():
+    """With deepspeed llava/train/train_mem.py, llava/train is the first entry of sys.path."""
     import sys
 
     names = {path.stem for path in (ROOT / "llava" / "train").glob("*.py")} - {"__init__"}

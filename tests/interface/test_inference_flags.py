@@ -1,4 +1,4 @@
-"""Options may be written with hyphens or underscores; a flag of a model is the same in every command."""
+"""Options may have hyphens or underscores; the flags of a model are the same in every command."""
 
 import argparse
 import re
@@ -14,8 +14,8 @@ from llava.command import Parser
 from llava.inference import FLAGS, LOADING, MODEL
 
 ROOT = Path(__file__).parents[2]
-# They parse with transformers' HfArgumentParser, which has the same rule, or take no flags, or import nothing
-# of ours
+# They use transformers' HfArgumentParser, which has the same rule, or have no flags, or import nothing
+# of llava
 OTHERWISE = {
     "scripts/measure.py",
     *("llava.train.train_mem", "llava.train.choose_recipe", "llava.benchmark.preflight.work"),
@@ -24,7 +24,7 @@ OTHERWISE = {
 
 
 def name_of(path: Path) -> str:
-    """What follows `python -m`, or a script's path."""
+    """The module after `python -m`, or a script's path."""
     file = path.relative_to(ROOT).as_posix()
     if file.startswith("scripts/"):
         return file
@@ -40,17 +40,17 @@ COMMANDS = sorted(
     }
     - OTHERWISE
 )
-# Benchmarks build models of their own, and the report asks none: their flags of these names are others
+# Benchmarks build their own models, and the report runs none: their flags with these names are different
 WITHOUT_MODELS = ("llava.benchmark", "llava.data", "llava.eval.quickstart_report")
 OF_MODELS = [command for command in COMMANDS if not command.startswith(WITHOUT_MODELS)]
 
 
 class Parsing(Exception):
-    """Holds the parser that a command was about to use."""
+    """Contains the parser that a command was about to use."""
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
-    """A command's parser. The command itself is not run."""
+    """The parser of a command, which is not run."""
 
     def stop(parser, args=None, namespace=None):
         raise Parsing(parser)
@@ -61,7 +61,7 @@ def parser_of(command: str) -> argparse.ArgumentParser:
         patch.syspath_prepend(ROOT / "scripts")  # as python scripts/NAME.py does
         if command.endswith(".py"):
             run, name = runpy.run_path, str(ROOT / command)
-        else:  # a package itself stays: imported anew, it would not have the modules that others imported
+        else:  # the package stays: imported again, it would not have the modules that other code has imported
             package = (ROOT / command.replace(".", "/")).is_dir()
             run, name = runpy.run_module, f"{command}.__main__" if package else command
             patch.delitem(sys.modules, name, raising=False)
@@ -71,14 +71,14 @@ def parser_of(command: str) -> argparse.ArgumentParser:
 
 
 def parsers_of(command: str) -> list[argparse.ArgumentParser]:
-    """A command's parser, and those of its subcommands."""
+    """The parsers of a command and of its subcommands."""
     parser = parser_of(command)
     nested = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     return [parser, *(own for action in nested for own in action.choices.values())]
 
 
 def words_of(action: argparse.Action) -> list[str]:
-    """What may follow an option, and is not its default."""
+    """Words that may follow an option and are not its default."""
     if action.nargs == 0:
         return []
     if action.choices:
@@ -111,7 +111,7 @@ def test_help_lists_each_option_once_and_names_its_default(command):
     for parser in parsers_of(command):
         before = parser.format_help()
         with pytest.raises(SystemExit):
-            parser.parse_args(["--no-such-option"])  # all spellings are known by now
+            parser.parse_args(["--no-such-option"])  # this makes all spellings known
         assert parser.format_help() == before
         listed = [action.option_strings for action in parser._actions if action.option_strings]
         assert [flags for flags in listed if len(flags) > 1] == [["-h", "--help"]]
@@ -132,7 +132,7 @@ def test_a_flag_of_a_model_is_the_same_in_every_command(command):
 def test_a_command_that_takes_a_model_takes_the_flags_of_its_loading(command):
     takes = {action.dest for action in parser_of(command)._actions}
     if "model_path" in takes:
-        flags = LOADING if command.endswith(".prism") else MODEL  # it looks, and asks nothing
+        flags = LOADING if command.endswith(".prism") else MODEL  # it draws, and asks no question
         assert {flag.strip("-").replace("-", "_") for flag in flags} <= takes
 
 
@@ -143,7 +143,7 @@ def test_there_are_such_commands_in_each_room():
     assert "scripts/merge_lora_weights.py" in OF_MODELS
 
 
-# As LLaVA's documentation and its scripts/v1_5/eval have them
+# From LLaVA's documentation and its scripts/v1_5/eval
 ANSWERED = "--model-path m --question-file q --answers-file a --temperature 0 --conv-mode vicuna_v1"
 PUBLISHED = {
     "llava.eval.model_vqa": f"{ANSWERED} --image-folder i --model-base b --num-chunks 8 --chunk-idx 7 "
@@ -180,7 +180,7 @@ def test_llavas_published_command_lines_parse(command):
 
 
 def shown() -> list[tuple[str, list[str]]]:
-    """(command, its words) of each command line in the README and in docs that a Parser reads."""
+    """(command, its arguments) for each command line in README and docs that a Parser parses."""
     found = []
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         for block in re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S):

@@ -1,17 +1,17 @@
-"""A test asks a message for the names in it; it does not fail when only the wording changes."""
+"""Tests check the names in a message; they do not fail if only the wording changes."""
 
 import ast
 import re
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-QUOTED = re.compile(r"(?<!\w)'[^']*'?")  # a value that came may be a sentence
-MAX_WORDS = 3  # "cannot be read": the longest of the terms that tell an error from its neighbours
+QUOTED = re.compile(r"(?<!\w)'[^']*'?")  # a value in a message may be a sentence
+MAX_WORDS = 3  # "cannot be read" is the longest term that distinguishes an error from similar ones
 SENTENCE = re.compile(rf"(?<![\w.\\-])(?:[A-Za-z]+ ){{{MAX_WORDS},}}[A-Za-z]+(?![\w-])")
 
 
 def pinned(code: str) -> list[tuple[int, str]]:
-    """Line and words of each match= that asks for more than MAX_WORDS plain words in a row."""
+    """Line and words of each match= with more than MAX_WORDS plain words in a row."""
     nodes = ast.walk(ast.parse(code))
     asked = [node.value for node in nodes if isinstance(node, ast.keyword) and node.arg == "match"]
     parts = [part for value in asked for part in ast.walk(value) if isinstance(part, ast.Constant)]

@@ -1,4 +1,4 @@
-"""docs/model_zoo.md: each row's variables are the scripts' own, and give command lines that hold together."""
+"""docs/model_zoo.md: the variables of each row exist in the scripts, and give valid command lines."""
 
 import os
 import re
@@ -20,7 +20,7 @@ GLOBAL_BATCH, GPUS = {1: 256, 2: 128}, 8
 
 
 def table(heading: str) -> list[list[str]]:
-    """The cells of the first table below a heading, without its own head."""
+    """The cells of the first table below a heading, without the head of the table."""
     section = PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
     rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in row] for row in rows[2:]]
@@ -42,7 +42,7 @@ FIRST = next(iter(LANGUAGE_MODELS))
 
 
 def flags(script: Path, tmp_path: Path, chosen: dict[str, str]) -> list[str]:
-    """What a script gives train_mem.py on a machine without a GPU."""
+    """The flags that a script passes to train_mem.py on a machine without a GPU."""
     stubs = {"python": '#!/bin/sh\nprintf "%s\\n" "$@"\n', "nvidia-smi": "#!/bin/sh\n"}
     for name, text in stubs.items():
         (tmp_path / name).write_text(text)
@@ -96,7 +96,7 @@ def test_a_combination_gives_two_command_lines_that_train_mem_takes(language_mod
         assert (grid // model.scale_factor) ** 2 == tokens
         assert grid % model.scale_factor == 0
         accumulated = training.per_device_train_batch_size * training.gradient_accumulation_steps
-        assert accumulated == GLOBAL_BATCH[stage]  # of one device
+        assert accumulated == GLOBAL_BATCH[stage]  # for one device
 
 
 def test_memory_is_what_its_formulas_give():

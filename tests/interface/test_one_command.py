@@ -1,4 +1,4 @@
-"""`visualprism COMMAND` is the module's own command, and a shell completes its commands and flags."""
+"""`visualprism COMMAND` runs the module's command, and a shell completes commands and flags."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""What the pages point at exists: links, sections of the specification, golden files, the tree of files."""
+"""The targets in the pages exist: links, sections of the specification, golden files, the tree of files."""
 
 import re
 from fnmatch import fnmatch
@@ -22,7 +22,7 @@ def read(file: str) -> str:
 
 
 def anchors(page: str) -> set[str]:
-    """What a link may name behind `#`: the page's headings, as GitHub spells them."""
+    """The names that a link may have after `#`: the page's headings in GitHub's spelling."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page, flags=re.M | re.S), flags=re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -63,10 +63,10 @@ def test_the_specification_names_every_golden_file_and_no_other(golden):
 
 
 def tree() -> dict[str, set[str]]:
-    """A folder of the tree in docs/architecture.md to the names, or patterns, that it has there."""
+    """Maps each folder of the tree in docs/architecture.md to its names, or patterns, there."""
     block = read("docs/architecture.md").split("## The tree\n\n```\n", 1)[1].split("\n```", 1)[0]
     names: dict[str, set[str]] = {}
-    folders: list[str] = []  # those around the line, one for each two spaces of its indent
+    folders: list[str] = []  # the folders that contain the line, one for every two spaces of its indent
     for line in block.splitlines():
         folders = folders[: (len(line) - len(line.lstrip())) // 2]
         first = line.split()[0]
@@ -80,7 +80,7 @@ def tree() -> dict[str, set[str]]:
 
 
 def test_the_tree_lists_each_module_and_script():
-    """A folder without lines of its own stands for all its files."""
+    """A folder without lines below it stands for all its files."""
     names, missing = tree(), []
     for file in FILES:
         path = Path(file)

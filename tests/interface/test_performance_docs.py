@@ -1,4 +1,4 @@
-"""docs/performance.md: its commands parse ahead of heavy imports, and its places are those that runs fill."""
+"""docs/performance.md: its commands are parsed before heavy imports, and its places match the commands."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_each_place_has_an_end_and_a_command_below_it_that_fills_it():
     assert len(places) > 5
     for place in places:
         content = PAGE.split(f"<!-- {place} -->\n", 1)[1].split(f"<!-- end {place} -->", 1)[0]
-        if not content:  # to be filled by the next run with --docs
+        if not content:  # the next run with --docs fills it
             continue
         if place == "gpu_report":
             assert content.startswith("`bash scripts/gpu_report.sh`, ")

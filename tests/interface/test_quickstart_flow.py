@@ -1,6 +1,6 @@
-"""quickstart.sh as a flow of steps: stopped anywhere it goes on, done it does nothing, damage is mended.
+"""The steps of quickstart.sh: it continues after a stop, does nothing when complete, and repairs damage.
 
-The shells are the real ones; `python` is a stand-in that writes what each program would leave behind.
+The shells are real; `python` is a stand-in that writes the files which each program would write.
 """
 
 import os
@@ -60,7 +60,7 @@ elif "visualization.heatmap" in line:
     write(after("--output_dir") / "heatmap.png")
 """
 
-# What python is asked for, in order, each once in a whole run; and the step it belongs to
+# The programs that python runs, in order, each once in a complete run; and the step of each
 STEPS = [
     ("import importlib.metadata", 1),
     ("pip install --editable", 1),
@@ -77,7 +77,7 @@ STEPS = [
     ("heatmap/photograph", 7),
     ("heatmap/test_picture", 7),
 ]
-EVERY_TIME = ("skimage", "quickstart_report")  # the photograph is written, and the report made, on every run
+EVERY_TIME = ("skimage", "quickstart_report")  # every run writes the photograph and makes the report
 
 
 @pytest.fixture
@@ -85,14 +85,14 @@ def checkout(tmp_path):
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "bin").mkdir()
-    for command, text in {"python": PYTHON, "nvidia-smi": "#!/bin/sh\nexit 9\n"}.items():  # and no GPU
+    for command, text in {"python": PYTHON, "nvidia-smi": "#!/bin/sh\nexit 9\n"}.items():  # there is no GPU
         (tmp_path / "bin" / command).write_text(text)
         (tmp_path / "bin" / command).chmod(0o755)
     return tmp_path
 
 
 def quickstart(checkout: Path, fail: str = "", **variables):
-    """Run it, commands that contain `fail` failing: (the finished process, what python was asked)."""
+    """Run it, while commands that contain `fail` fail; returns (the finished process, python's commands)."""
     for name in ("fail", "log"):
         (checkout / name).unlink(missing_ok=True)
     if fail:

@@ -1,4 +1,4 @@
-"""What docs/serving.md and docs/serving_api.md say of flags and calls is so."""
+"""docs/serving.md and docs/serving_api.md are right about flags and calls."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from llava.serve import api, cli, web
 
 DOCS = Path(__file__).parents[2] / "docs"
-# Named beside the servers' own: of training, and of vLLM
+# Flags of training and of vLLM, which these pages also name
 ELSEWHERE = {
     "--scale_factor",
     "--elastic_scale_factors",

@@ -1,4 +1,4 @@
-"""Every shell script: parses, stops at errors, has no path of one machine, can be run and asked for help."""
+"""Every shell script is valid, stops at errors, has no path of one machine, runs, and has a --help."""
 
 import os
 import re
@@ -71,7 +71,7 @@ def test_shell_answers_help_without_doing_anything(path, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# ---- environment.sh, with a python that only says what it was asked ----
+# ---- environment.sh, with a python that only records its commands ----
 
 STUB = """#!/bin/sh
 case "$*" in
@@ -85,7 +85,7 @@ esac
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A folder with a pyproject.toml, a stub python in an active environment, and what was asked of it."""
+    """A folder with a pyproject.toml, a stub python in an active environment, and its recorded commands."""
     (tmp_path / "bin").mkdir()
     for command in ("python", "python3.8"):
         (tmp_path / "bin" / command).write_text(STUB)
@@ -95,7 +95,7 @@ def checkout(tmp_path):
 
 
 def source_environment(checkout: Path, version: str = "3.12", **variables):
-    """Source environment.sh in the folder: (the finished process, the commands that python was given)."""
+    """Source environment.sh in the folder; returns (the finished process, python's commands)."""
     environment = {
         "PATH": f"{checkout / 'bin'}:{os.environ['PATH']}",
         "HOME": str(checkout),
@@ -150,7 +150,7 @@ def test_environment_refuses_an_old_python_and_says_what_to_do(checkout):
 
 @pytest.mark.slow
 def test_environment_leaves_its_own_python_to_the_scripts_it_starts(checkout):
-    """PYTHON names the interpreter that makes .venv, which has none of the packages."""
+    """PYTHON names the interpreter that makes .venv; it does not have the packages."""
     (checkout / ".venv" / "bin").mkdir(parents=True)
     shutil.copy(checkout / "bin" / "python", checkout / ".venv" / "bin" / "python")
     (checkout / ".venv" / "bin" / "activate").write_text("VIRTUAL_ENV=$PWD/.venv\n")
@@ -165,12 +165,12 @@ def test_environment_leaves_its_own_python_to_the_scripts_it_starts(checkout):
     assert "PYTHON=python" in done.stdout.splitlines()
 
 
-# ---- environment.sh where unbundle.sh has restored a bundle ----
+# ---- environment.sh after unbundle.sh has restored a bundle ----
 
 
 @pytest.fixture
 def offline(checkout):
-    """The folder with a bundle's wheels, torch among them, for Python 3.12; it notes variables too."""
+    """The folder with the wheels of a bundle for Python 3.12, with torch; it also records variables."""
     wheels = checkout / "playground" / "wheels"
     wheels.mkdir(parents=True)
     (wheels / "llava-0a1b2c3d.sha256").write_text("# Python 3.12, manylinux_2_28_x86_64, extras dev\n")
@@ -212,11 +212,11 @@ def test_environment_says_what_to_do_where_neither_bundle_nor_python_has_torch(o
     (offline / "playground" / "wheels" / "torch-2.13.0-py3-none-any.whl").unlink()
     done, asked = source_environment(offline)
     assert done.returncode != 0
-    assert_names(done.stderr, "playground/wheels", "torch", "activate the environment")
+    assert_names(done.stderr, "playground/wheels", "torch", "activate an environment")
     assert asked == []
 
 
-# ---- test.sh --oldest, with a python that only says what it was asked ----
+# ---- test.sh --oldest, with a python that only records its commands ----
 
 OLDEST = """#!/bin/sh
 case "$*" in
@@ -228,7 +228,7 @@ esac
 
 
 def run_oldest(checkout: Path, **variables) -> tuple[subprocess.CompletedProcess, list[str]]:
-    """The finished script, and the commands that python was given."""
+    """Run the script; returns (the finished process, python's commands)."""
     for folder in ("scripts", "tests"):
         (checkout / folder).mkdir(exist_ok=True)
     for script in ("help.sh", "test.sh"):
@@ -258,7 +258,7 @@ def test_the_oldest_transformers_is_the_one_of_pyproject_and_comes_ahead_of_the_
     assert re.fullmatch(
         rf"-m pytest .* -m transformers tests/test_one.py -x with {checkout}/{folder}", asked[1]
     )
-    assert len(run_oldest(checkout)[1]) == len(asked) + 1  # the tests alone
+    assert len(run_oldest(checkout)[1]) == len(asked) + 1  # only the tests
 
 
 @pytest.mark.parametrize("ci", ["true", ""])
@@ -270,7 +270,7 @@ def test_an_oldest_transformers_that_cannot_be_had_fails_in_ci_alone(checkout, c
     assert asked == []
 
 
-# ---- python.sh: which interpreter a script starts ----
+# ---- python.sh: the interpreter that a script starts ----
 
 MAKES_ITS_OWN = {
     f"scripts/{name}.sh" for name in ("quickstart", "test", "test_vllm", "ablation", "docs")
@@ -288,7 +288,7 @@ TWO_GPUS = {"nvidia-smi": "#!/bin/sh\n[ $1 = --list-gpus ] && printf 'GPU 0: a\\
 
 @pytest.fixture
 def clone(tmp_path):
-    """A clone's scripts, and a folder `bin` for the commands that are found."""
+    """The scripts of a clone, and a folder `bin` on PATH."""
     shutil.copytree(ROOT / "scripts", tmp_path / "clone" / "scripts")
     (tmp_path / "clone" / "llava" / "train").mkdir(parents=True)
     shutil.copy(ROOT / "llava" / "train" / "train_mem.py", tmp_path / "clone" / "llava" / "train")
@@ -304,7 +304,7 @@ def add_commands(folder: Path, texts: dict[str, str]) -> None:
 
 
 def start(clone: Path, path: Path, **variables) -> tuple[subprocess.CompletedProcess, set[str]]:
-    """Run a clone's script from another folder: (the finished process, the interpreters that ran)."""
+    """Run a clone's script from another folder; returns (the finished process, the interpreters that ran)."""
     note = clone.parent / "note"
     note.unlink(missing_ok=True)
     system = {"PATH": f"{clone.parent / 'bin'}:/usr/bin:/bin", "HOME": str(clone), "NOTE": str(note)}
@@ -353,7 +353,7 @@ def test_a_python_that_is_found_is_used_where_there_is_no_environment(clone, pat
 @pytest.mark.parametrize("gpus", [NO_GPU, TWO_GPUS], ids=["no GPU", "two GPUs"])
 @pytest.mark.parametrize("path", STARTS_PYTHON, ids=name)
 def test_an_interpreter_without_the_package_ends_in_a_line_that_says_what_to_do(clone, path, gpus):
-    bare = f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n'  # the standard library alone
+    bare = f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n'  # only the standard library
     add_commands(clone.parent / "bin", {"python": bare, **gpus})
     done, _ = start(clone, path)
     last = done.stderr.splitlines()[-1]

@@ -1,7 +1,7 @@
 """run_stoppable of scripts/launch.sh: the exit code of every launcher, and a signal at every moment.
 
-The launchers are stand-ins. A moment is a command of the shell: a DEBUG trap delays it, or has a signal come
-ahead of it. So nothing depends on how fast the machine is.
+The launchers are stand-ins. A moment is a command of the shell: a DEBUG trap delays it, or sends a signal
+before it. So nothing depends on the speed of the machine.
 """
 
 import os
@@ -32,13 +32,13 @@ trap '[[ ${FUNCNAME[0]:-} != run_stoppable ]] || ((++number != MOMENT)) || kill 
 def start(launcher: str, debug: str = "", ignored: bool = False, **variables) -> subprocess.Popen:
     """A shell that runs `launcher`, a script of sh, under run_stoppable.
 
-    Args:
-        debug: what sets the shell's DEBUG trap.
-        ignored: start it as nohup does.
+        Args:
+    debug: the command that sets the shell's DEBUG trap.
+    ignored: whether to start it as nohup does.
     """
 
     def set_signals():
-        # a job in the background is born deaf to SIGINT, and bash then cannot trap it
+        # a background job starts with SIGINT ignored, and bash cannot trap ignored signals
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
 
@@ -84,7 +84,7 @@ def with_worker(code: int, rest: str) -> str:
 
 
 SAVES = with_worker(143, "wait; exit 1")
-LAUNCHERS = {  # a launcher, the exit code after a signal, what is printed then
+LAUNCHERS = {  # a launcher, the exit code after a signal, and the output
     "exits 0": (without_processes(0), 0, ""),
     "exits 7": (without_processes(7), 143, ""),
     "dies of it": ("echo ready; exec sleep 600", 143, ""),
@@ -104,7 +104,7 @@ LAUNCHERS = {  # a launcher, the exit code after a signal, what is printed then
 
 
 def catches(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal."""
+    """Returns whether a process has a handler for a signal."""
     (mask,) = re.findall(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return bool(int(mask, 16) >> (number - 1) & 1)
 
@@ -140,14 +140,14 @@ def test_a_launcher_that_ignores_the_signal_keeps_its_code():
 @pytest.mark.parametrize("sent", ["TERM", "INT"])
 @pytest.mark.parametrize("moment", range(1, 15))
 def test_a_signal_is_lost_at_no_moment(moment, sent):
-    """From the function's first command to when it asks `wait`. The launcher ends too: the output does."""
+    """From the function's first command to its `wait`. The launcher ends too, because the output ends."""
     process = start("exec sleep 600", SIGNALLED, MOMENT=str(moment), SIGNAL=sent)
     process.communicate(timeout=120)
     assert process.returncode in (143, -getattr(signal, f"SIG{sent}"))
 
 
-def test_a_launcher_that_is_still_a_copy_of_the_shell_is_stopped_once_it_is_none(tmp_path):
-    """As between fork and exec, where a signal is taken by the shell's handler and lost."""
+def test_a_launcher_that_has_not_reached_its_exec_is_stopped_after_it(tmp_path):
+    """Between fork and exec, the shell's handler would receive a signal, and the signal would be lost."""
     os.mkfifo(tmp_path / "fifo")
     copy = 'trap "" TERM; read -t 1 <> "$FIFO" || true; trap - TERM; exec sleep 600'
     process = subprocess.run(

@@ -1,4 +1,4 @@
-"""Every training script's command line, as its launcher gets it on a laptop, a node and several nodes.
+"""The command line that each training script passes to its launcher on a laptop, a node and several nodes.
 
 The shells are the real ones; `python`, `nvidia-smi` and `scontrol` are stand-ins.
 """
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 CONFIGS = {"zero2.json", "zero3.json", "zero3_offload.json"}
 
-# Answers llava.train.choose_recipe with $RECIPE, or as on a machine without torch's GPUs
+# A stand-in whose llava.train.choose_recipe prints $RECIPE, or fails as on a machine without GPUs
 PYTHON = f"""#!{sys.executable}
 import json, os, sys
 if sys.argv[1:3] == ["-m", "llava.train.choose_recipe"]:
@@ -44,7 +44,7 @@ esac; done
 """
 SCONTROL = "#!/bin/sh\n[ \"$*\" = 'show hostnames node[7-8]' ] && printf 'node7\\nnode8\\n'\n"
 
-PLACES = {  # name: (environment, devices in all)
+PLACES = {  # name: (environment, number of devices)
     "cpu": ({"GPUS": "0"}, 1),
     "one GPU": ({"GPUS": "1"}, 1),
     "eight GPUs": ({"GPUS": "8"}, 8),
@@ -65,7 +65,7 @@ PLACES = {  # name: (environment, devices in all)
     "hostfile": ({"GPUS": "8", "HOSTFILE": "hosts"}, 16),
 }
 
-# Per script: global batch, ZeRO on GPUs, data file, what else tells it from the others
+# For each script: global batch, ZeRO stage on GPUs, data file, and other flags of this script
 MIX, TASK = "llava_v1_5_mix665k.json", "task/train.json"
 LORA = {"lora_enable": True, "lora_r": 128, "lora_alpha": 256, "learning_rate": 2e-4, "mm_projector_lr": 2e-5}
 CAPTIONS = {"tune_mm_mlp_adapter": True, "version": "plain"}
@@ -94,7 +94,7 @@ RECIPES = {
 
 @pytest.fixture
 def folder(tmp_path):
-    """Where a script is run: stand-ins of the commands that it starts, and two nodes' hostfile."""
+    """A folder to run scripts in, with stand-ins for the commands that they start, and a hostfile."""
     (tmp_path / "bin").mkdir()
     for command, text in {"python": PYTHON, "nvidia-smi": NVIDIA_SMI, "scontrol": SCONTROL}.items():
         (tmp_path / "bin" / command).write_text(text)
@@ -120,7 +120,7 @@ def run(folder: Path, script: str, *arguments: str, **variables) -> subprocess.C
 
 
 def launched(folder: Path, script: str, *arguments: str, **variables):
-    """What python was started with: (words ahead of train_mem.py, its flags, what was printed)."""
+    """Run a script; returns (the words before train_mem.py, its flags, the output)."""
     done = run(folder, script, *arguments, **variables)
     assert done.returncode == 0, done.stderr
     argv = json.loads((folder / "argv.json").read_text())
@@ -129,7 +129,7 @@ def launched(folder: Path, script: str, *arguments: str, **variables):
 
 
 def without_deepspeed(flags: list[str]) -> tuple[list[str], str | None]:
-    """The flags that parse without the package, and the configuration's name."""
+    """The flags without DeepSpeed's, which need the package, and the name of its configuration."""
     if "--deepspeed" not in flags:
         return flags, None
     index = flags.index("--deepspeed")
@@ -137,7 +137,7 @@ def without_deepspeed(flags: list[str]) -> tuple[list[str], str | None]:
 
 
 def parsed(flags: list[str]) -> dict:
-    """Every argument by its name."""
+    """All arguments by their names."""
     return {name: value for part in parse(without_deepspeed(flags)[0]) for name, value in vars(part).items()}
 
 
@@ -164,7 +164,7 @@ def test_a_script_keeps_its_recipe_wherever_it_runs(folder, script, place):
 @pytest.mark.parametrize(
     ("variables", "rate"),
     [
-        ({}, 1e-3),  # the published run
+        ({}, 1e-3),  # the published settings
         ({"PROJECTOR_TYPE": "tokenpacker"}, 1e-3),
         ({"PROJECTOR_TYPE": "visualprism_v2"}, VisualPrismV2.highest_rate),
         ({"PROJECTOR_TYPE": "visualprism_v2", "LEARNING_RATE": "5e-5"}, 5e-5),
@@ -291,7 +291,7 @@ def test_packing_takes_the_place_of_grouping(folder):
 
 @pytest.mark.parametrize("script", RECIPES)
 def test_a_template_is_asked_for_where_the_user_or_stage_1_does(folder, script):
-    """Else train_mem.py takes the one that the model was trained with."""
+    """Otherwise train_mem.py uses the template that the model was trained with."""
     version = parsed(launched(folder, script)[1])["version"]
     assert version == ("plain" if "pretrain" in script else None)
     assert parsed(launched(folder, script, VERSION="qwen_2")[1])["version"] == "qwen_2"
@@ -317,7 +317,9 @@ def test_on_gpus_memory_decides_zero_and_recomputation(folder):
     _, flags, printed = launched(folder, "finetune", "--lora_r", "8", GPUS="8", RECIPE=recipe)
     ahead, _, behind = " ".join(flags).partition(recipe)
     assert ahead
-    assert behind.endswith("mm_projector.bin --lora_r 8")  # a script's own flags and the user's win
+    assert behind.endswith(
+        "mm_projector.bin --lora_r 8"
+    )  # the flags of a script, and then the user's, come last and take effect
     assert "memory:" not in printed
     asked = json.loads((folder / "asked.json").read_text())
     expected = ["--num_gpus", "8", "--deepspeed", "auto", "--gradient_checkpointing", "auto"]
@@ -352,7 +354,7 @@ def test_a_cpu_has_no_budget(folder):
 
 @pytest.fixture(scope="module")
 def vicuna(tmp_path_factory) -> Path:
-    """config.json files of a 7B language model and its tower."""
+    """The config.json files of a 7B language model and its tower."""
     shape, folder = SHAPES["7b"], tmp_path_factory.mktemp("vicuna")
     for name, config in {
         "lm": {"model_type": "llama", **shape.language_config()},
@@ -377,7 +379,7 @@ def vicuna(tmp_path_factory) -> Path:
 def test_the_recipe_of_a_script_is_taken_by_train_mem(
     folder, vicuna, script, variables, place, zero, recomputes
 ):
-    """The flags that launch.sh hands over are those that the recipe understands, and the other way round."""
+    """The recipe parses the flags that launch.sh passes, and train_mem.py parses the recipe's flags."""
     given = {"MODEL": str(vicuna / "lm"), "VISION_TOWER": str(vicuna / "tower"), **variables}
     launched(folder, script, GPUS="1", **given)
     asked = json.loads((folder / "asked.json").read_text())
@@ -391,7 +393,7 @@ def test_the_recipe_of_a_script_is_taken_by_train_mem(
     assert training.gradient_checkpointing == (recomputes != "none")
     assert bool(training.recompute_above) == (recomputes == "above")
     assert ("keep their activations" in page) == (recomputes == "above")
-    assert ("GiB in their own memory" in page) == (zero == "zero3_offload")
+    assert ("GiB of main memory" in page) == (zero == "zero3_offload")
 
 
 # ---- The batch ----
@@ -469,7 +471,7 @@ def test_a_stopped_launch_lets_its_processes_save_and_ends_with_143(folder, sent
         ["bash", script],
         cwd=folder,
         env=environment(folder, GPUS="2"),
-        # a job in the background is born deaf to SIGINT, and bash then cannot trap it
+        # a background job starts with SIGINT ignored, and bash cannot trap ignored signals
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 30

@@ -1,4 +1,4 @@
-"""The types of the package agree with each other; pyproject.toml says what the checker reads."""
+"""The type checker finds no error; pyproject.toml defines the files that it reads."""
 
 import subprocess
 import sys

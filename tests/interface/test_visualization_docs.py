@@ -1,4 +1,4 @@
-"""What docs/visualization.md says of commands and calls is so; the commands parse before heavy imports."""
+"""docs/visualization.md is right about commands and calls; commands are parsed before heavy imports."""
 
 import importlib
 import re

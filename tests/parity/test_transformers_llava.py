@@ -1,4 +1,4 @@
-"""The same weights in transformers' own Llava and in ours give the same logits and answers."""
+"""With the same weights, transformers' own Llava and our model give the same logits and answers."""
 
 import pytest
 import tiny
@@ -9,7 +9,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 
 pytestmark = pytest.mark.transformers
 
-PLACEHOLDER_ID = tiny.VOCABULARY - 1  # transformers repeats an ordinary id once a visual token
+PLACEHOLDER_ID = tiny.VOCABULARY - 1  # transformers repeats an ordinary id for each visual token
 NUM_PATCHES = 16
 
 
@@ -40,7 +40,7 @@ def pair(tmp_path_factory):
 
 
 def prompts(padding_side):
-    """Two rows of different length with one and two images, ours and theirs, with masks; three images."""
+    """Two rows with one and two images, in our form and in transformers', with masks; three images."""
     torch.manual_seed(1)
     rows = [[1, 5, "image", 7, 8, 9], [1, "image", 6, "image", 10]]
     images = torch.randn(3, 3, 56, 56)

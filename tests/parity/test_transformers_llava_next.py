@@ -1,4 +1,4 @@
-"""The same weights in transformers' own LlavaNext (LLaVA-1.6) and in ours give the same logits."""
+"""With the same weights, transformers' own LlavaNext (LLaVA-1.6) and our model give the same logits."""
 
 from argparse import Namespace
 
@@ -13,7 +13,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.mm_utils import process_images
 
-PLACEHOLDER_ID = tiny.VOCABULARY - 1  # transformers repeats an ordinary id once a visual token
+PLACEHOLDER_ID = tiny.VOCABULARY - 1  # transformers repeats an ordinary id for each visual token
 SIDE = 56
 PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56]]  # (width, height)
 SIZES = [(130, 70), (60, 200), (200, 40), (56, 56)]

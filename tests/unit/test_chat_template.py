@@ -1,4 +1,4 @@
-"""The Jinja template that a trained folder gets renders the prompts that it was trained with."""
+"""The Jinja template of a trained folder renders the prompts with which the model was trained."""
 
 import copy
 
@@ -22,7 +22,7 @@ SYSTEM = st.one_of(st.none(), TEXT)
 
 @pytest.fixture(scope="module")
 def tokenizers(bpe_tokenizer):
-    """One for each template, with its Jinja."""
+    """One tokenizer for each template, with its Jinja template."""
     found = {}
     for name, template in conv_templates.items():
         found[name] = copy.deepcopy(bpe_tokenizer)

@@ -1,4 +1,4 @@
-"""How a command ends: one line for what a user can mend, the whole traceback for a bug."""
+"""How a command ends: one line for a mistake that a user can correct, the whole traceback for a bug."""
 
 import ast
 import re

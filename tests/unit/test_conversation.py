@@ -1,4 +1,4 @@
-"""Prompts against the recorded ones, and what evaluators do with a conversation."""
+"""Prompts compared with recorded ones, and the calls that evaluators make to a conversation."""
 
 import json
 import re
@@ -17,12 +17,12 @@ from llava.conversation import (
     question_prompt,
 )
 
-# ChatML as Qwen2 and SmolLM2 publish it, with the system message always given
+# ChatML in the form of Qwen2 and SmolLM2, always with a system message
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# Llama 3's as published, but for bos_token, which the tokenizer adds
+# Llama 3's published template, without bos_token, which the tokenizer adds
 LLAMA_3 = (
     "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
     "{{ m.content | trim }}<|eot_id|>{% endfor %}"
@@ -138,7 +138,7 @@ MARK, LETTERS = "<image>", "(image)"  # of the same length
 @pytest.mark.parametrize("wrap", [False, True])
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
 def test_marks_are_those_of_the_images_and_every_other_is_letters(name, wrap, data):
-    """The prompt is that of other letters in the system's words, answers and questions without images."""
+    """In system texts, answers and questions without images, <image> is treated like other letters."""
     words = st.lists(st.sampled_from(["a", " ", "\n", "é", MARK]), min_size=1, max_size=5).map("".join)
     system, turns = data.draw(words), []
     for _ in range(data.draw(st.integers(1, 4))):

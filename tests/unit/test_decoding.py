@@ -1,4 +1,4 @@
-"""How an answer is chosen: compiled decoding says what plain decoding says, in one graph."""
+"""How an answer is chosen: compiled decoding gives the answer of plain decoding, in one graph."""
 
 import pytest
 import tiny
@@ -11,14 +11,14 @@ from llava.decoding import Decoding
 @pytest.mark.slow
 @torch.inference_mode()
 def test_a_compiled_graph_over_a_fixed_cache_gives_the_same_answers(tmp_path):
-    """Rows of different length with an image each; the graph is one, and serves the next prompt too."""
+    """Rows of different length with one image each. There is one graph, which also runs the next prompt."""
     model = tiny.build(tmp_path)
     ids = torch.tensor([[5, IMAGE_TOKEN_INDEX, 6, 7, 8], [0, 0, 9, IMAGE_TOKEN_INDEX, 11]])
     mask = ids != 0
     plain = Decoding(max_new_tokens=6).kwargs()
     compiled = Decoding(max_new_tokens=6, compiled=True).kwargs()
     config = compiled["compile_config"]
-    # the compiler's front end alone: it is what could meet code that it cannot trace, and it takes seconds
+    # only the compiler's front end, which could fail to trace code; it takes seconds
     config.backend, config.mode, config.fullgraph = "aot_eager", None, True
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -52,7 +52,7 @@ def test_settings_out_of_their_range_are_refused(fields, says):
 @torch.inference_mode()
 @pytest.mark.parametrize("fields", [{"top_k": 1}, {"min_p": 1.0}, {"top_p": 1e-9}, {}])
 def test_sampling_from_the_likeliest_token_alone_is_greedy(tmp_path, fields):
-    """And what is not limited is drawn from all tokens, whatever the model folder says."""
+    """Without limits, tokens are drawn from the whole vocabulary, whatever the model folder sets."""
     model = tiny.build(tmp_path)
     model.generation_config.update(top_k=1, min_p=1.0, repetition_penalty=9.0, do_sample=True)
     ids = torch.tensor([[5, 6, 7]])
@@ -68,7 +68,7 @@ def test_plain_decoding_asks_for_no_compiler():
     assert "compile_config" not in Decoding().kwargs()
     kwargs = Decoding(compiled=True).kwargs()
     assert kwargs["cache_implementation"] == "static"
-    assert kwargs["compile_config"]._compile_all_devices  # or transformers would not, off a GPU
+    assert kwargs["compile_config"]._compile_all_devices  # otherwise transformers does not compile on a CPU
 
 
 def test_compiled_beam_search_is_refused():

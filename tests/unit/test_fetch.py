@@ -13,7 +13,7 @@ from llava.fetch import fetch
 
 @pytest.fixture(scope="module")
 def address():
-    """Of a server that has 1000 bytes at /file, and gives a byte now and then at /slow."""
+    """The address of a server with 1000 bytes at /file, which sends a byte now and then at /slow."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -32,7 +32,7 @@ def address():
             for _ in range(100 if self.path == "/slow" else 0):
                 try:
                     self.wfile.write(b"x")
-                except OSError:  # the client left
+                except OSError:  # the client disconnected
                     return
                 time.sleep(0.05)
 
@@ -63,7 +63,7 @@ def test_a_server_that_takes_its_time_is_left(address):
 @pytest.mark.slow
 @pytest.mark.parametrize("drip", [*DRIPS, "a handshake"])
 def test_a_server_that_never_ends_is_left_at_the_deadline(drip):
-    """Hours before it would have ended, whatever it is at."""
+    """The client leaves hours before the server would end, at each point of the answer."""
     scheme = "http" if drip in DRIPS else "https"
 
     def ask(port: int, seconds: float) -> None:
@@ -86,7 +86,7 @@ def test_a_file_comes_whole_over_tls_from_the_host_of_the_certificate_alone(tmp_
 
 def test_a_file_comes_by_the_proxy_of_the_environment(address, monkeypatch):
     monkeypatch.setenv("http_proxy", address)
-    with pytest.raises(ValueError, match="fetched.*404"):  # the proxy is asked for a whole address
+    with pytest.raises(ValueError, match="fetched.*404"):  # the proxy gets the whole address
         fetch("http://a.invalid/file")
 
 

@@ -1,4 +1,4 @@
-"""The model that a command line asks for, and the parts that are needed to ask it."""
+"""The flags that choose a model, and loading a model by them."""
 
 from argparse import Namespace
 
@@ -42,7 +42,7 @@ def test_flags_override_what_the_folder_says(folder):
 
 
 def test_flags_that_a_caller_leaves_out_are_as_by_default(folder):
-    """LLaVA's documentation calls run_llava.eval_model with a bare object of some attributes."""
+    """LLaVA's documentation calls run_llava.eval_model with an object that has only some attributes."""
     bare = type("Args", (), {"model_path": folder})()
     for args in (bare, Namespace(model_path=folder)):
         assert load_by_flags(args).template == conv_templates["qwen_2"]

@@ -1,4 +1,4 @@
-"""How a model is loaded: the rule of its dtype, what the flags come to, and attention that is not here."""
+"""How a model is loaded: its dtype, the effect of the flags, and attention that is not available."""
 
 import json
 from argparse import Namespace
@@ -126,7 +126,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def saved_in(folder):
-    """Rewrites the dtype that config.json says the weights were saved in."""
+    """Changes the dtype of the weights in config.json."""
 
     def rewrite(dtype: str) -> str:
         config = json.loads((folder / "config.json").read_text())

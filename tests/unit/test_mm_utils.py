@@ -1,4 +1,4 @@
-"""Images to pixels, prompts to ids, and the small faces that evaluators import."""
+"""Images to pixels, prompts to ids, and the small functions that evaluators import."""
 
 import base64
 from argparse import Namespace
@@ -130,7 +130,7 @@ def test_a_mark_that_happens_to_be_the_bos_costs_no_chunk_its_first_token(bpe_to
 
 
 @pytest.mark.parametrize("kind", ["legacy_tokenizer", "bpe_tokenizer", "llama_3_tokenizer"])
-def test_of_a_marked_prompt_only_the_marks_are_images_and_the_rest_is_tokenised_as_letters(kind, request):
+def test_only_the_marks_of_a_marked_prompt_are_images_and_the_rest_is_tokenised_as_letters(kind, request):
     tokenizer = request.getfixturevalue(kind)
     text = "An <image> or <image>\nWhat is <image>?"
     at = text.index("<image>\n")
@@ -139,7 +139,9 @@ def test_of_a_marked_prompt_only_the_marks_are_images_and_the_rest_is_tokenised_
     with_bos = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
     assert ids == [tokenizer.bos_token_id] * with_bos + chunks[0] + [IMAGE_TOKEN_INDEX] + chunks[1]
     assert IMAGE_TOKEN_INDEX not in tokenizer_image_token(MarkedPrompt(text, []), tokenizer)
-    assert tokenizer_image_token(text, tokenizer).count(IMAGE_TOKEN_INDEX) == 3  # a string cannot tell
+    assert (
+        tokenizer_image_token(text, tokenizer).count(IMAGE_TOKEN_INDEX) == 3
+    )  # the string contains no information about images
 
 
 def test_return_tensors(bpe_tokenizer):

@@ -1,4 +1,4 @@
-"""One set of rules for every opened picture: upright, 8-bit RGB, laid on white, or refused by name."""
+"""One set of rules for every picture: upright, 8-bit RGB, blended with white, or refused by name."""
 
 import base64
 import io
@@ -24,7 +24,7 @@ from llava.pictures import load_image_from_base64, to_rgb
 from llava.serve import cli, page_session
 from llava.serve.images import decode_image
 
-# what turns an upright picture into the stored one of an orientation
+# the operation that turns an upright picture into the stored one of an orientation
 STORED = {
     1: None,
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -56,7 +56,7 @@ OPENERS = {
 
 
 def upright() -> Image.Image:
-    """30 x 20 pixels, each corner of another colour."""
+    """A picture of 30 x 20 pixels whose corners have different colours."""
     image = Image.new("RGB", (30, 20), "gray")
     for colour, corner in (("red", (0, 0)), ("lime", (20, 0)), ("blue", (0, 10)), ("white", (20, 10))):
         image.paste(colour, (*corner, corner[0] + 10, corner[1] + 10))
@@ -69,7 +69,7 @@ def saved(path: Path, image: Image.Image, **options) -> Path:
 
 
 def turned(path: Path, orientation: int, form: str = "PNG") -> Path:
-    """The upright picture, stored as the orientation says."""
+    """The upright picture, stored in an orientation."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     turn = STORED[orientation]
@@ -103,7 +103,7 @@ def test_pictures_are_opened_in_one_place():
     package = Path(mm_utils.__file__).parent
     opens = [path for path in package.rglob("*.py") if re.search(r"Image\.open\(", path.read_text())]
     found = {path.relative_to(package).as_posix() for path in opens}
-    assert found == {"pictures.py", "benchmark/data.py"}  # the latter to compare with Pillow alone
+    assert found == {"pictures.py", "benchmark/data.py"}  # the latter, only to compare with Pillow
 
 
 def test_a_picture_with_a_broken_tag_is_still_read(tmp_path):
@@ -125,7 +125,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(depth: int, colour_type: int, row: bytes, width: int, clear: bytes) -> bytes:
-    """One row of packed samples, and the colour that stands for transparency."""
+    """A PNG of one row of packed samples, with the colour that means transparency."""
     header = struct.pack(">IIBBBBB", width, 1, depth, colour_type, 0, 0, 0)
     palette = chunk(b"PLTE", bytes(range(10, 22))) if colour_type == 3 else b""
     pixels = chunk(b"IDAT", zlib.compress(b"\0" + row))
@@ -140,7 +140,7 @@ def png(depth: int, colour_type: int, row: bytes, width: int, clear: bytes) -> b
 
 
 WHITE = [255] * 3
-KEYED = {  # a PNG of each colour type and depth, one of whose samples is clear, and what it shows
+KEYED = {  # a PNG of each colour type and depth with one transparent sample, and the picture that it shows
     "1 bit grey": (png(1, 0, b"\x40", 2, b"\0\0"), [WHITE, WHITE]),
     "2 bits grey": (png(2, 0, b"\x18", 3, b"\0\x01"), [[0] * 3, WHITE, [170] * 3]),
     "4 bits grey": (png(4, 0, b"\x5a", 2, b"\0\x05"), [WHITE, [170] * 3]),
@@ -212,9 +212,7 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path, mode, form):
     assert values(load_image(path)) == expected.tolist()
 
 
-@pytest.mark.parametrize(
-    ("kind", "words"), [("<f4", "floating-point"), ("<i4", "32 bits"), ("<i2", "a sign")]
-)
+@pytest.mark.parametrize(("kind", "words"), [("<f4", "floating-point"), ("<i4", "32-bit"), ("<i2", "signed")])
 def test_pixels_without_a_known_range_are_refused_by_name(tmp_path, kind, words):
     image = Image.fromarray(np.arange(12).reshape(3, 4).astype(kind))
     path = saved(tmp_path / "depth.tiff", image)
@@ -225,7 +223,7 @@ def test_pixels_without_a_known_range_are_refused_by_name(tmp_path, kind, words)
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp"])
-def test_of_an_animation_the_first_frame_counts(tmp_path, name):
+def test_the_first_frame_of_an_animation_is_used(tmp_path, name):
     first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     first.save(tmp_path / name, save_all=True, append_images=[second], lossless=True)
     red, _, blue = values(load_image(tmp_path / name))[0][0]
@@ -251,8 +249,8 @@ def test_names_of_no_file_are_refused_in_words_that_can_be_printed(tmp_path, nam
         assert len(str(error.value)) < 400
 
 
-def test_base64_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="no base64"):
+def test_invalid_base64_is_refused():
+    with pytest.raises(ValueError, match="base64"):
         load_image_from_base64("a")
 
 
@@ -261,7 +259,7 @@ for form, file in BYTES.items():
     upright().save(file, form)
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow's, of what it finds broken and can do without
+@pytest.mark.filterwarnings("ignore")  # Pillow's warnings about damaged parts that it does not need
 @pytest.mark.parametrize("form", BYTES)
 def test_whatever_is_broken_in_a_file_the_error_is_one_for_the_user(form):
     rng = np.random.default_rng(0)

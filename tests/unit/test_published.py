@@ -1,4 +1,4 @@
-"""llava/published: every name that scripts of others call exists, and does what its entry says."""
+"""llava/published: every name that other scripts call exists, and does what its entry defines."""
 
 from pathlib import Path
 
@@ -50,4 +50,4 @@ def test_help_of_every_command(name, capsys):
 def test_a_folder_without_answers_is_refused(tmp_path, capsys):
     argv = ["--annotation-file", "annotations.json", "--result-dir", str(tmp_path)]
     assert COMMANDS["llava.eval.eval_textvqa"].main(argv) == 1
-    assert f"--result-dir {tmp_path} holds no *.jsonl" in capsys.readouterr().err
+    assert f"--result-dir {tmp_path} has no *.jsonl" in capsys.readouterr().err

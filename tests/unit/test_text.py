@@ -1,4 +1,4 @@
-"""Text from outside: what no tokenizer takes."""
+"""Text from outside the program: characters that no tokenizer accepts."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Thin pictures: the plain form's pixels, at the cost of common pictures."""
+"""Thin pictures give the pixels of the plain form, at the cost of common pictures."""
 
 import tracemalloc
 from argparse import Namespace
@@ -38,7 +38,7 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def plain(image: Image.Image, processor, aspect_ratio: str) -> torch.Tensor:
-    """As LLaVA writes it."""
+    """The plain form, as in LLaVA."""
     if aspect_ratio == "pad":
         image = expand2square(image, tuple(int(255 * mean) for mean in processor.image_mean))
     return processor(images=image, return_tensors="pt")["pixel_values"][0]
@@ -59,7 +59,9 @@ def test_the_pixels_are_those_of_the_plain_form(name, aspect_ratio, side, shorte
     image = noise(*((shorter, longer) if is_tall else (longer, shorter)), seed)
     processor = processors(side)[name]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(thin, "COMMON_PIXELS", 0)  # else these would be too small to matter
+        patch.setattr(
+            thin, "COMMON_PIXELS", 0
+        )  # otherwise these pictures would be too small for the special path
         (pixels,) = process_images([image], processor, Namespace(image_aspect_ratio=aspect_ratio))
     difference = (pixels - plain(image, processor, aspect_ratio)).abs()
     assert difference.max() <= 1.001 / 255 / min(processor.image_std)
@@ -75,7 +77,7 @@ def test_common_pictures_take_the_plain_form_itself():
 
 @pytest.fixture
 def no_large_picture(monkeypatch):
-    """Fails before Pillow makes a picture of more pixels than a common photograph."""
+    """Makes Pillow fail before it makes a picture with more pixels than a common photograph."""
 
     def watch(owner, name: str, size_at: int) -> None:
         original = getattr(owner, name)
@@ -98,7 +100,7 @@ def no_large_picture(monkeypatch):
 @pytest.mark.parametrize("name", ["clip", "siglip", "dinov2"])
 def test_a_thin_picture_costs_no_more_than_a_common_one(name, size, aspect_ratio):
     image, processor = noise(*size), processors(336)[name]
-    tracemalloc.start()  # of arrays
+    tracemalloc.start()  # measures arrays
     process_images([image], processor, Namespace(image_aspect_ratio=aspect_ratio))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

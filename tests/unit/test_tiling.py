@@ -1,4 +1,4 @@
-"""Tiles: recorded grids and values, transformers' own LLaVA-1.6, and geometry that holds for any image."""
+"""Tiles: recorded grids and values, transformers' own LLaVA-1.6, and rules for images of any size."""
 
 import json
 from argparse import Namespace

@@ -1,4 +1,4 @@
-"""llava/wholefile.py: a file is whole or as it was, and nothing is left beside it."""
+"""llava/wholefile.py: a file is either complete or unchanged, and no other file is left beside it."""
 
 import re
 import signal
@@ -63,7 +63,7 @@ def test_many_files_need_not_wait_for_the_disk(tmp_path, monkeypatch, synced):
 
 
 def test_no_other_code_renames_files():
-    """Those that are listed rename folders, or move what is in one."""
+    """The listed exceptions rename folders, or move the contents of one."""
     found = {
         path.relative_to(ROOT).as_posix()
         for room in ("llava", "scripts")

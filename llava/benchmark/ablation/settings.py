@@ -222,14 +222,14 @@ def _fill(kind: type[Kind], given: dict | None, place: str) -> Kind:
         raise UserError(f"{place}: expected keys and values, got {given!r}.")
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(given) - set(fields)):
-        raise UserError(f"{place}: unknown {', '.join(unknown)}; known are {', '.join(fields)}.")
+        raise UserError(f"{place}: unknown {', '.join(unknown)}; choose from {', '.join(fields)}.")
     needed = [
         name
         for name, field in fields.items()
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     if missing := [name for name in needed if given.get(name) is None]:
-        raise UserError(f"{place}: {', '.join(missing)} must be given.")
+        raise UserError(f"{place}: {', '.join(missing)} is missing; add it.")
     values = {}
     for name, value in given.items():
         try:
@@ -275,7 +275,7 @@ def _row(path: Path, number: int, given: Any) -> Row:
     known = {field.name for field in (*dataclasses.fields(CommonFields), *options)}
     if unknown := sorted(set(switches) - known):
         raise UserError(
-            f"{place}: unknown {', '.join(unknown)}; a row takes {', '.join(sorted(own))}, the keys of "
+            f"{place}: unknown {', '.join(unknown)}; a row may have {', '.join(sorted(own))}, the keys of "
             "llava.model.vision_config.CommonFields and the options of its projector "
             f"({', '.join(option.name for option in options)})."
         )
@@ -286,13 +286,15 @@ def _check(study: Study, path: Path) -> None:
     """Check that the parts of a study agree. Raises UserError if they do not."""
     for row in study.rows:
         if row.projector != QUESTION_ONLY and projector_class(row.projector).needs_attention:
-            raise UserError(f"{path}: {row.name}: {row.projector} ranks by attention, which is not cached.")
+            raise UserError(
+                f"{path}: {row.name}: {row.projector} needs attention, which is not cached; leave it out."
+            )
     names = [row.name for row in study.rows]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"{path}: rows need names of their own; {', '.join(twice)} stands twice.")
+        raise UserError(f"{path}: each row needs its own name; {', '.join(twice)} occurs twice.")
     wanted = [*(name for table in study.tables.values() for name in table.rows), study.reference]
     if strange := [name for name in wanted if name is not None and name not in names]:
-        raise UserError(f"{path}: tables name rows that are not there: {', '.join(strange)}.")
+        raise UserError(f"{path}: tables name rows that do not exist: {', '.join(strange)}.")
     if study.data.score_on not in ("test", "validation"):
         raise UserError(f"{path}: data.score_on must be test or validation, got {study.data.score_on!r}.")
     if study.rates and (study.data.score_on == "validation" or not study.data.num_validation):
@@ -301,4 +303,4 @@ def _check(study: Study, path: Path) -> None:
             f"data.score_on must then be test; got {study.data.num_validation} and {study.data.score_on}."
         )
     if study.data.score_on == "validation" and not study.data.num_validation:
-        raise UserError(f"{path}: data.score_on: validation needs data.num_validation.")
+        raise UserError(f"{path}: data.score_on validation needs data.num_validation; add it.")

@@ -217,7 +217,7 @@ def data(request: Request) -> dict:
             break
     seconds = time.perf_counter() - start
     if not lengths:
-        raise UserError("the records fill one batch alone, which is too few to measure.")
+        raise UserError("the records fill only one batch, which is too few to measure; give more records.")
     return {
         "records": None if isinstance(dataset, ShardDataset) else len(dataset),
         "samples_per_second": samples / seconds,
@@ -283,8 +283,8 @@ def steps(request: Request) -> dict:
         here = main_memory()
         if needed > here / 2:
             raise UserError(
-                f"there is no GPU here, and this model needs {needed / 2**30:.0f} of {here / 2**30:.0f} GiB "
-                "of main memory; run the preflight on the machine that is to train it."
+                f"this machine has no GPU, and the model needs {needed / 2**30:.0f} of {here / 2**30:.0f} "
+                "GiB of main memory; run the preflight on the machine that will train it."
             )
     with tempfile.TemporaryDirectory() as scratch:
         result = Path(scratch) / "result.json"

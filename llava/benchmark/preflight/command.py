@@ -36,11 +36,22 @@ DECIDED = {  # flags that depend on the GPU memory, unless a variable sets them
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     script: dict = {"dest": "script", "default": "v1_5/finetune", "metavar": "SCRIPT"}
-    add("--for", **script, help="a training script below scripts/")
-    add("--skip", nargs="+", default=[], metavar="CHECK", help="leave out: steps, data, disk, deepspeed, ...")
-    add("--gpus", type=int, help="forecast the memory for so many GPUs instead of those here")
-    add("--gpu_memory_gib", type=float, help="of one of them")
-    add("--output_dir", type=Path, default=Path("playground/preflight"), help="for preflight.json and .md")
+    add("--for", **script, help="training script below scripts/")
+    add(
+        "--skip",
+        nargs="+",
+        default=[],
+        metavar="CHECK",
+        help="checks to leave out, for example steps, data, disk or deepspeed",
+    )
+    add("--gpus", type=int, help="forecast the memory for this many GPUs, not for those of this machine")
+    add("--gpu_memory_gib", type=float, help="memory of one of these GPUs")
+    add(
+        "--output_dir",
+        type=Path,
+        default=Path("playground/preflight"),
+        help="folder for preflight.json and .md",
+    )
     add("flags", nargs="*", metavar="-- FLAGS", help="flags of train_mem.py, as after the script's name")
     parser.set_defaults(run=run)
 
@@ -50,7 +61,9 @@ def run(args: argparse.Namespace) -> None:
     from llava.benchmark.preflight.page import as_markdown
 
     if unknown := set(args.skip) - set(CHECKS):
-        raise UserError(f"--skip {' '.join(sorted(unknown))}: there are {', '.join(CHECKS)}.")
+        raise UserError(
+            f"--skip {' '.join(sorted(unknown))}: unknown check; choose from {', '.join(CHECKS)}."
+        )
     request, command = read_script(args)
     results = {
         "script": args.script,
@@ -80,7 +93,9 @@ def read_script(args: argparse.Namespace) -> tuple[dict, str]:
     """
     script = ROOT / "scripts" / f"{args.script.removesuffix('.sh')}.sh"
     if not script.is_file() or "launch.sh" not in script.read_text():
-        raise UserError(f"--for {args.script}: there is no training script {script.relative_to(ROOT)}.")
+        raise UserError(
+            f"--for {args.script}: the training script {script.relative_to(ROOT)} does not exist."
+        )
     done = subprocess.run(
         ["bash", script, *args.flags], env={**os.environ, "DRY_RUN": "1"}, capture_output=True, text=True
     )
@@ -128,7 +143,7 @@ def check(name: str, request: dict, limit: float, log: Path) -> dict:
             try:
                 process.wait(limit)
             except subprocess.TimeoutExpired:
-                return {"problem": f"not done after {limit:.0f} s; {log} has what it printed"}
+                return {"problem": f"it was stopped after {limit:.0f} s; {log} has its output"}
             finally:
                 kill_group(process)
         if result.is_file():
@@ -138,7 +153,7 @@ def check(name: str, request: dict, limit: float, log: Path) -> dict:
             return outcome
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     last = lines[-1].strip()[:300] if lines else f"its process ended with {process.returncode}"
-    return {"problem": f"{last} ({log} has the rest)"}
+    return {"problem": f"{last} ({log} has all its output)"}
 
 
 def kill_group(process: subprocess.Popen) -> None:

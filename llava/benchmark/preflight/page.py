@@ -10,20 +10,20 @@ from llava.benchmark.preflight.checks import FEATURES
 from llava.benchmark.timing import table
 
 REMEDIES = {
-    "machine": "see whether torch is installed and nvidia-smi answers",
+    "machine": "check that torch is installed and that nvidia-smi works",
     "bf16": "set PRECISION=fp16, or PRECISION=fp32 on a CPU",
-    "flash_attention_2": "leave --attn_implementation out, which is PyTorch's own kernel",
-    "flash_attention_3": "leave --attn_implementation out, which is PyTorch's own kernel",
+    "flash_attention_2": "leave --attn_implementation out; the run then uses PyTorch's own kernel",
+    "flash_attention_3": "leave --attn_implementation out; the run then uses PyTorch's own kernel",
     "bitsandbytes": "leave --bits out, or install another version of bitsandbytes",
     "deepspeed": "set DEEPSPEED_CONFIG=none, or install another version of deepspeed",
     "liger": "leave --use_liger_kernel out, or install another version of liger-kernel",
-    "ceilings": "see with nvidia-smi who else uses the GPU",
-    "all_reduce": "set NCCL_DEBUG=INFO; NCCL_P2P_DISABLE=1 tells whether a link is at fault",
-    "disk": "set OUTPUT_DIR to a folder that can be written",
-    "data": "set DATA_PATH, IMAGE_FOLDER and MODEL to what is on this machine; "
+    "ceilings": "check with nvidia-smi which other processes use the GPU",
+    "all_reduce": "set NCCL_DEBUG=INFO; if NCCL_P2P_DISABLE=1 helps, a link between GPUs is faulty",
+    "disk": "set OUTPUT_DIR to a folder that can be written to",
+    "data": "set DATA_PATH, IMAGE_FOLDER and MODEL to paths on this machine; "
     "python -m llava.data.validate checks records",
-    "memory": "set MODEL and VISION_TOWER to what is on this machine; without a GPU give --gpu_memory_gib",
-    "steps": "see the problem; the run itself would meet it, too",
+    "memory": "set MODEL and VISION_TOWER to paths on this machine; without a GPU, give --gpu_memory_gib",
+    "steps": "correct the problem, because the run would fail in the same way",
 }
 
 
@@ -32,7 +32,7 @@ def as_markdown(results: dict) -> str:
     figures = {name: outcome["figures"] for name, outcome in checks.items() if "figures" in outcome}
     problems = problems_of(checks, figures)
     script = results["script"].removesuffix(".sh")
-    verdict = "Nothing stands in the way." if not problems else f"{len(problems)} to mend:"
+    verdict = "No problem was found." if not problems else f"{len(problems)} problem(s) found:"
 
     def section(name: str, make: Callable[..., str], *more) -> str:
         return make(figures, *more) if name in figures else ""
@@ -68,19 +68,19 @@ def problems_of(checks: dict, figures: dict) -> list[str]:
     if memory and not memory["fits"]:
         problems.append(
             f"**memory**: {memory['batch_size']} records of {memory['longest']} positions do not fit. What "
-            f"to do: set BATCH_SIZE={max(1, memory['largest_of_longest'])}, or a lower MODEL_MAX_LENGTH."
+            f"to do: set BATCH_SIZE={max(1, memory['largest_of_longest'])}, or lower MODEL_MAX_LENGTH."
         )
     for gpu in figures.get("machine", {}).get("gpus", []):
         if gpu["free_gib"] < 0.9 * gpu["gib"]:
             problems.append(
-                f"**machine**: others hold {gpu['gib'] - gpu['free_gib']:.0f} of {gpu['gib']:.0f} GiB of "
-                f"{gpu['name']}. What to do: end them, or choose other GPUs by CUDA_VISIBLE_DEVICES."
+                f"**machine**: other processes use {gpu['gib'] - gpu['free_gib']:.0f} of {gpu['gib']:.0f} "
+                f"GiB of {gpu['name']}. What to do: end them, or choose other GPUs with CUDA_VISIBLE_DEVICES."
             )
     need = demand(figures)
     if need and data and data["samples_per_second"] < need:
         problems.append(
-            f"**data**: this machine prepares {data['samples_per_second']:.0f} samples a second, and the "
-            f"steps use {need:.0f}. What to do: raise NUM_WORKERS if there are processors left, or put "
+            f"**data**: this machine prepares {data['samples_per_second']:.0f} samples per second, but the "
+            f"steps use {need:.0f}. What to do: raise NUM_WORKERS if processors are idle, or put "
             "IMAGE_FOLDER on a faster disk."
         )
     return problems
@@ -110,16 +110,18 @@ def features_section(checks: dict) -> str:
     rows = []
     for name in FEATURES:
         if name in checks:
-            outcome = checks[name].get("figures", {"outcome": f"fails: {checks[name].get('problem')}"})
+            outcome = checks[name].get("figures", {"outcome": f"failed: {checks[name].get('problem')}"})
             rows.append([name, outcome["outcome"], outcome.get("remedy", "")])
-    return f"## What works\n\n{table(['feature', 'a real step', 'to have it'], rows)}" if rows else ""
+    return (
+        f"## What works\n\n{table(['feature', 'result of a step', 'how to install'], rows)}" if rows else ""
+    )
 
 
 def ceilings_section(figures: dict) -> str:
     rows = []
     if "ceilings" in figures:
         rows += [["bfloat16 product", f"{figures['ceilings']['tflops']:.3g} TFLOP/s"]]
-        rows += [["copy within the device", f"{figures['ceilings']['tb_s']:.3g} TB/s, read and written"]]
+        rows += [["copy within the device", f"{figures['ceilings']['tb_s']:.3g} TB/s, reading and writing"]]
     if "gb_s" in figures.get("all_reduce", {}):
         reduce = figures["all_reduce"]
         rows += [[f"all-reduce of {reduce['ranks']} ranks", f"{reduce['gb_s']:.1f} GB/s of bus bandwidth"]]
@@ -134,9 +136,9 @@ def ceilings_section(figures: dict) -> str:
 def disk_section(figures: dict) -> str:
     disk = figures["disk"]
     return (
-        f"## Disk\n\n{disk['folder']} has {disk['free_gib']:.0f} GiB free and takes "
-        f"{disk['write_gb_s']:.2f} GB/s. A checkpoint has {disk['checkpoint_gib']:.1f} GiB, "
-        f"{seconds_to_save(disk):.0f} s every {disk['save_steps']:g} steps; the run needs "
+        f"## Disk\n\n{disk['folder']} has {disk['free_gib']:.0f} GiB free and is written to at "
+        f"{disk['write_gb_s']:.2f} GB/s. A checkpoint of {disk['checkpoint_gib']:.1f} GiB takes "
+        f"{seconds_to_save(disk):.0f} s every {disk['save_steps']:g} steps. The run needs "
         f"{disk['needed_gib']:.1f} GiB.\n"
     )
 
@@ -156,7 +158,7 @@ def memory_section(figures: dict) -> str:
         f"{memory['usual']} positions, activations kept": memory["largest_of_usual_kept"],
     }
     return (
-        f"## Memory a GPU, GiB\n\n{table(['ZeRO', *parts, 'total'], rows)}\n"
+        f"## Memory per GPU, GiB\n\n{table(['ZeRO', *parts, 'total'], rows)}\n"
         + "".join(f"- {line}\n" for line in memory["lines"])
         + f"\n{table(['sequences of', 'largest BATCH_SIZE that fits'], [[*row] for row in largest.items()])}"
     )
@@ -171,11 +173,11 @@ def forecast_section(figures: dict, now: datetime) -> str:
     training, saving = (timedelta(seconds=round(each)) for each in (seconds * steps["max_steps"], saves))
     nodes = ""
     if steps["nodes"] > 1:
-        nodes = f" on one of {steps['nodes']} nodes, without the network between them,"
+        nodes = f" on one of {steps['nodes']} nodes, without communication between nodes,"
     length = f" Sequences have {data['mean_positions']:.0f} positions on average." if data else ""
     return (
         f"## Forecast\n\n{len(times)} steps with random weights{nodes} took {min(times):.2f} to "
-        f"{max(times):.2f} s, {seconds:.2f} s in the middle: "
+        f"{max(times):.2f} s, with a median of {seconds:.2f} s: "
         f"{steps['samples_a_step'] / seconds:.1f} samples/s, {steps['peak_memory_gib']:.1f} GiB at most."
         f"{length}\n\n"
         f"{steps['max_steps']:,} steps will take **{spoken(training)}**, and saving {spoken(saving)}. "

@@ -45,7 +45,7 @@ def random_weights(
 ) -> PreTrainedModel:
     """The model that load_with_vision would give, with random weights that are made on the device."""
     if "quantization_config" in options:
-        raise UserError("--bits: steps over quantised weights are not tried ahead of a run.")
+        raise UserError("--bits: steps with quantised weights cannot be tried before a run; leave it out.")
     config = copy.deepcopy(plan.config)
     copy_fields(config, fields)
     config._attn_implementation = options["attn_implementation"]

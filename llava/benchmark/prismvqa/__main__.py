@@ -9,21 +9,24 @@ from llava.command import Parser, exit_code
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="python -m llava.benchmark.prismvqa", description=__doc__)
     add = parser.add_argument
-    add("--output_dir", type=Path, default=Path("playground/data/prismvqa"), help="folder to make")
-    add("--num_train", type=int, default=50_000, help="scenes to train on")
-    add("--num_test", type=int, default=5_000, help="scenes to test on")
-    add("--size", type=int, default=336, help="side of the pictures, pixels")
-    add("--seed", type=int, default=0, help="of everything")
-    add("--rounds", type=int, default=1, help="questions of each family that a training scene is asked")
-    add("--workers", type=int, help="processes; as many as cores if not given")
+    add("--output_dir", type=Path, default=Path("playground/data/prismvqa"), help="folder to write")
+    add("--num_train", type=int, default=50_000, help="number of scenes for training")
+    add("--num_test", type=int, default=5_000, help="number of scenes for the test")
+    add("--size", type=int, default=336, help="side of the pictures in pixels")
+    add("--seed", type=int, default=0, help="seed of scenes, questions and pictures")
+    add("--rounds", type=int, default=1, help="questions of each family for a training scene")
+    add("--workers", type=int, help="number of processes; default: the number of cores")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
-        "--preview", type=Path, metavar="FILE.png", help="draw a dozen scenes with questions there instead"
+        "--preview",
+        type=Path,
+        metavar="FILE.png",
+        help="only draw a dozen scenes with questions into this file",
     )
     instead.add_argument(
         "--question_only",
         action="store_true",
-        help="print instead what can be guessed from the questions alone, without drawing",
+        help="only print the accuracy that is reached without the pictures",
     )
     return parser.parse_args(argv)
 

@@ -99,8 +99,8 @@ def load_split(output_dir: str | Path, split: str) -> list[Example]:
     output_dir = Path(output_dir)
     if not (output_dir / META).is_file():
         raise UserError(
-            f"{output_dir} holds no PrismVQA; python -m llava.benchmark.prismvqa --output_dir {output_dir} "
-            "makes it."
+            f"{output_dir} contains no PrismVQA; run python -m llava.benchmark.prismvqa --output_dir "
+            f"{output_dir}."
         )
     with (output_dir / split / SCENES).open(encoding="utf-8") as lines:
         return [
@@ -171,7 +171,7 @@ def _checked_workers(workers: int | None) -> int:
     if workers is None:
         return os.cpu_count() or 1
     if workers < 1:
-        raise UserError(f"--workers must be 1 or more, got {workers}.")
+        raise UserError(f"--workers must be at least 1, got {workers}.")
     return workers
 
 
@@ -186,7 +186,7 @@ def _recipe(num_train: int, num_test: int, size: int, seed: int, rounds: int) ->
         ("rounds", rounds, 1),
     ):
         if value < least:
-            raise UserError(f"--{name} must be {least} or more, got {value}.")
+            raise UserError(f"--{name} must be at least {least}, got {value}.")
         recipe[name] = value
     return recipe
 
@@ -207,7 +207,7 @@ def _is_there(folder: Path, recipe: dict) -> bool:
     if differences := {key: meta.get(key) for key in recipe if meta.get(key) != recipe[key]}:
         wanted = {key: recipe[key] for key in differences}
         raise UserError(
-            f"{folder} holds something else ({differences}, wanted {wanted}); remove it or choose another "
+            f"{folder} contains other data ({differences}, expected {wanted}); remove it or choose another "
             "--output_dir."
         )
     return True

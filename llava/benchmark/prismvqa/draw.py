@@ -68,7 +68,7 @@ def _optional(module: str):
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise UserError(f"PrismVQA needs {error.name}; pip install -e '.[benchmark]'.") from None
+        raise UserError(f"PrismVQA needs {error.name}; run pip install -e '.[benchmark]'.") from None
 
 
 @cache

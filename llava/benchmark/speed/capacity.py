@@ -22,7 +22,7 @@ def largest_batch(model, shape: Shape, variant: Variant, settings) -> dict:
         fits = partial(_fits, model, cache, limit, settings)
         return {
             "largest_batch": largest(fits),
-            "largest_batch_by": "measured by trying, to within a thirty-second",
+            "largest_batch_by": "found by trying, to within 1/32",
         }
     one, two = (peak_mib(_prefill(model, batch, settings), "cpu") * 2**20 for batch in (1, 2))
     # the peaks include the keys and values of the prompt, but not those of the answer

@@ -17,11 +17,11 @@ def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that this measure and that of a training step share."""
     add = parser.add_argument
     add("--shape", choices=list(SHAPES), default="tiny", help="language model and tower")
-    add("--layers", type=int, help="of the language model, where the machine holds no more")
-    add("--projectors", default="visualprism", help="compressing types, separated by commas")
+    add("--layers", type=int, help="layers of the language model; fewer if the machine has too little memory")
+    add("--projectors", default="visualprism", help="types of compressing projectors, separated by commas")
     add("--scale_factors", type=int, nargs="+", default=[2, 3, 4])
-    add("--batch_size", type=int, default=1, help="sequences, an image each")
-    add("--text_tokens", type=int, default=40, help="words of the prompt beside its image")
+    add("--batch_size", type=int, default=1, help="number of sequences, each with one image")
+    add("--text_tokens", type=int, default=40, help="tokens of text in the prompt")
     add_measure_flags(parser, "--repeats", "--device", "--dtype", "--processor_time")
     add_measure_flags(parser, "--output_dir", "--name", "--docs")
 
@@ -29,12 +29,21 @@ def add_shape_arguments(parser: argparse.ArgumentParser) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shape_arguments(parser)
     add = parser.add_argument
-    add("--new_tokens", type=int, default=32, help="of the answer, at least 2")
-    add("--decode", choices=("eager", "compile"), default="eager", help="compile: tower and projector, too")
-    add("--memory_gib", type=float, help="of the largest batch; default: the GPU's own, else 24")
-    add("--no_theirs", action="store_true", help="leave transformers' own out")
-    add("--no_batch", action="store_true", help="leave the largest batch out")
-    add("--count_only", action="store_true", help="FLOPs and bytes alone: no weights, no clock, any shape")
+    add("--new_tokens", type=int, default=32, help="tokens of the answer, at least 2")
+    add(
+        "--decode",
+        choices=("eager", "compile"),
+        default="eager",
+        help="compile: tower and projector are compiled too",
+    )
+    add("--memory_gib", type=float, help="memory for the largest batch; default: the GPU's own, or 24")
+    add("--no_theirs", action="store_true", help="leave out transformers' own LLaVA")
+    add("--no_batch", action="store_true", help="leave out the largest batch")
+    add(
+        "--count_only",
+        action="store_true",
+        help="only count FLOPs and bytes, without weights or timing; works for any shape",
+    )
     parser.set_defaults(run=run)
 
 

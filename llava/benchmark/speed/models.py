@@ -83,8 +83,8 @@ def build_variants(model, names: list[str], scale_factors: list[int], dtype: tor
     for name in names:
         if not projector_class(name).compresses:
             raise UserError(
-                f"--projectors takes types that --scale_factor applies to, got {name!r}; "
-                f"{UNCOMPRESSED} is measured always."
+                f"--projectors must be types that compress, got {name!r}; {UNCOMPRESSED} is always "
+                "measured too."
             )
         for scale_factor in scale_factors:
             model.config.mm_projector_type, model.config.scale_factor = name, scale_factor

@@ -13,7 +13,7 @@ PART_COLOURS = {"tower": "#0072B2", "projector": "#E69F00", "language_model": "#
 LINES = {
     "prefill": ("prefill", "#0072B2", "o"),
     "first_token": ("first token", "#D55E00", "s"),
-    "token": ("each token after it", "#009E73", "^"),
+    "token": ("each later token", "#009E73", "^"),
     "cache": ("cache", "#CC79A7", "D"),
 }
 TEXT_SIZE = 8
@@ -70,7 +70,7 @@ def _lines(axis, rows: list[dict], timed: bool) -> None:
     axis.set_xlim(left=0)
     axis.set_xticks(sorted(tokens), sorted(tokens), rotation=60)
     axis.set_xlabel(f"visual tokens ({shown[-1]['name']}; {shown[0]['name']} at {shown[0]['tokens']})")
-    axis.set_title(f"cost by that of {shown[0]['tokens']} tokens", fontsize=TEXT_SIZE)
+    axis.set_title(f"cost relative to {shown[0]['tokens']} tokens", fontsize=TEXT_SIZE)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=TEXT_SIZE - 1)
 

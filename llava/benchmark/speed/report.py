@@ -23,8 +23,8 @@ def as_markdown(rows: list[dict], about: dict) -> str:
     sentences = [*_shares(rows, about), *_theirs(rows)]
     if "largest_batch" in rows[0]:
         sentences.append(
-            f"Largest batch: in {about['memory_gib']:.0f} GiB, prefill and the whole answer's cache, "
-            f"{rows[0]['largest_batch_by']}."
+            "Largest batch: the most sequences whose prefill and cache of the whole answer fit into "
+            f"{about['memory_gib']:.0f} GiB, {rows[0]['largest_batch_by']}."
         )
     return f"{headline(about)}; {size}.\n\n{_timed(rows)}\n" + "".join(f"- {s}\n" for s in sentences)
 
@@ -38,7 +38,14 @@ def scaled(row: dict, about: dict) -> dict[str, float]:
 
 def _timed(rows: list[dict]) -> str:
     columns = ["projector", "s", "tokens", "tower, ms", "projector, ms", "language model, ms", "prefill, ms"]
-    columns += ["of 576", "first token, ms", "decode, tokens/s", "cache, MiB", "largest batch", "GFLOP"]
+    columns += [
+        "relative to 576",
+        "first token, ms",
+        "decode, tokens/s",
+        "cache, MiB",
+        "largest batch",
+        "GFLOP",
+    ]
     cells = []
     for row in rows:
         seconds = row["seconds"]
@@ -53,7 +60,7 @@ def _timed(rows: list[dict]) -> str:
 
 def _counted(rows: list[dict]) -> str:
     columns = ["projector", "s", "tokens", "tower, GFLOP", "projector, GFLOP", "language model, GFLOP"]
-    columns += ["prefill, GFLOP", "of 576", "projector's share", "cache, MiB", "of the image, MiB"]
+    columns += ["prefill, GFLOP", "relative to 576", "projector's share", "cache, MiB", "of the image, MiB"]
     cells, full = [], sum(rows[0]["gflop"].values())
     for row in rows:
         total = sum(row["gflop"].values())
@@ -72,13 +79,15 @@ def _shares(rows: list[dict], about: dict) -> list[str]:
     shares = [
         f"{parts[id(row)]['projector'] / sum(parts[id(row)].values()):.1%} ({_label(row)})" for row in rows
     ]
-    sentences = [f"The projector's share of prefill's parts: {', '.join(shares)}."]
+    sentences = [
+        f"The projector's share of the time of tower, projector and language model: {', '.join(shares)}."
+    ]
     if about["layers"] < about["full_layers"]:
         full = sum(parts[id(rows[0])].values())
         ratios = [f"{sum(parts[id(row)].values()) / full:.2f} ({_label(row)})" for row in rows[1:]]
         sentences[0] = (
-            f"Extrapolated to {about['full_layers']} layers, the language model's time times "
-            f"{about['full_layers'] / about['layers']:g}: {sentences[0]} Prefill against 576 tokens: "
+            f"Extrapolated to {about['full_layers']} layers (the language model's time multiplied by "
+            f"{about['full_layers'] / about['layers']:g}): {sentences[0]} Prefill relative to 576 tokens: "
             f"{', '.join(ratios)}."
         )
     return sentences
@@ -88,9 +97,9 @@ def _theirs(rows: list[dict]) -> list[str]:
     ratios = rows[0].get("against_theirs")
     if ratios is None:
         return []
-    names = {"prefill": "prefill", "first_token": "first token", "token": "a token after it"}
+    names = {"prefill": "prefill", "first_token": "first token", "token": "each later token"}
     said = ", ".join(f"{text} {ratios[name]:.3f}" for name, text in names.items())
-    return [f"{rows[0]['name']} by transformers' own LLaVA, same weights, time by time: {said}."]
+    return [f"Times of {rows[0]['name']} relative to transformers' own LLaVA, with the same weights: {said}."]
 
 
 def _label(row: dict) -> str:

@@ -43,11 +43,23 @@ PEAKS = {
 FORWARD_AND_BACKWARD = 3  # FLOPs in those of the forward pass; a linear map with a frozen weight saves one
 OUT_OF_MEMORY = "out of memory"
 OPTIONS = {  # a flag to its mark in file names ("": none), its text in the headline, its help
-    "lora": ("lora", "by LoRA", "stage 2 by adapters of the language model, of rank 128"),
-    "gradient_checkpointing": ("recompute", "gradient checkpointing", "less memory for more arithmetic"),
-    "use_liger_kernel": ("liger", "Liger's kernels", "fused kernels, as the trainer's flag"),
-    "compile_layers": ("compiled", "layers compiled", "each layer of the language model by torch.compile"),
-    "compile_vision": ("", "vision compiled", "tower and projectors by torch.compile"),
+    "lora": ("lora", "by LoRA", "stage 2 with LoRA adapters of rank 128 for the language model"),
+    "gradient_checkpointing": (
+        "recompute",
+        "gradient checkpointing",
+        "recompute activations: less memory, more arithmetic",
+    ),
+    "use_liger_kernel": (
+        "liger",
+        "Liger's kernels",
+        "use Liger's fused kernels, as training does with this flag",
+    ),
+    "compile_layers": (
+        "compiled",
+        "layers compiled",
+        "compile each layer of the language model with torch.compile",
+    ),
+    "compile_vision": ("", "vision compiled", "compile tower and projectors with torch.compile"),
 }
 LORA = {"r": 128, "lora_alpha": 256, "lora_dropout": 0.05}  # scripts/v1_5/finetune_lora.sh
 
@@ -56,18 +68,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shape_arguments(parser)
     parser.set_defaults(batch_size=4, repeats=3)
     add = parser.add_argument
-    add("--stage", type=int, choices=(1, 2), default=2, help="1: the projector alone learns")
-    add("--answer_tokens", type=int, default=20, help="of the text tokens, those with a label")
+    add("--stage", type=int, choices=(1, 2), default=2, help="1: only the projector is trained")
+    add("--answer_tokens", type=int, default=20, help="how many of the text tokens have a label")
     for name, (_, _, help_text) in OPTIONS.items():
         add(f"--{name}", action="store_true", help=help_text)
-    add("--peak_tflops", type=float, help="of the machine; default: by the GPU's name, else a product timed")
+    add(
+        "--peak_tflops",
+        type=float,
+        help="peak of the machine; default: known for the GPU's name, or a matrix product is timed",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print the table, write step_SHAPE.{md,json}."""
     if args.lora and args.stage == 1:
-        raise UserError("--lora is of --stage 2: in stage 1 the projector alone learns.")
+        raise UserError("--lora needs --stage 2: stage 1 trains only the projector.")
     if not 0 < args.answer_tokens < args.text_tokens:
         raise UserError(
             f"--answer_tokens must be from 1 to {args.text_tokens - 1}, less than --text_tokens, "
@@ -246,7 +262,16 @@ def as_markdown(rows: list[dict], about: dict) -> str:
         f"batch {about['batch_size']}, {about['text_tokens']} tokens of text, {about['answer_tokens']} with "
         f"a label{options}, {about['time']} time"
     )
-    columns = ["projector", "s", "tokens", "step, ms", "of 576", "samples/s", "GFLOP a step", "MFU"]
+    columns = [
+        "projector",
+        "s",
+        "tokens",
+        "step, ms",
+        "relative to 576",
+        "samples/s",
+        "GFLOP per step",
+        "MFU",
+    ]
     columns += ["peak, GiB"]
     cells = []
     for row in rows:
@@ -259,5 +284,5 @@ def as_markdown(rows: list[dict], about: dict) -> str:
             line += ["–", "–", "–", f"{row['gflop']:.0f}", "–"]
         peak = row["peak_gib"]
         cells.append([*line, f"{peak:.1f}" if isinstance(peak, float) else peak or "–"])
-    peak = f"MFU is of {about['peak_flops'] / 1e12:.3g} TFLOP/s, {about['peak_source']}."
+    peak = f"MFU is relative to {about['peak_flops'] / 1e12:.3g} TFLOP/s ({about['peak_source']})."
     return f"{headline(about)}; {size}.\n\n{table(columns, cells)}\n- {peak}\n"

@@ -33,9 +33,11 @@ def circular_table(answers: Iterable[CircularAnswer]) -> Table:
     for name, rows in questions.items():
         firsts = [row for row in rows if row.first]
         if len(firsts) != 1:
-            raise UserError(f"MMBench: question {name} has {len(firsts)} answers in first order; expected 1.")
+            raise UserError(
+                f"MMBench: question {name} has {len(firsts)} answers with unrotated options; expected 1."
+            )
         if len({row.labels for row in rows}) != 1:
-            raise UserError(f"MMBench: question {name} has another category in another rotation.")
+            raise UserError(f"MMBench: the rotations of question {name} have different categories.")
         circular.append((all(row.correct for row in rows), rows[0].labels))
         vanilla.append((firsts[0].correct, rows[0].labels))
     table, once = mean_table("circular", circular), mean_table("vanilla", vanilla)

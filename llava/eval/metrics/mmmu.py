@@ -96,7 +96,7 @@ def open_answer_correct(response: str, gold: str | Sequence[str]) -> bool:
     """
     golds = [gold] if isinstance(gold, str) else list(gold)
     if not golds or not all(answer.strip() for answer in golds):
-        raise UserError(f"open_answer_correct: expected at least one answer and none empty, got {gold!r}.")
+        raise UserError(f"open_answer_correct: expected at least one answer, and no empty one, got {gold!r}.")
     accepted = [form for answer in golds for form in _forms(answer)]
     texts = [form for form in accepted if isinstance(form, str)]
     parts = _key_parts(response)

@@ -29,7 +29,7 @@ def prismvqa_table(answers: Iterable[PrismVQAAnswer]) -> Table:
     for answer in answers:
         families.setdefault(answer.family, []).append(answer)
     if not families or "mean" in families:
-        raise UserError('PrismVQA: expected answers, in families none of which is called "mean".')
+        raise UserError('PrismVQA: expected at least one answer, and no family named "mean".')
     rng = np.random.default_rng(SEED)
     table: Table = {"mean": {}}
     resampled = []

@@ -91,7 +91,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 def _leave_one_out(prediction: str, answers: Sequence[str]) -> float:
     if len(answers) != NUM_ANSWERS:
         raise UserError(
-            f"soft accuracy is defined over {NUM_ANSWERS} people's answers, got {len(answers)}; "
+            f"soft accuracy needs the answers of {NUM_ANSWERS} people, got {len(answers)}; "
             "check the annotation file."
         )
     matches = [prediction == answer for answer in answers]

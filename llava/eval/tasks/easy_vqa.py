@@ -51,7 +51,7 @@ def score(
 def _baselines(train_questions: list[dict]) -> tuple[Callable[[dict], str], Callable[[dict], str]]:
     """Return two functions that answer a question: one uses its text, the other ignores it."""
     if not train_questions:
-        raise UserError("the train question file is empty; the baselines are counted from it.")
+        raise UserError("the train question file is empty, but the baselines are counted from it.")
     overall, by_text = Counter(), defaultdict(Counter)
     for row in train_questions:
         answer = normalise(row["answer"])
@@ -104,13 +104,13 @@ def score_task(rows: list[dict], answers: dict) -> Scores:
     table = mean_table(
         "accuracy", ((credit[row["question_id"]], [row["category"]]) for row in rows), CATEGORIES
     )
-    for key, title in (("question_only", "question alone"), ("majority", "most frequent answer")):
+    for key, title in (("question_only", "question only"), ("majority", "most frequent answer")):
         blind = [float(exact_match(row[key], row["answer"])) for row in rows]
-        table[f"blind: {title}"] = {"accuracy": mean_score(blind)}
+        table[f"baseline: {title}"] = {"accuracy": mean_score(blind)}
     return Scores(table, ("overall", "accuracy"), credit)
 
 
-_CONVERT = "python scripts/convert_easy_vqa.py --data EASY_VQA/data --output DATA_ROOT/easy_vqa makes it"
+_CONVERT = "run python scripts/convert_easy_vqa.py --data EASY_VQA/data --output DATA_ROOT/easy_vqa"
 _LINK = (
     "link EASY_VQA/data/test to DATA_ROOT/easy_vqa/test; EASY_VQA is playground/packages/easy_vqa/easy_vqa, "
     "where scripts/quickstart.sh unpacks the package easy-vqa 1.0"

@@ -68,8 +68,8 @@ def judge(rows: list[dict], answers: dict, ask: Callable[..., str]) -> Scores:
     if not scored:
         question_id, reply = next(iter(replies.items()))
         raise UserError(
-            "--judge-model: none of its replies begins with a line of two scores from 1 to 10, that on "
-            f"question {question_id} being {reply[:80]!r}; choose another judge."
+            "--judge-model: none of its replies begins with a line of two scores from 1 to 10. To question "
+            f"{question_id}, it replied {reply[:80]!r}; choose another judge."
         )
     table = llava_bench_table(LlavaBenchAnswer(row["category"], *pairs[row["question_id"]]) for row in scored)  # type: ignore[misc]
     # an answer as good as GPT-4's gets full credit

@@ -33,9 +33,9 @@ def read_table(path: str | Path) -> list[dict[str, str]]:
         raise UserError(f"{path}: cannot be read as a table ({error}); fetch the file again.") from error
     for number, row in enumerate(rows, start=1):
         if None in row.values() or not {"index", "question", "image", "A", "B"} <= row.keys():
-            raise UserError(f"{path}, row {number}: has columns missing; fetch the file again.")
+            raise UserError(f"{path}, row {number}: columns are missing; fetch the file again.")
         if None in row:
-            raise UserError(f"{path}, row {number}: has more cells than columns; fetch the file again.")
+            raise UserError(f"{path}, row {number}: there are more cells than columns; fetch the file again.")
         if not WHOLE_NUMBER.fullmatch(row["index"]):
             raise UserError(f"{path}, row {number}: its index is {row['index']!r}; fetch the file again.")
     return rows
@@ -96,13 +96,13 @@ def _images(table: list[dict], path: str | Path) -> dict[int, bytes]:
         if last is None:
             *_, lacking = passed
             raise UserError(
-                f"{path}, question {index}: its image is that of row {lacking}, which is not there; use the "
+                f"{path}, question {index}: its image is in row {lacking}, which is missing; use the "
                 "whole file."
             )
         if last not in images:
             raise UserError(
-                f"{path}, question {index}: the rows {', '.join(map(str, passed))} name one another for an "
-                "image, and none has it; fetch the file again."
+                f"{path}, question {index}: the rows {', '.join(map(str, passed))} refer to one another for "
+                "the image, but none has it; fetch the file again."
             )
         images |= dict.fromkeys(passed, images[last])
     return images
@@ -115,7 +115,7 @@ def _decoded(cell: str, index: int, path: str | Path) -> bytes:
     except ValueError:
         image = b""
     if not image:
-        raise UserError(f"{path}, question {index}: no base64 image; fetch the file again.")
+        raise UserError(f"{path}, question {index}: its image is not valid base64; fetch the file again.")
     return image
 
 
@@ -135,7 +135,9 @@ def load(folder: Path, name: str, language: str) -> list[dict]:
     rows = read_questions(folder / name, INSTRUCTIONS[language])
     for row in rows:
         if absent := SCORED - row["columns"].keys():
-            raise UserError(f"{folder / name}: no column {', '.join(sorted(absent))}; fetch the file again.")
+            raise UserError(
+                f"{folder / name} has no column {', '.join(sorted(absent))}; fetch the file again."
+            )
         row |= {"answer": row["columns"]["answer"], "group": row["question_id"] % ROTATION}
     return rows
 
@@ -159,7 +161,7 @@ def _openpyxl():
     try:
         import openpyxl
     except ImportError:
-        raise UserError("MMBench's upload needs openpyxl; pip install -e '.[eval]'.") from None
+        raise UserError("MMBench's upload needs openpyxl; run pip install -e '.[eval]'.") from None
     return openpyxl
 
 

@@ -35,7 +35,7 @@ def load(folder: Path) -> list[dict]:
         if _words(row["text"]) not in truth[image]:
             raise UserError(
                 f"{folder / IMAGES / category}: {name} has no question {_words(row['text'])!r}; fetch "
-                "question file and benchmark anew."
+                "question file and benchmark again."
             )
         line = truth[image][_words(row["text"])]
         times[image] += 1
@@ -52,10 +52,12 @@ def _read_truth(folder: Path, name: str) -> dict[str, str]:
     deeper = folder / "questions_answers_YN"
     path = (deeper if deeper.is_dir() else folder) / name
     if not path.is_file():
-        raise UserError(f"{path}: no such file; fetch the benchmark anew.")
+        raise UserError(f"{path} does not exist; fetch the benchmark again.")
     lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if any(line.count("\t") != 1 for line in lines):
-        raise UserError(f"{path}: expected lines of a question, a tab and an answer.")
+        raise UserError(
+            f"{path}: each line must have a question, a tab and an answer; fetch the benchmark again."
+        )
     return {_words(line.split("\t")[0]): line for line in lines}
 
 

@@ -31,7 +31,7 @@ def load(folder: Path) -> list[dict]:
     try:
         from pyarrow import parquet
     except ImportError:
-        raise UserError("MMMU's files need pyarrow; pip install -e '.[eval]'.") from None
+        raise UserError("MMMU's files need pyarrow; run pip install -e '.[eval]'.") from None
     return [
         question_row(published)
         for path in sorted(folder.glob(FILES))
@@ -49,7 +49,7 @@ def question_row(published: dict) -> dict:
     mentioned = MENTION.findall(text)
     images = {i: published[f"image_{i}"] for i in range(1, 8) if published[f"image_{i}"]}
     if absent := [number for number in mentioned if int(number) not in images]:
-        raise UserError(f"MMMU question {published['id']} mentions image {absent[0]}, which it lacks.")
+        raise UserError(f"MMMU question {published['id']} mentions image {absent[0]}, but has no such image.")
     # images that are not mentioned come before the question
     unmentioned = [i for i in images if str(i) not in mentioned]
     text = "<image>\n" * len(unmentioned) + MENTION.sub("<image>", text)
@@ -84,7 +84,7 @@ TASK = Task(
     name="mmmu",
     title="MMMU val",
     folder="MMMU",
-    needs=(File(FILES, "a folder a subject, from https://huggingface.co/datasets/MMMU/MMMU"),),
+    needs=(File(FILES, "a folder for each subject, from https://huggingface.co/datasets/MMMU/MMMU"),),
     load=load,
     max_new_tokens=128,
     score=score,

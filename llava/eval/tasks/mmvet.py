@@ -62,7 +62,7 @@ def load(folder: Path) -> list[dict]:
 def _published(path: Path) -> dict[str, dict]:
     rows = read_json(path, {str: QUESTION})
     if odd := [name for name in rows if not WHOLE_NUMBER.fullmatch(name.removeprefix(ID_PREFIX))]:
-        raise UserError(f"{path}: {odd[0]!r} is no question's id, such as {ID_PREFIX}0; fetch it again.")
+        raise UserError(f"{path}: {odd[0]!r} is not a question's id like {ID_PREFIX}0; fetch the file again.")
     return rows
 
 

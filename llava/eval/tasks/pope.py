@@ -46,7 +46,7 @@ def with_labels(rows: list[dict], folder: Path) -> list[dict]:
         category, image, text = missing[0]
         raise UserError(
             f"{folder / LABELS.format(category)} has no label for {image}, {text!r} "
-            f"({len(missing)} such in all); fetch question and label files that belong together."
+            f"({len(missing)} questions have none); fetch question and label files that belong together."
         )
     return [row | {"answer": labels[key]} for row, key in zip(rows, keys, strict=True)]
 

@@ -22,12 +22,12 @@ def load(folder: Path) -> list[dict]:
     for row in rows:
         if absent := {"answer", "family", "chance"} - row.keys():
             raise UserError(
-                f"{folder / QUESTIONS}, question {row['question_id']}: no {', '.join(sorted(absent))}; "
-                "make the files anew with python -m llava.benchmark.prismvqa."
+                f"{folder / QUESTIONS}, question {row['question_id']} has no {', '.join(sorted(absent))}; "
+                "make the files again with python -m llava.benchmark.prismvqa."
             )
         if problem := misfit(row, {"answer": str, "family": str, "chance": float}):
             raise UserError(
-                f"{folder / QUESTIONS}, question {row['question_id']}: {problem}; make the files anew."
+                f"{folder / QUESTIONS}, question {row['question_id']}: {problem}; make the files again."
             )
     return [row | {"text": f"{row['text']}\n{SINGLE_WORD}"} for row in rows]
 
@@ -42,7 +42,7 @@ def score(rows: list[dict], answers: dict) -> Scores:
     return Scores(table, ("mean", "accuracy"), credit)
 
 
-_MAKE = "python -m llava.benchmark.prismvqa --output_dir DATA_ROOT/prismvqa makes it"
+_MAKE = "run python -m llava.benchmark.prismvqa --output_dir DATA_ROOT/prismvqa"
 TASK = Task(
     name="prismvqa",
     title="PrismVQA",

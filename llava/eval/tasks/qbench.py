@@ -35,7 +35,9 @@ def load(folder: Path, name: str, language: str, has_answers: bool) -> list[dict
         }
         if has_answers:
             if published["correct_ans"] not in options:
-                raise UserError(f"{folder / name}, question {i}: its correct_ans is none of its candidates.")
+                raise UserError(
+                    f"{folder / name}, question {i}: its correct_ans is not one of its candidates."
+                )
             row["answer"] = LETTERS[options.index(published["correct_ans"])]
         rows.append(row)
     return rows

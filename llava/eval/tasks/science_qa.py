@@ -54,8 +54,8 @@ def read_problems(folder: Path, split: str = "test") -> dict[str, dict]:
     for i, problem in chosen.items():
         if not 0 <= problem["answer"] < len(problem["choices"]) <= len(LETTERS):
             raise UserError(
-                f"{folder / PROBLEMS}, problem {i}: answer {problem['answer']} of "
-                f"{len(problem['choices'])} choices cannot be; fetch it again."
+                f"{folder / PROBLEMS}, problem {i} has {len(problem['choices'])} choices, but its answer is "
+                f"choice {problem['answer']}, counted from 0; fetch the file again."
             )
     return chosen
 
@@ -101,7 +101,7 @@ TASK = Task(
         File(QUESTIONS, EVAL_ZIP),
         File(PROBLEMS, _SCIENCE_QA),
         File(SPLITS, _SCIENCE_QA),
-        File(IMAGES, f"{_SCIENCE_QA}: its tools/download.sh"),
+        File(IMAGES, f"{_SCIENCE_QA}; run its tools/download.sh"),
     ),
     load=load,
     max_new_tokens=128,

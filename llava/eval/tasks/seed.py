@@ -33,8 +33,8 @@ def annotate(rows: list[dict], path: str | Path) -> list[dict]:
     names = {number: name for name, number in published["question_type"].items()}
     if odd := [row for row in published["questions"] if row["question_type_id"] not in names]:
         raise UserError(
-            f"{path}: question {odd[0]['question_id']} is of type {odd[0]['question_type_id']!r}, which "
-            '"question_type" lacks; fetch it again.'
+            f"{path}: question {odd[0]['question_id']} has type {odd[0]['question_type_id']!r}, which is "
+            'not in "question_type"; fetch the file again.'
         )
     # LLaVA's ids are numbers where that is possible
     annotations = {str(question["question_id"]): question for question in published["questions"]}

@@ -51,7 +51,7 @@ def find(table: dict, key, where: str | Path):
     """
     if key not in table:
         raise UserError(
-            f"{where} has nothing for question {key}; fetch question and annotation files that belong "
+            f"{where} has no entry for question {key}; fetch question and annotation files that belong "
             "together."
         )
     return table[key]
@@ -68,7 +68,7 @@ def annotations_of(keys: list, annotations: dict, where: str | Path) -> list:
     """
     if missing := annotations.keys() - set(keys):
         raise UserError(
-            f"{len(missing)} questions of {where} are not there, among them {min(missing, key=str)}; "
+            f"{len(missing)} questions of {where} were not asked, for example {min(missing, key=str)}; "
             "use whole files."
         )
     return [find(annotations, key, where) for key in keys]

@@ -46,13 +46,13 @@ def find_annotations(path: str | Path, asked: list[tuple[str, str]]) -> list[dic
         key = (image_id, question_of(prompt))
         if not left[key]:
             raise UserError(
-                f"{path} has no (further) annotation for image {image_id}, {key[1]!r}; fetch question "
+                f"{path} has no annotation, or too few, for image {image_id}, {key[1]!r}; fetch question "
                 "and annotation files that belong together."
             )
         found.append(left[key].pop(0))
     if unasked := [key for key, annotations in left.items() if annotations]:
         raise UserError(
-            f"{len(unasked)} of {path}'s questions were not asked, the first being that of image "
+            f"{len(unasked)} questions of {path} were not asked, the first one on image "
             f"{unasked[0][0]}; use the whole question file, and run the evaluation to its end."
         )
     return found

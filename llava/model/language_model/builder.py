@@ -47,7 +47,7 @@ def config_of(saved: dict, file: Path) -> PretrainedConfig:
     model_type = saved.get("model_type")
     if model_type not in MODEL_CLASSES:
         raise UserError(
-            f"{file.parent} is of model_type {model_type!r}; known language models are "
+            f"{file.parent} has model_type {model_type!r}; supported language models are "
             f"{', '.join(MODEL_CLASSES)}."
         )
     model_class = MODEL_CLASSES[model_type]
@@ -57,7 +57,7 @@ def config_of(saved: dict, file: Path) -> PretrainedConfig:
         )
     except StrictDataclassError as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{file} is no configuration of a {model_class.__name__} ({reason}).") from error
+        raise UserError(f"{file} is not a configuration of a {model_class.__name__} ({reason}).") from error
 
 
 def read_config(path: str | Path) -> PretrainedConfig:

@@ -31,7 +31,7 @@ class LlavaMptModel(LlavaMetaModel, MptModel):
         length += 0 if held is None else held.get_seq_length()
         if length > self.config.max_seq_len:
             raise UserError(
-                f"{length} tokens came, but max_seq_len in this MPT's config.json is "
+                f"the sequence has {length} tokens, but max_seq_len in this MPT's config.json is "
                 f"{self.config.max_seq_len}; raise it there (no weight depends on it), or lower "
                 "--model_max_length or max_new_tokens."
             )

@@ -41,7 +41,7 @@ def read_vision_config(name_or_path: str) -> dict:
         config = AutoConfig.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--vision_tower {name_or_path!r}: no readable config.json there ({first_line(error)}); "
+            f"--vision_tower {name_or_path!r} has no readable config.json ({first_line(error)}); "
             "give a folder or a hub name of a CLIP, SigLIP or DINOv2 model."
         ) from error
     return getattr(config, "vision_config", config).to_dict()
@@ -61,8 +61,8 @@ def build_vision_tower(
     family = fields.mm_vision_config.get("model_type")
     if family not in VISION_TOWERS:
         raise UserError(
-            f"--vision_tower {fields.mm_vision_tower!r} is of type {family!r}; "
-            f"known are {', '.join(VISION_TOWERS)}."
+            f"--vision_tower {fields.mm_vision_tower!r} has model_type {family!r}; "
+            f"supported types are {', '.join(VISION_TOWERS)}."
         )
     return VISION_TOWERS[family](fields, needs_levels, needs_attention)
 
@@ -106,7 +106,7 @@ def load_image_processor(name_or_path: str, image_size: int):
     except (OSError, ValueError) as error:
         raise UserError(
             f"{name_or_path} has no image processor that can be read ({first_line(error)}); copy "
-            f"{PROCESSOR_FILE} there from where the vision tower comes from."
+            f"{PROCESSOR_FILE} from the source of the vision tower."
         ) from error
     square = {"height": image_size, "width": image_size}
     if "shortest_edge" in processor.size:

@@ -55,7 +55,7 @@ class VisionTower(nn.Module):
         if self.image_size % self.patch_size:
             raise UserError(
                 f"--mm_vision_image_size must be a multiple of the tower's {self.patch_size}-px patches, "
-                f"got {self.image_size}; {self.image_size // self.patch_size * self.patch_size} is."
+                f"got {self.image_size}; give {self.image_size // self.patch_size * self.patch_size}."
             )
         if fields.mm_vision_select_feature not in ("patch", "cls_patch"):
             raise UserError(
@@ -71,8 +71,8 @@ class VisionTower(nn.Module):
         self.needs_attention = needs_attention
         if needs_attention and self.selected == 0:
             raise UserError(
-                "--mm_vision_select_layer 0 is ahead of all attention, which "
-                f"--mm_projector_type {fields.mm_projector_type} ranks patches by; choose a later one."
+                f"--mm_projector_type {fields.mm_projector_type} ranks patches by attention, but "
+                "--mm_vision_select_layer 0 comes before all attention layers; choose a later one."
             )
 
     @property
@@ -142,7 +142,7 @@ class VisionTower(nn.Module):
         expected = (self.image_size, self.image_size)
         if tuple(pixel_values.shape[-2:]) != expected:
             raise UserError(
-                f"the vision tower takes {expected[0]}x{expected[1]} pixels, got "
+                f"the vision tower needs {expected[0]}x{expected[1]} pixels, got "
                 f"{pixel_values.shape[-2]}x{pixel_values.shape[-1]}; "
                 "prepare images with its own image processor."
             )

@@ -191,9 +191,9 @@ class FixedScaleCompressor(Compressor):
     def output_grid(self, grid: int, scale_factor: int | None = None) -> int:
         if scale_factor not in (None, self.scale_factor):
             raise UserError(
-                f"this {type(self).__name__} was made for --scale_factor {self.scale_factor} and its weights "
-                f"fit no other, got {scale_factor}; train one for it, or a type that serves any "
-                "(visualprism)."
+                f"this {type(self).__name__} works only with --scale_factor {self.scale_factor}, because its "
+                f"weights depend on it, got {scale_factor}; train one for that factor, or a type that works "
+                "with any (visualprism)."
             )
         return super().output_grid(grid)
 
@@ -203,7 +203,7 @@ def grid_side(num_patches: int) -> int:
     side = math.isqrt(num_patches)
     if side * side != num_patches:
         raise UserError(
-            f"a compressing projector takes a square grid of patches, got {num_patches} features; "
+            f"a compressing projector needs a square grid of patches, got {num_patches} features; "
             "use --mm_vision_select_feature patch."
         )
     return side

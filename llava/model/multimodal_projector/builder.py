@@ -121,6 +121,9 @@ def projector_type_of(names: list[str], declared: str | None, source: str) -> st
             found = "linear"
     if found != declared:
         logger.warning(
-            "%s: config.json says mm_projector_type %r, its weights are %s's.", source, declared, found
+            "%s: config.json has mm_projector_type %r, but the weights are those of %s.",
+            source,
+            declared,
+            found,
         )
     return found

@@ -109,8 +109,8 @@ def _declared(node: ast.AnnAssign, place: str) -> DeclaredOption:
         kind = None
     if kind is None:
         raise UserError(
-            f"{place}: an option is declared as NAME: TYPE = option(DEFAULT, HELP, ...), with a type of "
-            f"{', '.join(KINDS)}, perhaps with | None, and with literals for default and help text."
+            f"{place}: an option is declared as NAME: TYPE = option(DEFAULT, HELP, ...). The type is one of "
+            f"{', '.join(KINDS)}, optionally with | None; default and help text are literals."
         )
     return DeclaredOption(node.target.id, kind, default, help_text)  # type: ignore[union-attr]
 

@@ -58,7 +58,7 @@ def merge(features: Tensor, keys: Tensor, weights: Tensor, centres: Tensor, othe
 @dataclass(frozen=True)
 class PruningOptions(ProjectorOptions):
     num_visual_tokens: int | None = option(
-        None, "Tokens an image keeps under visionzip and prumerge, which need it.", fixes_weights=False
+        None, "Number of tokens per image, required for visionzip and prumerge.", fixes_weights=False
     )
 
 
@@ -84,8 +84,8 @@ class PruningProjector(MLP):
         num_visual_tokens = given["options"].num_visual_tokens
         if not num_visual_tokens or num_visual_tokens < 1:
             raise UserError(
-                f"--mm_projector_type {fields.mm_projector_type} needs --num_visual_tokens, how many "
-                f"an image keeps (for example 64); got {num_visual_tokens}."
+                f"--mm_projector_type {fields.mm_projector_type} needs --num_visual_tokens, the number of "
+                f"tokens per image (for example 64); got {num_visual_tokens}."
             )
         if fields.mm_vision_select_feature != "patch":
             raise UserError(
@@ -96,8 +96,8 @@ class PruningProjector(MLP):
 
     def output_grid(self, grid: int, scale_factor: int | None = None) -> int:
         raise UserError(
-            f"{type(self).__name__} keeps {self.num_visual_tokens} chosen and merged patches, which are not "
-            "squares of the image; choose a projector with a grid, such as visualprism or avgpool."
+            f"the {self.num_visual_tokens} tokens of {type(self).__name__} do not form a grid of the image; "
+            "choose a projector with a grid, for example visualprism or avgpool."
         )
 
     def num_tokens(self, num_patches: int, scale_factor: int | None = None) -> int:

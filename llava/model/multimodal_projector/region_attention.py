@@ -56,7 +56,9 @@ class RegionAttention(nn.Module):
         super().__init__()
         num_heads = num_heads or max(1, width // HEAD_WIDTH)
         if width % num_heads:
-            raise UserError(f"attention heads must divide the projector width {width}, got {num_heads}.")
+            raise UserError(
+                f"the number of attention heads must divide the projector width {width}, got {num_heads}."
+            )
         self.num_heads = num_heads
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))

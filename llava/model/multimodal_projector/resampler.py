@@ -56,8 +56,8 @@ class Resampler(FixedScaleCompressor):
         self.num_heads = num_heads or next(h for h in range(most, 0, -1) if llm_width % h == 0)
         if llm_width % 4 or llm_width % self.num_heads:
             raise UserError(
-                "--mm_projector_type resampler needs a language model width that 4 and its "
-                f"{self.num_heads} heads divide, got {llm_width}."
+                "--mm_projector_type resampler needs a language model width that is a multiple of 4 and of "
+                f"its {self.num_heads} heads, got {llm_width}."
             )
         self.grid = grid
         self.query = nn.Parameter(torch.empty(compressed_side(grid, scale_factor) ** 2, llm_width))

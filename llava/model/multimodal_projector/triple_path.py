@@ -37,13 +37,16 @@ class TriplePathOptions(ProjectorOptions):
 
     visualprism_paths: str = option(
         "identity,local,wavelet",
-        "Paths of VisualPrism's queries, any of identity, local and wavelet with commas between.",
+        "Paths of VisualPrism's queries: any of identity, local and wavelet, separated by commas.",
         form=parse_paths,
     )
-    visualprism_tpqp: bool = option(True, "Triple-path queries; False is the identity path alone.")
+    visualprism_tpqp: bool = option(
+        True, "Queries from the paths of --visualprism_paths; False: only from the identity path."
+    )
     visualprism_hkve: bool = option(
         True,
-        "Hierarchical keys and values; False is TokenPacker's two-layer maps, in visualprism_v2 no branches.",
+        "Hierarchical keys and values; False: the two-layer maps of TokenPacker, or no branches in "
+        "visualprism_v2.",
     )
     visualprism_wavelet: str = option(
         "haar", "A discrete wavelet of PyWavelets: haar, db2, bior2.2 or another."

@@ -50,8 +50,8 @@ class VisualPrismOptions(TriplePathOptions):
 
     visualprism_norm: str = option(
         "batch",
-        "batch, sync_batch (statistics over all ranks; a run on several ranks takes it for batch) or layer; "
-        "of visualprism alone.",
+        "Norm of visualprism: batch, sync_batch (statistics over all ranks; runs on several ranks use it in "
+        "place of batch) or layer.",
         form=lambda norm: norm.removeprefix("sync_"),  # both have the same weights
     )
 

@@ -87,11 +87,11 @@ class VisualPrismV2Options(TriplePathOptions):
     """The options of TriplePathOptions, and those that only this form has."""
 
     visualprism_positions: bool = option(
-        True, "Values carry their place in the region; of visualprism_v2 alone."
+        True, "Scale the values by learnt gains for each position in the region (only visualprism_v2)."
     )
     visualprism_shortcut: bool = option(
         False,
-        "The query is added to what it gathered, by a gain that starts at zero; of visualprism_v2 alone.",
+        "Add the query to the attention's output, with a gain that starts at zero (only visualprism_v2).",
     )
 
 

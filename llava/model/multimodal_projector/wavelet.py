@@ -40,12 +40,12 @@ def taps_of(name: str) -> Taps:
     try:
         import pywt
     except ImportError as error:
-        raise UserError(f"the wavelet {name!r} needs PyWavelets: pip install PyWavelets.") from error
+        raise UserError(f"the wavelet {name!r} needs PyWavelets; run pip install PyWavelets.") from error
     if name not in pywt.wavelist(kind="discrete"):
         families = ", ".join(family for family in pywt.families() if pywt.wavelist(family, kind="discrete"))
         raise UserError(
-            f"--visualprism_wavelet {name!r} is no discrete wavelet of PyWavelets; "
-            f"its families are {families}, e.g. db2 or bior2.2."
+            f"--visualprism_wavelet {name!r} is not a discrete wavelet of PyWavelets; "
+            f"the families are {families}, with names like db2 or bior2.2."
         )
     return Taps(*pywt.Wavelet(name).filter_bank)
 

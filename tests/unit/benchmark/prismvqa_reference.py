@@ -1,15 +1,15 @@
-"""Answers to PrismVQA's questions worked out from a scene's JSON and the question's words alone."""
+"""Answers PrismVQA's questions only from a scene's JSON and the words of the question."""
 
 import re
 
 WHAT = "color|shape|size"
 COLOR_WORDS = {"red", "orange", "yellow", "green", "cyan", "blue", "purple", "gray"}
 SIZE_WORDS = {"small", "medium", "large"}
-APART = 0.05  # the least difference in place that is asked about
+APART = 0.05  # the least distance about which a question asks
 
 
 def answers_to(name: str, item: dict) -> bool:
-    """Whether an item is a "small red object", a "star", ..."""
+    """Whether a name, for example "small red object" or "star", describes an item."""
     for word in name.split():
         if word == "object":
             continue
@@ -20,13 +20,13 @@ def answers_to(name: str, item: dict) -> bool:
 
 
 def the(name: str, items: list[dict]) -> dict:
-    """The one item of that name; an error if there is none, or another."""
+    """The only item with that name; raises an error if there is none, or more than one."""
     (item,) = [item for item in items if answers_to(name, item)]
     return item
 
 
 def how_far(item: dict, side: str, other: dict) -> float:
-    """How far an item is on that side of another; negative on the opposite one."""
+    """The distance of an item from another on that side; it is negative on the opposite side."""
     return {
         "left of": other["x"] - item["x"],
         "right of": item["x"] - other["x"],
@@ -42,7 +42,7 @@ def quarter(item: dict) -> str:
 
 
 def answer(text: str, items: list[dict]) -> str:
-    """What the items say to a question; an AssertionError or ValueError where they leave it open."""
+    """The answer to a question; raises AssertionError or ValueError if the items do not decide it."""
     for pattern, solve in SOLVERS.items():
         if found := re.fullmatch(pattern, text):
             return solve(items, *found.groups())

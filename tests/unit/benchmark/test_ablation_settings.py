@@ -1,4 +1,4 @@
-"""A study's YAML: what it says, what is refused, and the tables it ends in."""
+"""A study's YAML: its settings, what is refused, and the tables at the end."""
 
 import dataclasses
 import re
@@ -120,7 +120,7 @@ def test_a_row_may_have_rates_of_its_own(write):
         ({"rows": [{"name": "a", "projector": "linear", "hkve": False}]}, "row 1: unknown hkve"),
         ({"rows": [{"name": "a", "projector": "visionzip"}]}, "attention.*not cached"),
         ({"rows": [*STUDY["rows"], STUDY["rows"][0]]}, "blind.*twice"),
-        ({"tables": {"all": {"rows": ["nobody"]}}}, "not there: nobody"),
+        ({"tables": {"all": {"rows": ["nobody"]}}}, "do not exist: nobody"),
     ],
 )
 def test_what_is_wrong_with_a_study_is_said(write, changes, message):
@@ -162,7 +162,7 @@ def test_a_table_has_means_over_families_and_differences_seed_by_seed(write):
     table = as_markdown(collect(study, results))
     half = 100 * half_width([0.3, 0.6])
     assert f"| rival | 16 | 45.0 ± {half:.1f} | – | 60.0 | 30.0 | 0.50 | 1.0 | 2 |" in table
-    assert "| one path | 16 | 70.0 | +10.0 | 90.0 | 50.0 |" in table  # seed 1 against seed 1 alone
+    assert "| one path | 16 | 70.0 | +10.0 | 90.0 | 50.0 |" in table  # seed 1 is compared only with seed 1
     assert "Not run yet: whole, any s." in table
 
 

@@ -1,4 +1,4 @@
-"""A study's runs: questions do not see one another, scores are greedy decoding's, the image is used."""
+"""A study's runs: questions do not attend to one another, scores are those of greedy decoding."""
 
 import contextlib
 
@@ -28,7 +28,7 @@ def language_model(tmp_path_factory, bpe_tokenizer):
 
 @pytest.fixture(scope="module", params=["language model", "small reader"])
 def kind(request, language_model):
-    """(settings, codec) of both kinds of reader."""
+    """(settings, codec) for both kinds of reader."""
     if request.param == "language model":
         return Reader(path=language_model), Tokens(language_model)
     pairs = [(question, answer) for question in QUESTIONS for answer in ANSWERS]
@@ -42,7 +42,7 @@ def small():
 
 
 def asked(codec, *answers: str) -> list[Asked]:
-    """A scene's questions with these answers; a question's family is its first word."""
+    """A scene with questions that have these answers; a question's family is its first word."""
     pairs = zip(QUESTIONS, answers, strict=False)
     return [codec.encode(text, answer, text.split()[0]) for text, answer in pairs]
 
@@ -57,7 +57,7 @@ def run_of(projector: str, **switches) -> Run:
     return Run(row, () if projector in ("none", "linear") else (2,), seed=0)
 
 
-def test_words_and_answers_have_numbers_of_their_own_and_strangers_are_unknown():
+def test_words_and_answers_have_their_own_numbers_and_other_words_are_unknown():
     codec = Words([("What color, please?", "dark blue"), ("what size?", "red")])
     assert codec.words == {",": 1, "?": 2, "color": 3, "please": 4, "size": 5, "what": 6}
     assert codec.encode("What size, Sir?", "red", "f") == Asked((6, 5, 1, 0, 2, 2), 5, "f")
@@ -74,7 +74,7 @@ def test_a_language_models_answer_ends_with_its_end_mark(language_model, bpe_tok
 
 
 @torch.no_grad()
-def test_a_question_sees_its_own_scene_and_no_other_question(kind):
+def test_a_question_attends_to_its_own_scene_and_to_no_other_question(kind):
     settings, codec = kind
     model = make_reader(settings, codec, seed=0).eval()
     tokens = torch.randn(2, 4, model.width)
@@ -128,7 +128,7 @@ def test_the_small_reader_reads_no_word_of_the_answer_and_never_says_unknown(sma
 
 @pytest.mark.slow
 def test_a_score_is_that_of_greedy_decoding(language_model, monkeypatch):
-    """On a reader trained to be right sometimes, answer by answer, against transformers' generate."""
+    """Compares each answer with transformers' generate, for a reader that is sometimes right."""
     # In float32, because bfloat16 has ties, which batches and single questions break differently
     monkeypatch.setattr(torch, "autocast", lambda *_: contextlib.nullcontext())
     codec = Tokens(language_model)
@@ -156,7 +156,7 @@ def test_a_score_is_that_of_greedy_decoding(language_model, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("projector", ["linear", "avgpool", "visualprism_v2"])
 def test_a_run_learns_what_only_the_image_tells(small, projector):
-    """The first channel says the answer: who sees it is right, who does not guesses."""
+    """The first channel contains the answer. A reader that gets it is right, and others must guess."""
     settings, codec = small
     hidden = states(32)
     answers = [ANSWERS[n % 2] for n in range(32)]

@@ -1,4 +1,4 @@
-"""All ways generate the same answer, and the command reports each beside the plain one."""
+"""All ways of capturing generate the same answer, and the command compares each with plain generation."""
 
 import tiny
 

@@ -1,4 +1,4 @@
-"""The benchmark of training data: its records are good ones, and its tables have what they promise."""
+"""The benchmark of training data: its records are valid, and its tables have all rows and columns."""
 
 import json
 
@@ -34,8 +34,8 @@ def test_the_command_prints_openings_and_stages_and_writes_them(tmp_path, capsys
     lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     names = [line[0].strip("| ") for line in lines]
     assert names[:4] == ["records", "---", "30", "60"]
-    assert names[4:8] == ["records a second", "---", "whole sample", "find"]
-    assert names[-1] == "overhead of our own, ms a sample"
+    assert names[4:8] == ["records per second", "---", "whole sample", "find"]
+    assert names[-1] == "our overhead, ms per sample"
     assert {len(line) for line in lines[4:]} == {3}
     rows = json.loads((tmp_path / "data.json").read_text())["rows"]
     assert [row["records"] for row in rows] == [30, 60]

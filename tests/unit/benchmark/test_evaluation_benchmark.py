@@ -1,4 +1,4 @@
-"""Evaluation at size: every step is measured, and twice as many questions are no more than twice the work."""
+"""Evaluation at size: every step is measured, and twice as many questions need at most twice the calls."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ SIZES = 60, 120
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Of both sizes, with all lengths known."""
+    """The folders of both sizes, with all prompt lengths stored."""
     made = []
     for num in SIZES:
         folder = tmp_path_factory.mktemp(str(num))
@@ -25,7 +25,7 @@ def folders(tmp_path_factory):
 
 
 def count_calls(name, folder) -> int:
-    """Of functions, Python's own among them, from where the step's clock starts."""
+    """Counts calls of functions, with Python's own, from the start of the step's clock."""
     calls = 0
 
     def count(frame, event, argument):
@@ -44,7 +44,7 @@ def count_calls(name, folder) -> int:
 
 @pytest.mark.parametrize("name", evaluation.STEPS)
 def test_twice_as_many_questions_are_at_most_twice_the_work(folders, name):
-    count_calls(name, folders[0])  # what is imported or remembered by the first call alone
+    count_calls(name, folders[0])  # only the first call imports modules and fills caches
     small, large = (count_calls(name, folder) for folder in folders)
     assert small < large <= 2.2 * small
 

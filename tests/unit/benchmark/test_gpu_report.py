@@ -1,4 +1,4 @@
-"""A GPU report's parts harm no other, and its pages show what was measured. Parts are stand-ins."""
+"""No part of a GPU report affects another, and the pages show the measured figures. Parts are stand-ins."""
 
 import json
 from importlib import import_module
@@ -39,7 +39,7 @@ def test_each_part_is_a_command_that_parses(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_part_that_fails_or_hangs_takes_nothing_from_those_after_it(tmp_path):
+def test_a_part_that_fails_or_hangs_does_not_affect_later_parts(tmp_path):
     parts = [
         Part("fails", "step --shape none", 900, "A"),
         Part("hangs", "speed --shape 7b --device cpu", 1, "B"),
@@ -50,12 +50,12 @@ def test_a_part_that_fails_or_hangs_takes_nothing_from_those_after_it(tmp_path):
     assert outcomes == {
         "fails": "failed with exit code 2",
         "hangs": "ended after 1 s",
-        "lacks": "left out, for no_such_package is not installed",
+        "lacks": "left out, because no_such_package is not installed",
         "products": "done",
     }
     assert json.loads((tmp_path / "products.json").read_text())["command"].endswith(PRODUCTS)
     late = run_parts([Part("late", PRODUCTS, 900, "E")], tmp_path, 0)
-    assert late["late"]["outcome"] == "left out, for the time was over"
+    assert late["late"]["outcome"] == "left out, because the time was over"
     assert json.loads((tmp_path / "parts.json").read_text()).keys() == {*outcomes, "late"}
 
 
@@ -74,7 +74,7 @@ def write(folder, name, **content):
 
 @pytest.fixture
 def results(tmp_path):
-    """What a report leaves that got as far as a training step."""
+    """The results of a report that ended after a training step."""
     folder = tmp_path / "results"
     folder.mkdir()
     write(folder, "machine")
@@ -121,7 +121,7 @@ def test_pages_are_filled_from_the_files_alone(results, tmp_path, monkeypatch):
         (tmp_path / page).write_text(f"before\n<!-- {place} -->\n<!-- end {place} -->\nafter\n")
     monkeypatch.setattr(gpu_pages, "README", tmp_path / "README.md")
     monkeypatch.setattr(gpu_pages, "PAGE", tmp_path / "performance.md")
-    for _ in range(2):  # again, over what the first time left
+    for _ in range(2):  # the second time, over the results of the first
         assert main(["gpu_report", "--docs", "--output_dir", str(results)]) == 0
         readme, page = ((tmp_path / name).read_text() for name in ("README.md", "performance.md"))
         assert readme.count("| what | bar | measured |") == page.count("| what | bar | measured |") == 1

@@ -1,4 +1,4 @@
-"""The loss's benchmark in miniature."""
+"""The benchmark of the loss, with small sizes."""
 
 import pytest
 
@@ -10,6 +10,6 @@ def test_the_command_prints_memory_and_a_row_for_each_stage(capsys):
     sizes = "--tokens 64 --vocabulary 500 --width 8 --hidden_size 32 --layers 1 --repeats 1"
     main(["loss", *sizes.split()])
     printed = capsys.readouterr().out
-    assert "Loss of 64 labels of 500 words" in printed
+    assert "loss of 64 labels with a vocabulary of 500 words" in printed
     assert "| pretrain.sh | 480 |" in printed
     assert "| finetune.sh | 1200 |" in printed

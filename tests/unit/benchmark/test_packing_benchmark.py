@@ -1,4 +1,4 @@
-"""The comparison is fair: every way trains the same records in batches of the same limit."""
+"""The comparison is fair: each way trains on the same records, in batches with the same limit."""
 
 from itertools import chain
 

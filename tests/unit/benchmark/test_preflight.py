@@ -1,4 +1,4 @@
-"""The preflight's page of given figures, its checks one by one, and a check that hangs or dies."""
+"""The preflight's page for given figures, its checks one by one, and checks that hang or are killed."""
 
 import argparse
 import json
@@ -58,16 +58,13 @@ def page(**changes) -> str:
 
 def test_a_page_says_what_is_there_and_when_the_run_ends():
     text = page()
-    assert (
-        "# Preflight of scripts/v1_5/finetune.sh\n\n2026-11-27T12:00+00:00. Nothing stands in the way."
-        in text
-    )
+    assert "# Preflight of scripts/v1_5/finetune.sh\n\n2026-11-27T12:00+00:00. No problem was found." in text
     assert text.count("| NVIDIA H100 80GB HBM3 | 80 | 79 |") == 8
     assert "| liger | not installed | pip install liger-kernel |" in text
     assert "| bfloat16 product | 798 TFLOP/s |" in text
     assert "| all-reduce of 8 ranks | 380.0 GB/s of bus bandwidth |" in text
     assert "900.0 samples/s by 32 workers; the steps use 21.0 |" in text
-    assert "A checkpoint has 90.0 GiB, 48 s every 500 steps; the run needs 194.0 GiB." in text
+    assert "A checkpoint of 90.0 GiB takes 48 s every 500 steps. The run needs 194.0 GiB." in text
     assert "| zero2 | 13.2 | 49.3 | 75.7 |" in text
     assert "| 656 positions, activations kept | 13 |" in text
     # 5,198 steps of 6.1 s are 8 h 48 min; ten checkpoints of 48 s are 8 min
@@ -83,7 +80,7 @@ def test_a_page_says_what_is_there_and_when_the_run_ends():
             {"memory": {"fits": False}},
             ("16 records of 2048 positions", "BATCH_SIZE=28"),
         ),
-        ({"data": {"samples_per_second": 20.0}}, ("20 samples a second", "21")),
+        ({"data": {"samples_per_second": 20.0}}, ("20 samples per second", "21")),
         (
             {"machine": {"gpus": [{"name": "A100", "gib": 80.0, "free_gib": 20.0}]}},
             ("60 of 80 GiB of A100", "other GPUs"),
@@ -97,14 +94,14 @@ def test_a_page_says_what_is_there_and_when_the_run_ends():
 )
 def test_a_problem_comes_first_with_what_to_do(changes, parts):
     verdict, problem = page(**changes).splitlines()[2:5:2]
-    assert verdict.endswith("1 to mend:")
+    assert verdict.endswith("1 problem(s) found:")
     assert_names(problem, *parts)
 
 
 def test_a_users_mistake_that_several_checks_met_is_said_once_with_its_own_remedy():
     mistake = {"problem": "--scale_factor 5 does not divide 24; choose from 1, 2.", "says_remedy": True}
     verdict, problem = page(data=mistake, steps=mistake).splitlines()[2:5:2]
-    assert verdict.endswith("1 to mend:")
+    assert verdict.endswith("1 problem(s) found:")
     assert problem == f"- **data, steps**: {mistake['problem']}"
 
 
@@ -120,7 +117,7 @@ def test_the_page_is_there_whatever_check_fails(missing):
 @pytest.mark.slow
 def test_a_check_that_hangs_or_dies_or_raises_is_a_problem_and_no_more(tmp_path):
     request, log = asdict(Request(["python"], [], 1, None, [])), tmp_path / "log"
-    said = f"not done after 0 s; {log} has what it printed"
+    said = f"it was stopped after 0 s; {log} has its output"
     assert check("machine", request, 0.01, log) == {"problem": said}
     assert check("no_such_check", request, 60, log)["problem"].startswith("KeyError: 'no_such_check' (")
     assert "Traceback" in log.read_text()
@@ -185,9 +182,9 @@ def test_the_memory_of_another_machine(request_of):
     found = checks.memory(request_of(*more, gpu_memory_mib=81920, num_devices=8, decided=decided))
     assert found["zero"] == "zero2"
     assert found["fits"]
-    assert found["largest_of_usual_kept"] == 1024  # the most that is looked for
+    assert found["largest_of_usual_kept"] == 1024  # the largest number that is tried
     assert sum(found["parts_gib"].values()) == pytest.approx(found["total_gib"])
-    with pytest.raises(UserError, match="no GPU.*asked"):
+    with pytest.raises(UserError, match="has no GPU"):
         checks.memory(request_of(decided=decided))
 
 
@@ -211,7 +208,7 @@ def test_a_run_on_several_nodes_is_tried_on_this_one_alone():
     assert " ".join(here) == "python -m torch.distributed.run --standalone --nproc_per_node 8"
     assert nodes == 4
     assert checks.on_this_node(["python"]) == (["python"], 1)
-    assert "random weights on one of 4 nodes, without the network between them, took" in page(
+    assert "random weights on one of 4 nodes, without communication between nodes, took" in page(
         steps={"nodes": 4}
     )
 

@@ -1,4 +1,4 @@
-"""PrismVQA's files: the same on any number of processes, whole or absent, read by training and evaluation."""
+"""PrismVQA's files: equal for any number of processes, never half written, good for training and tests."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ def test_the_first_scenes_do_not_depend_on_how_many_there_are(made):
 
 def test_the_same_again_does_nothing(made, monkeypatch):
     before = contents(made)
-    monkeypatch.setattr(dataset, "make_rows", None)  # whatever asks for rows fails
+    monkeypatch.setattr(dataset, "make_rows", None)  # any call that makes rows fails
     assert write_dataset(made, **SETTINGS) is False
     assert contents(made) == before
 
@@ -69,7 +69,7 @@ def test_more_rounds_ask_training_scenes_more_and_test_scenes_the_same(made, tmp
 def test_a_folder_of_another_data_set_is_refused_and_left(made, change):
     (name,) = change
     before = contents(made)
-    with pytest.raises(ValueError, match=rf"something else.*{name}.*--output_dir"):
+    with pytest.raises(ValueError, match=rf"other data.*{name}.*--output_dir"):
         write_dataset(made, **SETTINGS | change)
     assert contents(made) == before
 
@@ -82,7 +82,7 @@ def test_a_folder_of_another_version_is_refused(made, monkeypatch):
 
 def test_a_folder_of_something_else_is_refused_and_an_empty_one_is_filled(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="something else"):
+    with pytest.raises(ValueError, match="other data"):
         write_dataset(tmp_path, **SETTINGS, workers=1)
     assert contents(tmp_path) == {"notes.txt": b"mine"}
     (tmp_path / "empty").mkdir()

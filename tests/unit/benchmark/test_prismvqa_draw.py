@@ -1,4 +1,4 @@
-"""PrismVQA's pictures: what the scene says is what the pixels show."""
+"""PrismVQA's pictures: the pixels agree with the scene."""
 
 import sys
 from dataclasses import replace
@@ -32,7 +32,7 @@ LARGE = Item("red", "square", "large", 0.5, 0.5, 0.103, 0.0, COLORS["red"])
 
 
 def pixels(*items: Item, size: int = 336, ground: Ground = PLAIN) -> np.ndarray:
-    """uint8[size, size, 3]."""
+    """The picture as uint8[size, size, 3]."""
     return np.asarray(draw_scene(Scene(ground, items, ("", "")), size))
 
 
@@ -81,20 +81,20 @@ def test_a_shape_covers_what_its_outline_encloses(shape):
     x, y = (outline_of(item) * 336).T
     area = 0.5 * abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))
     red = np.abs(pixels(item).astype(int) - COLORS["red"]).max(axis=-1) < 60
-    # half the rim lies inside
+    # half of the rim is inside
     assert 0.84 < red.sum() / area < 1
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_edges_are_smooth(shape):
-    """A cut across an edge at a slant meets shades between ground and rim."""
+    """A line across a slanted edge contains shades between the ground and the rim."""
     picture = pixels(replace(LARGE, shape=shape, angle=7.0))
     between = (picture.max(axis=-1) < 190) & (picture.min(axis=-1) > 40)
     assert between.sum() > 60
 
 
 def peak(item: Item, size: int) -> tuple[float, float]:
-    """The strongest frequency inside an item, (down, across) in cycles a pixel."""
+    """The strongest frequency inside an item, (down, across), in cycles per pixel."""
     half = int(0.06 * size)
     middle = slice(size // 2 - half, size // 2 + half)
     grey = pixels(item, size=size)[middle, middle].mean(axis=-1)

@@ -1,4 +1,4 @@
-"""PrismVQA's questions: right answers, evenly spread, nothing to guess from."""
+"""PrismVQA's questions: answers are right and equally frequent, and cannot be guessed from the question."""
 
 from collections import Counter, defaultdict
 from dataclasses import asdict
@@ -69,11 +69,11 @@ def test_answers_of_a_form_are_even(form, train, test):
     expected = number / kinds
     assert expected > 5
     off = sum((counts[answer] - expected) ** 2 / expected for answer in FORMS[form].answers)
-    # chi squared of kinds - 1 degrees of freedom: mean, and five standard deviations
+    # chi squared with kinds - 1 degrees of freedom: the mean plus five standard deviations
     assert off < kinds - 1 + 5 * np.sqrt(2 * (kinds - 1))
 
 
-def test_of_two_that_are_named_each_is_the_answer_as_often(train):
+def test_each_of_two_named_items_is_the_answer_equally_often(train):
     larger = [question for question in train if question.form == "larger"]
     first = sum(f"larger, the {question.answer}" in question.text for question in larger)
     assert abs(first / len(larger) - 0.5) < 4 * 0.5 / np.sqrt(len(larger))
@@ -113,5 +113,9 @@ def test_question_only_finds_what_words_tell():
 
 def test_a_question_never_names_what_it_asks_for(train):
     for question in train:
-        if question.form not in ("larger", "side", "fineness"):  # these name all they may answer
+        if question.form not in (
+            "larger",
+            "side",
+            "fineness",
+        ):  # these questions name all their possible answers
             assert question.answer not in question.text.replace(",", "").rstrip("?").split(), question

@@ -1,4 +1,4 @@
-"""PrismVQA's scenes: seeded, apart, each in one split, evenly drawn."""
+"""PrismVQA's scenes: fixed by the seed, without overlap, each in one split, evenly distributed."""
 
 from collections import Counter
 from dataclasses import replace
@@ -85,7 +85,7 @@ def test_the_split_depends_on_shapes_colors_and_places_alone(scene, random):
 @pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_no_layout_of_one_split_is_drawn_in_the_other(split):
-    """By construction: the layout names its split, whatever the seed."""
+    """This follows from the construction: a layout names its split, whatever the seed is."""
     assert {split_of(sample_scene(seed, split, i)) for seed in (0, 1) for i in range(60)} == {split}
 
 
@@ -103,7 +103,7 @@ def test_attributes_are_drawn_evenly():
     for attribute, values in (("color", COLORS), ("shape", SHAPES), ("size", SIZES)):
         counts = Counter(getattr(item, attribute) for item in items)
         assert counts.keys() == set(values)
-        # items of a scene made to be counted are alike, hence more spread than of a binomial
+        # items of a scene for counting are alike, so the variance is larger than in a binomial distribution
         assert max(counts.values()) < 1.2 * len(items) / len(values)
     patterns = Counter(item.pattern for item in items if not item.text)
     assert patterns.keys() == set(PATTERNS)

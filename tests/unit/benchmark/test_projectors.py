@@ -1,4 +1,4 @@
-"""The line-up's table: one row a projector and s, with figures that can be checked by hand."""
+"""The table of projectors: one row for each projector and s, with figures that can be checked by hand."""
 
 import json
 
@@ -11,7 +11,7 @@ from llava.benchmark.__main__ import main
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """A 12x12 grid of 16 channels into a width of 24."""
+    """Projectors from a 12x12 grid with 16 channels to a width of 24."""
     for name, value in {"GRID": 12, "VISION_WIDTH": 16, "LLM_WIDTH": 24}.items():
         monkeypatch.setattr(projectors, name, value)
 

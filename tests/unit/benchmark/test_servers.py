@@ -1,4 +1,4 @@
-"""python -m llava.benchmark servers: what it asks of each server, and what it says of the answers."""
+"""python -m llava.benchmark servers: its requests to each server, and its report on the answers."""
 
 import json
 import threading
@@ -15,7 +15,7 @@ TEXTS = {"what color?": "red", "what shape?": "circle", "how many?": "2"}
 
 
 class Chat(BaseHTTPRequestHandler):
-    """Chat completions that answer by TEXTS; the server keeps the bodies it was sent."""
+    """A server of chat completions that answers with TEXTS, and keeps the bodies of its requests."""
 
     def log_message(self, *args):
         pass
@@ -48,7 +48,7 @@ class Chat(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def servers():
-    """By who owns their models."""
+    """Servers, by the owner of their models."""
     made = {}
     for owner in ("vllm", "local"):
         server = made[owner] = ThreadingHTTPServer(("127.0.0.1", 0), Chat)
@@ -85,7 +85,7 @@ def named(servers) -> list[str]:
 def test_each_server_answers_all_questions_at_each_s_in_its_own_words(servers, flags, tmp_path, capsys):
     assert main([*flags, *named(servers), "--scale_factor", "2", "3"]) == 0
     for owner, server in servers.items():
-        assert len(server.bodies) == 2 * 3 * len(TEXTS)  # s, rounds with the first
+        assert len(server.bodies) == 2 * 3 * len(TEXTS)  # the values of s, and the rounds with the first one
         budgets = [
             body["mm_processor_kwargs"]["scale_factor"] if owner == "vllm" else body["scale_factor"]
             for body in server.bodies

@@ -1,4 +1,4 @@
-"""Whole models by shape: counts equal what runs, both sides answer alike, and a run leaves its files."""
+"""Whole models by shape: counts agree with a run, both models give equal answers, and files are written."""
 
 import json
 
@@ -64,7 +64,7 @@ def test_transformers_own_has_the_same_weights_and_says_the_same(shape):
     assert ours.std() > 1e-3
 
 
-def test_models_are_born_in_their_dtype_and_leave_the_default_alone():
+def test_models_are_made_in_their_dtype_without_changing_the_default_dtype():
     model = build_model(SMALL["llama"], "cpu", torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert model.get_decoder().rotary_emb.inv_freq.dtype == torch.float32
@@ -83,14 +83,14 @@ def test_a_variant_is_the_model_with_its_projector():
         positions.append(logits.shape[1] - 8)
         assert variant.num_tokens(model) == model.num_visual_tokens == positions[-1]
     assert positions == [576, 144, 36, 144, 36]
-    with pytest.raises(ValueError, match="--projectors.*--scale_factor"):
+    with pytest.raises(ValueError, match="--projectors.*'linear'"):
         build_variants(model, ["linear"], [2], torch.float32)
 
 
 def test_sequences_that_fit_are_found_by_trying_and_by_computing():
     for limit in (0, 1, 2, 7, 64, 100):
         assert capacity.largest(lambda batch, limit=limit: batch <= limit) == limit
-    # weights 100; 1 sequence peaks at 30, 2 at 50: 20 each over 10; the answer's cache is 5
+    # weights 100; peaks: 30 for 1 sequence, 50 for 2, so 20 per sequence plus 10; the answer's cache is 5
     assert capacity.computed(limit=210, weights=100, one=30, two=50, answer=5) == 4
     assert capacity.computed(limit=90, weights=100, one=30, two=50, answer=5) == 0
 
@@ -138,7 +138,7 @@ def test_a_run_leaves_json_markdown_and_pictures_and_fills_a_page(small, tmp_pat
 def test_a_shape_that_fits_nowhere_is_counted_without_memory(tmp_path, capsys):
     main(["speed", "--shape", "7b", "--count_only", "--device", "cpu", "--output_dir", str(tmp_path)])
     rows = json.loads((tmp_path / "count_7b.json").read_text())["rows"]
-    assert [row["image_kv_bytes"] / 2**20 for row in rows] == [288, 72, 32, 18]  # half a MiB a token
+    assert [row["image_kv_bytes"] / 2**20 for row in rows] == [288, 72, 32, 18]  # half a MiB per token
     full, compressed = (sum(row["gflop"].values()) for row in rows[:2])
     assert compressed / full < 0.35
     assert "counted, not measured" in capsys.readouterr().out
@@ -211,7 +211,7 @@ def test_a_row_that_is_out_of_memory_has_no_time_and_harms_no_other():
 
 
 def test_a_step_needs_what_torch_counts_of_it():
-    """Forward and backward of both stages, but for the gradient that the projector's input does not need."""
+    """Forward and backward pass of both stages, without the gradient of the projector's input."""
     from types import SimpleNamespace
 
     from llava.benchmark.speed.training import step_gflop

@@ -1,4 +1,4 @@
-"""What all benchmarks share: turns, ratios within a round, and pages that get their tables."""
+"""What all benchmarks share: alternating runs, ratios within a round, and tables in pages."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_calls_take_turns_and_the_round_of_warm_up_is_not_kept():
 
 
 def test_ratios_are_of_the_same_round():
-    """A machine that is ten times slower for a round changes no ratio."""
+    """The ratios do not change if the machine is ten times slower in one round."""
     ours = [{"seconds": s} for s in (1, 10, 1)]
     theirs = [{"seconds": s} for s in (2, 20, 2)]
     assert timing.median_ratio(ours, theirs, "seconds") == 0.5
@@ -67,7 +67,7 @@ def test_a_table_goes_between_its_marks_and_nowhere_else(tmp_path):
     with pytest.raises(ValueError, match="no lines <!-- speed_7b -->"):
         timing.paste(page, "speed_7b", "new\n")
     timing.check_place(None, "speed_7b")
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="not a file"):
         timing.check_place(tmp_path / "other.md", "speed_7b")
 
 

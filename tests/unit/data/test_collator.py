@@ -1,4 +1,4 @@
-"""Padding on either side, and images flat over the batch."""
+"""Padding on either side, and one list with the images of the whole batch."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_pads_to_the_longest_on_the_side_asked_for(side, real):
     # the padding id also occurs as a real token, as in ChatML, where padding is the end of turn
     batch = Collator(pad_token_id=10, padding_side=side)([sample(2, 0, 10), sample(4, 0, 20)])
     assert batch["input_ids"][0, real].tolist() == [10, 11]
-    assert batch["labels"][0, real].tolist() == [IGNORE_INDEX, 11]  # nothing precedes the first
+    assert batch["labels"][0, real].tolist() == [IGNORE_INDEX, 11]  # no token precedes the first
     padding = torch.ones(4, dtype=torch.bool)
     padding[real] = False
     assert set(batch["input_ids"][0, padding].tolist()) == {10}

@@ -1,4 +1,4 @@
-"""Samples, truncation, and bad records: failed or skipped, never silent."""
+"""Samples, truncation, and bad records, which fail or are skipped with a message."""
 
 import json
 import logging
@@ -44,7 +44,7 @@ SQUARE = Namespace(image_aspect_ratio="square")
 
 @pytest.fixture
 def make(tmp_path, bpe_tokenizer):
-    """Write files of records, and an image for each name; build the dataset."""
+    """Write files of records and an image for each name, then build the dataset."""
     for index, name in enumerate(["bus", "dog", "cat"]):
         values = np.random.default_rng(index).integers(0, 256, (20, 30, 3), dtype=np.uint8)
         Image.fromarray(values).save(tmp_path / f"{name}.png")
@@ -94,7 +94,7 @@ def test_a_sample_has_ids_labels_and_pixels(make, tmp_path, bpe_tokenizer):
     assert len(list(dataset)) == 2
 
 
-def test_where_tiles_depend_on_it_an_images_size_decides_how_many_positions_it_takes(make, tmp_path):
+def test_an_images_size_decides_its_number_of_positions_if_tiles_depend_on_it(make, tmp_path):
     asked = []
 
     def positions(size):
@@ -212,7 +212,7 @@ def test_skip_takes_the_next_good_record_and_says_so(make, tmp_path, num_workers
 def test_skip_fails_once_no_record_is_left(make, tmp_path):
     dataset = make([with_image("bus")], on_bad_record="skip")
     cut_short(tmp_path / "bus.png")
-    with pytest.raises(BadRecord, match="No good record"):
+    with pytest.raises(BadRecord, match="All records of .* are bad"):
         dataset[0]
 
 
@@ -272,7 +272,7 @@ def test_unknown_arguments_are_refused_at_once(make, argument, message):
 
 
 def test_a_large_jpeg_is_decoded_smaller_where_that_is_asked_for(make, tmp_path):
-    """At twice the input's 14 pixels or more: a side of 224 px comes at an eighth, one of 50 px whole."""
+    """At least twice the input's 14 pixels remain: 224 px are decoded at an eighth, 50 px at full size."""
     gradient = np.linspace(0, 255, 320 * 224 * 3).reshape(224, 320, 3).astype(np.uint8)
     for name, picture in {"large.jpg": gradient, "small.jpg": gradient[:50]}.items():
         Image.fromarray(picture).save(tmp_path / name)

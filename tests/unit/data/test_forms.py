@@ -1,4 +1,4 @@
-"""Rows of other forms become LLaVA's records where their meaning is certain, and are refused elsewhere."""
+"""Rows of other forms become LLaVA's records if their meaning is certain, and are refused otherwise."""
 
 import copy
 
@@ -153,8 +153,8 @@ UNCERTAIN = [
     ({"messages": ASK, "images": ["a.png"], "tools": [{"name": "f"}]}, "'tools'"),
     ({"messages": ASK, "images": ["a.png"], "objects": {"bbox": [1]}}, "'objects'"),
     ({"messages": ASK, "images": ["a.png"], "videos": ["a.mp4"]}, "'videos' is not read"),
-    ({"messages": ASK, "images": [{"url": URL}]}, "picture 0 is at the address.*https://x.org/a.png.*fetch"),
-    (asked({"type": "image_url", "image_url": {"url": URL}}), "picture 0 is at the address"),
+    ({"messages": ASK, "images": [{"url": URL}]}, "picture 0 is a web address.*https://x.org/a.png.*fetch"),
+    (asked({"type": "image_url", "image_url": {"url": URL}}), "picture 0 is a web address"),
     (asked({"type": "image", "image": "a.png", "path": "b.png"}), "names two pictures"),
     (asked({"type": "image", "image": "a.png"}, images=["b.png"]), "'images' and .* name different"),
     (asked(IMAGE, WHAT), "1 <image> .* but 0 image"),

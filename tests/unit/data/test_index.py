@@ -1,4 +1,4 @@
-"""An index is made once, is what a new one would be, and is made anew when what it says is no longer so."""
+"""An index is made once, equals a new one, and is made again when it no longer describes its file."""
 
 import json
 import logging
@@ -55,7 +55,7 @@ def make(tmp_path, bpe_tokenizer):
 
 @pytest.fixture
 def scans(monkeypatch):
-    """How often a file was read from start to end."""
+    """Counts how often a file is read from start to end."""
     made = []
 
     class Scan(llava.data.index._Scan):
@@ -171,7 +171,7 @@ def test_the_default_folder_is_in_the_users_cache(monkeypatch, tmp_path):
 
 
 def get_slowly(folder, results):
-    """What several ranks do at once."""
+    """A call that several ranks make at the same time."""
     logging.basicConfig(level=logging.INFO)
 
     def make():
@@ -195,7 +195,7 @@ def test_one_of_several_processes_makes_it_and_the_others_wait(tmp_path):
     assert found[1:] == [([0, 1, 2], "notes")] * 3
 
 
-def test_who_waits_says_for_whom(tmp_path, caplog, monkeypatch):
+def test_a_waiting_process_names_the_process_that_it_waits_for(tmp_path, caplog, monkeypatch):
     def wait_for_nobody(path, wait):
         wait("process 7 on node 3")
         return FileLock(path, wait)
@@ -203,7 +203,7 @@ def test_who_waits_says_for_whom(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(llava.data.kept, "FileLock", wait_for_nobody)
     with caplog.at_level(logging.INFO):
         ArrayCache(tmp_path).get(["key"], "the index of a.json", lambda: (torch.zeros(1).numpy(), []))
-    assert "waiting for the index of a.json, which process 7 on node 3 makes" in caplog.text
+    assert "waiting for the index of a.json, made by process 7 on node 3" in caplog.text
 
 
 def test_a_data_set_is_cheap_to_hand_to_a_worker(make):
@@ -250,7 +250,7 @@ def test_an_array_that_was_not_used_for_long_is_removed_when_another_is_made(tmp
     (others := tmp_path / "others.npy").write_bytes(b"")
     for path in (used, unused, others):
         os.utime(path, (long_ago, long_ago))
-    assert get("used") == used  # which counts as a use
+    assert get("used") == used  # reading it counts as a use
     assert unused.exists()
     get("new")
     assert used.exists()

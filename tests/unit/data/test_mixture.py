@@ -1,4 +1,4 @@
-"""Each file as often as its weight says."""
+"""An epoch has each file as often as its weight demands."""
 
 from collections import Counter
 
@@ -37,5 +37,5 @@ def test_two_epochs_at_a_half_see_each_record_once():
 
 
 def test_nothing_left_is_refused():
-    with pytest.raises(ValueError, match="--data_weights .* leave none"):
+    with pytest.raises(ValueError, match="--data_weights .* empty epoch"):
         Mixture([3], [0.1])

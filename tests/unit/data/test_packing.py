@@ -1,4 +1,4 @@
-"""Packs hold every record once within the limit; packed rows give the loss and gradients of separate ones."""
+"""Packs contain each record once, within the limit; packing does not change the loss and the gradients."""
 
 import copy
 import json
@@ -52,7 +52,7 @@ def turns(*values):
 
 
 def some_records():
-    """Text alone, one image and two, of uneven lengths."""
+    """Records with text only, with one image and with two, of different lengths."""
     for index in range(9):
         images = [f"{index}.png", "0.png"][: index % 3]
         marks = "<image>\n" * len(images)
@@ -113,7 +113,7 @@ def test_a_record_that_proves_bad_is_left_out_of_its_pack_and_counted(make, tmp_
     packed = PackedDataset(make(on_bad_record="skip"))
     for name in ("1.png", "0.png"):
         (tmp_path / name).write_bytes(b"")
-    bad = {1, 2, 5, 8}  # two of each three have images, of which each second names 0.png
+    bad = {1, 2, 5, 8}  # two of three records have images, and every second one of these names 0.png
     names = {sample["name"] for index in range(len(packed)) for sample in packed[index]}
     assert {int(name.split("record ")[1].split()[0]) for name in names} == set(range(9)) - bad
     assert len(packed.bad_records) == len(bad)
@@ -128,7 +128,7 @@ def test_what_has_no_answer_within_the_limit_is_found_ahead_of_the_first_step(ma
     packed = PackedDataset(make([*some_records(), long], on_bad_record="skip"))
     assert 9 not in all_members(packed)
     assert len(packed.bad_records) == 1
-    with pytest.raises(BadRecord, match="No good record.*pack"):
+    with pytest.raises(BadRecord, match="record to pack"):
         PackedDataset(make([long], on_bad_record="skip"))
 
 
@@ -191,7 +191,7 @@ def model(tmp_path, request):
     with torch.no_grad():
         for parameter in built.get_decoder().layers.parameters():
             if parameter.ndim == 2:
-                parameter.mul_(4)  # loud enough for what a token sees to show in the loss
+                parameter.mul_(4)  # large enough that the tokens to which a token attends change the loss
     return built.train()
 
 
@@ -215,7 +215,7 @@ def test_packed_rows_give_the_loss_and_the_gradients_of_separate_records(
     assert set(gradients) == set(expected_gradients)
     for name, value in gradients.items():
         torch.testing.assert_close(value, expected_gradients[name], rtol=1e-4, atol=1e-5, msg=name)
-    # it is the borders that make it so
+    # the borders between records are the reason
     blurred = {**collate(packs), "sequence_ids": torch.zeros_like(collate(packs)["input_ids"])}
     assert (loss_and_gradients(model, blurred)[0] - expected).abs() > 1e-3
 
@@ -260,7 +260,7 @@ def test_one_long_row_as_flash_attention_takes_it_gives_the_same(make, model):
         ("eager", False),
         ("flash_attention_2", True),
         ("flash_attention_3", True),
-        ("kernels-community/vllm-flash-attn3", True),  # what transformers takes in place of the one before
+        ("kernels-community/vllm-flash-attn3", True),  # transformers uses this instead of the previous one
     ],
 )
 def test_every_flash_attention_gets_packed_rows_as_one(make, model, monkeypatch, attention, in_one_row):

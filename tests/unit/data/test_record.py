@@ -1,4 +1,4 @@
-"""Reading records, and the one clear message for each kind of bad one."""
+"""Reading records, and a clear message for each kind of bad record."""
 
 import bz2
 import gzip
@@ -48,7 +48,7 @@ BAD = [
 TALK = turns("Hi", "Hello!")
 HALF = "cut \ude00 off"
 SYSTEM_TURN = {"from": "system", "value": "Be brief."}
-# what stands for something that would be left out, and the remedy
+# keys that have a meaning but are not read, and the remedy
 BAD += [
     *(
         ({key: value, "conversations": TALK}, rf"'{key}' is not read; name it 'image'\.$")
@@ -64,17 +64,20 @@ BAD += [
         for key in ("system_prompt", "System", "system-message")
     ),
     *(
-        ({key: "a.mp4", "conversations": turns(f"<{key}>\nHi", "Hello!")}, f"'{key}' is not read, for models")
+        ({key: "a.mp4", "conversations": turns(f"<{key}>\nHi", "Hello!")}, f"'{key}' is not read: .*remove")
         for key in ("video", "videos", "audio", "Video", "video_path", "audios")
     ),
-    ({"system": 3, "conversations": TALK}, "'system' is 3; make it words"),
+    ({"system": 3, "conversations": TALK}, "'system' is 3; make it"),
     ({"system": "An <image>.", "conversations": TALK}, "the system text contains <image>"),
-    ({"system": "Else.", "conversations": [SYSTEM_TURN, *TALK]}, "two system texts; keep one of them"),
+    ({"system": "Else.", "conversations": [SYSTEM_TURN, *TALK]}, "two system texts; keep one"),
     ({"conversations": [{"from": "system"}, *TALK]}, r"turn 0 \(system\) has the value None"),
     ({"conversations": [*TALK, SYSTEM_TURN]}, "turn 2 is from 'system', expected 'human'"),
-    ({"conversations": [SYSTEM_TURN, TALK[0]]}, "the last of 1 turns is the human's"),
+    ({"conversations": [SYSTEM_TURN, TALK[0]]}, "the last of 1 turns is from 'human'"),
     *(
-        ({**record, "conversations": record.get("conversations", TALK)}, f"{name} holds U.DE00, a lone surr")
+        (
+            {**record, "conversations": record.get("conversations", TALK)},
+            f"{name} contains U.DE00, a lone surr",
+        )
         for record, name in (
             ({"id": HALF}, "'id'"),
             ({"system": HALF}, "'system'"),
@@ -95,7 +98,7 @@ GOOD += [
     {"system": "Be brief.", "conversations": TALK},
     {"conversations": [SYSTEM_TURN, *TALK]},
     {"system": "Be brief.", "conversations": [SYSTEM_TURN, *TALK]},
-    # says nothing, or nothing that training would use
+    # values that are empty, or that training does not use
     {"system": "", "images": [], "video": None, "audio": "", "conversations": TALK},
     {
         "id": {"a": 1},
@@ -259,7 +262,7 @@ OTHER_KINDS = {
     "zip.jsonl": (b"PK\x03\x04" + bytes(99), "a zip archive"),
     "tar": (bytes(257) + b"ustar" + bytes(999), r"a tar archive.*\.tar"),
     "pointer.json": (b"version https://git-lfs.github.com/spec/v1\noid", "a Git LFS pointer"),
-    "page.json": (b"<!DOCTYPE html>\n<html>", "no JSON.*'<!DOCTYPE html>'"),
+    "page.json": (b"<!DOCTYPE html>\n<html>", "not JSON.*'<!DOCTYPE html>'"),
     "object.json": (b'{\n "data": []\n}', "one JSON object"),
 }
 

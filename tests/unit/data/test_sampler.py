@@ -1,4 +1,4 @@
-"""The samplers' promises, for any lengths, batch and number of processes, as accelerate deals them out."""
+"""The samplers' rules for any lengths, batch size and number of processes, with accelerate's distribution."""
 
 from collections import Counter
 
@@ -32,7 +32,7 @@ def test_every_index_once_and_at_most_one_mixed_megabatch(lengths, batch_size, w
 
 
 def steps_of(order, batch_size, num_processes, accumulation):
-    """Each optimiser step's records over all processes, as accelerate deals a sampler's batches out."""
+    """The records of each optimiser step on all processes, as accelerate distributes a sampler's batches."""
     ranks = [
         list(BatchSamplerShard(BatchSampler(order, batch_size, drop_last=False), num_processes, rank))
         for rank in range(num_processes)
@@ -63,7 +63,7 @@ def test_each_steps_global_batch_has_one_modality_and_no_record_is_lost(
         assert len({lengths[index] > 0 for index in step}) == 1
     dealt = Counter(index for step in steps for index in step)
     assert set(dealt) == set(range(len(lengths)))
-    # accelerate fills the last round of batches up from the start, and repeats nothing else
+    # accelerate completes the last round with batches from the start, and repeats nothing else
     assert dealt.total() - len(lengths) < max(batch_size * num_processes, 1)
 
 
@@ -73,7 +73,7 @@ def test_each_steps_global_batch_has_similar_lengths(num_processes, accumulation
     order = sampler(values, 4, num_processes * accumulation)
     steps = steps_of(order, 4, num_processes, accumulation)
     spreads = [max(values[i] for i in step) - min(values[i] for i in step) for step in steps]
-    assert sum(spreads) / len(spreads) < 110  # of random ones it is 800 and more
+    assert sum(spreads) / len(spreads) < 110  # for random batches it is 800 and more
     assert sorted(index for step in steps for index in step) == list(range(1600))
 
 
@@ -110,7 +110,7 @@ def test_a_batch_has_similar_lengths_and_batches_differ_between_epochs():
 
     first = batches()
     spread = sum(max(values[i] for i in b) - min(values[i] for i in b) for b in first) / len(first)
-    assert spread < 100  # of 8 random ones it is about 780
+    assert spread < 100  # for 8 random records it is about 780
     longest = [max(values[i] for i in b) for b in first]
     assert longest != sorted(longest, reverse=True)
     grouped.set_epoch(1)

@@ -1,4 +1,4 @@
-"""Tar shards: what a sample is, and a stream that loses nothing, repeats nothing and starts anywhere."""
+"""Tar shards: the parts of a sample, and a stream that loses and repeats nothing and can start anywhere."""
 
 import gzip
 import io
@@ -27,7 +27,7 @@ PROCESSES = [pytest.param(number, marks=pytest.mark.slow) for number in (1, 3)]
 
 @pytest.fixture
 def shards(tmp_path) -> str:
-    """The --data_path of 12 shards of 5 samples."""
+    """The --data_path of 12 shards with 5 samples each."""
     for shard in range(NUM_SHARDS):
         numbers = range(shard * PER_SHARD, (shard + 1) * PER_SHARD)
         write(tmp_path / f"{shard:03}.tar", {f"{n:06}": with_image(n) for n in numbers})
@@ -109,7 +109,7 @@ def test_an_epoch_over_all_ranks_and_workers_is_each_sample_once(shards, stream,
         dataset = stream(shards, rank=rank, world_size=world_size, num_workers=num_workers, shuffle_buffer=7)
         own = [dataset.shards_of(0, reader) for reader in range(readers)]
         taken += chain(*own)
-        num_batches = len(own[0]) * PER_SHARD * readers  # the readers' shares are equal here
+        num_batches = len(own[0]) * PER_SHARD * readers  # here all readers have equally many shards
         seen += chain(*(batch["record_names"] for batch in batches_of(dataset, num_batches)))
     assert sorted(taken) == sorted(dataset.shards)
     assert len(seen) == len(set(seen)) == NUM_SHARDS * PER_SHARD
@@ -158,7 +158,7 @@ def test_a_stream_started_at_any_batch_goes_on_as_the_uninterrupted_one(shards, 
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_what_is_passed_over_is_not_decoded(shards, stream, packing, monkeypatch):
+def test_skipped_samples_are_not_decoded(shards, stream, packing, monkeypatch):
     dataset = stream(shards, packing=packing, batch_size=2)
     dataset.start_batch = 8
     opened = []
@@ -188,7 +188,7 @@ def test_weights_are_passes_over_a_path_in_an_epoch(tmp_path, stream):
 
 
 def test_fewer_shards_than_readers_are_refused_with_all_numbers(shards, stream):
-    with pytest.raises(ValueError, match=r"12 shard\(s\) .* 4 process\(es\) of 5 reader\(s\) each"):
+    with pytest.raises(ValueError, match=r"12 shard\(s\) .* 4 process\(es\) with 5 reader\(s\) each"):
         stream(shards, world_size=4, num_workers=5)
 
 
@@ -207,7 +207,7 @@ BAD = {
     "images": ({"json": with_image(1)["json"]}, "1 <image> .*0 image file"),
     "video": ({**with_image(1), "mp4": b"film"}, "video.mp4 is not read"),
     "images_key": ({"json": {"images": ["a"], **with_image(1)["json"]}}, "1 <image> .*0 image file"),
-    "half": ({"json": {"conversations": turns("a \ud800", "b")}}, r"turn 0 holds U\+D800"),
+    "half": ({"json": {"conversations": turns("a \ud800", "b")}}, r"turn 0 contains U\+D800"),
     "a_list": ({"json": [1]}, "it is a list"),
 }
 
@@ -242,7 +242,7 @@ def test_bad_samples_do_not_move_the_place_a_resumed_stream_starts_at(tmp_path, 
 
 
 def third_member(path) -> int:
-    """Where its header starts: tarfile by itself takes whatever is wrong there for the archive's end."""
+    """The start of the third member's header. For tarfile, any error there is the end of the archive."""
     with tarfile.open(path) as tar:
         return tar.getmembers()[2].offset
 

@@ -1,4 +1,4 @@
-"""Parquet and Arrow files, folders and data sets of the hub give the samples of the same records in JSON."""
+"""Parquet and Arrow files, folders and data sets of the hub give the same samples as JSON records."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def tables_of(rows, images):
 
 
 def nested(rows, images):
-    """A table has the same keys in every part of a turn, too."""
+    """In a table, all parts of a turn have the same keys too."""
     for row in rows:
         for turn in row["messages"]:
             for part in turn["content"]:
@@ -152,7 +152,7 @@ def test_pictures_within_need_no_folder_and_a_mixture_has_weights(dataset, image
     assert mixed.mixture.counts == [3, 2]
     assert len(mixed[3]["images"]) == 0
     names = write_json(tmp_path / "c.json", [messages(RECORDS[0])])
-    with pytest.raises(BadRecord, match="set --image_folder"):
+    with pytest.raises(BadRecord, match="--image_folder is missing"):
         dataset(names)
 
 
@@ -287,7 +287,7 @@ def test_a_table_without_rows_or_with_other_columns(dataset, tmp_path):
     with pytest.raises(BadRecord, match=r"a\.parquet, record 0 \(id 1\): 'conversations' is missing"):
         dataset(empty)
     parquet.write_table(pyarrow.table({"id": pyarrow.array([], pyarrow.string())}), empty)
-    with pytest.raises(UserError, match=r"a\.parquet holds no rows"):
+    with pytest.raises(UserError, match=r"a\.parquet has no rows"):
         dataset(empty)
 
 
@@ -326,7 +326,7 @@ def test_what_a_folder_holds_is_told_by_its_names(tmp_path, names, found):
 def test_folders_that_hold_something_else_say_what_to_name(tmp_path, images):
     with pytest.raises(UserError, match="parquet or Arrow.*JSON"):
         check_data_file(images)
-    with pytest.raises(UserError, match="name one, .*f/ai2d or .*f/aokvqa"):
+    with pytest.raises(UserError, match="one of them, .*f/ai2d or .*f/aokvqa"):
         check_data_file(folder_of(tmp_path, "ai2d/train-0.parquet", "aokvqa/train-0.parquet"))
     splits = folder_of(tmp_path / "g", "dataset_dict.json", "train/state.json", "test/state.json")
     with pytest.raises(UserError, match="several splits.*f/test or .*f/train"):
@@ -358,7 +358,7 @@ def test_without_pyarrow_it_is_said_what_to_install(tmp_path, images, monkeypatc
 
 @pytest.fixture
 def hub_cache(tmp_path, images, monkeypatch):
-    """What the datasets library leaves in its cache of a data set of the hub, which cannot be reached."""
+    """The cache of the datasets library for a data set of the hub, which cannot be reached."""
     import datasets
     from datasets.packaged_modules.parquet.parquet import Parquet
 

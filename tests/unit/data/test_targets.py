@@ -1,4 +1,4 @@
-"""Ids are those of inference, and loss falls on the assistant's words: every template and tokenizer."""
+"""Ids are those of inference, and only the assistant's words carry loss, for each template and tokenizer."""
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +16,7 @@ SPLIT_MARKS = {
     "mistral_direct",
     "llava_llama_3",
 }  # templates in which one mark follows another
-# spaces, line ends and pieces of the templates' own marks, which is where tokens could run across
+# spaces, line ends and pieces of the templates' marks, where tokens could cross a border
 words = st.lists(
     st.sampled_from(["A", "red", "bus", ".", ",", "12", " ", "  ", "\n", "#", "é", "中", "😀", "<", "\t"])
     | st.text(st.characters(codec="utf-8", exclude_characters="<|▁"), max_size=3),
@@ -35,7 +35,7 @@ def talk(template, messages):
 
 
 def runs(labels):
-    """Each unbroken run of target ids."""
+    """Each run of consecutive target ids."""
     found, previous = [], IGNORE_INDEX
     for label in labels:
         if label != IGNORE_INDEX:
@@ -45,7 +45,7 @@ def runs(labels):
 
 
 def says(tokenizer, ids) -> str:
-    """The text of ids in the middle of a prompt: a leading space, which decoding drops, is kept."""
+    """The text of ids in the middle of a prompt, with the leading space, which decoding drops."""
     anchor = tokenizer("x", add_special_tokens=False).input_ids
     return tokenizer.decode([*anchor, *ids], clean_up_tokenization_spaces=False).removeprefix("x")
 
@@ -59,7 +59,7 @@ def check_training_matches_inference(template, tokenizer, messages):
     spoken = [says(tokenizer, run) for run in runs(labels)]
     vocabulary = tokenizer.get_vocab()
     if template in SPLIT_MARKS and conv_templates[template].sep not in vocabulary and "><" in vocabulary:
-        # the end's ">" and the next turn's "<" are one token, which belongs to neither
+        # the ">" of the end and the "<" of the next turn form one token, which belongs to neither
         segments[:-1] = [segment.removesuffix(">") for segment in segments[:-1]]
     assert spoken == segments
 
@@ -79,8 +79,8 @@ def test_training_matches_inference_in_sentencepiece(
     check_training_matches_inference(template, sentencepiece_tokenizer, messages)
 
 
-# The two line ends ahead of Llama 3's answers are for its own tokenizers: GPT-2's kind sees one token at a
-# prompt's end, and two ahead of words
+# Llama 3's answers begin with two line ends, which only its own tokenizers encode alike everywhere: GPT-2's
+# kind makes one token of them at a prompt's end, and two before words
 @pytest.mark.slow
 @pytest.mark.parametrize("template", [name for name in CHAT_TEMPLATES if name != "llava_llama_3"])
 @few
@@ -124,7 +124,7 @@ def test_labels_token_by_token_in_byte_level_bpe(bpe_tokenizer):
     ids, labels = build_targets(talk("qwen_2", ["<image>\nHi", "A red bus."]), bpe_tokenizer)
     end = bpe_tokenizer.eos_token_id
     assert ids[-2] == labels[-2] == end
-    assert labels[-1] == IGNORE_INDEX  # the line end after the end of turn
+    assert labels[-1] == IGNORE_INDEX  # the line end after the end of the turn
     assert labels.count(end) == 1
     assert bpe_tokenizer.decode([x for x in labels if x != IGNORE_INDEX]) == "A red bus.<|im_end|>"
 

@@ -1,4 +1,4 @@
-"""The validator names what training would refuse, and counts the rest."""
+"""The validator names the records that training would refuse, and counts the others."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Every benchmark in miniature, made and loaded by name."""
+"""Makes and loads a small form of each benchmark by its name."""
 
 import benchmarks
 import open_benchmarks
@@ -12,7 +12,7 @@ BUILDERS = {**benchmarks.BUILDERS, **open_benchmarks.BUILDERS}
 
 @pytest.fixture
 def load(tmp_path):
-    """From a task's name to its rows, its files made first."""
+    """Makes a task's files and returns its rows, given the task's name."""
 
     def build_and_load(name: str) -> list[dict]:
         folder = BUILDERS[name](tmp_path)

@@ -1,4 +1,4 @@
-"""Answers files that a power cut, a bad disk or an editor damaged: what is wrong, and what keeps the rest."""
+"""Answers files damaged by a power cut, a bad disk or an editor: the error, and how to keep the rest."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from llava.eval.records import AnswerFile, load_questions, read_jsonl
 
 QUESTIONS = [{"question_id": i, "text": f"Größe {i}?"} for i in range(200)]
 SETTINGS = {"conv_mode": "vicuna_v1"}
-NUM_GOOD = 150  # lines ahead of the damage
+NUM_GOOD = 150  # lines before the damage
 
 
 def open_file(path):
@@ -23,7 +23,7 @@ def changed(row: dict, **changes) -> bytes:
     return json.dumps(row).encode() + b"\n"
 
 
-# From an answer row to what stands in its place, and what is then wrong
+# Functions from an answer row to its damaged form, with the expected problem
 DAMAGES = {
     "binary": (lambda row: b"\x89PNG\r\x1a\xff\xfe\n", "not UTF-8"),
     "latin-1": (lambda row: json.dumps(row, ensure_ascii=False).encode("latin-1") + b"\n", "not UTF-8"),
@@ -32,8 +32,8 @@ DAMAGES = {
     "a cut line": (lambda row: changed(row)[:40] + b"\n", "not JSON"),
     "two rows in a line": (lambda row: changed(row)[:-1] + changed(row), "not JSON"),
     "text": (lambda row: b"Traceback (most recent call last):\n", "not JSON"),
-    "a number without end": (lambda row: b"9" * 5000 + b"\n", "not JSON"),
-    "brackets without end": (lambda row: b"[" * 100_000 + b"\n", "not JSON"),
+    "a number without end": (lambda row: b"9" * 5000 + b"\n", "JSON that cannot"),
+    "brackets without end": (lambda row: b"[" * 100_000 + b"\n", "JSON that cannot"),
     "a list": (lambda row: b"[1, 2]\n", "expected a JSON object, got list"),
     "null": (lambda row: b"null\n", "expected a JSON object, got NoneType"),
     "no id": (lambda row: changed(row, question_id=...), 'needs "question_id"'),
@@ -51,17 +51,17 @@ DAMAGES = {
     "a list for a prompt": (lambda row: changed(row, prompt=["?"]), '"prompt" is a list'),
     "a string for the settings": (lambda row: changed(row, metadata="v1"), '"metadata" is a string'),
     "no settings": (lambda row: changed(row, metadata=...), "conv_mode was None, now 'vicuna_v1'"),
-    "another prompt": (lambda row: changed(row, prompt="else?"), "question 160 with another text"),
+    "another prompt": (lambda row: changed(row, prompt="else?"), "question 160, whose text was different"),
     "another answer": (
         lambda row: changed(row, question_id=3, prompt="Größe 3?", text="else"),
-        "answers question 3 a second time and otherwise",
+        "a second and different answer to question 3",
     ),
 }
 
 
 @pytest.fixture
 def answers(tmp_path):
-    """An answers file of NUM_GOOD rows, below a folder with a space in its name; and a further row."""
+    """An answers file with NUM_GOOD rows, in a folder with a space in its name, and one more row."""
     path = tmp_path / "my run" / "a.jsonl"
     file = open_file(path)
     for question in QUESTIONS[:NUM_GOOD]:
@@ -121,7 +121,7 @@ def test_nul_bytes_behind_the_last_line_are_cut_off_and_said(answers, begun, num
     file = open_file(path)
     assert len(file.answered) == NUM_GOOD
     (note,) = file.notes
-    assert note.startswith(f"{path}: {begun + num_nuls} bytes behind its last whole line are cut off")
+    assert note.startswith(f"{path}: {begun + num_nuls} bytes after the last complete line are removed")
     file.append(QUESTIONS[160], "neu")
     assert path.read_bytes().startswith(content + b'{"question_id": 160,')
     assert b"\0" not in path.read_bytes()
@@ -168,7 +168,7 @@ def test_opening_says_the_same_of_a_question_file(tmp_path):
     good = "".join(json.dumps(question) + "\n" for question in QUESTIONS[:7]).encode()
     for bad, problem in (
         (b"\xff\n", "not UTF-8"),
-        (bytes(9), "holds NUL bytes"),
+        (bytes(9), "contains NUL bytes"),
         (b'{"question_id": [7], "text": "?"}\n', 'question 8: "question_id" is a list'),
         (b'{"question_id": 7, "text": "?", "image": 5}\n', 'question 8: "image" is a whole'),
         (b'{"question_id": 7, "text": "?", "image": ["a.png", null]}\n', 'question 8: "image" is a list'),

@@ -1,4 +1,4 @@
-"""easy-VQA scoring: counts worked out by hand."""
+"""easy-VQA's scores: counts that were computed by hand."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_score_counts_the_model_by_category():
 
 
 def test_question_only_takes_each_texts_best_answer_and_falls_back_to_the_majority():
-    # red for the colour text, circle for the shape text and for the text that training never asked
+    # red for the colour text, circle for the shape text and for a text that is not in training
     assert counts(score(QUESTIONS, ANSWERS, TRAIN)["question_only"]) == {
         "overall": (3, 5),
         "color": (2, 3),

@@ -1,4 +1,4 @@
-"""What holds of every benchmark."""
+"""Rules that every benchmark keeps."""
 
 import benchmarks
 import open_benchmarks
@@ -40,7 +40,7 @@ def test_text_files_may_start_with_a_byte_order_mark(load, tmp_path, name):
     ]
     for file in marked:
         file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
-    assert marked or name.startswith("mmmu")  # whose files are parquet
+    assert marked or name.startswith("mmmu")  # its files are parquet
     assert TASKS[name].load(folder) == rows
 
 

@@ -1,4 +1,4 @@
-"""Prompts, batches and ends of answers, without a model."""
+"""Prompts, batches and the ends of answers, without a real model."""
 
 from types import SimpleNamespace
 
@@ -124,7 +124,7 @@ def test_impossible_decoding_settings_are_refused(wrong):
 
 
 def tiny_world(aspect_ratio):
-    """A model that says what an image takes by its size, and a tokenizer's stand-in."""
+    """A stand-in for a model, whose number of tokens depends on the image size, and one for a tokenizer."""
     return SimpleNamespace(
         config=SimpleNamespace(image_aspect_ratio=aspect_ratio),
         get_vision_tower=lambda: object(),

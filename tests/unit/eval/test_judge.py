@@ -1,4 +1,4 @@
-"""The judge's client, against a server of our own."""
+"""The client of the judge, with a test server."""
 
 import json
 import threading
@@ -11,7 +11,7 @@ from llava.eval.judge import Judge
 
 @pytest.fixture
 def server():
-    """An endpoint that gives each status of `statuses` in turn, then replies; keeps what it was sent."""
+    """An endpoint that sends each status of `statuses` in turn and then replies; it keeps its requests."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -70,7 +70,7 @@ def test_a_system_text_is_a_message_of_its_own_and_makes_another_question(server
 def test_a_busy_judge_is_asked_again(server, tmp_path):
     server.statuses = [429, 503]
     assert judge(server, tmp_path)("good?") == "score: 3"
-    assert server.seen[0][1] is None  # a server of one's own needs no key
+    assert server.seen[0][1] is None  # a private server needs no key
 
 
 def test_a_judge_that_refuses_is_named_with_its_reason(server, tmp_path):

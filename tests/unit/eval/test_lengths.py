@@ -1,4 +1,4 @@
-"""Lengths of prompts beside the answers: a resumed run makes the same batches and tokenises what is left."""
+"""Stored prompt lengths: a resumed run makes the same batches and tokenises only the questions left."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ KEPT = {key_of(question) for question in QUESTIONS if question["question_id"] % 
 
 
 class Maker:
-    """Stands in for a PromptMaker: a letter, an id; an image, nine positions."""
+    """A stand-in for PromptMaker: a letter gives one id, and an image gives nine positions."""
 
     def __init__(self, cannot_ask=()):
         self.asked, self.cannot_ask = [], cannot_ask
@@ -34,7 +34,7 @@ class Maker:
 @pytest.fixture
 def measured(tmp_path):
     def call(kept=frozenset(), questions=QUESTIONS, settings=SETTINGS, cannot_ask=()):
-        """The lengths, the questions that were tokenised, and those that were refused."""
+        """Returns the lengths, the questions that were tokenised, and those that were refused."""
         maker, refused = Maker(cannot_ask), []
         file = LengthFile(tmp_path / "a.jsonl", questions, settings)
         lengths = measure(

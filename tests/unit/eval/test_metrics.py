@@ -1,4 +1,4 @@
-"""Metrics against numbers worked out elsewhere."""
+"""Metrics, compared with numbers that were computed in another way."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Judged, similarity-scored and many-image benchmarks in their own file formats, scored by hand."""
+"""Benchmarks with a judge, a similarity score or several images: real file formats, scores by hand."""
 
 import json
 
@@ -42,7 +42,7 @@ def test_llava_bench_scores_relative_to_gpt4_by_hand(load):
     assert scores.credit == {0: 0.75, 1: 0.55}
     assert set(seen) == {"You are a helpful and precise assistant for checking the quality of the answer."}
     low, value = scores.table["overall"]["relative"].low, scores.table["overall"]["relative"].value
-    assert low == pytest.approx(0.55)  # the detail question drawn twice
+    assert low == pytest.approx(0.55)  # the resample with the detail question twice
     assert low < value
 
 
@@ -176,7 +176,7 @@ def test_qbench_refuses_an_answer_that_is_no_option(load, tmp_path):
 def test_docvqa_scores_by_hand(load):
     rows = load("docvqa")
     assert rows[0]["text"] == f"What is the ‘actual’ value?\n{WORD}"
-    # one edit in the twelve characters of "müller & co.", one in the four of "rome", no answer at all
+    # one edit in the twelve characters of "müller & co.", one in the four of "rome", and an empty answer
     scores = TASKS["docvqa"].score(rows, answered(rows, "", "MÜLLER & CO.", "Rom"))
     second = 1 - 1 / len("müller & co.")
     assert {part: row["anls"] for part, row in values(scores).items()} == {
@@ -194,7 +194,7 @@ def test_docvqa_takes_the_older_file_without_question_types(load, tmp_path):
     for row in published["data"]:
         del row["question_types"]
     write_json(path.with_name("val_v1.0.json"), published)
-    assert "layout" in TASKS["docvqa"].load(path.parent)[0]["question_types"]  # the newer one goes first
+    assert "layout" in TASKS["docvqa"].load(path.parent)[0]["question_types"]  # the newer file is preferred
     path.unlink()
     assert TASKS["docvqa"].missing(tmp_path) == []
     rows = TASKS["docvqa"].load(path.parent)

@@ -1,4 +1,4 @@
-"""POPE in its own file format: labels found by image and question, scores worked out by hand."""
+"""POPE in its real file format: labels are found by image and question; scores were computed by hand."""
 
 import json
 
@@ -17,7 +17,7 @@ def write_jsonl(path, rows):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two images of two objects each, in every category: a dog is there, a cat is not."""
+    """Two images with two questions each in every category: there is a dog, and there is no cat."""
     questions, number = [], 0
     for category in CATEGORIES:
         labels = []
@@ -45,8 +45,8 @@ def test_questions_get_their_labels_by_image_and_text(folder):
 def test_the_headline_is_the_mean_f1_of_the_three_categories(folder):
     rows = TASK.load(folder)
     answers = {row["question_id"]: row["answer"].capitalize() for row in rows}
-    answers[4] = "No, there is not."  # a dog of the popular ones: recall 1/2, F1 2/3
-    answers[9] = "yes"  # a cat of the adversarial ones: precision 2/3, F1 4/5
+    answers[4] = "No, there is not."  # the question on a dog in popular: recall 1/2, F1 2/3
+    answers[9] = "yes"  # the question on a cat in adversarial: precision 2/3, F1 4/5
     scores = TASK.score(rows, answers)
     part, measure = scores.headline
     assert scores.table[part][measure].value == pytest.approx((1 + 2 / 3 + 4 / 5) / 3)

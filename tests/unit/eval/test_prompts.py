@@ -1,4 +1,4 @@
-"""Prompts of many questions: the same ids as one by one, each text tokenized and each image opened once."""
+"""Prompts of many questions: the same ids as one by one; texts are tokenized and images opened once."""
 
 from collections import Counter
 from pathlib import Path
@@ -31,7 +31,7 @@ TEXTS = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5)), max_si
 
 
 class Slow:
-    """A tokenizer that knows no positions: a character, an id."""
+    """A tokenizer without positions, with one id for each character."""
 
     is_fast, bos_token_id = False, 1
 
@@ -111,7 +111,7 @@ def test_a_text_is_tokenized_once_however_many_questions_ask_it(bpe_tokenizer, m
     texts = {text: count for text, count in asked.items() if "Is there" in text}
     assert len(texts) == 2
     assert set(texts.values()) == {1}
-    assert asked["calls"] <= 2 * 10  # the chunks, and whether a BOS is added
+    assert asked["calls"] <= 2 * 10  # calls for the chunks, and to find out whether a BOS is added
 
 
 def test_an_image_is_opened_once_however_many_questions_are_about_it(bpe_tokenizer, tmp_path):

@@ -1,4 +1,4 @@
-"""The quick start's report, from a run folder made up here."""
+"""The quick start's report, made from an invented run folder."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def write_jsonl(path, rows):
 
 @pytest.fixture
 def run(tmp_path):
-    """A complete run folder and its image folder."""
+    """Writes a complete run folder and its image folder."""
     run_dir, images = tmp_path / "run", tmp_path / "images"
     for stage in ("stage1", "stage2"):
         (run_dir / stage).mkdir(parents=True)
@@ -71,9 +71,9 @@ def test_report_says_accuracy_with_interval_counts_and_baselines(run):
     markdown, _ = write_report(*run)
     text = markdown.read_text()
     assert text.startswith("# Quick start: 60.0% of open questions right")
-    assert "interval 55.0 to 65.0), +35.0 points over" in text
+    assert "interval 55.0 to 65.0), +35.0 points more" in text
     assert "| VisualPrism | 60.0% [55.0, 65.0] 12/20 |" in text
-    assert "| question alone | 25.0% [20.0, 30.0] 5/20 |" in text
+    assert "| question only | 25.0% [20.0, 30.0] 5/20 |" in text
     assert "| most frequent answer | 20.0% [15.0, 25.0] 4/20 |" in text
     assert "| 168 px | 12x12 | 144 | 2 | 36 | visualprism |" in text
     assert "(heatmap/photograph/heatmap_layer29.png)" in text

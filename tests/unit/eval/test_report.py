@@ -1,4 +1,4 @@
-"""The report's parts: what is shown first, what is escaped, the published row."""
+"""The report's parts: their order, escaped texts, and the row for published results."""
 
 import json
 
@@ -105,7 +105,7 @@ def test_a_servers_score_is_shown_as_such_and_goes_ahead_of_our_own(tmp_path):
     assert "| 144 | – | 0.0 | 76.3 | – | – |" in text
     markdown, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
     assert "| MMBENCH | 64.3 | – | server | 8 |" in markdown
-    assert "60.0 [50.0, 70.0]" in markdown  # ours, in its own section
+    assert "60.0 [50.0, 70.0]" in markdown  # our own score is in the benchmark's section
     assert "76.3%" in page
     assert "VQAV2, server</span>" in page
     assert "Samples" not in markdown + page
@@ -144,10 +144,10 @@ def test_the_pages_say_scores_intervals_tokens_times_versions_and_settings(tmp_p
     assert "| VQAV2 | – | – | submission | 8, a sample | 144 |" in markdown
     assert "| 144 | 50.0 | – | – | – | – |" in markdown
     assert "- submission: a.json, for EvalAI" in markdown
-    assert all("Samples of the questions, not whole benchmarks." in text for text in (markdown, page))
+    assert all("only on a sample of their questions" in text for text in (markdown, page))
     for text in (markdown, page):
         assert all(word in text for word in ("scale_factor", "torch", "4.0"))
-        assert "top_p" not in text  # not set
+        assert "top_p" not in text  # it was not set
     assert [task["name"] for task in json.loads((tmp_path / "results.json").read_text())["tasks"]] == [
         "gqa",
         "vqav2",

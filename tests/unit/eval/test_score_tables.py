@@ -1,4 +1,4 @@
-"""Benchmark scores from answers' verdicts, against sums done by hand."""
+"""Benchmark scores from the verdicts on answers, compared with sums computed by hand."""
 
 import numpy as np
 import pytest
@@ -120,7 +120,7 @@ def test_pope_table_by_hand():
         *[PopeAnswer("random", "yes", "no")] * 1,
         *[PopeAnswer("random", "no", "yes")] * 2,
         *[PopeAnswer("random", "no", "no")] * 4,
-        *[PopeAnswer("popular", "no", "yes")] * 2,  # never a yes: precision of nothing
+        *[PopeAnswer("popular", "no", "yes")] * 2,  # the answer is never yes, so precision has no cases
         *[PopeAnswer("popular", "no", "no")] * 2,
     ]
     table = pope_table(answers)
@@ -161,7 +161,7 @@ def test_pope_refuses_what_is_neither_yes_nor_no():
 
 
 def mme_answers(task: str, *right: int) -> list[MMEAnswer]:
-    """Two answers an image, `right` of them correct."""
+    """Two answers for each image, of which `right` are correct."""
     return [MMEAnswer(task, f"{i}.jpg", n < count) for i, count in enumerate(right) for n in range(2)]
 
 

@@ -1,4 +1,4 @@
-"""How one answer is read and scored: recorded verdicts of the official tools, and cases worked by hand."""
+"""How an answer is parsed and scored: recorded verdicts of the official tools, and cases by hand."""
 
 import json
 import string
@@ -61,7 +61,7 @@ def test_recorded_verdicts_of_the_official_tools(golden, rule):
         ("答案。", "答案。"),
         (".5 or 5.", ".5 or 5"),
         ("youre", "you're"),
-        ("couldntve", "couldntve"),  # two apostrophes missing: not in the table
+        ("couldntve", "couldntve"),  # two apostrophes are missing, which is not in the table
         ("couldn'tve", "couldn't've"),
         ("somebody'd", "somebodyd"),
         ("e-mail", "e mail"),
@@ -79,7 +79,7 @@ def test_normalized_answers_are_lower_case_words_without_articles(raw):
     assert not set(string.ascii_uppercase).intersection(normalized)
 
 
-# k of ten agree: each of the k loses its own vote when it is left out
+# k of ten people agree; when one of the k is left out, its own vote is missing
 @pytest.mark.parametrize(("agree", "accuracy"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)])
 @pytest.mark.parametrize("rule", [vqa_soft_accuracy, vqa_accuracy])
 def test_soft_accuracy_leaves_each_person_out_in_turn(rule, agree, accuracy):
@@ -155,7 +155,7 @@ def test_parse_mme_answer_reads_four_characters(text, answer):
         ("(A) or B", "A"),  # letters in brackets come first
         ("(C), no, (A)", "A"),
         ("D", None),
-        ("two dogs", None),  # too short for a search of the options' texts
+        ("two dogs", None),  # too short for the search for an option's text
         ("What I can see there is TWO DOGS", "C"),
         ("It is a blue house, not a red bus", "A"),
     ],
@@ -187,12 +187,12 @@ def test_guess_option_depends_on_question_and_seed_alone():
         ("3.001", "3", True),  # two decimals
         ("3.01", "3", False),
         ("The sum is 1,234.", "1234", True),
-        ("so x = 7\nso y = 8", "7", True),  # any line may hold the answer
-        ("x = 7\ny = 8", "7", False),  # "=" counts in the last line alone
-        ("It is 4 and therefore 5", "4", False),  # the shortest end
+        ("so x = 7\nso y = 8", "7", True),  # the answer may be in any line
+        ("x = 7\ny = 8", "7", False),  # "=" is used only in the last line
+        ("It is 4 and therefore 5", "4", False),  # the shortest end of the line is used
         ("a", "a", True),
         ("vitamin b it is", "b", True),
-        ("cab", "b", False),  # a letter wants a space beside it
+        ("cab", "b", False),  # a letter must have a space beside it
         ("Über", "über", True),
         ("two", ["one", "TWO"], True),
         ("three", ["one", "two"], False),
@@ -236,9 +236,9 @@ def test_ocrbench_correct_is_containment(dataset, answers, prediction, result):
     [
         ("Hello  World", ["hello world"], 1),
         ("helo world", ["hello world"], 1 - 1 / 11),
-        ("abcd", ["abxy"], 0.5),  # just the threshold counts
-        ("abcde", ["abxyz"], 0),  # 0.4 does not
-        ("abxd", ["zzzz", "abcd", "ab"], 0.75),  # the nearest
+        ("abcd", ["abxy"], 0.5),  # a score at the threshold counts
+        ("abcde", ["abxyz"], 0),  # 0.4 is below it
+        ("abxd", ["zzzz", "abcd", "ab"], 0.75),  # the most similar answer counts
         ("", ["abc"], 0),
         ("", [""], 1),
         ("straße", ["strasse"], 1 - 2 / 7),

@@ -49,7 +49,7 @@ def test_restored_weights_and_settings_are_bit_for_bit_those_exported(tmp_path, 
         assert after.ids(chat) == before.ids(chat)
     for own, expected in zip(after.logits(CHATS, images), before.logits(CHATS, images), strict=True):
         torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-5)
-    theirs = exports.Theirs(tmp_path / "theirs")  # as a trainer of others saves it
+    theirs = exports.Theirs(tmp_path / "theirs")  # as another project's trainer saves it
     theirs.model.save_pretrained(tmp_path / "saved")
     theirs.processor.save_pretrained(tmp_path / "saved")
     restore(str(tmp_path / "saved"), tmp_path / "restored-again")
@@ -58,7 +58,7 @@ def test_restored_weights_and_settings_are_bit_for_bit_those_exported(tmp_path, 
 
 def test_a_folder_that_was_not_exported_is_refused(tmp_path, bpe_tokenizer):
     ours = exports.save_whole(tmp_path / "ours", copy.deepcopy(bpe_tokenizer), **MODELS["Llava"])
-    with pytest.raises(UserError, match="was not exported"):
+    with pytest.raises(UserError, match="an exported folder"):
         restore(str(ours), tmp_path / "restored")
     export(str(ours), tmp_path / "theirs")
     with pytest.raises(UserError, match="--target llava"):

@@ -1,4 +1,4 @@
-"""An exported folder that holds its classes' code loads where this package is not installed."""
+"""An exported folder with the code of its classes loads without this package."""
 
 import ast
 import builtins
@@ -18,7 +18,7 @@ from transformers.dynamic_module_utils import get_imports
 from llava.export.code import FILE, modelling_file
 from llava.export.folder import export
 
-MODELS = {  # by name: what tiny.build takes
+MODELS = {  # maps a name to the arguments of tiny.build
     "visualprism_v2": {"mm_projector_type": "visualprism_v2"},
     "slice": {"mm_projector_type": "visualprism", "tower": "siglip", "image_aspect_ratio": "slice"},
     "anyres": {
@@ -70,7 +70,7 @@ def test_it_gives_the_same_ids_and_logits_without_this_package(tmp_path, bpe_tok
     )
     assert done.returncode == 0, done.stderr
     for name, (ids, logits) in zip(MODELS, torch.load(tmp_path / "found"), strict=True):
-        theirs = exports.Theirs(tmp_path / name)  # with this package, and without trust in the folder's code
+        theirs = exports.Theirs(tmp_path / name)  # with this package, and without running the folder's code
         inputs = theirs.inputs([QUESTION], [image])
         torch.testing.assert_close(ids, inputs.input_ids)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""python -m llava.export: the folder's model card, the way back, and an upload."""
+"""python -m llava.export: the model card, the conversion back, and an upload."""
 
 import json
 
@@ -36,10 +36,15 @@ def test_the_card_says_what_the_model_is_made_of(ours, tmp_path):
     assert card.data.license == "apache-2.0"
     assert card.data.base_model == ["lmsys/vicuna-7b-v1.5"]
     rows = ("language model | lmsys/vicuna-7b-v1.5", "vision tower | tower", "projector | visualprism")
-    rows += ("visual tokens a view | 9", "data | mix.json (5 records)", "learning rate | 0.001", "batch | 16")
+    rows += (
+        "visual tokens per view | 9",
+        "data | mix.json (5 records)",
+        "learning rate | 0.001",
+        "batch | 16",
+    )
     for row in rows:
         assert f"| {row} |" in card.text, row
-    assert "with s one of 1, 2, 3, 6" in card.text
+    assert "one of 1, 2, 3, 6" in card.text
     assert str(tmp_path) not in card.text
     assert "secret" not in card.text
     assert "pip install llava" not in card.text
@@ -76,5 +81,5 @@ def test_push_uploads_the_folder_and_a_refusal_is_one_line(ours, tmp_path, monke
 
     monkeypatch.setattr(HfApi, "create_repo", refuse)
     assert main([str(ours), str(tmp_path / "two"), "--push", "me/prism"]) == 1
-    assert "--push me/prism: the hub did not take it (no network)" in capsys.readouterr().err
+    assert "--push me/prism: the upload failed (no network)" in capsys.readouterr().err
     assert (tmp_path / "two" / "config.json").is_file()

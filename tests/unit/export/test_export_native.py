@@ -1,4 +1,4 @@
-"""Models whose projector transformers lacks become our own class of llava.hf, with our logits."""
+"""Models whose projector is not in transformers get a class of llava.hf, with the same logits."""
 
 import copy
 
@@ -27,7 +27,7 @@ ASPECT_RATIOS = {
 
 
 def check(tmp_path, tokenizer, scale_factors=(None,), **build):
-    """Export a model and compare it with itself at each s."""
+    """Export a model and compare both forms at each s."""
     folder = exports.save_whole(tmp_path / "ours", copy.deepcopy(tokenizer), **build)
     export(str(folder), tmp_path / "theirs")
     ours, theirs = exports.Ours(folder), exports.Theirs(tmp_path / "theirs")
@@ -72,7 +72,7 @@ def test_families_towers_and_settings_give_our_logits(tmp_path, bpe_tokenizer, f
 
 @pytest.fixture(scope="module")
 def prism(tmp_path_factory, bpe_tokenizer):
-    """(folder, ours, theirs) of slice's tiles, which differ in number from image to image."""
+    """(folder, our model, exported model) with the tiles of slice, whose number depends on the image."""
     path = tmp_path_factory.mktemp("prism")
     build = {"image_aspect_ratio": "slice", "mm_projector_type": "visualprism_v2", "conv_version": "qwen_2"}
     return path / "theirs", *check(path, bpe_tokenizer, **build)
@@ -117,7 +117,7 @@ def test_saved_and_loaded_again_it_is_the_same(prism, tmp_path):
 
 @pytest.mark.parametrize("value", [3, 0, -1, True, "2", 2.0])
 def test_a_scale_factor_that_is_not_served_is_refused(prism, value):
-    """Strangers may send it to a server, which must not fail by it."""
+    """Any client may send it to a server, and the server must not fail."""
     _, _, theirs = prism
     with pytest.raises(Exception, match="scale_factor"):
         theirs.inputs(CHATS, exports.pictures(3), scale_factor=value)
@@ -143,7 +143,7 @@ def test_prompts_and_images_that_do_not_fit_are_refused(prism):
 
 
 def test_engines_learn_tokens_and_tiles_ahead_of_the_images(prism):
-    """vLLM asks by (height, width), and cuts each output at the number of its tiles."""
+    """vLLM asks with (height, width), and splits each output by the number of tiles."""
     _, _, theirs = prism
     images = exports.pictures(3)
     sizes = [(image.height, image.width) for image in images]

@@ -1,4 +1,4 @@
-"""Models whose projector is mlp2x_gelu become folders of transformers' own classes."""
+"""Models with the projector mlp2x_gelu become folders for transformers' own classes."""
 
 import copy
 import json
@@ -73,7 +73,7 @@ def test_the_added_words_are_the_mean_of_the_known(tmp_path, tokenizer):
 
 
 def split(folder):
-    """Into two shards of bfloat16 and their index."""
+    """Splits weights into two shards of bfloat16, with their index."""
     weights = load_file(folder / "model.safetensors")
     names = sorted(weights)
     shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
@@ -89,7 +89,9 @@ def split(folder):
 def test_shards_are_written_one_by_one_in_their_own_type(tmp_path, tokenizer, monkeypatch):
     folder = exports.save_whole(tmp_path / "ours", tokenizer, **MLP)
     split(folder)
-    monkeypatch.setattr("llava.export.folder.load_pretrained_model", None)  # nothing builds the model
+    monkeypatch.setattr(
+        "llava.export.folder.load_pretrained_model", None
+    )  # the export must not build the model
     export(str(folder), tmp_path / "theirs")
     assert len(list((tmp_path / "theirs").glob("model-*-of-00002.safetensors"))) == 2
     model = exports.Theirs(tmp_path / "theirs", dtype="auto").model
@@ -97,7 +99,7 @@ def test_shards_are_written_one_by_one_in_their_own_type(tmp_path, tokenizer, mo
 
 
 def test_a_folder_as_llava_published_it_is_exported(tmp_path, tokenizer):
-    """torch.save's files, the tower's names of transformers before 5, constants, model_type llava."""
+    """It has torch.save's files, the tower's older weight names, constants, and model_type llava."""
     folder = exports.save_whole(tmp_path / "ours", tokenizer, **MLP)
     ours = exports.Ours(folder)
     tower, file = "vision_tower.vision_tower.", folder / "model.safetensors"

@@ -1,4 +1,4 @@
-"""An exported folder's chat template gives the ids that conv_templates and encode_prompt give."""
+"""An exported folder's chat template gives the ids of conv_templates and encode_prompt."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ NUM_PATCHES = 4
 
 @pytest.fixture(scope="module")
 def non_legacy_tokenizer(sentencepiece_model, tmp_path_factory):
-    """Puts a space ahead of a text, and none behind a token such as <image>."""
+    """A tokenizer that puts a space before a text, but none after a token like <image>."""
     folder = tmp_path_factory.mktemp("non-legacy")
     shutil.copy(sentencepiece_model, folder / "tokenizer.model")
     marks = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -38,7 +38,7 @@ def non_legacy_tokenizer(sentencepiece_model, tmp_path_factory):
 
 
 def processor_of(tokenizer, folder):
-    """As it comes back from a folder, with <image> as a token."""
+    """The processor as it is loaded from a folder, with <image> as a token."""
     own = copy.deepcopy(tokenizer)
     own.add_tokens(["<image>"], special_tokens=True)
     side = {"height": 28, "width": 28}
@@ -46,12 +46,12 @@ def processor_of(tokenizer, folder):
     LlavaProcessor(images, own, 14, "full").save_pretrained(folder)
     (folder / "config.json").write_text(
         json.dumps({"model_type": "llava"})
-    )  # names a class of tokenizer, too
+    )  # this also names a class of tokenizer
     return AutoProcessor.from_pretrained(folder)
 
 
 def expanded(ids, image_token_id):
-    """NUM_PATCHES tokens for each image."""
+    """The prompt with NUM_PATCHES tokens for each image."""
     return [i for token in ids for i in ([image_token_id] * NUM_PATCHES if token == -200 else [token])]
 
 
@@ -71,7 +71,9 @@ def test_the_processor_gives_our_ids_of_every_template(kind, tmp_path, request):
             inputs = processor.apply_chat_template(conversation, tokenize=True, **options)
             assert list(inputs["input_ids"][0]) == expected
             text = processor.apply_chat_template(conversation, add_generation_prompt=True)
-            ids = tokenizers.encode(text, add_special_tokens=False)  # as a server does that adds none
+            ids = tokenizers.encode(
+                text, add_special_tokens=False
+            )  # as a server does that adds no special tokens
             assert expanded([-200 if token == mark else token for token in ids], mark) == expected
 
 

@@ -1,4 +1,4 @@
-"""Folders load by what is in them, and say plainly what is wrong with them."""
+"""Folders are loaded by their contents, and errors say clearly what is wrong with them."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ IMAGES = torch.randn(1, 3, 56, 56)
 
 
 def save_whole(model, folder, tokenizer):
-    """What stage 2 leaves: model, tokenizer, image processor."""
+    """Writes the result of stage 2: model, tokenizer, image processor."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     shutil.copy(f"{model.config.mm_vision_tower}/preprocessor_config.json", folder)

@@ -1,4 +1,4 @@
-"""Adapters and projectors go over the model they were trained on, and over no other of equal shapes."""
+"""Adapters and projectors load only into the model that they were trained on, even if shapes are equal."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ IMAGES = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(0))
 
 
 def build(folder, tokenizer, family, **fields):
-    """A language model, the same with eyes ("sees"), and what was trained on each: "stage 1" and "lora"."""
+    """A language model, the same with a tower ("sees"), and parts trained on them: "stage 1" and "lora"."""
     model = tiny.build(folder, family, **fields)
     for name in ("language_model", "sees"):
         if name == "sees":
@@ -38,7 +38,7 @@ def build(folder, tokenizer, family, **fields):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, bpe_tokenizer):
-    """By family."""
+    """The folders of each family."""
     return {
         family: build(tmp_path_factory.mktemp(family), bpe_tokenizer, family)
         for family in tiny.LANGUAGE_MODELS
@@ -46,7 +46,7 @@ def folders(tmp_path_factory, bpe_tokenizer):
 
 
 def edited(source, target, changes: dict, dropped=()):
-    """A copy of a model's folder whose config.json says something else; a dotted key is one of a part's."""
+    """A copy of a model's folder with a changed config.json; a dotted key belongs to a part."""
     shutil.copytree(source, target)
     config = json.loads((target / "config.json").read_text())
     for key, value in changes.items():
@@ -61,7 +61,7 @@ def edited(source, target, changes: dict, dropped=()):
     return str(target)
 
 
-# Changes of config.json that leave every shape as it is: (family, what the base says, key that is named)
+# Changes of config.json that do not change any shape: (family, changes of the base, key in the message)
 ROPE = {"rope_theta": 500000.0, "rope_type": "default"}
 OTHER_MODELS = {
     "norm epsilon": ("llama", {"rms_norm_eps": 1e-5}, "rms_norm_eps.*1e-06.*1e-05"),
@@ -121,7 +121,7 @@ def test_a_base_that_adapters_name_themselves_is_compared_too(folders, tmp_path)
         load_pretrained_model(str(tmp_path / "lora"))
 
 
-# Of a base that sees: other settings than those that adapters and projector were trained with
+# Changes of a base with a tower: settings with which adapters and projector were not trained
 OTHER_EYES = {
     "mm_vision_select_layer": (-3, "mm_vision_select_layer.*-2.*-3"),
     "mm_vision_select_feature": ("cls_patch", "mm_vision_select_feature.*'patch'"),
@@ -141,7 +141,7 @@ OTHER_EYES = {
 
 @pytest.mark.parametrize("kind", ["lora", "stage 1"])
 @pytest.mark.parametrize("key", OTHER_EYES)
-def test_a_base_that_sees_otherwise_is_refused(folders, tmp_path, kind, key):
+def test_a_base_with_other_vision_settings_is_refused(folders, tmp_path, kind, key):
     value, says = OTHER_EYES[key]
     base = edited(folders["llama"] / "sees", tmp_path / "base", {key: value})
     with pytest.raises(UserError, match=says):
@@ -175,7 +175,7 @@ def test_what_may_differ_is_not_refused_and_not_warned_of(folders, tmp_path, cap
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-def test_settings_that_need_no_other_weights_may_differ_from_a_base_that_sees(folders, tmp_path):
+def test_settings_that_need_no_other_weights_may_differ_from_a_multimodal_base(folders, tmp_path):
     changes = {"scale_factor": 4, "image_aspect_ratio": "pad", "mm_vision_image_size": 112}
     base = edited(folders["llama"] / "sees", tmp_path / "base", changes)
     model = load_pretrained_model(str(folders["llama"] / "lora"), base)[1]

@@ -1,4 +1,4 @@
-"""Files that a download or a full disk left damaged: one line that names the file and says what to do."""
+"""Files damaged by a download or a full disk: one line names the file and says what to do."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ SAYS = {
 
 @pytest.fixture(scope="session")
 def sources(tmp_path_factory, bpe_tokenizer, sentencepiece_model):
-    """A folder of each kind, as training and publishers leave them; each test damages its own copy."""
+    """A folder of each kind, as training or publishers write it; each test damages its own copy."""
     folder = tmp_path_factory.mktemp("files")
     model = tiny.build(folder)
     bpe_tokenizer.save_pretrained(folder / "language_model")
@@ -87,7 +87,7 @@ def sources(tmp_path_factory, bpe_tokenizer, sentencepiece_model):
 
 
 def load(folder, kind):
-    """What a user asks for with the parts below `folder`."""
+    """Loads a model from the parts below `folder`, as a user would."""
     base = str(folder / "language_model") if kind in ("stage 1", "lora", "language_model", "tower") else None
     path = {"language_model": "stage 1", "tower": "stage 1"}.get(kind, kind)
     config = folder / path / "config.json"
@@ -128,7 +128,7 @@ CASES += [(*file, damage) for file in JSON_FILES for damage in WRONG_JSON]
 
 
 def copied(sources, folder, kind):
-    """The parts that loading `kind` needs, to be damaged."""
+    """Copies the parts that loading `kind` needs, so that a test can damage them."""
     for name in {kind, "language_model", "tower", "stage 1"}:
         shutil.copytree(sources / name, folder / name)
     return folder
@@ -243,5 +243,5 @@ def test_a_value_of_the_wrong_type_is_named(sources, tmp_path):
 def test_an_object_that_is_no_tokenizer_is_named(sources, tmp_path, content):
     file = copied(sources, tmp_path, "whole") / "whole" / "tokenizer.json"
     file.write_text(content)
-    with pytest.raises(UserError, match=r"tokenizer\.json.*no tokenizer"):
+    with pytest.raises(UserError, match=r"tokenizer\.json.*not a tokenizer"):
         load(tmp_path, "whole")

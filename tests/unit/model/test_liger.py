@@ -1,4 +1,4 @@
-"""Which of Liger's kernels a model gets, with a stand-in for the package; tests/gpu runs the real ones."""
+"""Which of Liger's kernels a model gets, with a stand-in for the package; tests/gpu runs real kernels."""
 
 import sys
 import types
@@ -28,7 +28,7 @@ fused.__module__ = "liger_kernel.stand_in"
 
 @pytest.fixture
 def package(monkeypatch):
-    """Liger with two families, which note what they were called with and replace the last norm's forward."""
+    """Liger with two families. They store their arguments, and replace the forward of the last norm."""
     calls = {}
 
     def of(family):

@@ -1,4 +1,4 @@
-"""Every projector of the line-up: shapes, gradients, refusals, papers' rules, and a life in a whole model."""
+"""Every projector: shapes, gradients, refused inputs, the papers' rules, and its use in a whole model."""
 
 import json
 import shutil
@@ -50,7 +50,7 @@ def features(grid, batch=2):
 def test_a_step_reaches_every_parameter_and_evaluation_repeats_itself(name, grid, s):
     module, inputs = make(name, grid, s), features(grid)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    for _ in range(2):  # a gain that starts at zero lets no gradient through before its first step
+    for _ in range(2):  # a gain of zero passes no gradient, so the first step must change it
         optimizer.step()
         optimizer.zero_grad()
         output = module.train()(inputs)
@@ -61,7 +61,7 @@ def test_a_step_reaches_every_parameter_and_evaluation_repeats_itself(name, grid
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.isfinite().all(), parameter_name
     dead = {n for n, p in module.named_parameters() if p.grad.abs().max() == 0}
-    # A region of one patch leaves attention no choice, and an attention's key bias never has an effect.
+    # In a region of one patch, attention has no choice, and the bias of the keys never has an effect.
     assert s == 1 or dead <= {"k_proj.bias"}, dead
     optimizer.step()
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_a_step_reaches_every_parameter_and_evaluation_repeats_itself(name, grid
 
 @pytest.mark.parametrize("name", COMPRESSING)
 def test_a_scale_that_does_not_divide_and_a_class_token_are_refused(name):
-    if name != "resampler":  # it refuses both when it is made, or by its grid
+    if name != "resampler":  # it refuses both earlier: when it is made, or because of its grid
         with pytest.raises(ValueError, match="--scale_factor.*8x8.*3.*1, 2"):
             make(name, 8, 3)(features(8))
     module = make(name, 8, 2)
@@ -103,7 +103,7 @@ def test_weights_made_for_one_scale_refuse_another_however_it_is_asked_for(name)
         module.num_tokens(144, 3)
 
 
-# What each computes
+# What each projector computes
 
 
 @pytest.mark.parametrize("s", [2, 3, 4])
@@ -128,7 +128,7 @@ def test_tokenpackers_initial_weights_are_those_of_visualprism():
 
 
 def regions_by_hand(x, grid, s):
-    """Per token the float[B, s*s, C] of its patches, looked up one by one."""
+    """The patches float[B, s*s, C] of each token, found one by one."""
     found = []
     for row in range(grid // s):
         for column in range(grid // s):
@@ -271,7 +271,7 @@ def test_pruning_says_what_it_needs(name):
     module = pruning(name, 40)
     with pytest.raises(ValueError, match="--num_visual_tokens.*36.*40"):
         module(attended_features())
-    with pytest.raises(ValueError, match="squares.*visualprism"):
+    with pytest.raises(ValueError, match="grid.*visualprism"):
         module.output_grid(6)
     fields = VisionFields(
         mm_projector_type=name,
@@ -355,7 +355,7 @@ def test_a_tiny_model_trains_a_step_is_saved_and_comes_back(tmp_path, bpe_tokeni
     _, loaded, _, _ = load_pretrained_model(folder)
     assert type(loaded.get_projector()) is PROJECTORS[name]
     assert loaded.num_visual_tokens == model.num_visual_tokens
-    # Not bit by bit: some processors choose another kernel for memory that is aligned otherwise
+    # Not bit by bit: some processors choose another kernel if memory has another alignment
     torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=1e-5)
     options = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     assert loaded.generate(IDS, images=IMAGES, **options).shape == (1, 2)
@@ -370,14 +370,16 @@ def test_a_tiny_model_trains_a_step_is_saved_and_comes_back(tmp_path, bpe_tokeni
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(PROJECTORS) - {"linear", "identity", "visualprism"}))
 def test_a_checkpoint_without_a_projector_leaves_none_of_it_uninitialised(tmp_path, name):
-    """transformers builds on the meta device: what reset_parameters forgets would be memory's contents."""
+    """transformers builds on the meta device: parameters that reset_parameters forgets would be undefined."""
     built = tiny.build(tmp_path, mm_projector_type=name, num_visual_tokens=5)
     config = built.config
     projector = type(built).from_pretrained(tmp_path / "language_model", config=config).get_projector()
     for key, parameter in projector.named_parameters():
         expected = built.get_projector().get_parameter(key)
         if parameter.ndim > 1 and expected.any():
-            assert 0.05 < parameter.std() / expected.std() < 20, key  # 0.02 here, torch's own there
+            assert 0.05 < parameter.std() / expected.std() < 20, (
+                key
+            )  # 0.02 here, torch's own initial values there
         else:
             assert torch.equal(parameter, expected) or parameter.abs().max() == 0, key
 
@@ -400,7 +402,7 @@ def test_an_mlp_checkpoint_serves_by_a_change_of_its_configuration(tmp_path, bpe
         assert logits(loaded).shape[1] == 4 + loaded.num_visual_tokens
         assert torch.equal(loaded.get_projector()[2].weight, model.get_projector()[2].weight)
     changed(whole, num_visual_tokens=16, scale_factor=1)
-    if name != "visionzip":  # whose order is its own
+    if name != "visionzip":  # it has its own order
         torch.testing.assert_close(logits(load_pretrained_model(whole)[1]), logits(model))
 
 

@@ -62,7 +62,7 @@ def test_training_loss_is_the_evaluation_loss_and_needs_no_logits(model):
     model.training = True
     for norm in model.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
-            norm.eval()  # batch statistics are training's own
+            norm.eval()  # only training uses batch statistics
     output = model(input_ids=ids, attention_mask=mask, labels=labels, images=images)
     halves = model(
         input_ids=ids, attention_mask=mask, labels=labels, images=images, num_items_in_batch=torch.tensor(10)
@@ -120,7 +120,7 @@ CALLS = {
 
 @pytest.fixture
 def padded_model(model):
-    """The model with a padding token that is no word; transformers forgets that it has warned."""
+    """The model with a padding token that is not a word. The state of transformers' warnings is reset."""
     from transformers.utils import logging
 
     logging.warning_once.cache_clear()
@@ -201,7 +201,7 @@ def test_vision_in_one_compiled_graph_gives_the_same_features(name, tmp_path, mo
         model.compile_vision()
         first = model.encode_images(images)
         model.encode_images(torch.randn(2, 3, 56, 56))
-    torch.testing.assert_close(first, expected, atol=1e-6, rtol=1e-5)  # and no later call wrote over it
+    torch.testing.assert_close(first, expected, atol=1e-6, rtol=1e-5)  # later calls did not overwrite it
     assert len(graphs) == 1
-    assert model.encode_images(images).requires_grad  # gradients go past it
+    assert model.encode_images(images).requires_grad  # gradients flow through it
     assert len(graphs) == 1

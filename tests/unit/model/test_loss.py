@@ -1,4 +1,4 @@
-"""The loss by parts against plain cross-entropy, the regulariser against its golden file, memory of both."""
+"""The loss, compared with plain cross-entropy; the regulariser, with its golden file; memory of both."""
 
 import json
 from types import SimpleNamespace
@@ -40,7 +40,7 @@ def gradients(loss, *tensors):
 
 
 def plain_lsd(logits, targets, tau, entropy, iters):
-    """SPEC 4 word by word, with whole matrices."""
+    """SPEC 4 literally, with whole matrices."""
     probabilities = torch.softmax(logits.float() / tau, dim=1)
     count = targets.numel()
     cost = torch.stack([2 * (1 - probabilities[:, target]) for target in targets])
@@ -104,7 +104,7 @@ def test_the_regulariser_is_the_golden_one(golden, case):
         settings = json.loads(file.metadata()[str(case)])
     labelled = labels != -100  # these are shifted already
     if not labelled.any():
-        assert expected == 0  # language_loss leaves it out then, as tested above
+        assert expected == 0  # language_loss leaves it out in this case, as tested above
         return
     found = sinkhorn_lsd(
         logits[labelled], labels[labelled], settings["tau"], settings["lam"], settings["iters"]
@@ -182,7 +182,7 @@ def test_the_regulariser_makes_no_second_tensor_of_the_logits_size_but_their_gra
     with Largest() as largest:
         sinkhorn_lsd(logits, torch.randint(0, 5000, (300,)), 2.2, 0.12, 16).backward()
     assert largest.numel == logits.numel()
-    assert largest.count[logits.numel()] <= 2  # the gradient is made once, and handed to the leaf
+    assert largest.count[logits.numel()] <= 2  # the gradient is made once, and then given to the leaf
 
 
 @pytest.mark.parametrize("at_once", [7, 50])

@@ -1,4 +1,4 @@
-"""MPT: transformers' own numbers, padding on either side, published names, and what it cannot do."""
+"""MPT: transformers' own results, padding on either side, published names, and its limits."""
 
 import json
 

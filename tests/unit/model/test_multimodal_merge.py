@@ -1,4 +1,4 @@
-"""The merge puts each visual token where its placeholder stood, whatever the padding."""
+"""The merge puts each visual token at the place of its placeholder, with any padding."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def spans(counts: list[int]) -> list[ImageSpan]:
 
 @st.composite
 def prompts(draw):
-    """Rows of (is image, id), and the tokens of each image."""
+    """Prompts as rows of (is image, id), and the tokens of each image."""
     item = st.one_of(st.just(IMAGE_TOKEN_INDEX), st.integers(1, 90))
     rows = draw(st.lists(st.lists(item, min_size=1, max_size=6), min_size=1, max_size=4))
     num_images = sum(row.count(IMAGE_TOKEN_INDEX) for row in rows)

@@ -1,6 +1,6 @@
-"""Nothing on the way from prompt to loss asks the device for a value: on a GPU each question would wait.
+"""No step from prompt to loss reads a value from the device, because on a GPU each such read would wait.
 
-The meta device stands in for one: it holds no values, so that reading any (.item(), .cpu(), nonzero, an index
+The meta device is a stand-in for a GPU: it has no values, so reading one (.item(), .cpu(), nonzero, an index
 that is a mask) raises.
 """
 
@@ -24,7 +24,9 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def without_values(model, monkeypatch):
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # it knows no meta device
+    monkeypatch.setattr(
+        torch, "is_autocast_enabled", lambda device: False
+    )  # autocast does not support the meta device
     monkeypatch.setattr(torch, "autocast", lambda device, enabled: nullcontext())
     return copy.deepcopy(model).to("meta")
 
@@ -40,7 +42,7 @@ def test_a_training_step_reads_nothing_from_the_device(without_values, use_cache
 
 
 def test_without_the_copy_on_the_host_it_would(without_values):
-    """The detector detects."""
+    """This shows that the other tests can detect a read."""
     without_values.train()
     inputs = moved(batch(), "meta")
     del inputs["on_host"]
@@ -79,7 +81,7 @@ def test_no_projector_reads_anything_from_the_device(name):
 
 
 def test_the_copy_on_the_host_is_what_is_merged(model):
-    """Ids of the device's copy are not read at all."""
+    """The ids of the copy on the device are never read."""
     inputs = batch()
     expected = model.merge_inputs(inputs["input_ids"], inputs["attention_mask"], images=inputs["images"])
     wrong = torch.zeros_like(inputs["input_ids"])
@@ -91,10 +93,10 @@ def test_the_copy_on_the_host_is_what_is_merged(model):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_padding_on_the_right_needs_no_mask_in_training(model, attention):
-    """Loss and gradients are those of each row alone, weighted by labels."""
+    """Loss and gradients are those of the single rows, weighted by their numbers of labels."""
     trained = copy.deepcopy(model).train()
     trained.config._attn_implementation = attention
-    trained.get_projector().eval()  # its batch norms would see other batches
+    trained.get_projector().eval()  # in training mode, the batches of its batch norms would differ
     inputs = batch()
     parts, gradients = [], []
     for rows in (slice(0, 2), slice(0, 1), slice(1, 2)):

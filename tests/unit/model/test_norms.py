@@ -1,4 +1,4 @@
-"""Batch norm over ranks: two processes with half a batch each are one process with the whole."""
+"""Batch norm over ranks: two processes with half a batch each equal one process with the whole batch."""
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ def test_two_ranks_are_one_process_with_the_whole_batch(tmp_path):
 
 
 def blank_main(rank, folder):
-    """Two steps: rank 1 has a blank alone in the first, both have in the second."""
+    """Two steps: only rank 1 has a blank image in the first step, and both ranks have one in the second."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     norm = SyncBatchNorm(WIDTH)
     maps, cotangent = (part[:2] for part in whole())
@@ -101,7 +101,7 @@ def test_a_rank_with_a_blank_alone_takes_part_and_counts_for_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_alone_it_is_batch_norm(training):
+def test_on_one_rank_it_is_batch_norm(training):
     ours, torchs = SyncBatchNorm(WIDTH).train(training), nn.BatchNorm2d(WIDTH).train(training)
     assert torch.equal(ours(whole()[0]), torchs(whole()[0]))
 
@@ -124,7 +124,7 @@ def test_the_gradient_is_right_where_tokens_come_in_channels_last_order(kind, nu
 
 
 @pytest.mark.parametrize("kind", [BatchNorm, SyncBatchNorm])
-def test_alone_it_learns_no_statistics_of_a_blank(kind):
+def test_on_one_rank_it_learns_no_statistics_of_a_blank(kind):
     norm = kind(WIDTH).train()
     with kept_statistics(norm):
         norm(torch.randn(2, WIDTH, 3, 3))
@@ -140,7 +140,7 @@ def test_channel_norm_is_layer_norm_of_each_position():
 
 
 def test_several_images_keep_their_gradient_in_the_order_it_came_in():
-    """On a GPU a gradient in another order than its maps costs a copy and a slow kernel."""
+    """On a GPU, a gradient with another memory order than its maps costs a copy and a slow kernel."""
     maps, cotangent = (part.contiguous(memory_format=torch.channels_last) for part in whole())
     output = BatchNorm(WIDTH)(maps.requires_grad_())
     orders = []

@@ -1,4 +1,4 @@
-"""CheckpointPlan: what a folder holds is found out once, and loading reads each of its lists once."""
+"""CheckpointPlan: a folder's contents are examined once, and loading reads each of its lists once."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a projector costs a GPU beside arithmetic: kernels, memory traffic, breaks of a compiled graph."""
+"""A projector's cost on a GPU besides arithmetic: kernels, memory traffic, breaks of compiled graphs."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def num_bytes(tensors) -> int:
 
 
 class EagerKernels(TorchDispatchMode):
-    """Counts what eager mode launches and moves, on meta tensors.
+    """Counts the kernels and the memory traffic of eager mode, on meta tensors.
 
     Every call of aten that is neither a view nor an allocation is a kernel, which reads its inputs and writes
     its outputs. Two things of a real device are modelled, since the meta device does not show them:
@@ -79,11 +79,13 @@ def clip_l(projector_type: str, training: bool = False):
 @torch.no_grad()
 def test_evaluation_launches_few_kernels_that_move_little(projector_type, kernels, gigabytes):
     module, features = clip_l(projector_type)
-    module(features)  # an evaluation form is made before it is counted
+    module(features)  # the evaluation form is made before the count
     with EagerKernels() as count:
         module(features)
     assert count.kernels <= kernels
-    assert 0.9 * gigabytes < count.gigabytes <= gigabytes  # less would be work that the counter does not see
+    assert (
+        0.9 * gigabytes < count.gigabytes <= gigabytes
+    )  # a lower count would mean that the counter misses work
 
 
 def test_the_training_forward_of_v2_moves_less_than_each_map_by_itself_would():
@@ -99,7 +101,7 @@ SAME_WIDTH = ("identity",)
 
 
 def small(projector_type: str):
-    """A projector with weights far from their start, and features of two images with an 8x8 grid."""
+    """A projector with weights far from their initial values, and features of two images with an 8x8 grid."""
     torch.manual_seed(0)
     fields = VisionFields(
         mm_projector_type=projector_type,
@@ -167,7 +169,7 @@ def test_results_written_in_the_order_of_regions_are_those_that_are_copied_into_
 @torch.no_grad()
 def test_evaluation_under_autocast_is_that_of_the_lower_precision(projector_type):
     module, features = small(projector_type)
-    with torch.autocast("cpu", torch.bfloat16):  # an evaluation form is made here, and kept for later
+    with torch.autocast("cpu", torch.bfloat16):  # the evaluation form is made here, and kept for later
         lower = module.eval()(features).float()
     kept = module(features)
     expected = module.train().eval()(features)

@@ -1,4 +1,4 @@
-"""The repetition penalty over prompts that go in as embeddings."""
+"""The repetition penalty for prompts that are given as embeddings."""
 
 import pytest
 import tiny

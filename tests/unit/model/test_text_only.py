@@ -1,4 +1,4 @@
-"""A text-only model asked about images: a clear value or a UserError, never an AttributeError."""
+"""Calls about images on a text-only model: a clear value or a UserError, never an AttributeError."""
 
 import pytest
 import tiny

@@ -1,4 +1,4 @@
-"""Ids of loaded tokenizers against raw SentencePiece, and what survives saving."""
+"""Ids of loaded tokenizers, compared with raw SentencePiece, also after saving."""
 
 import json
 
@@ -94,7 +94,7 @@ def test_padding_never_adds_a_row(bpe_tokenizer, tmp_path):
 def test_slices_separators_are_the_pieces_themselves_or_the_unknown_token(sentencepiece_tokenizer, pieces):
     comma, newline = separator_ids(sentencepiece_tokenizer)
     assert pieces.id_to_piece(comma) == ","
-    assert newline == pieces.unk_id() == 0  # as published checkpoints learnt it
+    assert newline == pieces.unk_id() == 0  # as in the training of published checkpoints
 
 
 def test_slices_newline_is_encoded_where_the_vocabulary_spells_it_otherwise(bpe_tokenizer):

@@ -1,4 +1,4 @@
-"""Towers give transformers' own hidden states, at any size, running no deeper than asked."""
+"""Towers give transformers' own hidden states at any size, and run no layer that is not needed."""
 
 import pytest
 import tiny
@@ -24,7 +24,7 @@ def build(folder, family, needs_levels=True, **fields):
 
 
 def own_hidden_states(tower, pixels):
-    """transformers' hidden states, index 0 the embedding output, prefix tokens included."""
+    """transformers' hidden states with prefix tokens; index 0 is the embedding output."""
     model = tower.vision_tower
     if type(model).__name__ == "Siglip2VisionModel":
         side = pixels.shape[-1] // 14

@@ -1,4 +1,4 @@
-"""VisualPrism: exact to the recorded published form, and everywhere to tests/reference.py."""
+"""VisualPrism: it equals the recorded published form, and tests/reference.py for all inputs."""
 
 import pytest
 import reference
@@ -18,7 +18,7 @@ def features(num_patches, width=16, levels=4, batch=2):
 
 
 def disturbed(module):
-    """Running statistics, gains and biases away from their initial values, so that none can be forgotten."""
+    """Changes running statistics, gains and biases, so that a form that ignores one gives other results."""
     for name, tensor in module.state_dict().items():
         if "running_var" in name:
             tensor.uniform_(0.5, 2)
@@ -91,10 +91,10 @@ def test_evaluation_is_the_plain_form_for_any_grid_scale_levels_and_heads(grid, 
 
 
 def test_a_token_changes_with_its_own_region_only_through_keys_and_values():
-    """A value far from a region and its convolutions' reach cannot move its token, gates apart."""
+    """Without gates, a value outside a region and the reach of its convolutions cannot change its token."""
     module = disturbed(VisualPrism(16, 24, 2))
     for gate in (module.k_global, module.v_global):
-        torch.nn.init.zeros_(gate.excite[2].weight)  # a constant gate does not see the whole image
+        torch.nn.init.zeros_(gate.excite[2].weight)  # a constant gate does not depend on the whole image
     x, x_multi = features(16 * 16, batch=1)
     changed = x_multi.clone()
     changed[:, -1] += 1.0  # bottom right patch

@@ -1,4 +1,4 @@
-"""VisualPrism's evaluation form is never stale and saves work; every switch does what it says."""
+"""VisualPrism's evaluation form is always up to date and saves work; every option has its effect."""
 
 import copy
 from itertools import combinations
@@ -33,7 +33,7 @@ def features(grid=12, width=16, levels=4, batch=2, dtype=torch.float32):
 
 
 def trained(module):
-    """A few steps, so that running statistics, gains and biases are not what they were."""
+    """Trains a few steps, so that running statistics, gains and biases change."""
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
@@ -70,7 +70,9 @@ def test_the_folded_form_follows_every_change_of_weights():
     trained(module).eval()
     assert_current(module, inputs)
     module.train()
-    module.q_proj_1.weight.data.mul_(3)  # leaves no trace on the tensor; the change of mode is one
+    module.q_proj_1.weight.data.mul_(
+        3
+    )  # the tensor does not record this change, but the change of mode is noticed
     module.eval()
     assert_current(module, inputs)
     module.double().float()
@@ -142,12 +144,12 @@ def grouped_conv_backward(grad_out, x, w, _bias, _s, _p, _d, transposed, _op, _g
 
 
 def gflop(module, s, backward=False):
-    """GFLOP of 4 CLIP-L/336 images."""
+    """GFLOP for 4 CLIP-L/336 images."""
     with torch.device("meta"):
         inputs = features(24, 1024, batch=4)
     counter = {torch.ops.aten.convolution_backward: grouped_conv_backward}
     with torch.set_grad_enabled(backward):
-        module(inputs, s)  # an evaluation form is made before it is counted
+        module(inputs, s)  # the evaluation form is made before the count
         with FlopCounterMode(display=False, custom_mapping=counter) as count:
             output = module(inputs, s)
             if backward:
@@ -160,7 +162,9 @@ def gflop(module, s, backward=False):
 def test_work_stays_within_its_budget(s, most, share):
     with torch.device("meta"):
         module, plain_form = (kind(1024, 4096, s) for kind in (VisualPrism, PlainVisualPrism))
-    assert 0.9 * most < gflop(module.eval(), s) <= most  # less would be work that the counter does not see
+    assert (
+        0.9 * most < gflop(module.eval(), s) <= most
+    )  # a lower count would mean that the counter misses work
     assert gflop(module.train(), s, backward=True) <= share * gflop(plain_form.train(), s, backward=True)
 
 

@@ -1,4 +1,4 @@
-"""VisualPrism v2: its function written out plainly, what its residuals start as, and what it may cost."""
+"""VisualPrism v2: its plain function, the initial effect of its residuals, and its greatest cost."""
 
 import math
 
@@ -23,7 +23,7 @@ WIDTH, LLM_WIDTH, LEVELS = 16, 24, 3
 
 
 def make(**options) -> VisualPrismV2:
-    """Weights far from their start, so that every part has its say."""
+    """Weights far from their initial values, so that every part changes the output."""
     torch.manual_seed(0)
     options = VisualPrismV2Options(**{"visualprism_shortcut": True, **options})
     module = VisualPrismV2(WIDTH, LLM_WIDTH, 2, LEVELS, num_heads=2, options=options)
@@ -38,7 +38,7 @@ def features(grid: int = 12, batch: int = 2, width: int = WIDTH, levels: int = L
 
 
 def subbands(path, maps: torch.Tensor, side: int) -> torch.Tensor:
-    """float[1, C, G, G] to float[side*side, 4*C], Haar's sub-bands by PyWavelets."""
+    """float[1, C, G, G] to float[side*side, 4*C]: Haar's sub-bands from PyWavelets."""
     low, (horizontal, vertical, diagonal) = pywt.dwt2(
         maps.detach().double().numpy(), "haar", mode="periodization"
     )
@@ -55,7 +55,7 @@ def standard(level: torch.Tensor) -> torch.Tensor:
 
 
 def plain(module: VisualPrismV2, x: torch.Tensor, x_multi: torch.Tensor, s: int) -> torch.Tensor:
-    """The same function for one image, region by region, attention by torch's own module.
+    """The same function for one image, region by region, with torch's own attention module.
 
     Args:
         x, x_multi: float[N, C] and float[N, L*C].
@@ -142,13 +142,13 @@ def test_training_and_evaluation_and_any_batch_give_one_image_the_same_tokens():
 
 @pytest.mark.parametrize("s", [2, 3, 4])
 def test_its_work_stays_below_tokenpackers(s):
-    """CLIP-L/336 before a 4096-wide language model, on the meta device."""
+    """For CLIP-L/336 and a language model of width 4096, on the meta device."""
     flops = {}
     for kind in (VisualPrismV2, TokenPacker):
         with torch.device("meta"), torch.no_grad():
             module = kind(1024, 4096, s).eval()
             inputs = features(24, 1, 1024, 4)
-            module(inputs)  # an evaluation form is made before it is counted
+            module(inputs)  # the evaluation form is made before the count
             with FlopCounterMode(display=False) as count:
                 module(inputs)
         flops[kind] = count.get_total_flops()

@@ -1,4 +1,4 @@
-"""Words added to a model start at the mean of those it knew, wherever their rows are."""
+"""New words of a model start at the mean of the known ones, wherever their rows are."""
 
 import copy
 
@@ -15,7 +15,7 @@ WORDS = [DEFAULT_IMAGE_PATCH_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN
 
 
 def load(folder, family, spare, tokenizer, dtype, **changes):
-    """A language model with `spare` more rows than the tokenizer has words, these rows being far from all."""
+    """A language model with `spare` more rows than the tokenizer has words, far from all other rows."""
     rows = {"vocab_size": len(tokenizer) + spare, **changes}
     config = read_config(tiny.save_language_model(folder / family, family, **rows))
     model = type_of(config).from_pretrained(folder / family, config=config, dtype=dtype)

@@ -1,5 +1,5 @@
 import sys
 from pathlib import Path
 
-# The scripts are programs, not a package: they find one another beside themselves, and so do their tests.
+# The scripts are programs and not a package: they import one another from their folder, as their tests do.
 sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))

@@ -1,4 +1,4 @@
-"""The converters of the quick start, on tiny files of the same make as the real ones."""
+"""The converters of the quick start, with tiny files in the formats of the real ones."""
 
 import json
 
@@ -47,7 +47,7 @@ def assert_nothing_left(folder):
 
 
 def dinov2_weights() -> dict[str, np.ndarray]:
-    """Random weights under the names of Hugging Face's DINOv2 files."""
+    """Random weights with the names in Hugging Face's DINOv2 files."""
     rng = np.random.default_rng(0)
     shapes = {
         "embeddings.cls_token": (1, 1, WIDTH),
@@ -66,7 +66,7 @@ def dinov2_weights() -> dict[str, np.ndarray]:
 
 
 def export_like_torch(weights: dict[str, np.ndarray], path) -> None:
-    """Write an ONNX file as torch.onnx leaves one: matrices transposed and nameless, a decoder on top."""
+    """Write an ONNX file like torch.onnx: matrices are transposed and nameless, and a decoder follows."""
     initialisers, nodes = {"decoder.upconv1.weight": np.zeros((WIDTH, 8, 4, 4), np.float32)}, []
     for name, array in weights.items():
         if name == "embeddings.position_embeddings":

@@ -1,4 +1,4 @@
-"""Commands that take a model's folder take its name on the hub as well; here the hub is a filled cache."""
+"""Commands that take a model's folder also take its name on the hub. Here the hub is a filled cache."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ MODEL, STAGE1, BASE = "someone/llava-tiny", "someone/llava-tiny-pretrain", "some
 
 
 def publish(cache: Path, name: str) -> Path:
-    """The folder in which the cache keeps a repository."""
+    """Copies a folder to the place where the cache keeps a repository."""
     repository, revision = cache / f"models--{name.replace('/', '--')}", "0" * 40
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(revision)
@@ -74,13 +74,13 @@ def test_evaluation_reads_settings_and_fingerprints_of_hub_names(cache, named):
 
 
 def ask_once(folder, name, *more):
-    """Evaluation's one-question command."""
+    """Runs the command that answers one question."""
     flags = ["--image-file", str(folder / "red.png"), "--query", "what?", "--max_new_tokens", "2"]
     return run_llava.answer(run_llava.parse_args(["--model-path", name, *more, *flags]))
 
 
 def draw(folder, name, *more):
-    """The loading of all commands that draw."""
+    """Loads a model as all commands that draw do."""
     parser = command.picture_parser("heatmap", "", "", asks=False)
     flags = ["--image_path", str(folder / "red.png"), "--output_dir", "x"]
     return command.load(parser.parse_args(["--model_path", name, *more, *flags]))

@@ -12,7 +12,7 @@ MEASURE = Path(__file__).parents[3] / "scripts" / "measure.py"
 
 
 def measure(log: Path, code: str) -> tuple[int, list[str]]:
-    """Run Python `code` under measurement: (exit code, the line written)."""
+    """Run Python `code` under measurement; returns (exit code, the line that was written)."""
     command = [sys.executable, MEASURE, "--name", "step", "--log", log, "--", sys.executable, "-c", code]
     done = subprocess.run(command, timeout=30, capture_output=True)
     return done.returncode, log.read_text().splitlines()[-1].split("\t")

@@ -1,4 +1,4 @@
-"""Every file that evaluation reads, damaged at random: a user is told what to mend, or it is read rightly."""
+"""Files of evaluation with random damage: either an error says what to correct, or all values are right."""
 
 import json
 from contextlib import suppress
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 TEXT_FILES = (".json", ".jsonl", ".tsv", ".txt")
 BUILDERS = {**benchmarks.BUILDERS, **open_benchmarks.BUILDERS}
-del BUILDERS["mmmu"]  # parquet, which is no text
+del BUILDERS["mmmu"]  # its files are parquet, which is not text
 VALUES = [
     None,
     True,
@@ -47,7 +47,7 @@ VALUES = [
 
 
 def answers_to(rows: list[dict], path: Path) -> Path:
-    """An answers file, "no" to each question."""
+    """An answers file with the answer "no" to each question."""
     write_jsonl(
         path, [{"question_id": row["question_id"], "prompt": row["text"], "text": "no"} for row in rows]
     )
@@ -71,11 +71,11 @@ def task_reader(name: str):
 
 
 def command_reader(command: str, name: str, flags, published=None):
-    """Of a command that reads a benchmark's files and the answers to them.
+    """Returns a reader: a command that reads a benchmark's files and the answers.
 
-    Args:
-        flags: from the benchmark's folder, the answers file and the output's path to the command line.
-        published: from an answer row to a row of the command's own format.
+        Args:
+    flags: maps the benchmark's folder, the answers file and the output's path to the command line.
+    published: maps an answer row to a row in the command's own format.
     """
 
     def build(folder: Path):
@@ -123,7 +123,7 @@ def easy_vqa_reader(folder: Path):
 
 
 def resumed_reader(folder: Path):
-    """A run's own files: questions, answers so far, and those of another process."""
+    """Returns a reader of a run's files: questions, its answers so far, and those of another process."""
     questions = [{"question_id": i, "text": f"Größe {i}?", "image": "a.png"} for i in range(4)]
     write_jsonl(folder / "q.jsonl", questions)
     for path in folder.glob("a.jsonl*"):
@@ -252,7 +252,7 @@ def damaged_bytes(content: bytes, data) -> bytes:
 
 
 def damaged_value(value, data):
-    """A JSON value, one place of which is gone, doubled or another."""
+    """A JSON value in which one place was removed, doubled or replaced."""
     if not isinstance(value, (list, dict)) or not value or data.draw(st.integers(0, 5)) == 0:
         return data.draw(st.sampled_from(VALUES))
     place = data.draw(st.sampled_from(list(range(len(value)) if isinstance(value, list) else value)))
@@ -272,7 +272,7 @@ def damaged(path: Path, content: bytes, data) -> bytes:
         return damaged_bytes(content, data)
     try:
         return json.dumps(damaged_value(json.loads(content), data)).encode()
-    except json.JSONDecodeError:  # lines
+    except json.JSONDecodeError:  # a file of JSON lines
         rows = damaged_value([json.loads(line) for line in content.splitlines()], data)
         return "".join(
             json.dumps(row) + "\n" for row in (rows if isinstance(rows, list) else [rows])
@@ -285,7 +285,7 @@ def test_a_damaged_file_is_refused_or_read_but_never_a_traceback(reader, tmp_pat
     @given(st.data())
     def check(data):
         files, run = READERS[reader](tmp_path)
-        run()  # whole, it is read
+        run()  # the complete file is read
         files, run = READERS[reader](tmp_path)
         path = data.draw(st.sampled_from(files))
         path.write_bytes(damaged(path, path.read_bytes(), data))

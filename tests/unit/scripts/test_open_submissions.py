@@ -1,4 +1,4 @@
-"""scripts/convert_{mmvet,docvqa}_for_eval.py on answers as the commands write them, whole and damaged."""
+"""scripts/convert_{mmvet,docvqa}_for_eval.py with complete and damaged answers files."""
 
 import json
 
@@ -11,7 +11,7 @@ from llava.published import COMMANDS
 
 @pytest.fixture
 def convert(tmp_path):
-    """From a script and rows of answers to (exit code, the file it wrote, read, or None)."""
+    """Runs a script on rows of answers; returns (exit code, the content of the file it wrote, or None)."""
 
     def run(script: str, rows: list[dict]) -> tuple:
         source, target = tmp_path / "a.jsonl", tmp_path / "out" / "m.json"
@@ -42,4 +42,4 @@ def test_docvqa_answers_lose_a_last_period(convert):
 )
 def test_an_id_that_stands_twice_is_refused(convert, script, row, capsys):
     assert convert(script, [row, row]) == (1, None)
-    assert_names(capsys.readouterr().err, "question 7: more than once")
+    assert_names(capsys.readouterr().err, "question 7 occurs more than once")

@@ -1,4 +1,4 @@
-"""Merged adapters give the unmerged logits; an extracted projector is the model's, whatever the files."""
+"""Merged adapters give the unmerged logits; an extracted projector equals the model's, for all layouts."""
 
 import json
 
@@ -25,7 +25,7 @@ def logits(model):
 
 
 def with_adapters(folder, tokenizer, family):
-    """A multimodal model with adapters away from zero, saved to folder/lora over folder/language_model."""
+    """Saves a multimodal model with nonzero adapters to folder/lora; its base is folder/language_model."""
     model = tiny.build(folder, family)
     tokenizer.save_pretrained(folder / "language_model")
     maps = linear_maps(model)
@@ -82,7 +82,7 @@ def test_an_extracted_projector_is_the_models(tmp_path, bpe_tokenizer, layout, m
         model.save_pretrained(source, max_shard_size="30KB" if layout == "shards" else "5GB")
     if layout == "shards":
         assert len(list(source.glob("*.safetensors"))) > 2
-        next(source.glob("model-00001-of-*")).unlink()  # holds none of the projector
+        next(source.glob("model-00001-of-*")).unlink()  # this shard has no weights of the projector
     arguments = ["--model-path", str(source), "--output"]
     extract_mm_projector.main([*arguments, str(tmp_path / "out" / "mm_projector.bin")])
     extract_mm_projector.main([*arguments, str(tmp_path / "folder")])

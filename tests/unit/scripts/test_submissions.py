@@ -1,4 +1,4 @@
-"""scripts/convert_*_for_*.py on answers as the commands write them, whole and damaged."""
+"""scripts/convert_*_for_*.py with complete and damaged answers files."""
 
 import json
 
@@ -17,7 +17,7 @@ def answer_rows(*answers: tuple) -> list[dict]:
 
 @pytest.fixture
 def vqav2(tmp_path):
-    """The folder, what was answered, and a call of the script."""
+    """Yields the folder, the answers, and a function that runs the script."""
     folder = benchmarks.vqav2(tmp_path)
     split = "llava_vqav2_mscoco_test-dev2015"
     merged = folder / "answers" / split / "m" / "merge.jsonl"
@@ -40,9 +40,9 @@ def test_vqav2_upload_answers_every_test_question(vqav2):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda rows: rows[:1], "question 262144002: no answer"),
-        (lambda rows: [*rows, rows[0]], "question 262144000: more than once"),
-        (lambda rows: [*rows, rows[0] | {"question_id": 5}], "question 5: answered"),
+        (lambda rows: rows[:1], "question 262144002 has no answer"),
+        (lambda rows: [*rows, rows[0]], "question 262144000 occurs more than once"),
+        (lambda rows: [*rows, rows[0] | {"question_id": 5}], "question 5 is answered"),
     ],
 )
 def test_vqav2_upload_needs_one_answer_to_each_question(vqav2, damage, message, capsys):
@@ -71,7 +71,7 @@ def test_gqa_predictions(tmp_path, capsys):
     ]
     write_jsonl(source, answer_rows(("201", "Yes."), ("201", "no")))
     assert COMMANDS["scripts/convert_gqa_for_eval.py"].main(argv) == 1
-    assert_names(capsys.readouterr().err, "question 201: more than once")
+    assert_names(capsys.readouterr().err, "question 201 occurs more than once")
 
 
 def test_vizwiz_upload(tmp_path):

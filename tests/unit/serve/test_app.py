@@ -1,4 +1,4 @@
-"""The application without a socket: limits, errors in OpenAI's shape, and bodies nobody expects."""
+"""The application without a socket: limits, errors in OpenAI's shape, and invalid bodies."""
 
 import asyncio
 import json
@@ -51,7 +51,7 @@ def app(engine):
 
 def ask(app, method="POST", path="/v1/chat/completions", headers=None, **body):
     async def send():
-        # an exception that the application does not handle is a 500, not this test's end
+        # an exception that the application does not handle gives status 500 and does not end the test
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
             return await client.request(method, path, headers=headers, **body)
@@ -91,15 +91,15 @@ def test_an_answer_has_openais_shape_and_counts_visual_tokens(app):
 @pytest.mark.parametrize(
     ("change", "status", "says"),
     [
-        ({"model": "gpt-4"}, 404, "'tiny' is"),
+        ({"model": "gpt-4"}, 404, "has 'tiny'"),
         ({"messages": []}, 400, "messages"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, 400, "alternate"),
         ({"messages": [{"role": "user", "content": ""}]}, 400, "empty"),
         ({"messages": [{"role": "tool", "content": "a"}]}, 400, "role"),
-        ({"messages": [{"role": "user", "content": [PICTURE, LETTERS, LETTERS]}]}, 400, "must agree"),
+        ({"messages": [{"role": "user", "content": [PICTURE, LETTERS, LETTERS]}]}, 400, "<image> for"),
         ({"top_k": -2}, 400, "top_k"),
         ({"min_tokens": 2}, 400, "min_tokens is not supported"),
-        ({"model": "x" * 9000}, 404, "'tiny' is"),
+        ({"model": "x" * 9000}, 404, "has 'tiny'"),
         ({"messages": [{"role": "user", "content": [PICTURE] * 3}]}, 400, "2 images"),
         ({"messages": [{"role": "user", "content": "blue " * 900}]}, 400, "tokens"),
         ({"max_tokens": 9}, 400, "up to 8"),
@@ -110,7 +110,7 @@ def test_an_answer_has_openais_shape_and_counts_visual_tokens(app):
         ({"tools": [{"type": "function"}]}, 400, "tools is not supported"),
         ({"stop": ["a"] * 5}, 400, "stop"),
         ({"scale_factor": 5}, 400, "scale_factor"),
-        ({"messages": [{"role": "user", "content": [picture("http://a.org/")]}]}, 400, "fetches none"),
+        ({"messages": [{"role": "user", "content": [picture("http://a.org/")]}]}, 400, "a data URL"),
         (
             {"messages": [{"role": "user", "content": [picture(data_url(header_only_png(9999, 9999)))]}]},
             400,
@@ -154,7 +154,7 @@ def test_a_system_message_and_earlier_turns_reach_the_prompt(app):
 
     system, user = {"role": "system", "content": "red"}, {"role": "user", "content": "blue"}
     answer = {"role": "assistant", "content": "a triangle"}
-    assert tokens(system, user) < tokens(user)  # in place of the template's long one
+    assert tokens(system, user) < tokens(user)  # the system text replaces the template's long one
     assert tokens(user, answer, user) > tokens(user)
 
 
@@ -328,7 +328,7 @@ def test_a_bug_is_a_500_with_its_traceback_in_the_log_and_takes_no_other_along(
 
 @pytest.fixture
 def own_engine(engine):
-    """One that a test may close."""
+    """An engine that a test may close."""
     own = Engine(engine.loaded)
     yield own
     own.close()
@@ -344,7 +344,7 @@ def test_a_server_that_ends_says_so_to_the_requests_under_way_and_to_new_ones(ow
         entered.set()
         assert go.wait(60)
 
-    own_engine.on_batch = hold  # the metrics' was there
+    own_engine.on_batch = hold  # this replaces the callback of the metrics
 
     async def chunks():
         yield json.dumps(body(stream=stream)).encode()[:-1]
@@ -411,7 +411,7 @@ def test_a_stream_whose_client_reads_nothing_ends_quietly_with_the_server(own_en
         answering = asyncio.ensure_future(app(scope, receive, send))
         await asyncio.wait_for(blocked.wait(), 60)
         app.state.server.end()
-        answering.cancel()  # as uvicorn does, which would log an error
+        answering.cancel()  # as uvicorn does, which would then log an error
         await answering
 
     asyncio.run(run())

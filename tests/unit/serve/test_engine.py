@@ -1,4 +1,4 @@
-"""The queue before the model: batches, streams, places that are freed. No HTTP."""
+"""The queue before the model, without HTTP: batches, streams, and freed places."""
 
 import threading
 from dataclasses import replace
@@ -46,14 +46,14 @@ def request(engine, text, colour=None, max_new_tokens=12, temperature=0.0, sampl
 
 
 def start(engine, *args, **kwargs):
-    """A ticket whose events come into a queue."""
+    """A ticket whose events are put into a queue."""
     ticket, events = engine.admit(), Queue()
     ticket.start(request(engine, *args, **kwargs), events.put)
     return ticket, events
 
 
 def finished(events: Queue):
-    """(text, last event) of an answer."""
+    """Returns (text, last event) of an answer."""
     text = ""
     while True:
         event = events.get(timeout=60)
@@ -63,7 +63,7 @@ def finished(events: Queue):
 
 
 def alone(loaded, prepared):
-    """What the model itself answers to one request, without the engine."""
+    """The model's answer to one request, without the engine."""
     tokenizer, model = loaded.tokenizer, loaded.model
     ids = model.generate(
         torch.tensor([prepared.input_ids]),
@@ -77,7 +77,7 @@ def alone(loaded, prepared):
 
 
 class Held:
-    """Keeps the model's thread before its first batch, so that what is queued meanwhile waits together."""
+    """Stops the model's thread before its first batch, so that requests wait in the queue together."""
 
     def __init__(self):
         self.sizes, self.entered, self.go = [], threading.Event(), threading.Event()
@@ -102,7 +102,7 @@ def test_requests_that_wait_are_answered_together_as_each_would_be_alone(loaded,
     assert answers == [
         alone(loaded, request(engine, *case, max_new_tokens=6 + 4 * i)) for i, case in enumerate(cases)
     ]
-    assert len(set(answers)) > 1  # the model tells them apart
+    assert len(set(answers)) > 1  # the model's answers differ
 
 
 def test_other_settings_and_what_goes_beyond_the_budget_wait_for_a_later_batch(make_engine):
@@ -111,7 +111,7 @@ def test_other_settings_and_what_goes_beyond_the_budget_wait_for_a_later_batch(m
     first = start(engine, "hello")
     assert held.entered.wait(60)
     length = request(engine, WORDS[1]).total
-    assert 200 > length > 400 / 3  # the budget holds two
+    assert 200 > length > 400 / 3  # two requests fit the budget
     running = [start(engine, WORDS[1]) for _ in range(3)]
     running.append(start(engine, WORDS[1], temperature=0.5))
     running.append(start(engine, WORDS[1], temperature=0.5, seed=1))
@@ -169,14 +169,16 @@ def test_a_client_that_leaves_while_a_token_is_being_read_stays_gone(make_engine
     ticket, events = engine.admit(), Queue()
     settled = Stopping.settled
 
-    def leave(stopping, text):  # as if from another thread
+    def leave(stopping, text):  # as another thread would do
         ticket.close()
         return settled(stopping, text)
 
     monkeypatch.setattr(Stopping, "settled", leave)
     ticket.start(request(engine, WORDS[0], max_new_tokens=800), events.put)
     answer = ticket._answer
-    assert finished(start(engine, WORDS[1], max_new_tokens=1)[1])[1].error is None  # of the next batch
+    assert (
+        finished(start(engine, WORDS[1], max_new_tokens=1)[1])[1].error is None
+    )  # this request is in the next batch
     assert answer.is_done
     assert len(answer.stream.ids) == 1
 
@@ -237,7 +239,7 @@ ERRORS = [ValueError, torch.OutOfMemoryError, AssertionError, UserError]
 
 
 class Failing:
-    """A model's generate that fails for some prompts, after some tokens; `sizes` are those of its calls."""
+    """A model's generate that fails for some prompts after some tokens; `sizes` has its batch sizes."""
 
     def __init__(self, generate, error, guilty, num_tokens: int):
         self.generate, self.error, self.guilty, self.num_tokens = generate, error, guilty, num_tokens
@@ -257,7 +259,7 @@ class Failing:
 
 
 def failing_batch(make_engine, monkeypatch, cases, error, guilty, num_tokens, **options):
-    """(text, last event) of each case, all of one batch behind another of one; the sizes of all calls."""
+    """Returns (text, last event) of each case of a batch, after a batch of one; and all batch sizes."""
     held = Held()
     engine = make_engine(on_batch=held)
     first = start(engine, "hello")
@@ -279,10 +281,10 @@ CASES = [(WORDS[0], "red"), (WORDS[1], None), (WORDS[2], None), (WORDS[3], None)
 @pytest.mark.slow
 @pytest.mark.parametrize("num_tokens", [0, 1, 5])
 @pytest.mark.parametrize("error", ERRORS)
-def test_of_a_batch_that_fails_only_the_guilty_request_does(
+def test_only_the_request_that_caused_a_failure_of_its_batch_fails(
     loaded, make_engine, monkeypatch, error, num_tokens
 ):
-    """The others get the answer that they would get alone, also where a part of it was sent already."""
+    """The others get the answer that they would get alone, even if a part of it was already sent."""
 
     def guilty(input_ids):
         return (input_ids == IMAGE_TOKEN_INDEX).any()
@@ -297,7 +299,7 @@ def test_of_a_batch_that_fails_only_the_guilty_request_does(
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_a_batch_beyond_the_memory_is_answered_one_by_one(make_engine, monkeypatch, temperature):
-    """Sampled answers too go on behind what was sent of them."""
+    """Sampled answers also continue after the part that was already sent."""
 
     def guilty(input_ids):
         return len(input_ids) > 1

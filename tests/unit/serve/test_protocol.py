@@ -1,4 +1,4 @@
-"""Bodies of requests without a model: what is read, what is refused and in which words."""
+"""Bodies of requests, without a model: what is read, what is refused, and with which message."""
 
 import json
 
@@ -30,7 +30,7 @@ def refusal(value) -> str:
 
 
 def conversation(*said, **fields) -> dict:
-    """User and assistant alternately, the user last."""
+    """Messages of user and assistant in turn, the last from the user."""
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": content} for i, content in enumerate(said)]
     return {"model": "tiny", "messages": messages, **fields}
@@ -134,8 +134,8 @@ def test_sampling_within_its_range_is_taken():
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (body([TEXT, {"type": "video_url"}]), 'messages[0].content[1]: type "video_url" is not known; use'),
-        (body([{"type": "input_audio"}]), 'messages[0].content[0]: type "input_audio" is not known; use'),
+        (body([TEXT, {"type": "video_url"}]), 'messages[0].content[1]: unknown type "video_url"; use'),
+        (body([{"type": "input_audio"}]), 'messages[0].content[0]: unknown type "input_audio"; use'),
         (body([{"text": "a"}]), 'messages[0].content[0] must be an object of type "text" or "image_url".'),
         (body(["a"]), 'messages[0].content[0] must be an object of type "text" or "image_url".'),
         (body([TEXT, {"type": "text"}]), "messages[0].content[1].text is missing."),
@@ -151,15 +151,15 @@ def test_sampling_within_its_range_is_taken():
         (body(messages=["a"]), "messages[0] must be an object."),
         (body(messages=[]), "messages should have at least 1 item, not 0."),
         (body(messages=[{"content": "a"}]), "messages[0].role is missing."),
-        (body(stop=["a"] * 5), "stop may hold up to 4 items, got 5."),
+        (body(stop=["a"] * 5), "stop may have at most 4 items, got 5."),
         (body(stop=5), "stop must be a text or a list."),
         (body(stop=["a", 5]), "stop[1] should be a valid string."),
         (body(stop=""), "stop should have at least 1 character."),
         ({"messages": []}, "model is missing."),
         (b"[]", "the body must be an object."),
-        (b"{", "the body is no JSON (EOF while parsing an object at line 1 column 1)."),
-        (b"\xff", "the body is no JSON (expected value at line 1 column 1)."),
-        (b"[" * 100_000, "the body is no JSON (recursion limit exceeded"),
+        (b"{", "the body is not JSON (EOF while parsing an object at line 1 column 1)."),
+        (b"\xff", "the body is not JSON (expected value at line 1 column 1)."),
+        (b"[" * 100_000, "the body is not JSON (recursion limit exceeded"),
     ],
 )
 def test_what_is_wrong_is_named_in_plain_words(value, says):

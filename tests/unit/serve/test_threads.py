@@ -1,4 +1,4 @@
-"""Calls in threads whose callers may leave."""
+"""Calls in threads whose callers may be cancelled."""
 
 import asyncio
 import gc
@@ -11,7 +11,7 @@ from llava.serve.threads import Threads
 
 
 class Body:
-    """What a request holds."""
+    """A stand-in for the memory of a request."""
 
 
 def test_a_call_whose_caller_left_keeps_its_place_and_those_that_waited_leave_nothing():
@@ -25,7 +25,7 @@ def test_a_call_whose_caller_left_keeps_its_place_and_those_that_waited_leave_no
         await leave(go.wait, 20)
         body = Body()
         held = weakref.ref(body)
-        await leave(ran.append, body)  # the one thread is still taken
+        await leave(ran.append, body)  # the only thread is still busy
         del body
         gc.collect()
         assert held() is None

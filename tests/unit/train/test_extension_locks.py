@@ -1,4 +1,4 @@
-"""A run does not wait for builds that were killed, and leaves alone those that may go on."""
+"""A run removes the locks of killed builds, but not of builds that may still be running."""
 
 import os
 import time
@@ -21,5 +21,5 @@ def test_old_locks_are_removed_and_named_and_new_ones_stay(tmp_path, monkeypatch
     assert not old.exists()
     assert new.exists()
     assert [record.getMessage() for record in caplog.records] == [
-        f"removed {old}, which a killed build of an extension left"
+        f"removed {old}, the lock of a build of an extension that was killed"
     ]

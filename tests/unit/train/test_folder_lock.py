@@ -1,4 +1,4 @@
-"""One run at a time in an output folder, whatever ended the run before."""
+"""Only one run at a time in an output folder, however the previous run ended."""
 
 import errno
 import fcntl
@@ -17,7 +17,7 @@ CONTEXT = multiprocessing.get_context("fork")
 
 
 def hold(folder, pipe, forks: bool) -> None:
-    """Lock the folder, say which processes there are, and go on until killed."""
+    """Lock the folder, send the ids of the processes, and run until killed."""
     FolderLock(folder)
     child = os.fork() if forks else None
     if child != 0:

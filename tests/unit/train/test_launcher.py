@@ -1,4 +1,4 @@
-"""A training process ends with its launcher or with its work; one started by hand outlives its shell."""
+"""A training process ends with its launcher or its work; one started by hand continues without its shell."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from llava.train import launcher
 
 pytestmark = pytest.mark.slow
 
-# A process that starts another, which looks after its parent, and ends at once by SIGKILL
+# A process that starts a child, which watches its parent, and then ends at once by SIGKILL
 PARENT = """
 import os, signal, subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -31,10 +31,10 @@ print("went on", file=sys.stderr)
 
 
 def outlived(environment: dict[str, str], rest: float) -> str:
-    """What a process wrote whose parent was killed; `rest` seconds later it says that it went on."""
+    """The output of a process whose parent was killed; after `rest` seconds it prints that it continued."""
     command = [sys.executable, "-c", PARENT, CHILD.format(rest=rest)]
     parent = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=300)
-    return parent.stderr  # read to its end: the child has ended as well
+    return parent.stderr  # it was read to its end, so the child has ended too
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_rank_ends_with_its_launcher_and_one_rank_of_a_node_says_so(environmen
         assert "has ended" in line
 
 
-# torch.distributed's excepthook collects what the one before it prints, to write it with the rank's number
+# torch.distributed's excepthook collects the output of the previous hook and writes it with the rank's number
 WRAPPED = """
 import io
 before = sys.excepthook
@@ -74,8 +74,8 @@ print("ready", flush=True)
 
 @pytest.mark.parametrize("is_wrapped", [True, False])
 @pytest.mark.parametrize("is_gone", [True, False])
-def test_what_fails_for_want_of_ranks_that_ended_is_no_traceback(environment, is_gone, is_wrapped):
-    """The thread looks too late here: the failure itself has the rank look at its launcher."""
+def test_an_error_because_other_ranks_ended_is_no_traceback(environment, is_gone, is_wrapped):
+    """Here the thread would check too late: the failure itself makes the rank check its launcher."""
     fails = CHILD.replace("LOOKS = 0.01", "LOOKS = 600").replace(
         "time.sleep({rest})", "raise RuntimeError('reset')"
     )
@@ -125,7 +125,7 @@ run_rank(work)
     ],
 )
 def test_a_launched_rank_ends_ahead_of_finalization(environment, is_launched, end, status, said):
-    """With the status, the output and the exit handlers of any program."""
+    """Status, output and exit handlers are like those of any program."""
     environment |= {launcher.MARKS[0]: "1"} if is_launched else {}
     command = [sys.executable, "-c", RANK.format(end=end)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)

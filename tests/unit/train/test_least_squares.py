@@ -1,4 +1,4 @@
-"""The parts of a warm start: the fit from sums, the words of an answer, the unusual tokens, the last map."""
+"""The parts of a warm start: the fit from sums, the words of an answer, unusual tokens, the last map."""
 
 from types import SimpleNamespace
 
@@ -35,7 +35,7 @@ def test_the_fit_from_sums_is_that_of_all_examples_at_once(examples, penalty):
     sums = summed(*examples, at_once=9) + Sums.empty(NUM_FEATURES, WIDTH, "cpu")
     weight, bias = sums.ridge(penalty)
     centred, size = x - x.mean(dim=0), (x - x.mean(dim=0)).square().sum(dim=0).mean()
-    # ridge regression as least squares with a row for each weight, which should be zero
+    # ridge regression is least squares with one more row per weight, whose target is zero
     rows = torch.cat([centred, (penalty * size).sqrt() * torch.eye(NUM_FEATURES, dtype=torch.double)])
     targets = torch.cat([y - y.mean(dim=0), torch.zeros(NUM_FEATURES, WIDTH, dtype=torch.double)])
     torch.testing.assert_close(weight.T, torch.linalg.lstsq(rows, targets).solution)
@@ -83,7 +83,7 @@ def test_the_unusual_token_is_the_one_that_differs():
 
 
 class Records(list):
-    """(files, ids of the answer) of each record; None for a bad one."""
+    """Records given as (files, ids of the answer); None stands for a bad record."""
 
     def encoded(self, index):
         if self[index] is None:
@@ -100,9 +100,9 @@ RECORDS = Records(
 def test_words_weigh_by_how_few_pictures_have_them(monkeypatch):
     monkeypatch.setattr(warm_start, "FEWEST", 1)
     pictures = choose_pictures(RECORDS, 10, seed=0, special_ids={9})
-    assert sorted(picture.record for picture in pictures) == [0, 1, 5]  # one picture each
+    assert sorted(picture.record for picture in pictures) == [0, 1, 5]  # each of these has one picture
     found = {picture.record: dict(zip(picture.words, picture.weights, strict=True)) for picture in pictures}
-    assert all(set(words) <= {5, 6} for words in found.values())  # all have 1, and 9 is no word
+    assert all(set(words) <= {5, 6} for words in found.values())  # all answers contain 1, and 9 is not a word
     assert found[1][6] > found[0][5] == found[5][5] > 0
 
 

@@ -1,4 +1,4 @@
-"""The loader's workers by cores and ranks; how long steps wait for data, and when that is said."""
+"""The number of workers by cores and ranks; how long steps wait for data, and when a warning comes."""
 
 from types import SimpleNamespace
 
@@ -12,12 +12,12 @@ from llava.train.step_log import FEWEST_STEPS, Entry, StepLog
 @pytest.mark.parametrize(
     ("cores", "ranks", "accumulation", "expected"),
     [
-        (1, 1, 1, (1, 2)),  # a worker in any case
+        (1, 1, 1, (1, 2)),  # at least one worker
         (2, 2, 1, (1, 2)),
         (2, 1, 1, (1, 2)),
         (32, 8, 1, (3, 2)),
         (96, 8, 1, (8, 2)),
-        (96, 8, 32, (8, 8)),  # two steps' batches: 64
+        (96, 8, 32, (8, 8)),  # the batches of two steps: 64
         (32, 8, 4, (3, 3)),
         (4, 8, 1, (1, 2)),
     ],
@@ -45,7 +45,7 @@ def test_the_time_in_which_a_batch_comes_is_counted_and_no_other(log, monkeypatc
             yield number
 
     batches = slow()
-    for number in range(2):  # as Trainer takes them, an iterator anew for each step
+    for number in range(2):  # as Trainer does, with a new iterator for each step
         assert next(log.waited_for(batches)) == number
         clock[0] += 5.0
     assert log._waited == 4.0
@@ -57,13 +57,15 @@ def entry(step: int, num_steps: int, seconds: float) -> Entry:
 
 
 def test_a_run_whose_steps_wait_for_data_says_so_once(log, caplog):
-    log._warn_of_waiting(entry(FEWEST_STEPS, FEWEST_STEPS, 10.0), 9.0)  # in which the loader started
+    log._warn_of_waiting(
+        entry(FEWEST_STEPS, FEWEST_STEPS, 10.0), 9.0
+    )  # the steps in which the loader started
     for step in range(FEWEST_STEPS + 1, 3 * FEWEST_STEPS):
         assert caplog.text == ""
         log._warn_of_waiting(entry(step, 1, 1.0), 0.05 if step % 2 else 0.2)
         if step == 2 * FEWEST_STEPS:
             break
-    assert "Up to step 40, 12% of the time of 20 steps went by waiting for data." in caplog.text
+    assert "Up to step 40, 12% of the time of 20 steps was spent waiting for data." in caplog.text
     assert "Raise --dataloader_num_workers (NUM_WORKERS), now 2; this node has" in caplog.text
     caplog.clear()
     log._warn_of_waiting(entry(100, FEWEST_STEPS, 10.0), 9.0)

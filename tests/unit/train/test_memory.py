@@ -1,4 +1,4 @@
-"""The memory budget: by hand for a 7B model, and what must hold for any model, GPU and batch."""
+"""The memory budget: computed by hand for a 7B model, and rules for any model, GPU and batch."""
 
 from dataclasses import replace
 
@@ -46,7 +46,7 @@ def test_seven_billion_parameters_on_eight_gpus_by_hand():
     assert held.gradients == 2 * 6.8e9 / 8
     assert held.weights + held.optimizer + held.gradients == pytest.approx(26e9, rel=0.01)
     assert held.vision == 16 * 50e6
-    assert held.loss == 2**26 * 12 + 262e6  # 6,400 x 32,000 logits are made in parts
+    assert held.loss == 2**26 * 12 + 262e6  # the 6,400 x 32,000 logits are computed in parts
     assert held.activations == 6400 * 6.19e6
     assert held.total == pytest.approx(sum(vars(held).values()))
     assert budget(SEVEN_B, ZERO_2, 8, short, recompute=True).activations == 6400 * (32 * 8192 + 190e3)
@@ -78,7 +78,7 @@ def test_offload_moves_weights_gradients_and_optimiser_into_the_hosts_memory():
 
 
 def test_compression_buys_a_step_without_recomputation():
-    """At 144 tokens and some 256 of text a batch of 16 keeps its activations on 8 GPUs of 80 GiB."""
+    """With 144 visual tokens and about 256 of text, 8 GPUs of 80 GiB keep a batch of 16's activations."""
     gpu = 81559 * 2**20
     compressed = choose(SEVEN_B, gpu, 8, BATCH)
     assert compressed.zero == ZERO_2
@@ -108,8 +108,8 @@ def test_a_model_that_never_recomputes_where_there_is_room():
     assert (roomy.gradient_checkpointing, roomy.recompute_above) == (False, 0)
 
 
-def test_rare_long_records_alone_do_not_bring_offload():
-    """Captions have some hundred positions; --model_max_length says 2048."""
+def test_a_few_long_records_do_not_cause_offload():
+    """Captions have about a hundred positions, but --model_max_length is 2048."""
     stage_1 = replace(SEVEN_B, learning=20_000_000, frozen=14_000_000_000, head_gradient=0)
     chosen = choose(stage_1, 24 * GIB, 1, Batch(16, 2048))
     assert chosen.zero == ZERO_2
@@ -117,7 +117,7 @@ def test_rare_long_records_alone_do_not_bring_offload():
 
 
 def model_size(layers: int, layer_position: int, hidden: int, **others) -> ModelSize:
-    """A layer keeps its input and more."""
+    """A model size in which a layer keeps its input and more."""
     position = layers * (hidden + layer_position)
     return ModelSize(
         layers=layers, layer_position=hidden + layer_position, hidden=hidden, position=position, **others

@@ -1,4 +1,4 @@
-"""A model's size is counted without its weights: held to a real forward pass, and to what a GPU measured."""
+"""A model's size, counted without weights, agrees with a real forward pass and with a GPU's peaks."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_autocast_keeps_more_than_deepspeed_and_adapters_more_than_full_training
     plain = size(folders, "--bf16", "True")
     assert size(folders, "--bf16", "True", "--deepspeed", "none").position > plain.position
     assert size(folders, "--bf16", "True", *LORA).position > plain.position
-    assert plain.position < size(folders).position <= 2 * plain.position  # some of it is in float32 always
+    assert plain.position < size(folders).position <= 2 * plain.position  # some tensors are always in float32
 
 
 def test_a_frozen_projector_keeps_nothing_of_a_view(folders):
@@ -83,7 +83,7 @@ def test_quantised_weights_take_the_space_of_their_bits(folders):
     frozen = {
         bits: size(folders, "--bf16", "True", "--bits", bits, *LORA).frozen for bits in ("16", "8", "4")
     }
-    packed = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64)  # weights of both layers' linear maps
+    packed = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64)  # weights of the linear maps of both layers
     assert frozen["16"] - frozen["8"] == packed
     assert frozen["16"] - frozen["4"] == pytest.approx(packed * (2 - 4.13 / 8), abs=1)
 
@@ -93,7 +93,7 @@ def test_mpts_embeddings_are_no_quantised_map(folders):
         bits: size(folders, "--bf16", "True", "--bits", bits, *LORA, model="mpt").frozen
         for bits in ("16", "8")
     }
-    assert frozen["16"] - frozen["8"] == 2 * (4 + 2 * 4) * 32 * 32  # of both blocks attention and MLP
+    assert frozen["16"] - frozen["8"] == 2 * (4 + 2 * 4) * 32 * 32  # attention and MLP of both blocks
 
 
 def test_a_model_that_cannot_be_found_is_named(folders):

@@ -1,4 +1,4 @@
-"""LlavaTrainer uses of transformers' Trainer what is public, and the private names of one table alone."""
+"""LlavaTrainer uses only public names of transformers' Trainer, and the private names of one table."""
 
 import ast
 import functools
@@ -30,7 +30,7 @@ def is_private(name: str) -> bool:
 
 @functools.cache
 def private_names() -> set[str]:
-    """Trainer's own methods, and the attributes that they give themselves."""
+    """The private names of Trainer's methods, and of the attributes that they set."""
     source = ast.parse(textwrap.dedent(inspect.getsource(Trainer)))
     own = {node.attr for node in ast.walk(source) if isinstance(node, ast.Attribute) and is_of_self(node)}
     return set(filter(is_private, vars(Trainer).keys() | own))
@@ -41,7 +41,7 @@ def is_of_self(node: ast.Attribute) -> bool:
 
 
 def used(source: str) -> set[str]:
-    """Of Trainer's private names those that a module reads, sets, calls or defines in a class named so."""
+    """The private names of Trainer that a module reads, sets, calls, or defines in a class of that name."""
     tree = ast.parse(source)
     methods = {
         item.name
@@ -67,7 +67,7 @@ def test_no_private_name_is_used_that_is_not_in_the_table():
 
 @pytest.mark.parametrize("name", OVERRIDDEN)
 def test_an_override_takes_what_trainer_gives_it(name):
-    """In Trainer's order and by its names."""
+    """The arguments have Trainer's order and names."""
     theirs = inspect.signature(getattr(Trainer, name)).parameters
     ours = inspect.signature(getattr(LlavaTrainer, name)).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in ours.values())

@@ -1,4 +1,4 @@
-"""run.json, metrics.jsonl and loss.png: what is in them, and that a run does not need them."""
+"""run.json, metrics.jsonl and loss.png: their contents, and that a run does not need them."""
 
 import json
 import math
@@ -88,7 +88,7 @@ def test_a_record_that_cannot_be_written_is_said_and_the_run_goes_on(run, caplog
     args, state = run  # the folder does not exist
     state.is_world_process_zero = True
     run_record.RunRecord(None, None, None, {}).on_log(args, state, None)
-    assert "goes on" in caplog.text
+    assert "the run continues" in caplog.text
 
 
 def test_versions_tell_what_is_not_installed(monkeypatch):

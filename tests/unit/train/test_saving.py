@@ -1,4 +1,4 @@
-"""What is written reaches the disk before it gets its name, and a failure says what it is."""
+"""Files reach the disk before they get their name, and a failure gives its reason."""
 
 import errno
 import os
@@ -14,7 +14,7 @@ from llava.train import run_record, saving
 
 @pytest.fixture
 def order(monkeypatch):
-    """What was synced and renamed: ("sync", path) and ("rename", source, target), in their order."""
+    """The order of calls: ("sync", path) and ("rename", source, target)."""
     done, fsync = [], os.fsync
 
     def record_sync(descriptor):
@@ -35,7 +35,7 @@ def order(monkeypatch):
 
 
 def write(folder: Path, *names: str) -> list[Path]:
-    """The files written, and the folders they are in."""
+    """Writes files; returns them and their folders."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
@@ -43,7 +43,7 @@ def write(folder: Path, *names: str) -> list[Path]:
 
 
 def assert_synced_around(order, target: Path, paths: list[Path]) -> None:
-    """All paths are synced ahead of the rename to `target`, and the folder that `target` is in after it."""
+    """All paths are synced before the rename to `target`, and the folder of `target` after it."""
     (at,) = (index for index, event in enumerate(order) if event[0] == "rename" and event[2] == target)
     assert {("sync", path) for path in paths} <= set(order[:at])
     assert ("sync", target.parent) in order[at:]
@@ -80,7 +80,7 @@ def test_the_newest_and_the_best_checkpoint_stay_within_the_limit(tmp_path, limi
 
 
 def test_a_new_result_takes_the_state_of_the_old_one_away_first(tmp_path, order):
-    """A kill in between leaves no mixture that says it is complete."""
+    """A kill in between leaves no mixture of both that looks complete."""
     write(tmp_path, saving.STATE_FILE, "model")
     write(tmp_path / saving.STAGING, saving.STATE_FILE, "model")
     unlinked = []
@@ -106,7 +106,7 @@ def test_a_result_is_on_disk_before_the_state_says_that_it_is_there(tmp_path, or
     assert not (tmp_path / saving.STAGING).exists()
 
 
-def test_what_describes_a_run_is_on_disk_before_it_has_its_name(tmp_path, order):
+def test_a_file_that_describes_a_run_is_on_disk_before_it_has_its_name(tmp_path, order):
     row = {"step": 1, "loss": 2.0}
     args = type("Args", (), {"output_dir": str(tmp_path)})
     state = type("State", (), {"log_history": [row]})
@@ -129,7 +129,7 @@ def test_a_folder_may_be_impossible_to_sync_and_a_file_may_not(tmp_path, monkeyp
         wholefile.sync(tmp_path / "file")
 
 
-# ---- What a failure says
+# ---- The message of a failure
 
 
 def safetensors_error(number: int) -> SafetensorError:
@@ -152,12 +152,12 @@ def error_in_between(number: int) -> RuntimeError:
     [(errno.ENOSPC, True), (errno.EDQUOT, True)]
     + [(number, False) for number in (errno.ENOENT, errno.EACCES, errno.EIO, errno.EROFS, errno.EFBIG)],
 )
-def test_free_space_is_told_where_space_is_what_lacks(tmp_path, kind, number, is_space):
+def test_free_space_is_reported_only_if_space_is_short(tmp_path, kind, number, is_space):
     message = saving.describe_failure("checkpoint-2", kind(number), tmp_path)
     assert_names(message, "checkpoint-2", f"not be written to {tmp_path}: ")
     assert os.strerror(number) in message
     assert ("GiB are free" in message) == is_space
-    assert "starts anew" in message
+    assert "no complete checkpoint" in message
 
 
 def test_a_part_of_a_file_that_torch_could_not_write_is_like_a_full_disk(tmp_path):

@@ -1,4 +1,4 @@
-"""Whether an epoch fills a batch on every process, held against what accelerate deals out."""
+"""Whether an epoch fills a batch on every process, compared with accelerate's distribution."""
 
 import logging
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from llava.train.training_data import check_batches
 
 
 def dealt(num_samples: int, batch_size: int, world_size: int, drop_last: bool) -> list[list[list[int]]]:
-    """Each process's batches of one epoch."""
+    """The batches of one epoch on each process."""
     sampler = BatchSampler(range(num_samples), batch_size, drop_last)
     if world_size == 1:
         return [list(sampler)]
@@ -49,7 +49,7 @@ def test_samples_repeated_in_every_batch_are_said(num_samples, batch_size, world
     taken = [sample for batch in first_pass for sample in batch]
     with caplog.at_level(logging.WARNING):
         check_batches(num_samples, "records", settings(batch_size, world_size))
-    assert ("repeated" in caplog.text) == (len(taken) > len(set(taken)))
+    assert ("repeats samples" in caplog.text) == (len(taken) > len(set(taken)))
 
 
 def test_the_message_has_records_processes_batch_size_and_remedies():

@@ -1,4 +1,4 @@
-"""The names of evaluation sets, each rank's share of one, and a stream's workers."""
+"""The names of evaluation sets, each rank's share of a set, and the workers of a stream."""
 
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ def test_each_set_has_a_name_of_its_own():
 
 
 class Records:
-    """Of which some prove bad; the next good one then stands in their place."""
+    """Records of which some prove bad; the next good one replaces them."""
 
     def __init__(self, count: int, bad: set[int]):
         self.count, self.bad = count, bad

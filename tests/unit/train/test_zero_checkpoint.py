@@ -1,4 +1,4 @@
-"""A strict load goes without what is frozen, and without nothing else."""
+"""A strict load accepts that frozen weights are missing, but no others."""
 
 import pytest
 from torch import nn
@@ -8,7 +8,7 @@ from llava.train.zero_checkpoint import allow_frozen
 
 @pytest.fixture
 def model():
-    """A frozen layer below one that learns."""
+    """A frozen layer before one that is trained."""
     layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     layers[0].requires_grad_(False)
     layers.register_load_state_dict_post_hook(allow_frozen)

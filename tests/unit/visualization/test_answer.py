@@ -1,4 +1,4 @@
-"""Generated ids to words: sub-word tokens grouped, ends cut, bytes of one character kept together."""
+"""Generated ids to words: sub-word tokens are grouped, ends are cut, bytes of a character stay together."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -9,7 +9,7 @@ ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
 def byte_tokenizer():
-    """One token a byte, and a few whole pieces."""
+    """A tokenizer with one token for each byte, and a few longer pieces."""
     vocab = {piece: i for i, piece in enumerate(["</s>", *ALPHABET, "Ġcat", "ar", "ed", "Ġand"])}
     backend = Tokenizer(models.BPE(vocab, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,4 +1,4 @@
-"""Which layers, heads and methods there are to read."""
+"""The layers, heads and methods that can be chosen."""
 
 import pytest
 import tiny

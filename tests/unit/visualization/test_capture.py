@@ -1,4 +1,4 @@
-"""Captured attention equals what transformers reports, costs rows alone, and leaves no trace."""
+"""Captured attention equals transformers' own, needs memory only for rows, and changes nothing."""
 
 import pytest
 import tiny
@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from llava.visualization.capture import capture_attention
 
 IDS = torch.arange(10)[None]
-# Key heads shared, windows that leave positions behind, an unusual scaling
+# Shared key heads, windows that drop positions, an unusual scaling
 FORMS = {
     "llama": ("llama", {}),
     "llama, each head its own key": ("llama", {"num_key_value_heads": 2}),
@@ -40,7 +40,7 @@ def keep_all(weights):
 
 
 def reported(model, ids):
-    """float[heads, T, T] of each layer, by transformers itself."""
+    """The attention float[heads, T, T] of each layer, from transformers."""
     model.set_attn_implementation("eager")
     with torch.no_grad():
         return [weights[0] for weights in model(ids, output_attentions=True).attentions]
@@ -77,7 +77,7 @@ def test_generation_gives_the_same_answer_and_the_row_that_predicted_each_token(
             torch.testing.assert_close(row.sum(dim=-1), torch.ones(2, 1))
 
 
-def test_padding_is_not_looked_at():
+def test_padding_gets_no_attention():
     model = language_model("qwen2")
     mask = torch.ones_like(IDS)
     mask[:, :3] = 0
@@ -98,7 +98,7 @@ def test_half_precision_gives_rows_that_sum_to_one():
 
 
 class Largest(TorchDispatchMode):
-    """The most elements of any tensor that an operation gives."""
+    """The largest number of elements of any tensor that an operation makes."""
 
     def __init__(self):
         super().__init__()
@@ -141,7 +141,7 @@ def test_several_sequences_at_once_are_refused_and_one_after_another_kept_apart(
             model.generate(ids, max_new_tokens=2, do_sample=False)
     assert [row.shape[-1] for row in captured[0]] == [10, 11, 4, 5]
     with (
-        pytest.raises(ValueError, match="2 came.*num_beams=1"),
+        pytest.raises(ValueError, match="got 2.*num_beams=1"),
         capture_attention(model, [0], keep_all),
     ):
         model.generate(IDS, max_new_tokens=2, num_beams=2)

@@ -1,4 +1,4 @@
-"""Rollout and relevance beside their formulas written out in full, matrix by matrix."""
+"""Rollout and relevance, compared with their formulas, computed matrix by matrix."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ LENGTH = 12  # without the last position
 
 
 def case(family):
-    """A model, and a sequence of embeddings that ends in an answer, as merge_inputs gives it."""
+    """A model, and a sequence of embeddings that ends with an answer, as merge_inputs makes it."""
     torch.manual_seed(0)
     layers = {"n_layers" if family == "mpt" else "num_hidden_layers": 3}
     model = tiny.LANGUAGE_MODELS[family](initializer_range=0.3, **layers).eval()
@@ -29,7 +29,7 @@ def case(family):
 
 
 def whole_attention(model, merged):
-    """(logits [T, V], attention [heads, T, T] of each layer, in the graph), by transformers itself."""
+    """(logits [T, V], attention [heads, T, T] of each layer with its graph), from transformers."""
     model.set_attn_implementation("eager")
     output = model(inputs_embeds=merged.inputs_embeds[:, :-1].requires_grad_(), output_attentions=True)
     return output.logits[0], output.attentions

@@ -1,4 +1,4 @@
-"""Heat on pixels: one token lights its own pixels alone; sheets hold all panels."""
+"""Heat on pixels: a token lights only its own pixels; sheets contain all panels."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from llava.visualization.plots import contact_sheets, overlay, paint_tokens, save_figure
 from llava.visualization.token_map import ImageMapping, TokenMap
 
-# 60x40 shown whole in height: its middle 40 columns are a 40-pixel square of 4x4 tokens
+# of 60x40 pixels, the middle 40 columns are the input: a 40-pixel square of 4x4 tokens
 MAPPING = TokenMap((ImageMapping(60, 40, 40, (1.0, 1.0), (-10.0, 0.0)),), 4, np.arange(16))
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
@@ -30,7 +30,7 @@ def test_smooth_heat_peaks_in_the_middle_of_the_token_and_stays_unknown_outside(
 
 
 def test_weights_that_are_not_one_for_each_token_are_refused():
-    with pytest.raises(ValueError, match="15 weights.*16"):
+    with pytest.raises(ValueError, match="16 visual tokens.*15"):
         paint_tokens(np.ones(15), MAPPING)
 
 

@@ -1,4 +1,4 @@
-"""Token maps against the real image processors: paint a token's pixels, look where the paint lands."""
+"""Token maps, compared with real image processors: a token's pixels are painted and found again."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ PROCESSORS = {
     "clip": CLIPImageProcessorPil(
         size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, **PLAIN
     ),
-    # as DINOv2's: resized larger than the crop
+    # like DINOv2's: the image is resized to more than the crop
     "crop_within": CLIPImageProcessorPil(
         size={"shortest_edge": 60}, crop_size={"height": SIDE, "width": SIDE}, **PLAIN
     ),
@@ -28,7 +28,7 @@ SIZES = [(96, 96), (200, 100), (100, 230), (151, 97), (97, 150), (30, 41)]
 
 
 def landed(mask, processor, aspect_ratio):
-    """Paint a mask, prepare it as for the tower, sum the paint in each cell: float[GRID, GRID]."""
+    """Prepare a painted mask as for the tower, and sum the paint in each cell: float[GRID, GRID]."""
     picture = Image.fromarray(np.repeat(mask[..., None] * 255, 3, axis=2).astype(np.uint8))
     pixels = process_images([picture], processor, SimpleNamespace(image_aspect_ratio=aspect_ratio))[
         0, 0
@@ -46,7 +46,7 @@ def test_a_tokens_pixels_land_in_that_tokens_cell(name, aspect_ratio, size):
     for token in np.unique(tokens[tokens >= 0]):
         cells = np.clip(landed(tokens == token, processor, aspect_ratio), 0, None).flatten()
         assert cells.argmax() == token
-        # interpolation blurs the edges, the more the smaller the picture; slivers of cells are all edge
+        # interpolation blurs the edges, more in a smaller picture, and very narrow cells consist of edges
         if (tokens == token).sum() > 60:
             assert cells[token] > 0.75 * cells.sum()
 

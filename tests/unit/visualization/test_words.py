@@ -1,4 +1,4 @@
-"""Words of an answer over several pictures: on a model that looks at what is white, at any s."""
+"""The words of an answer about several pictures, with a model that attends to white, at any s."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def load(folder):
 
 
 def look(loaded, images, **options):
-    """word_attention of ANSWER to a question about these images."""
+    """word_attention of ANSWER, for a question about these images."""
     tokenizer, model, processor = loaded
     prompt = "<image>" * len(images) + "what is it?"
     input_ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")[None]
@@ -36,7 +36,7 @@ def look(loaded, images, **options):
 
 
 def white_where_bright(loaded):
-    """model.encode_images that gives each token white or black by the mean of its own pixels."""
+    """A model.encode_images that makes each token white or black, by the mean of its own pixels."""
     _, model, processor = loaded
     processor.image_mean, processor.image_std = [0.0] * 3, [1.0] * 3
 
@@ -54,7 +54,7 @@ def test_the_lit_pixels_are_the_white_ones_of_the_right_picture(folder, scale_fa
     tiny.look_at_white(loaded[1], loaded[0])
     loaded[1].encode_images = white_where_bright(loaded)
     pixels = np.zeros((96, 96, 3), np.uint8)
-    side = 16 * (scale_factor or 2)  # of a token
+    side = 16 * (scale_factor or 2)  # the side of a token
     pixels[:side, -side:] = 255
     black, white = Image.new("RGB", (96, 96)), Image.fromarray(pixels)
     attention, _ = look(loaded, [black, white], scale_factor=scale_factor)
@@ -93,7 +93,7 @@ def test_a_map_of_another_s_has_its_tokens(folder):
     assert [len(token_map(model, (60, 40), processor, s).order) for s in (None, 1, 3)] == [9, 36, 4]
 
 
-def test_an_answer_without_pictures_looked_nowhere(folder):
+def test_an_answer_without_pictures_has_no_attention_to_show(folder):
     with pytest.raises(ValueError, match="no picture"):
         look(load(folder), [])
 
