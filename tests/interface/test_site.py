@@ -51,7 +51,7 @@ def test_the_reference_has_every_flag_of_the_trainer():
         f"--{f.name}" for kind in (ModelArguments, DataArguments, TrainingArguments) for f in fields(kind)
     }
     assert known <= listed.keys()
-    assert listed["--lora_r"] == ["int", "`64`", "Rank of the adapters."]
+    assert listed["--lora_r"] == ["int", "`64`", "Rank r of the adapters."]
     assert listed["--learning_rate"][0] == "`5e-05`"
     assert "from the last checkpoint" in listed["--resume_from_checkpoint"][0]
 

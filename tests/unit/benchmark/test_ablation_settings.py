@@ -101,7 +101,7 @@ def test_a_row_may_have_rates_of_its_own(write):
     [
         ({"seed": [0]}, "unknown seed.*data, tower"),
         ({"seeds": 3}, ": seeds .* 3 "),
-        ({"tower": None}, "tower.*given"),
+        ({"tower": None}, "tower is missing"),
         ({"data": {**STUDY["data"], "num_train": 1.5}}, "num_train.*1.5"),
         (
             {"data": {**STUDY["data"], "score_on": "train"}},

@@ -204,7 +204,7 @@ def test_open_answer_correct_in_odd_cases(response, gold, correct):
 
 @pytest.mark.parametrize("gold", ["", " ", [], ["3", ""]])
 def test_open_answer_correct_refuses_an_empty_gold(gold):
-    with pytest.raises(ValueError, match="none empty"):
+    with pytest.raises(ValueError, match="no empty one"):
         open_answer_correct("3", gold)
 
 
