@@ -76,7 +76,7 @@ def test_numbers_that_yaml_takes_for_text_are_numbers(write):
     [
         ({"seed": [0]}, "unknown seed.*data, tower"),
         ({"seeds": 3}, ": seeds .* 3 "),
-        ({"tower": None}, "tower.*given"),
+        ({"tower": None}, "tower is missing"),
         ({"data": {**STUDY["data"], "num_train": 1.5}}, "num_train.*1.5"),
         (
             {"data": {**STUDY["data"], "score_on": "train"}},

@@ -92,11 +92,11 @@ def test_a_folder_of_something_else_is_refused_and_an_empty_one_is_filled(tmp_pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_train": 0}, "--num_train .* 1 .* 0"),
-        ({"num_test": -1}, "--num_test .* 1 .*-1"),
+        ({"num_train": 0}, "--num_train .* 1,.* 0"),
+        ({"num_test": -1}, "--num_test .* 1,.*-1"),
         ({"size": 64}, "--size .*112.*64"),
-        ({"seed": -1}, "--seed .* 0 .*-1"),
-        ({"workers": 0}, "--workers .* 1 .* 0"),
+        ({"seed": -1}, "--seed .* 0,.*-1"),
+        ({"workers": 0}, "--workers .* 1,.* 0"),
     ],
 )
 def test_numbers_out_of_range_are_refused(tmp_path, change, message):

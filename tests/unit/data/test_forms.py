@@ -162,7 +162,7 @@ UNCERTAIN = [
     (asked({"type": "video", "video": "a.mp4"}), "turn 0: .*'video'.* is not read"),
     (asked({"type": "text", "text": None}), "turn 0: .*is not read"),
     (asked(7), "turn 0: 7 is not read"),
-    (asked(IMAGE, {"type": "text", "text": "An <image>?"}, images=["a"]), "turn 0: .*contain <image>"),
+    (asked(IMAGE, {"type": "text", "text": "An <image>?"}, images=["a"]), "turn 0: .*contains <image>"),
     ({"conversations": [{"from": "human", "role": "assistant", "value": "Hi"}]}, "'from' and 'role' differ"),
     ({"conversations": [{"from": "human", "content": "a", "value": "b"}]}, "'value' and 'content' differ"),
     ({"messages": [ASK[1], ASK[0]], "images": ["a.png"]}, "turn 0 is from 'gpt'"),

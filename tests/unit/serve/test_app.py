@@ -102,7 +102,7 @@ def test_an_answer_has_openais_shape_and_counts_visual_tokens(app):
         ({"model": "x" * 9000}, 404, "has 'tiny'"),
         ({"messages": [{"role": "user", "content": [PICTURE] * 3}]}, 400, "2 images"),
         ({"messages": [{"role": "user", "content": "blue " * 900}]}, 400, "tokens"),
-        ({"max_tokens": 9}, 400, "up to 8"),
+        ({"max_tokens": 9}, 400, "at most 8"),
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"temperature": 3}, 400, "temperature"),
         ({"top_p": 0}, 400, "top_p"),
