@@ -68,7 +68,7 @@ def annotations_of(keys: list, annotations: dict, where: str | Path) -> list:
     """
     if missing := annotations.keys() - set(keys):
         raise UserError(
-            f"{len(missing)} questions of {where} were not asked, for example {min(missing, key=str)}; "
+            f"{len(missing)} question(s) of {where} were not asked, for example {min(missing, key=str)}; "
             "use whole files."
         )
     return [find(annotations, key, where) for key in keys]

@@ -52,7 +52,7 @@ def find_annotations(path: str | Path, asked: list[tuple[str, str]]) -> list[dic
         found.append(left[key].pop(0))
     if unasked := [key for key, annotations in left.items() if annotations]:
         raise UserError(
-            f"{len(unasked)} questions of {path} were not asked, the first one on image "
+            f"{len(unasked)} question(s) of {path} were not asked, the first one on image "
             f"{unasked[0][0]}; use the whole question file, and run the evaluation to its end."
         )
     return found
