@@ -223,7 +223,7 @@ def vision_fields(
 
 
 def check_options(kind: type[Projector], name: str | None, given: Iterable[str]) -> None:
-    """Refuse options of other projectors, which would do nothing.
+    """Refuse options of other projectors, which would have no effect.
 
     Args:
         kind, name: the projector's class and its --mm_projector_type.
@@ -234,7 +234,7 @@ def check_options(kind: type[Projector], name: str | None, given: Iterable[str])
     own = [declared.name for declared in kind.Options.declared()]
     if foreign := [flag for flag in given if flag in all_options() and flag not in own]:
         raise UserError(
-            f"{', '.join(f'--{flag}' for flag in foreign)} would do nothing: the projector is of type "
+            f"{', '.join(f'--{flag}' for flag in foreign)} would have no effect: the projector is of type "
             f"{name}, and its options are {', '.join(f'--{flag}' for flag in own)}. "
             "Leave the flag out, or choose another --mm_projector_type."
         )

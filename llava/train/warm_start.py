@@ -144,8 +144,8 @@ def warm_start(trainer, num_pictures: int) -> None:
         mean_square = every.squares(weight, bias) / (every.count * len(weight))
         projector.output_norm.scale.copy_(mean_square.sqrt())
     logger.info(
-        "warm start: %d tokens of %d pictures are fitted to the words of their answers; R2 on the pictures "
-        "that were held out is %.2f (penalty %g)",
+        "warm start: %d tokens of %d pictures are fitted to the words of their answers; R2 on held-out "
+        "pictures is %.2f (penalty %g)",
         *(int(every.count), len(pictures), explained[penalty], penalty),
     )
 

@@ -129,7 +129,7 @@ def test_textvqa_is_answered_and_scored_one_file_or_a_folder(world, tmp_path, ca
         assert "m\nSamples: 2\nAccuracy: 30.00%\n" in capsys.readouterr().out
     write_jsonl(answers, rows[:1])
     assert COMMANDS["llava.eval.eval_textvqa"].main([*annotations, "--result-file", str(answers)]) == 1
-    assert "1 of" in capsys.readouterr().err
+    assert "1 question(s) of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -205,4 +205,4 @@ def test_beams_and_sampling_run_in_batches(world, tmp_path):
 
 def test_a_folder_without_a_config_is_named(world, tmp_path, capsys):
     assert main(flags(world, tmp_path / "a.jsonl", "--model-path", str(tmp_path / "nothing"))) == 1
-    assert_names(capsys.readouterr().err, "nothing: no config.json")
+    assert_names(capsys.readouterr().err, "nothing has no config.json")

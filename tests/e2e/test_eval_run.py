@@ -245,9 +245,9 @@ def test_missing_data_names_every_file_before_anything_starts(world, tmp_path, m
     ("more", "parts"),
     [
         (("--tasks", "gqqa"), ("--tasks: ", "gqqa", "easy_vqa")),
-        (("--model-path", "nowhere"), ("--model-path nowhere: ", "config.json")),
+        (("--model-path", "nowhere"), ("--model-path nowhere ", "config.json")),
         (("--conv-mode", "qwen9"), ("--conv-mode", "qwen9", "vicuna_v1")),
-        (("--server-score", "vqav2=70"), ("--server-score vqav2: ", "--tasks")),
+        (("--server-score", "vqav2=70"), ("--server-score vqav2 ", "--tasks")),
         (("--temperature", "-1"), ("--temperature", "-1.0")),
     ],
 )

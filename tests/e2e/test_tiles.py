@@ -182,7 +182,7 @@ def test_separators_stand_between_the_tiles(tmp_path):
 
 def test_tokens_that_are_no_grid_cannot_be_joined(tmp_path):
     model = tiny.build(tmp_path, mm_projector_type="visionzip", num_visual_tokens=4, **ANYRES)
-    with pytest.raises(ValueError, match="squares.*visualprism"):
+    with pytest.raises(ValueError, match="form a grid.*visualprism"):
         model.visual_positions_of((120, 60))
 
 
