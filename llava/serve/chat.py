@@ -4,7 +4,7 @@ s is the side, in patches, of the square that one visual token represents.
 """
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
@@ -104,11 +104,36 @@ class Chat:
         """Another conversation with the same model."""
         return Chat(self.loaded)
 
+    def copy(self) -> "Chat":
+        """Another conversation with the same model, the same turns and the same waiting pictures."""
+        copy = self.fresh()
+        copy.turns, copy.waiting = list(self.turns), list(self.waiting)
+        return copy
+
+    def resume(self, turns: Iterable[Turn]) -> None:
+        """Continue a conversation that was stored, perhaps with another model.
+
+        Raises UserError if it has pictures and the model is text-only.
+        """
+        self.reset()
+        offered = token_budgets(self.model).values()
+        for turn in turns:
+            if turn.images:
+                self._check_sight()
+            ids = turn.ids
+            if self.stopping.decode(list(ids)) != turn.answer:  # another tokenizer's
+                ids = tuple(self.tokenizer.encode(turn.answer, add_special_tokens=False))
+            scale_factor = turn.scale_factor if turn.scale_factor in offered else None
+            self.turns.append(replace(turn, ids=ids, scale_factor=scale_factor))
+
     def add_image(self, image: Image.Image) -> None:
         """Show an RGB picture with the next question. Raises UserError if the model is text-only."""
+        self._check_sight()
+        self.waiting.append(image)
+
+    def _check_sight(self) -> None:
         if self.model.get_vision_tower() is None:
             raise UserError("the model is text-only and accepts no images; give a multimodal --model-path.")
-        self.waiting.append(image)
 
     def set_visual_tokens(self, num_tokens: int) -> None:
         """Use this number of tokens for each view of a picture from now on, also for earlier pictures.

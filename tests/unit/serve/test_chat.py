@@ -13,7 +13,7 @@ from llava.conversation import conv_templates
 from llava.decoding import Decoding, Stopping, TextStream
 from llava.inference import load_model
 from llava.mm_utils import process_images, tokenizer_image_token
-from llava.serve.chat import Chat, open_chat, token_budgets
+from llava.serve.chat import Chat, Turn, open_chat, token_budgets
 
 RED, BLUE = Image.new("RGB", (60, 40), "red"), Image.new("RGB", (40, 90), "blue")
 GREEDY = Decoding(max_new_tokens=24)
@@ -164,6 +164,35 @@ def test_a_withdrawn_question_can_be_asked_again(chat):
         chat.withdraw()
 
 
+def test_a_copy_goes_its_own_way(chat):
+    chat.add_image(RED)
+    list(chat.ask("what is it?", GREEDY))
+    chat.add_image(BLUE)
+    copy = chat.copy()
+    list(copy.ask("and this?", GREEDY))
+    assert (len(copy.turns), copy.waiting) == (2, [])
+    assert (len(chat.turns), chat.waiting) == (1, [BLUE])
+
+
+def test_a_stored_conversation_goes_on_as_if_it_had_never_ended(chat):
+    chat.add_image(RED)
+    chat.set_visual_tokens(4)
+    list(chat.ask("what is it?", GREEDY))
+    resumed = chat.fresh()
+    resumed.resume(chat.turns)
+    assert resumed.turns == chat.turns
+    resumed.set_visual_tokens(4)
+    assert list(resumed.ask("why?", GREEDY)) == list(chat.ask("why?", GREEDY))
+
+
+def test_a_conversation_of_another_model_gets_ids_and_a_budget_of_this_one(chat):
+    chat.resume([Turn("what is it?", (RED,), "a blue circle", ids=(5, 100_000), scale_factor=12)])
+    (turn,) = chat.turns
+    assert chat.stopping.decode(list(turn.ids)) == "a blue circle"
+    assert turn.scale_factor is None
+    assert chat.attention(0).words == ["a", "blue", "circle"]
+
+
 def test_marks_in_a_question_must_be_as_many_as_its_pictures(chat):
     chat.add_image(RED)
     with pytest.raises(ValueError, match="2 <image> for 1 image"):
@@ -208,6 +237,8 @@ def test_a_text_only_model_talks_and_takes_no_picture(loaded, tmp_path):
     chat = open_chat(str(tmp_path), conv_mode="qwen_2")
     with pytest.raises(ValueError, match="text-only"):
         chat.add_image(RED)
+    with pytest.raises(ValueError, match="text-only"):
+        chat.resume([Turn("what is it?", (RED,), "red")])
     list(chat.ask("why?", GREEDY))
     assert chat.timing.new_tokens > 0
 
