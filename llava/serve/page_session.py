@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import traceback
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from PIL import Image
 from llava.decoding import Decoding
 from llava.errors import UserError
 from llava.serve.chat import Chat, Turn
+from llava.serve.comparison import Comparison
 from llava.serve.images import ImageLimits, decode_image
 from llava.visualization.words import WordAttention, answer_words, draw_word
 
@@ -30,6 +31,8 @@ class PageSession:
         num_answers: the number of answers given, those that Retry replaced included.
         attention: the Turn of the answer that was inspected last, and its attention.
         word: the index of the word whose attention is shown; None: the whole answer.
+        comparison: the budgets that were compared last.
+        link: the turns that were stored last, and their id.
         is_over: whether the visitor began a new conversation; an unfinished answer is then no longer shown.
     """
 
@@ -39,6 +42,8 @@ class PageSession:
     num_answers: int = 0
     attention: tuple[Turn, WordAttention] | None = None
     word: int | None = None
+    comparison: Comparison | None = None
+    link: tuple[list[Turn], str] | None = None
     is_over: bool = False
 
 
@@ -46,10 +51,11 @@ class PageSession:
 class Page:
     """The actions of the page's events.
 
-    `ask`, `retry` and `reset` give new values of (message box, messages shown, session, timing, number of
-    answers given, column with the answer's words). `look`, `look_at_all` and `at_layer` give (words, pictures
-    lit by the model's attention, a line about them); `words` and `choose` give these and the column. After
-    an error the page is as it was before, and a toast shows the error.
+    `ask` and `retry` give new values of (message box, messages shown, session, timing, number of answers
+    given, column with the answer's words). `reset` gives these, the cards of the comparison and the link's
+    box. `look`, `look_at_all` and `at_layer` give (words, pictures lit by the model's attention, a line about
+    them); `words` and `choose` give these and the column. After an error the page is as it was before, and a
+    toast shows the error.
 
     Args:
         chat: a conversation with the model; each session gets a fresh one.
@@ -87,13 +93,10 @@ class Page:
         yield from _unless_it_fails(session, gr.skip(), answer)
 
     def _ask(self, message: dict, session: PageSession, *settings) -> Generator[tuple, None, None]:
-        text = (message["text"] or "").strip()
-        if not text:
-            raise UserError("Ask something: type a question about the picture first.")
-        asked = [{"role": "user", "content": {"path": path}} for path in message["files"]]
-        asked.append({"role": "user", "content": text})
+        text = question_of(message)
+        asked = asking(text, message["files"])
         for path in message["files"]:
-            session.chat.add_image(_picture(path))
+            session.chat.add_image(read_picture(path))
         session.shown = session.shown + asked
         yield from _steps(session, None, _answer(session, text, *settings))
 
@@ -107,8 +110,8 @@ class Page:
     def reset(self, session: PageSession | None) -> tuple:
         if session is not None:
             session.is_over = True
-            session.chat.stop()
-        return None, *_emptied()
+            stop(session)
+        return None, *_emptied(), "", gr.update(value="", visible=False)
 
     def words(self, session: PageSession | None) -> tuple:
         """Show the words of the newest answer, to be clicked."""
@@ -147,8 +150,7 @@ class Page:
         try:
             return _looked(session, layer, word)
         except Exception as error:
-            _log_if_bug(error)
-            _show(error)
+            fail(error)
             return gr.skip(), gr.skip(), gr.skip()
 
 
@@ -175,16 +177,32 @@ def _looked(session: PageSession | None, layer: int, word: int | None) -> tuple:
 
 
 def stop(session: PageSession | None) -> None:
-    """End the current answer.
+    """End the current answer and the comparison.
 
     This is no method of Page, since gradio copies a state's callback for each visitor with all that it holds.
     For a method, that would include the model.
     """
     if session is not None:
         session.chat.stop()
+        if session.comparison is not None:
+            session.comparison.stop()
 
 
-def _picture(path: str) -> Image.Image:
+def question_of(message: dict) -> str:
+    """The text of the message box. Raises UserError if there is none."""
+    text = (message["text"] or "").strip()
+    if not text:
+        raise UserError("Ask something: type a question about the picture first.")
+    return text
+
+
+def asking(text: str, paths: Iterable[str]) -> list[dict]:
+    """A question and its pictures as messages of the page."""
+    pictures = [{"role": "user", "content": {"path": path}} for path in paths]
+    return [*pictures, {"role": "user", "content": text}]
+
+
+def read_picture(path: str) -> Image.Image:
     """Load an uploaded picture; an error shows the file's name, but not its path on the server."""
     try:
         return decode_image(Path(path).read_bytes(), ImageLimits.max_pixels)
@@ -226,12 +244,12 @@ def _steps(session: PageSession, message, answer: Iterator[None]) -> Iterator[tu
     """
     column = gr.update(visible=False)
     for _ in answer:
-        yield message, *_talk(session), column
+        yield message, *talk_of(session), column
         message = column = gr.skip()  # the next question may be being typed, and the new words be shown
 
 
-def _talk(session: PageSession) -> tuple:
-    """The messages shown, the session, its timing, and the number of answers given."""
+def talk_of(session: PageSession) -> tuple:
+    """The page's messages, the session, its timing, and the number of answers given."""
     return session.shown, session, str(session.chat.timing or ""), session.num_answers
 
 
@@ -262,7 +280,7 @@ def _unless_it_fails(session: PageSession, message, answer: Generator[tuple, Non
         _log_if_bug(error)  # also if the visitor has left the conversation, and no toast is shown
         if not session.is_over:
             _show(error)
-            restored = message, *_talk(session), gr.update(visible=session.turn is not None)
+            restored = message, *talk_of(session), gr.update(visible=session.turn is not None)
             yield restored if has_begun else (gr.skip(),) * len(restored)
     if session.is_over:  # the old conversation's last output may arrive after the page was emptied
         yield gr.skip(), *_emptied()
@@ -272,6 +290,12 @@ def _log_if_bug(error: Exception) -> None:
     """Print the traceback of an error that no visitor can fix."""
     if not isinstance(error, UserError):
         traceback.print_exception(error)
+
+
+def fail(error: Exception) -> None:
+    """Show an error in a toast, and print its traceback if no visitor can fix it."""
+    _log_if_bug(error)
+    _show(error)
 
 
 def _show(error: Exception) -> None:

@@ -9,6 +9,7 @@ import tiny
 from PIL import Image
 
 from llava.serve import web
+from llava.serve.conversations import Conversations
 
 pytest.importorskip("gradio", reason="gradio is not installed (extra serve)")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")
@@ -62,7 +63,7 @@ def world(tmp_path_factory, hold):
     (folder / "text.png").write_text("What is on a picture?")
     chat = open_chat(str(tiny.save_llava(folder / "model")), device="cpu")
     chat.model.lm_head.register_forward_hook(hold)
-    page = web.build(chat)
+    page = web.build(chat, conversations=Conversations(folder / "conversations", days=30))
     options = {"prevent_thread_lock": True, "quiet": True, "server_name": "127.0.0.1"}
     _, address, _ = page.launch(**options, **web.launch_options())
     yield folder, address
@@ -116,10 +117,14 @@ def add(page, picture) -> None:
     page.locator(".multimodal-textbox .thumbnail-item").first.wait_for()
 
 
-def ask(page, text: str, picture=None, longest: int = 40) -> None:
+def set_longest(page, longest: int) -> None:
     number = page.get_by_label(re.compile("number input for Longest answer"))
     number.fill(str(longest))
     number.press("Tab")
+
+
+def ask(page, text: str, picture=None, longest: int = 40) -> None:
+    set_longest(page, longest)
     if picture is not None:
         add(page, picture)
     box(page).fill(text)
@@ -197,7 +202,7 @@ def test_an_example_brings_its_picture_and_question(page):
     page.get_by_text("what shape is in the image?").first.click()
     sync_api.expect(box(page)).to_have_value("what shape is in the image?", timeout=WAIT)
     page.get_by_label("4", exact=True).check()
-    box(page).press("Enter")
+    ask(page, "what shape is in the image?", longest=8)
     page.locator("#timing", has_text="4 visual of").wait_for()
 
 
@@ -264,6 +269,82 @@ def test_a_failure_of_the_model_gives_the_page_back(world, page, hold):
     page.locator("#chat", has_text="and now?").wait_for()
 
 
+def cards(page):
+    return page.locator("#budgets article")
+
+
+def heats(page) -> list[str]:
+    """The pictures of the cards, once all cards have one."""
+    sync_api.expect(cards(page).locator("img")).to_have_count(4, timeout=WAIT)
+    return cards(page).locator("img").evaluate_all("images => images.map(image => image.src)")
+
+
+def test_the_question_in_the_box_is_answered_at_every_budget_side_by_side(world, page):
+    page.get_by_text("what shape is in the image?").first.click()
+    sync_api.expect(box(page)).to_have_value("what shape is in the image?", timeout=WAIT)
+    set_longest(page, 8)
+    page.get_by_role("button", name="Compare budgets").click()
+    pictures = heats(page)
+    for tokens, text in zip(
+        ("36 tokens", "9 tokens", "4 tokens", "1 token"), cards(page).all_inner_texts(), strict=True
+    ):
+        assert text.startswith(tokens)
+        assert re.search(r"First token after \d+ ms", text)
+        assert f"{tokens.split()[0]} visual of" in text
+    assert len({card.bounding_box()["y"] for card in cards(page).all()}) == 1  # in one row
+    assert cards(page).first.locator("img").evaluate("image => image.naturalWidth") == 672
+    page.get_by_label("range slider for Layer").press("ArrowLeft")
+    page.locator("#budgets", has_text="in layer 1").wait_for()
+    assert heats(page)[0] != pictures[0]
+    assert box(page).input_value() == "what shape is in the image?"
+    assert answers(page).count() == 0
+    page.set_viewport_size({"width": 390, "height": 844})
+    tops = [card.bounding_box()["y"] for card in cards(page).all()]
+    assert tops[0] == tops[1] < tops[2] == tops[3]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_stop_ends_a_comparison_and_a_new_conversation_clears_it(world, page, hold):
+    ask(page, "what is it?", world[0] / "a.png", longest=8)
+    words(page).first.wait_for()
+    hold.go.clear()
+    hold.at = 12  # after the token that is not measured, the 8 tokens of the first card and its attention
+    page.get_by_role("button", name="Compare budgets").click()
+    cards(page).nth(1).filter(has_text="Answering").wait_for()
+    page.get_by_role("button", name="Stop").click()
+    hold.go.set()
+    cards(page).nth(3).filter(has_text="Stopped.").wait_for()
+    assert re.search("First token", cards(page).first.inner_text())
+    page.get_by_role("button", name="Copy link").click()
+    page.locator("#link textarea").wait_for()
+    page.get_by_role("button", name="New conversation").click()
+    sync_api.expect(cards(page)).to_have_count(0, timeout=WAIT)
+    sync_api.expect(page.locator("#link textarea")).to_have_count(0, timeout=WAIT)
+
+
+def test_a_link_brings_a_conversation_back(world, page):
+    ask(page, "what is <it>?", world[0] / "a.png", longest=8)
+    words(page).first.wait_for()
+    said = [answers(page).first.inner_text(), words(page).all_inner_texts()]
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_role("button", name="Copy link").click()
+    link = page.locator("#link textarea")
+    sync_api.expect(link).to_have_value(re.compile(re.escape(world[1]) + r"\?c=[0-9a-f]{32}$"), timeout=WAIT)
+    link = link.input_value()
+    assert page.evaluate("navigator.clipboard.readText()") == link
+    page.goto(link)
+    words(page).first.wait_for()
+    assert [answers(page).first.inner_text(), words(page).all_inner_texts()] == said
+    assert page.locator("#chat .user img").evaluate("image => image.naturalWidth") == 60
+    words(page).first.click()
+    page.locator("#heat img").first.wait_for()
+    ask(page, "and now?", longest=8)
+    answers(page).nth(1).wait_for()
+    page.goto(link[:-32] + 32 * "0")
+    says(page, "not stored here")
+    assert answers(page).count() == 0
+
+
 def test_emptying_the_conversation_forgets_it(world, page):
     ask(page, "what is it?", world[0] / "a.png", longest=8)
     words(page).first.wait_for()
@@ -315,3 +396,18 @@ def test_a_newcomer_sees_what_the_page_does_and_where_the_model_looked(world, pa
     assert order == ["chat", "heat", "settings"]
     buttons = [page.get_by_role("button", name=name) for name in ("Stop", "Retry", "New conversation")]
     assert len({button.bounding_box()["y"] for button in buttons}) == 1  # beside one another
+
+
+def test_where_the_model_looked_is_beside_its_answer_at_any_width(world, page):
+    ask(page, "what is it?", world[0] / "a.png", longest=8)
+    words(page).first.wait_for()
+    words(page).first.click()
+    page.locator("#heat img").first.wait_for()
+    for width in (320, 390, 640, 641, 768, 1024, 1280, 1920):
+        page.set_viewport_size({"width": width, "height": 844})
+        chat, heat = (page.locator(part).first.bounding_box() for part in ("#chat", "#heat img"))
+        assert heat["x"] >= chat["x"] + chat["width"]
+        assert heat["x"] + heat["width"] <= width
+        assert chat["y"] <= heat["y"]
+        assert heat["y"] + heat["height"] <= chat["y"] + chat["height"]
+        assert min(chat["width"], heat["width"]) > width / 4

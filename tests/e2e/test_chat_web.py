@@ -4,6 +4,7 @@ import html
 import re
 import time
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -267,8 +268,6 @@ def test_a_failure_of_a_look_leaves_the_heat_alone(visitor, toasts, monkeypatch,
 
 
 def test_a_bug_after_the_visitor_has_left_is_in_the_log_and_not_on_the_page(toasts, capfd):
-    from types import SimpleNamespace
-
     from llava.serve.page_session import _unless_it_fails
 
     chat = SimpleNamespace(turns=[], waiting=[], timing=None)
@@ -317,6 +316,138 @@ def test_a_visitor_costs_no_copy_of_the_model(world, monkeypatch):
     with urllib.request.urlopen(world[1]) as page:
         assert page.status == 200
     assert copies == []
+
+
+@pytest.fixture
+def comparing(chat):
+    from llava.serve.page_comparison import ComparisonActions
+
+    return ComparisonActions(chat)
+
+
+def box_of(text: str, *files) -> dict:
+    return {"text": text, "files": list(map(str, files))}
+
+
+@pytest.mark.parametrize("visitor", ["a visitor who asked and looked"], indirect=True)
+@pytest.mark.parametrize(
+    ("text", "names", "question", "pictures"),
+    [
+        ("", [], "what is it?", 1),  # the last question again
+        ("and now?", [], "and now?", 1),
+        ("and this?", ["a.png"], "and this?", 2),
+    ],
+)
+def test_what_is_compared_is_what_would_be_asked(visitor, folder, comparing, text, names, question, pictures):
+    before = visitor.state()
+    session, shown = comparing.start(box_of(text, *(folder / name for name in names)), visitor.visit, 4, 2)
+    assert session is visitor.visit
+    assert (session.comparison.text, len(session.comparison.images)) == (question, pictures)
+    for number in range(4):
+        assert shown.count("First token after") == number
+        shown = comparing.step(session, 2)
+    assert shown.count("First token after") == 4
+    assert comparing.at_layer(session, 0) != shown
+    assert visitor.state() == before
+
+
+@pytest.mark.parametrize("visitor", ["a new visitor"], indirect=True)
+@pytest.mark.parametrize(
+    ("text", "names", "complaint"),
+    [
+        ("", [], "Ask something"),
+        ("", ["a.png"], "Ask something"),
+        ("why?", [], "Add a picture"),
+        ("why?", ["broken.png"], "broken.png cannot be read"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_in_a_toast(
+    visitor, folder, comparing, toasts, text, names, complaint
+):
+    message = box_of(text, *(folder / name for name in names))
+    assert comparing.start(message, visitor.visit, 4, 2) == (gradio.skip(), gradio.skip())
+    assert comparing.step(visitor.visit, 2) == comparing.at_layer(visitor.visit, 2) == gradio.skip()
+    (toast,) = toasts
+    assert complaint in toast
+
+
+@pytest.mark.parametrize("visitor", ["a visitor who asked and looked"], indirect=True)
+def test_a_failure_of_the_model_ends_a_comparison(visitor, comparing, toasts, monkeypatch, capfd):
+    from llava.serve.page_session import BUG
+
+    session, _ = comparing.start(box_of(""), visitor.visit, 4, 2)
+    comparing.step(session, 2)
+    monkeypatch.setattr(session.comparison.chat, "attention", lambda number: 1 / 0)
+    comparing.step(session, 2)
+    assert comparing.step(session, 2).count("Stopped.") == 2
+    assert toasts == [BUG]
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("visitor", ["a visitor who asked and looked"], indirect=True)
+def test_stop_and_a_new_conversation_end_a_comparison(visitor, comparing):
+    from llava.serve.page_session import stop
+
+    session, _ = comparing.start(box_of(""), visitor.visit, 4, 2)
+    stop(session)
+    assert comparing.step(session, 2).count("Stopped.") == 4
+    session, _ = comparing.start(box_of(""), visitor.visit, 4, 2)
+    visitor.page.reset(session)
+    assert comparing.step(session, 2) == ""
+
+
+@pytest.fixture
+def links(chat, tmp_path):
+    from llava.serve.conversations import Conversations
+    from llava.serve.page_links import Links
+
+    return Links(chat, Conversations(tmp_path, days=30))
+
+
+def opened(links, **query):
+    """What the page shows when its address has the query."""
+    return links.restore(SimpleNamespace(query_params=query))
+
+
+@pytest.mark.parametrize("visitor", ["a visitor who asked and looked"], indirect=True)
+def test_a_link_leads_to_the_conversation_as_it_was(visitor, links, chat):
+    query = links.save(visitor.visit)["value"]
+    assert links.save(visitor.visit)["value"] == query  # nothing has changed
+    visitor.ask("and now?")
+    later = links.save(visitor.visit)["value"]
+    assert later != query
+    for address, num_turns in ((query, 1), (later, 2)):
+        shown, session, _, _ = opened(links, c=address.removeprefix("?c="))
+        assert session.chat.turns == visitor.visit.chat.turns[:num_turns]
+        assert [message["role"] for message in shown] == ["user", "user", "assistant", "user", "assistant"][
+            : 1 + 2 * num_turns
+        ]
+        assert shown[-1]["content"] == session.chat.turns[-1].answer
+        with Image.open(shown[0]["content"]["path"]) as picture:
+            assert picture.size == (60, 40)
+        words, *_ = visitor.page.words(session)
+        assert words
+        assert links.save(session)["value"] == address
+
+
+def test_a_link_that_cannot_be_made_or_followed_says_why_and_leaves_the_page_alone(links, toasts):
+    assert opened(links) == (gradio.skip(),) * 4
+    assert toasts == []
+    assert links.save(None) == gradio.update(value="", visible=False)
+    assert opened(links, c="../../etc/passwd") == (gradio.skip(),) * 4
+    first, second = toasts
+    assert "Ask a question first" in first
+    assert "not stored here" in second
+
+
+@pytest.mark.parametrize("with_links", [True, False])
+def test_links_can_be_switched_off(chat, tmp_path, with_links):
+    from llava.serve.conversations import Conversations
+
+    page = web.build(chat, conversations=Conversations(tmp_path, days=30) if with_links else None)
+    (button,) = [block for block in page.blocks.values() if getattr(block, "value", None) == "Copy link"]
+    assert button.visible is with_links
+    assert web.parse_args(["--model-path", "model", "--no-links"]).no_links
 
 
 def test_where_the_whole_answer_looked_at_any_layer(world, client):

@@ -34,7 +34,7 @@ MAY_NEED_THEM = (
     "llava/serve/app",
     "llava/serve/metrics",
     "llava/serve/protocol",
-    "llava/serve/page_session",
+    "llava/serve/page_",
     "llava/data/table_reader",
 )
 
