@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import shutil
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -83,22 +84,43 @@ def save_sentencepiece(model: Path, folder: Path, legacy: bool) -> Path:
 
 
 @pytest.fixture(scope="session")
-def legacy_tokenizer(sentencepiece_model, tmp_path_factory) -> PreTrainedTokenizerFast:
-    """The kind of tokenizer that Vicuna and Mistral have."""
-    folder = save_sentencepiece(sentencepiece_model, tmp_path_factory.mktemp("legacy"), legacy=True)
-    return load_tokenizer(folder, padding_side="right")
-
-
-@pytest.fixture(scope="session", params=[True, False], ids=["legacy", "non-legacy"])
-def sentencepiece_folder(request, sentencepiece_model, tmp_path_factory) -> Path:
-    """Tokenizer files with each of the two `legacy` settings, one after the other."""
-    return save_sentencepiece(sentencepiece_model, tmp_path_factory.mktemp("sentencepiece"), request.param)
+def load_sentencepiece():
+    """From a folder of tokenizer files to the tokenizer, which is loaded once."""
+    return cache(partial(load_tokenizer, padding_side="right"))
 
 
 @pytest.fixture(scope="session")
-def sentencepiece_tokenizer(sentencepiece_folder) -> PreTrainedTokenizerFast:
-    """Llama's kind of tokenizer; a test that uses it runs with both `legacy` settings."""
-    return load_tokenizer(sentencepiece_folder, padding_side="right")
+def sentencepiece_folders(sentencepiece_model, tmp_path_factory) -> dict[bool, Path]:
+    """Tokenizer files by their `legacy` setting."""
+    names = {True: "legacy", False: "non-legacy"}
+    return {
+        legacy: save_sentencepiece(sentencepiece_model, tmp_path_factory.mktemp(name), legacy)
+        for legacy, name in names.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def legacy_tokenizer(sentencepiece_folders, load_sentencepiece) -> PreTrainedTokenizerFast:
+    """Vicuna's and Mistral's kind."""
+    return load_sentencepiece(sentencepiece_folders[True])
+
+
+@pytest.fixture(scope="session")
+def non_legacy_tokenizer(sentencepiece_folders, load_sentencepiece) -> PreTrainedTokenizerFast:
+    """Puts a space ahead of a text, and none behind a token such as <image>."""
+    return load_sentencepiece(sentencepiece_folders[False])
+
+
+@pytest.fixture(scope="session", params=[True, False], ids=["legacy", "non-legacy"])
+def sentencepiece_folder(request, sentencepiece_folders) -> Path:
+    """Tokenizer files in both `legacy` settings, one after the other."""
+    return sentencepiece_folders[request.param]
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_tokenizer(sentencepiece_folder, load_sentencepiece) -> PreTrainedTokenizerFast:
+    """Llama's kind; a test that asks for it runs for both `legacy` settings."""
+    return load_sentencepiece(sentencepiece_folder)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,9 @@
 
 import ast
 import re
+import subprocess
+import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -172,6 +175,7 @@ def package_of(file: str) -> str:
     return max((name for name in ALLOWED if file == name or file.startswith(f"{name}/")), key=len)
 
 
+@cache
 def imports(file: str, top_level_only: bool = False) -> set[str]:
     """The modules that a file imports anywhere, or only at its top level."""
     tree = ast.parse((ROOT / file).read_text())
@@ -186,14 +190,14 @@ def imports(file: str, top_level_only: bool = False) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_a_package_imports_only_what_the_rules_allow(file):
-    allowed = ALLOWED[package_of(file)]
-    for module in imports(file):
-        if module.split(".")[0] == "llava" and module not in ANYONE_MAY:
-            parent = module.rsplit(".", 1)[0]
-            fits = any(m == a or m.startswith(f"{a}.") for a in allowed for m in (module, parent))
-            assert fits, f"{file} imports {module}; its package may import {allowed}"
+def test_a_room_imports_only_what_the_house_allows():
+    for file in FILES:
+        allowed = ALLOWED[room_of(file)]
+        for module in imports(file):
+            if module.split(".")[0] == "llava" and module not in ANYONE_MAY:
+                parent = module.rsplit(".", 1)[0]
+                fits = any(m == a or m.startswith(f"{a}.") for a in allowed for m in (module, parent))
+                assert fits, f"{file} imports {module}; its room may import {allowed}"
 
 
 def test_no_modules_import_one_another_in_a_circle():
@@ -210,42 +214,23 @@ def test_no_modules_import_one_another_in_a_circle():
         pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("llava/eval/metrics/")])
-def test_metrics_need_the_standard_library_numpy_and_rapidfuzz_alone(file):
-    import sys
-
+def test_metrics_need_the_standard_library_numpy_and_rapidfuzz_alone():
     allowed = set(sys.stdlib_module_names) | {"numpy", "rapidfuzz", "llava"}
-    assert {module.split(".")[0] for module in imports(file)} <= allowed
+    for file in FILES:
+        if file.startswith("llava/eval/metrics/"):
+            assert {module.split(".")[0] for module in imports(file)} <= allowed, file
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_optional_packages_are_imported_where_they_are_used(file):
-    if file.startswith(MAY_NEED_THEM):
-        return
-    assert not {module.split(".")[0] for module in imports(file, top_level_only=True)} & HEAVY_OR_OPTIONAL
-
-
-@pytest.mark.slow
-def test_published_class_names_are_in_llava_model_and_cost_nothing_until_asked_for():
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, llava.model; assert 'torch' not in sys.modules\n"
-        "from llava.model import LlavaLlamaForCausalLM, LlavaConfig, LlavaMptForCausalLM\n"
-        "from llava.model import LlavaMistralForCausalLM, LlavaQwenForCausalLM, LlavaQwenConfig\n"
-        "from llava.model import *\n"
-        "assert LlavaMptConfig.model_type == 'llava_mpt' and not hasattr(llava.model, 'LlavaGpt')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_optional_packages_are_imported_where_they_are_used():
+    for file in FILES:
+        if not file.startswith(MAY_NEED_THEM):
+            packages = {module.split(".")[0] for module in imports(file, top_level_only=True)}
+            assert not packages & HEAVY_OR_OPTIONAL, file
 
 
 @pytest.mark.slow
-def test_every_module_but_those_that_are_for_them_imports_without_the_optional_packages():
-    import subprocess
-    import sys
-
+def test_modules_import_without_optional_packages_and_published_class_names_cost_nothing_until_asked_for():
+    """Every module but those that are for these packages; the names are those of llava.model."""
     modules = [
         file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         for file in FILES
@@ -253,17 +238,23 @@ def test_every_module_but_those_that_are_for_them_imports_without_the_optional_p
     ]
     optional = sorted(HEAVY_OR_OPTIONAL - {"pyarrow"})  # datasets needs it, and transformers imports datasets
     code = f"""
-import importlib
+import importlib, sys
 from importlib.machinery import PathFinder
 
 find = PathFinder.find_spec
 PathFinder.find_spec = classmethod(
     lambda cls, name, *rest: None if name.split(".")[0] in {optional} else find(name, *rest)
 )
+import llava.model
+assert 'torch' not in sys.modules
+from llava.model import LlavaLlamaForCausalLM, LlavaConfig, LlavaMptForCausalLM
+from llava.model import LlavaMistralForCausalLM, LlavaQwenForCausalLM, LlavaQwenConfig
+from llava.model import *
+assert LlavaMptConfig.model_type == 'llava_mpt' and not hasattr(llava.model, 'LlavaGpt')
 for module in {modules}:
     importlib.import_module(module)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -273,17 +264,13 @@ def test_no_test_module_imports_another():
         assert not re.search(r"^\s*(from|import) test_", path.read_text(), re.M), path
 
 
-def test_no_file_of_the_training_package_shadows_a_standard_module():
-    """With deepspeed llava/train/train_mem.py, llava/train is the first entry of sys.path."""
-    import sys
-
+def test_no_file_of_the_training_room_shadows_a_standard_module():
+    """deepspeed llava/train/train_mem.py puts llava/train first on sys.path."""
     names = {path.stem for path in (ROOT / "llava" / "train").glob("*.py")} - {"__init__"}
     assert not names & set(sys.stdlib_module_names)
 
 
 def test_the_top_level_is_the_fixed_one():
-    import subprocess
-
     tracked = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout

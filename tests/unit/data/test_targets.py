@@ -9,7 +9,9 @@ from llava.conversation import SeparatorStyle, conv_templates
 from llava.data.targets import build_targets, conversation_from_record
 from llava.mm_utils import tokenizer_image_token
 
-CHAT_TEMPLATES = [name for name, c in conv_templates.items() if c.sep_style is not SeparatorStyle.PLAIN]
+CHAT_TEMPLATES = list(  # one name of each; test_conversation.py has the prompts of every name
+    {id(c): name for name, c in conv_templates.items() if c.sep_style is not SeparatorStyle.PLAIN}.values()
+)
 SPLIT_MARKS = {
     "mpt",
     "chatml_direct",
@@ -57,9 +59,8 @@ def check_training_matches_inference(template, tokenizer, messages):
     assert all(label in (IGNORE_INDEX, token) for token, label in zip(ids, labels, strict=True))
     segments = [segment.text for segment in talk(template, messages).segments() if segment.is_target]
     spoken = [says(tokenizer, run) for run in runs(labels)]
-    vocabulary = tokenizer.get_vocab()
-    if template in SPLIT_MARKS and conv_templates[template].sep not in vocabulary and "><" in vocabulary:
-        # the ">" of the end and the "<" of the next turn form one token, which belongs to neither
+    if template in SPLIT_MARKS and "><" in tokenizer.tokenize(f"x{conv_templates[template].sep}<"):
+        # the end's ">" and the next turn's "<" are one token, which belongs to neither
         segments[:-1] = [segment.removesuffix(">") for segment in segments[:-1]]
     assert spoken == segments
 

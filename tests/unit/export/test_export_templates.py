@@ -2,7 +2,6 @@
 
 import copy
 import json
-import shutil
 
 import exports
 import pytest
@@ -13,7 +12,6 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from llava.chat_template import Marks, chat_template
 from llava.conversation import SeparatorStyle, chat_prompt, conv_templates
 from llava.mm_utils import encode_prompt
-from llava.model.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -24,17 +22,6 @@ CHATS = [
     [("Good day!", 0, "Good day."), ("What is it?", 1, "A bus."), ("And this?", 1, None)],
 ]
 NUM_PATCHES = 4
-
-
-@pytest.fixture(scope="module")
-def non_legacy_tokenizer(sentencepiece_model, tmp_path_factory):
-    """A tokenizer that puts a space before a text, but none after a token like <image>."""
-    folder = tmp_path_factory.mktemp("non-legacy")
-    shutil.copy(sentencepiece_model, folder / "tokenizer.model")
-    marks = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    config = {"tokenizer_class": "LlamaTokenizer", "legacy": False, **marks}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return load_tokenizer(folder, padding_side="right")
 
 
 def processor_of(tokenizer, folder):

@@ -33,8 +33,8 @@ class CountCollectives(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def rank_main(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def whole_batch(rank):
+    """One step of a rank with its half of the batch."""
     mine = slice(2 * rank, 2 * rank + 2)
     norm = SyncBatchNorm(WIDTH)
     with CountCollectives() as collectives:
@@ -42,16 +42,27 @@ def rank_main(rank, folder):
     weight_gradient = norm.weight.grad.clone()
     dist.all_reduce(weight_gradient)
     result = {"output": output, "gradient": gradient, "weight": weight_gradient, "state": norm.state_dict()}
-    result["collectives"] = collectives.number
-    torch.save(result, f"{folder}/{rank}.pt")
+    return {**result, "collectives": collectives.number}
+
+
+def rank_main(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.save({"whole": whole_batch(rank), "blank": blank(rank)}, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
 
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> list[dict]:
+    """What each of two ranks computed."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(rank_main, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
 @pytest.mark.slow
-def test_two_ranks_are_one_process_with_the_whole_batch(tmp_path):
-    mp.spawn(rank_main, args=(str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+def test_two_ranks_are_one_process_with_the_whole_batch(results):
+    ranks = [result["whole"] for result in results]
     norm = nn.BatchNorm2d(WIDTH)
     output, gradient = step(norm, *whole())
     close = {"atol": 1e-5, "rtol": 1e-4}
@@ -64,30 +75,26 @@ def test_two_ranks_are_one_process_with_the_whole_batch(tmp_path):
             torch.testing.assert_close(rank["state"][name], expected, msg=name, **close)
 
 
-def blank_main(rank, folder):
-    """Two steps: only rank 1 has a blank image in the first step, and both ranks have one in the second."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def blank(rank):
+    """Two steps: rank 1 has a blank alone in the first, both have in the second."""
     norm = SyncBatchNorm(WIDTH)
     maps, cotangent = (part[:2] for part in whole())
-    blank = torch.zeros(1, WIDTH, 3, 3)
+    zeros = torch.zeros(1, WIDTH, 3, 3)
     if rank == 0:
         output, gradient = step(norm, maps, cotangent)
     else:
         with kept_statistics(norm):
-            output, gradient = step(norm, blank, torch.zeros_like(blank))
+            output, gradient = step(norm, zeros, zeros)
     after_one = {name: value.clone() for name, value in norm.state_dict().items()}
     with kept_statistics(norm):
-        blank_output, _ = step(norm, blank, torch.zeros_like(blank))
+        blank_output, _ = step(norm, zeros, zeros)
     result = {"output": output, "gradient": gradient, "blank_output": blank_output}
-    torch.save({**result, "after_one": after_one, "after_two": norm.state_dict()}, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+    return {**result, "after_one": after_one, "after_two": norm.state_dict()}
 
 
 @pytest.mark.slow
-def test_a_rank_with_a_blank_alone_takes_part_and_counts_for_nothing(tmp_path):
-    mp.spawn(blank_main, args=(str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+def test_a_rank_with_a_blank_alone_takes_part_and_counts_for_nothing(results):
+    ranks = [result["blank"] for result in results]
     norm = nn.BatchNorm2d(WIDTH)
     output, gradient = step(norm, *(part[:2] for part in whole()))
     close = {"atol": 1e-5, "rtol": 1e-4}
