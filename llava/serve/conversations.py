@@ -11,9 +11,8 @@ from pathlib import Path
 from threading import Lock
 from zipfile import ZipFile
 
-from PIL import Image
-
 from llava.errors import UserError
+from llava.pictures import load_image
 from llava.serve.chat import Turn
 from llava.wholefile import whole_file
 
@@ -125,6 +124,6 @@ def _write(file: ZipFile, turns: Sequence[Turn]) -> None:
 def _read(file: ZipFile) -> list[Turn]:
     turns = []
     for record in json.loads(file.read(CONTENT)):
-        images = tuple(Image.open(BytesIO(file.read(name))).convert("RGB") for name in record["images"])
+        images = tuple(load_image(BytesIO(file.read(name))) for name in record["images"])
         turns.append(Turn(**{**record, "images": images, "ids": tuple(record["ids"])}))
     return turns

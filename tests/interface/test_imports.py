@@ -190,14 +190,14 @@ def imports(file: str, top_level_only: bool = False) -> set[str]:
     return found
 
 
-def test_a_room_imports_only_what_the_house_allows():
+def test_a_package_imports_only_what_the_rules_allow():
     for file in FILES:
-        allowed = ALLOWED[room_of(file)]
+        allowed = ALLOWED[package_of(file)]
         for module in imports(file):
             if module.split(".")[0] == "llava" and module not in ANYONE_MAY:
                 parent = module.rsplit(".", 1)[0]
                 fits = any(m == a or m.startswith(f"{a}.") for a in allowed for m in (module, parent))
-                assert fits, f"{file} imports {module}; its room may import {allowed}"
+                assert fits, f"{file} imports {module}; its package may import {allowed}"
 
 
 def test_no_modules_import_one_another_in_a_circle():
@@ -264,7 +264,7 @@ def test_no_test_module_imports_another():
         assert not re.search(r"^\s*(from|import) test_", path.read_text(), re.M), path
 
 
-def test_no_file_of_the_training_room_shadows_a_standard_module():
+def test_no_file_of_the_training_package_shadows_a_standard_module():
     """deepspeed llava/train/train_mem.py puts llava/train first on sys.path."""
     names = {path.stem for path in (ROOT / "llava" / "train").glob("*.py")} - {"__init__"}
     assert not names & set(sys.stdlib_module_names)

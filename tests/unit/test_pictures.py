@@ -50,7 +50,7 @@ OPENERS = {
     "a benchmark's bytes": lambda path: open_image(path.read_bytes(), Path()),
     "base64": lambda path: load_image_from_base64(base64.b64encode(path.read_bytes())),
     "the API": lambda path: decode_image(path.read_bytes(), 10**6),
-    "the page": lambda path: page_session._picture(str(path)),
+    "the page": lambda path: page_session.read_picture(str(path)),
     "the terminal": lambda path: cli.read_image(str(path)),
 }
 

@@ -73,7 +73,7 @@ def test_textvqa_refuses_a_cut_or_doubled_question_file(load, tmp_path, change):
     load("textvqa")
     path = tmp_path / "textvqa" / "llava_textvqa_val_v051_ocr.jsonl"
     write_jsonl(path, change(read_jsonl(path)))
-    with pytest.raises(ValueError, match="1 questions of .*not asked|more than once"):
+    with pytest.raises(ValueError, match="1 question.*not asked|more than once"):
         TASKS["textvqa"].load(path.parent)
 
 
@@ -128,7 +128,7 @@ def test_gqa_scores_by_hand_and_writes_the_tools_predictions(load, tmp_path):
 def test_gqa_refuses_files_that_do_not_belong_together(load, tmp_path):
     rows, folder = load("gqa"), tmp_path / "gqa"
     write_jsonl(folder / "llava_gqa_testdev_balanced.jsonl", rows[1:])
-    with pytest.raises(ValueError, match="1 questions.*questions.json.*2013072"):
+    with pytest.raises(ValueError, match="1 question.*questions.json.*2013072"):
         TASKS["gqa"].load(folder)
     write_json(folder / "data" / "testdev_balanced_questions.json", {})
     with pytest.raises(ValueError, match="balanced_questions.json.*201640614"):
@@ -157,7 +157,7 @@ def test_scienceqa_refuses_a_question_file_that_is_cut(load, tmp_path):
     path = tmp_path / "scienceqa" / "llava_test_CQM-A.json"
     records = json.loads(path.read_text())
     write_json(path, records[:-1])
-    with pytest.raises(ValueError, match="1 questions.*pid_splits.json.*11"):
+    with pytest.raises(ValueError, match="1 question.*pid_splits.json.*11"):
         TASKS["scienceqa"].load(path.parent)
     path.write_text(json.dumps(records)[:-9])
     with pytest.raises(ValueError, match="llava_test_CQM-A.json.*not JSON"):

@@ -108,7 +108,7 @@ def test_seed_prints_its_scores_and_writes_the_upload(tmp_path, capsys):
     flags = ("--annotation-file", annotations, "--result-file", answers, "--result-upload-file", upload)
     write_jsonl(answers, answer_rows((101669, "A"), ("v_9", "A")))
     assert COMMANDS["scripts/convert_seed_for_submission.py"].main(list(map(str, flags))) == 1
-    assert "1 questions of" in capsys.readouterr().err
+    assert "1 question(s) of" in capsys.readouterr().err
     write_jsonl(answers, answer_rows((101669, "A"), (101670, "C"), ("v_9", "A")))
     assert COMMANDS["scripts/convert_seed_for_submission.py"].main(list(map(str, flags))) == 0
     assert "overall: 66.67%\nimage: 100.00%\nvideo: 0.00%\n" in capsys.readouterr().out
