@@ -102,6 +102,7 @@ class Comparison:
         number = len(self.chat.turns) - 1
         try:
             answer = self.chat.turns[number].answer
+            assert answer is not None  # turns that have no answer are withdrawn
             card.answer = answer  # also if its attention cannot be shown
             attention = self.chat.attention(number)
             card.attention = replace(attention, words=[answer], weights=attention.mean[:, None])
