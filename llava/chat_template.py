@@ -34,6 +34,31 @@ _JINJA = r"""
     {{- placed | replace(template.image, template.image_text) if images else text -}}
   {%- endif -%}
 {%- endmacro -%}
+{#- Writes a part of the prompt with what the tokenizer needs at the start and behind each image. -#}
+{%- set state = namespace(is_first=true, needs_lead=false) -%}
+{%- macro say(part) -%}
+  {%- if part and state.is_first -%}
+    {%- set state.is_first = false -%}
+    {%- if not part.startswith(marks.bos) -%}
+      {{- marks.bos -}}
+      {%- set state.needs_lead = true -%}
+    {%- endif -%}
+  {%- endif -%}
+  {%- for piece in part.split(template.image) -%}
+    {%- if not loop.first -%}
+      {{- template.image -}}
+      {%- set state.needs_lead = true -%}
+    {%- endif -%}
+    {%- if piece -%}
+      {%- for token in marks.tokens if piece.startswith(token) -%}
+        {%- set state.needs_lead = false -%}
+      {%- endfor -%}
+      {{- marks.lead if state.needs_lead else "" -}}
+      {{- piece -}}
+      {%- set state.needs_lead = false -%}
+    {%- endif -%}
+  {%- endfor -%}
+{%- endmacro -%}
 {%- set has_system = messages and messages[0].role == "system" -%}
 {%- set system = words(messages[0].content) if has_system else "" -%}
 {%- set turns = messages[1:] if has_system else messages -%}
@@ -43,39 +68,29 @@ _JINJA = r"""
 {%- elif add_generation_prompt and turns | length % 2 == 0 -%}
   {{- raise_exception("The last message must come from the user if an answer is to be generated.") -}}
 {%- endif -%}
-{{- template.opening[which] | replace(template.words, system) -}}
+{{- say(template.opening[which] | replace(template.words, system)) -}}
 {%- for message in turns -%}
   {%- set text = words(message.content) -%}
   {%- if message.role != ("assistant" if loop.index0 % 2 else "user") -%}
     {{- raise_exception("Messages must alternate between user and assistant, and begin with the user.") -}}
   {%- elif message.role == "assistant" -%}
-    {%- set spoken = template.answer[1] ~ text ~ template.answer[2] -%}
-    {{- template.answer[0] ~ (spoken if text or not loop.last else "") -}}
+    {{- say(template.answer[0]) -}}
+    {%- if text or not loop.last -%}
+      {%- generation -%}{{- say(template.answer[1] ~ text ~ template.answer[2]) -}}{%- endgeneration -%}
+      {{- say(template.answer[3]) -}}
+    {%- endif -%}
   {%- else -%}
-    {{- template.first[which] | replace(template.words, system) if loop.first else template.question[0] -}}
+    {%- set first = template.first[which] | replace(template.words, system) -%}
+    {{- say(first if loop.first else template.question[0]) -}}
     {%- set is_answered = loop.nextitem is defined and words(loop.nextitem.content) -%}
     {%- set end = template.question[2 if is_answered else 3] -%}
-    {{- template.question[1] ~ text ~ end if text else "" -}}
+    {{- say(template.question[1] ~ text ~ end) if text else "" -}}
     {%- if loop.first and not text and template.needs_words -%}
       {{- raise_exception("The first message must have words: this template puts the system text there.") -}}
     {%- endif -%}
   {%- endif -%}
 {%- endfor -%}
-{{- template.answer[0] if add_generation_prompt else "" -}}
-"""
-
-
-# Wraps the prompt for a tokenizer that has <image> as a token and adds no token to a rendered template
-_PIECES = r"""
-{%- macro led(piece) -%}
-  {%- set found = namespace(mark=not piece) -%}
-  {%- for token in marks.tokens if piece.startswith(token) -%}{%- set found.mark = true -%}{%- endfor -%}
-  {{- piece if found.mark else marks.lead ~ piece -}}
-{%- endmacro -%}
-{%- set pieces = prompt.split(template.image) -%}
-{%- set bos = "" if prompt.startswith(marks.bos) else marks.bos -%}
-{{- bos ~ led(pieces[0]) if bos else pieces[0] -}}
-{%- for piece in pieces[1:] -%}{{- template.image ~ led(piece) -}}{%- endfor -%}
+{{- say(template.answer[0]) if add_generation_prompt else "" -}}
 """
 
 
@@ -113,7 +128,8 @@ def chat_template(
     """Return the template as Jinja, for a tokenizer's apply_chat_template; it renders what get_prompt gives.
 
     A system message replaces the template's own system text, as in with_system. In a message of parts each
-    text is on a line of its own, and the images are where place_images puts them.
+    text is on a line of its own, and the images are where place_images puts them. transformers'
+    return_assistant_tokens_mask marks the tokens that carry loss in training.
 
     Args:
         marks: those of a tokenizer that has <image> as a token. The prompt then also has what this tokenizer
@@ -126,23 +142,22 @@ def chat_template(
 
     def turn(index: int, spoken_by: Conversation = talk) -> list[str]:
         before, spoken, after = spoken_by._turn(index, spoken_by.messages[index][0])
-        lead, end = spoken.split(_WORDS)
-        return [before, lead, end + after]
+        return [before, *spoken.split(_WORDS), after]
 
-    unanswered = replace(talk, messages=talk.messages[:1])
+    unanswered = turn(0, replace(talk, messages=talk.messages[:1]))
     pieces = {
         "words": _WORDS,
         "image": DEFAULT_IMAGE_TOKEN,
         "image_text": conversation.image_text(use_im_start_end),
         "opening": [of._opening() for of in systems],
         "first": [turn(0, of)[0] for of in systems],
-        "question": [turn(2)[0], *turn(0)[1:], turn(0, unanswered)[2]],
+        "question": [turn(2)[0], turn(0)[1], "".join(turn(0)[2:]), "".join(unanswered[2:])],
         "answer": turn(1),
         "is_plain": is_plain,
         "needs_words": conversation.sep_style is SeparatorStyle.LLAMA_2,
     }
-    known = f"{{%- set template = {json.dumps(pieces, ensure_ascii=False)} -%}}"
-    if marks is None or not (marks.bos or marks.lead):
-        return known + _JINJA
-    known += f"{{%- set marks = {json.dumps(marks._asdict(), ensure_ascii=False)} -%}}"
-    return f"{known}{{%- set prompt -%}}{_JINJA}{{%- endset -%}}{_PIECES}"
+    known = {"template": pieces, "marks": (marks or Marks("", "", []))._asdict()}
+    settings = (
+        f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} -%}}" for name, value in known.items()
+    )
+    return "".join(settings) + _JINJA

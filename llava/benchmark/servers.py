@@ -2,7 +2,8 @@
 
 The servers must be running already; any server with OpenAI's chat completions works. They take turns; a first
 round warms up and is not counted. A server whose models are owned by vllm gets s in `mm_processor_kwargs`;
-any other, such as our own, gets it in `scale_factor`.
+any other, such as our own, gets it in `scale_factor`. vLLM has caches for questions that it has seen before;
+its flags --no-enable-prefix-caching and --mm-processor-cache-gb 0 switch them off.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from llava.benchmark.timing import add_measure_flags, headline, median, provenance, publish, table, take_turns
+from llava.benchmark.servers_report import Budget, compared, draw, shown
+from llava.benchmark.timing import add_measure_flags, headline, provenance, publish, take_turns
 from llava.errors import UserError
 from llava.eval.json_files import read_jsonl
 from llava.eval.page import embed_bytes
@@ -47,8 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="values of s, one after another; default: the model's own",
     )
-    add("--clients", type=int, default=8, help="questions that are asked at the same time")
-    add("--limit", type=int, help="number of questions; default: all")
+    add("--exported", type=Path, help="the exported folder that is served: names the visual tokens of each s")
+    add(
+        "--picture",
+        type=Path,
+        help="a PNG to draw of the first server, with the first question: its answer and the wait at each s; "
+        "needs --exported",
+    )
+    add("--clients", type=int, default=8, help="questions on their way at a time")
+    add("--limit", type=int, help="questions; default: all")
     add("--max_new_tokens", type=int, default=8)
     add_measure_flags(parser, "--repeats", "--output_dir", "--docs", repeats=3)
     parser.set_defaults(run=run, name="servers")
@@ -182,39 +191,49 @@ def run(args: argparse.Namespace) -> None:
     images = [data_url(args.image_folder / row["image"]) for row in rows]
     expected = expected_texts(args.answers_file, rows) if args.answers_file else None
     servers = [server_at(text) for text in args.servers]
+    factors = args.scale_factor or [None]
+    if args.picture and not args.exported:
+        raise UserError("--picture needs --exported, which names the visual tokens of each s.")
+    tokens = visual_tokens(args.exported, factors) if args.exported else {}
     calls: dict[tuple[Server, int | None], Callable[..., dict]] = {
         (server, factor): partial(figures_of, server, factor, rows, images, args)
-        for factor in args.scale_factor or [None]
+        for factor in factors
         for server in servers
     }
     try:
         turns = take_turns(calls, args.repeats)
     except openai.OpenAIError as error:
         raise UserError(f"a server failed: {error}") from error
-    cells, content = [], []
-    for (server, factor), rounds in turns.items():
-        equal = "-" if expected is None else compared(server, rows, rounds[0]["texts"], expected)
-        cells.append(
-            [
-                *(server.name, factor or "the model's", f"{median(rounds, 'answers_a_second'):.2f}"),
-                *(f"{median(rounds, 'tokens_a_second'):.1f}", f"{median(rounds, 'first_token_ms'):.0f}"),
-                *(f"{median(rounds, 'first_token_p95_ms'):.0f}", equal),
-            ]
-        )
-        content.append({"server": server.name, "scale_factor": factor, "rounds": rounds, "equal": equal})
-    columns = ["server", "s", "answers/s", "tokens/s", "first token, ms", "95% of them within, ms", "equal"]
-    about = provenance("cpu", "dtypes chosen by the servers")
-    text = f"{headline(about)}\n\n{table(columns, cells)}"
-    publish(args, args.name, {"about": about, "results": content}, text)
-
-
-def compared(server: Server, rows: list[dict], texts: list[str], expected: list[str]) -> str:
-    """Return how many answers are equal to the expected ones; print the others."""
-    differing = [
-        (row["question_id"], text, other)
-        for row, text, other in zip(rows, texts, expected, strict=True)
-        if text != other
+    results = [
+        {
+            "server": server.name,
+            "scale_factor": factor,
+            "visual_tokens": tokens.get(factor),
+            "rounds": rounds,
+            "equal": expected and compared(server.name, rows, rounds[0]["texts"], expected),
+        }
+        for (server, factor), rounds in turns.items()
     ]
-    for question_id, text, other in differing:
-        print(f"{server.name}, question {question_id}: {text!r}; in the file {other!r}")
-    return f"{len(rows) - len(differing)} of {len(rows)}"
+    about = provenance("cpu", "servers with dtypes of their own")
+    publish(args, args.name, {"about": about, "results": results}, f"{headline(about)}\n\n{shown(results)}")
+    if args.picture:
+        of_first = [row for row in results if row["server"] == servers[0].name]
+        budgets = [Budget.of(row) for row in of_first]
+        draw(args.picture, args.image_folder / rows[0]["image"], rows[0]["text"], budgets)
+
+
+def visual_tokens(exported: Path, factors: list[int | None]) -> dict[int | None, int]:
+    """Map each s to the visual tokens of a view.
+
+    Raises:
+        UserError: if the folder was not exported with our processor, or the model does not serve an s.
+    """
+    from llava.hf import VisualPrismImageProcessor
+
+    try:
+        images = VisualPrismImageProcessor.from_pretrained(exported)
+    except OSError as error:
+        raise UserError(f"--exported {exported}: {error}") from error
+    if not images.tokens_per_view:
+        raise UserError(f"--exported {exported}: its model has only one number of visual tokens.")
+    return {factor: images.num_view_tokens(factor) for factor in factors}

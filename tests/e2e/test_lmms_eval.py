@@ -1,4 +1,4 @@
-"""lmms-eval runs unchanged with our folders: VisualPrism, batches, answers and likelihoods."""
+"""lmms-eval runs unchanged on our folders, as training writes them and exported: its answers are ours."""
 
 import ast
 import importlib.util
@@ -15,6 +15,7 @@ from PIL import Image
 
 from llava.conversation import conv_templates
 from llava.eval.records import read_jsonl
+from llava.export.folder import export
 from llava.mm_utils import process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 from llava.published.answering import LOADER
@@ -57,9 +58,11 @@ def results(doc, results):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A model folder, questions of several lengths, and two tasks with these questions."""
+    """Two model folders, one of them also exported; questions of several lengths, and two tasks on them."""
     folder = tmp_path_factory.mktemp("lmms")
     tiny.save_llava(folder / "model")
+    tiny.save_llava(folder / "mlp", mm_projector_type="mlp2x_gelu")
+    export(str(folder / "mlp"), folder / "exported")
     (folder / "tasks").mkdir()
     (folder / "tasks" / "utils.py").write_text(UTILS)
     rows = []
@@ -78,11 +81,16 @@ def world(tmp_path_factory):
     return folder
 
 
-def lmms_eval(world: Path, output: Path, batch_size: int) -> dict[str, list[dict]]:
-    """Runs lmms-eval; returns the samples of both tasks in the order of the questions."""
-    command = [sys.executable, "-m", "lmms_eval", "--model", "llava", "--tasks", ",".join(KINDS)]
-    command += ["--model_args", f"pretrained={world / 'model'},device_map=auto,device=cpu"]
-    command += ["--include_path", world / "tasks", "--batch_size", str(batch_size)]
+def lmms_eval(
+    world: Path, output: Path, kind: str, settings: str, tasks=tuple(KINDS), batch_size: int = 1
+) -> dict[str, list[dict]]:
+    """Samples of each task, in the questions' order.
+
+    Args:
+        kind, settings: lmms-eval's --model and --model_args.
+    """
+    command = [sys.executable, "-m", "lmms_eval", "--model", kind, "--tasks", ",".join(tasks)]
+    command += ["--model_args", settings, "--include_path", world / "tasks", "--batch_size", batch_size]
     command += ["--log_samples", "--output_path", output]
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
@@ -100,7 +108,7 @@ def lmms_eval(world: Path, output: Path, batch_size: int) -> dict[str, list[dict
     )
     assert done.returncode == 0, done.stderr[-4000:]
     samples = {}
-    for task in KINDS:
+    for task in tasks:
         found = list(output.rglob(f"*_samples_{task}.jsonl"))
         assert len(found) == 1, done.stderr[-4000:]
         path = found[0]
@@ -110,19 +118,37 @@ def lmms_eval(world: Path, output: Path, batch_size: int) -> dict[str, list[dict
 
 @pytest.fixture(scope="module")
 def samples(world, tmp_path_factory):
-    """The samples of both tasks. The five questions form a batch of four and a batch of one."""
-    return lmms_eval(world, tmp_path_factory.mktemp("out") / "results", batch_size=4)
+    """Of both tasks. The five questions are a batch of four and a batch of one."""
+    settings = f"pretrained={world / 'model'},device_map=auto,device=cpu"
+    return lmms_eval(world, tmp_path_factory.mktemp("out") / "results", "llava", settings, batch_size=4)
+
+
+def our_answers(world: Path, model: str, answers: Path) -> list[str]:
+    flags = ("--model-path", world / model, "--question-file", world / "questions.jsonl")
+    flags += ("--image-folder", world, "--answers-file", answers)
+    flags += ("--max_new_tokens", MAX_NEW_TOKENS, "--batch_size", 2)
+    assert LOADER.main([str(flag) for flag in flags]) == 0
+    ours = [row["text"] for row in read_jsonl(answers)]
+    assert len(set(ours)) > 1
+    return ours
+
+
+def texts(samples: list[dict]) -> list[str]:
+    return [row["filtered_resps"].strip() for row in samples]
 
 
 def test_answers_are_ours(world, samples, tmp_path):
-    flags = ("--model-path", world / "model", "--question-file", world / "questions.jsonl")
-    flags += ("--image-folder", world, "--answers-file", tmp_path / "a.jsonl")
-    flags += ("--max_new_tokens", MAX_NEW_TOKENS, "--batch_size", 2)
-    assert LOADER.main([str(flag) for flag in flags]) == 0
-    ours = [row["text"] for row in read_jsonl(tmp_path / "a.jsonl")]
-    assert len(set(ours)) > 1
-    theirs = [row["filtered_resps"] for row in samples["tiny_vqa"]]
-    assert [text.strip() for text in theirs] == ours
+    assert texts(samples["tiny_vqa"]) == our_answers(world, "model", tmp_path / "a.jsonl")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("decord") is None,
+    reason="lmms-eval's llava_hf needs decord, which the extra dev brings on Linux on x86-64",
+)
+def test_answers_of_an_exported_folder_are_ours(world, tmp_path):
+    settings = f"pretrained={world / 'exported'},device=cpu,device_map=cpu"
+    theirs = lmms_eval(world, tmp_path / "results", "llava_hf", settings, ["tiny_vqa"])
+    assert texts(theirs["tiny_vqa"]) == our_answers(world, "mlp", tmp_path / "a.jsonl")
 
 
 def test_log_likelihoods_are_the_cross_entropy_of_the_answer_alone(world, samples):

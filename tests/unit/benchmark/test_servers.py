@@ -9,7 +9,9 @@ from messages import assert_names
 from PIL import Image
 
 from llava.benchmark.__main__ import main
+from llava.benchmark.servers_report import draw
 from llava.eval.records import write_jsonl
+from llava.hf import VisualPrismImageProcessor
 
 TEXTS = {"what color?": "red", "what shape?": "circle", "how many?": "2"}
 
@@ -98,6 +100,41 @@ def test_each_server_answers_all_questions_at_each_s_in_its_own_words(servers, f
     assert [row["equal"] for row in results] == ["2 of 3"] * 4
     assert all(len(row["rounds"]) == 2 for row in results)
     assert all(figures["first_token_ms"] > 0 for row in results for figures in row["rounds"])
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """A processor whose model has a 4x4 grid."""
+    folder = tmp_path / "exported"
+    VisualPrismImageProcessor(tokens_per_view={1: 16, 2: 4, 4: 1}, scale_factor=2).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_picture_shows_the_first_server_s_budgets(servers, flags, exported, tmp_path, monkeypatch, capsys):
+    kept = []
+    monkeypatch.setattr("llava.benchmark.servers.draw", lambda *args: kept.append(args) or draw(*args))
+    flags += ["--exported", exported, "--picture", str(tmp_path / "figures/a.png")]
+    assert main([*flags, *named(servers), "--scale_factor", "1", "2"]) == 0
+    ((_, image_file, question, budgets),) = kept
+    assert (image_file.name, question) == ("red.png", "what color?")
+    found = [(budget.tokens, budget.scale_factor, budget.answer) for budget in budgets]
+    assert found == [(16, 1, "red"), (4, 2, "red")]
+    results = json.loads((tmp_path / "out" / "servers.json").read_text())["results"]
+    assert [row["visual_tokens"] for row in results] == [16, 16, 4, 4]
+    assert "| vllm | 1 | 16 |" in capsys.readouterr().out
+    with Image.open(tmp_path / "figures/a.png") as picture:
+        assert len(picture.convert("RGB").getcolors(10**6)) > 2
+
+
+def test_a_picture_needs_budgets_that_the_model_has(servers, flags, exported, tmp_path, capsys):
+    flags += named(servers)
+    assert main([*flags, "--picture", "a.png"]) == 1
+    assert_names(capsys.readouterr().err, "--picture", "--exported")
+    assert main([*flags, "--exported", exported, "--scale_factor", "3"]) == 1
+    assert_names(capsys.readouterr().err, "scale_factor", "1, 2, 4", "3")
+    assert main([*flags, "--exported", str(tmp_path / "nothing")]) == 1
+    assert_names(capsys.readouterr().err, "--exported", "nothing")
+    assert not any(server.bodies for server in servers.values())
 
 
 def test_what_is_missing_is_said(servers, flags, tmp_path, capsys):
