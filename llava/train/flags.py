@@ -99,6 +99,11 @@ class DataArguments:
     packing: bool = flag(
         False, "Fill sequences of --model_max_length with several records, none of which sees another."
     )
+    share_images: bool = flag(
+        False,
+        "With --packing True: put records on the same picture into one sequence, which has the picture and "
+        "what comes before it only once. None of the records sees another.",
+    )
     eval_data_path: list[str] = flag(
         None,
         "Records to evaluate on while training, when --eval_strategy says: as --data_path takes them, each a "
