@@ -62,7 +62,7 @@ def model_inputs(batch: list, lengths: list[int]) -> dict:
     import torch
 
     from llava.data.collator import Collator
-    from llava.model.multimodal_merge import positions_within
+    from llava.model.packed_rows import packed_rows
 
     def sample(record: int) -> dict:
         ids = torch.randint(VOCABULARY, (lengths[record],))
@@ -72,7 +72,7 @@ def model_inputs(batch: list, lengths: list[int]) -> dict:
     collated = Collator(pad_token_id=0)(rows)  # type: ignore[arg-type]
     inputs = {"input_ids": collated["input_ids"], "labels": collated["labels"]}
     if "sequence_ids" in collated:
-        return {**inputs, "position_ids": positions_within(collated["sequence_ids"])}
+        return {**inputs, "position_ids": packed_rows(collated["sequence_ids"]).position_ids}
     return {**inputs, "attention_mask": collated["attention_mask"]}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TypeVar
@@ -138,9 +138,13 @@ class SupervisedDataset(Dataset):
                 return sample
         raise BadRecord(f"All records of {self._files} are bad. One of them: {self._problem(index)}")
 
-    def read(self, index: int) -> dict | None:
-        """Return the sample of exactly this record; None if it is bad and to be skipped."""
-        return self._unless_bad(index, self._load)
+    def read(self, index: int, branch: int | None = None) -> dict | None:
+        """Return the sample of exactly this record; None if it is bad and to be skipped.
+
+        Args:
+            branch: the record's number among those that share its prefix, see `EncodedRecord.as_branch`.
+        """
+        return self._unless_bad(index, partial(self._load, branch=branch))
 
     def length(self, index: int) -> int:
         """The exact number of a record's positions in the model's input; 0 if it is bad and to be skipped."""
@@ -193,5 +197,6 @@ class SupervisedDataset(Dataset):
         """Mark records as cut, given their indices, long[...], which an earlier run found."""
         self._flags[indices] |= TRUNCATED
 
-    def _load(self, index: int) -> dict:
-        return self.builder.load(*self.encode(index))
+    def _load(self, index: int, branch: int | None = None) -> dict:
+        encoded, source_of = self.encode(index)
+        return self.builder.load(encoded if branch is None else encoded.as_branch(branch), source_of)

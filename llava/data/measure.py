@@ -144,7 +144,7 @@ def exact_lengths_key(
     state = [type(tokenizer).__name__, tokenizer.bos_token_id, tokenizer.backend_tokenizer.to_str()]
     positions = image_positions(index, builder, cache, num_workers)
     return [
-        *("exact lengths", FORMAT, index.key, builder.template, builder.mm_use_im_start_end),
+        *("exact lengths and prefixes", FORMAT, index.key, builder.template, builder.mm_use_im_start_end),
         *(builder.model_max_length, hashlib.sha256(repr(state).encode()).hexdigest()),
         hashlib.sha256(positions.tobytes()).hexdigest(),
     ]

@@ -6,15 +6,14 @@ import logging
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from llava.data.dataset import SupervisedDataset
-from llava.data.measure import exact_lengths_key, in_parallel
+from llava.data.lengths import UNSHARED, ExactLengths, exact_lengths
 from llava.data.mixture import Mixture
 from llava.data.record import BadRecord
 
@@ -53,46 +52,48 @@ def pack(items: Iterable[tuple[T, int]], capacity: int, num_open: int = NUM_OPEN
         yield rows.pop(row)
 
 
-class _Lengths:
-    """Measures exact lengths of a data set's records, int32[N]: negative for one that is cut, 0 if bad."""
+class Sequences(NamedTuple):
+    """Records put together into sequences, which are then packed into rows.
 
-    def __init__(self, dataset: SupervisedDataset, first: int):
-        self.dataset, self.first = dataset, first
+    Attributes:
+        order: long[n], the records' numbers, sequence by sequence.
+        ends: long[S], where each sequence ends in `order`.
+        lengths: the positions of each sequence.
+    """
 
-    def __call__(self, rows: range) -> np.ndarray:
-        return np.array([self._of(self.first + row) for row in rows], dtype=np.int32)
-
-    def _of(self, index: int) -> int:
-        try:
-            encoded, _ = self.dataset.encode(index)
-        except BadRecord:
-            return 0
-        return -encoded.length if encoded.truncated else encoded.length
+    order: Tensor
+    ends: Tensor
+    lengths: list[int]
 
 
-def exact_lengths(dataset: SupervisedDataset, num_workers: int = 0) -> Tensor:
-    """Return long[N]: the positions of each record, 0 for a skipped bad one; measured once and stored.
+def share_prefixes(lengths: ExactLengths, capacity: int) -> Sequences:
+    """Put records with equal keys into one sequence, which has their prefix once.
+
+    Sequences, and the records in each, keep the order in which the records come. A record that no longer
+    fits into its sequence begins another one.
 
     Args:
-        num_workers: processes for each rank that measure.
-    Raises:
-        BadRecord: for a bad record that is not to be skipped.
+        lengths: those of n records; none is longer than `capacity`.
+        capacity: the most positions of a sequence.
     """
-    parts, first = [], 0
-    for index in dataset.indices:
-        measure = _Lengths(dataset, first)
-
-        def make(measure: _Lengths = measure, num_records: int = len(index)) -> tuple[np.ndarray, list]:
-            return in_parallel(measure, num_records, num_workers, "measuring records"), []
-
-        key = exact_lengths_key(index, dataset.builder, dataset.cache, num_workers)
-        parts.append(dataset.cache.get(key, f"the exact lengths of {index.reader.path}", make).array)
-        first += len(index)
-    lengths = torch.from_numpy(np.concatenate(parts)).long()
-    dataset.note_truncated((lengths < 0).nonzero().flatten())
-    for record in (lengths == 0).nonzero().flatten().tolist():
-        lengths[record] = dataset.length(record)
-    return lengths.abs()
+    number = torch.arange(len(lengths.keys))
+    keys = torch.where(lengths.keys == UNSHARED, UNSHARED - 1 - number, lengths.keys)
+    _, group = keys.unique(return_inverse=True)
+    first = torch.full_like(number, len(number)).scatter_reduce(0, group, number, "amin")
+    order = first[group].argsort(stable=True)
+    filled: list[int] = []
+    ends: list[int] = []
+    previous = None
+    of_records = (values[order].tolist() for values in (keys, lengths.whole, lengths.prefix))
+    for end, (key, whole, prefix) in enumerate(zip(*of_records, strict=True), start=1):
+        if key == previous and filled[-1] + whole - prefix <= capacity:
+            filled[-1] += whole - prefix
+            ends[-1] = end
+        else:
+            filled.append(whole)
+            ends.append(end)
+        previous = key
+    return Sequences(order, torch.tensor(ends), filled)
 
 
 class PackedDataset(Dataset):
@@ -101,23 +102,30 @@ class PackedDataset(Dataset):
     Args:
         dataset: provides the records that its mixture has in the first epoch; they are read with their pack.
         num_workers: processes for each rank that measure the records.
+        share_images: records with the same prefix of the same pictures share it (`share_prefixes`).
     Raises:
         BadRecord: if no good record is left.
     """
 
-    def __init__(self, dataset: SupervisedDataset, num_workers: int = 0):
-        self.dataset = dataset
+    def __init__(self, dataset: SupervisedDataset, num_workers: int = 0, share_images: bool = False):
+        self.dataset, self.share_images = dataset, share_images
         lengths = exact_lengths(dataset, num_workers)
         indices = dataset.mixture.indices(epoch=0)
-        indices = indices[lengths[indices] > 0]
+        indices = indices[lengths.whole[indices] > 0]
         generator = torch.Generator().manual_seed(dataset.mixture.seed)
         indices = indices[torch.randperm(len(indices), generator=generator)]
         capacity = dataset.builder.model_max_length
-        packs = list(pack(zip(indices.tolist(), lengths[indices].tolist(), strict=True), capacity))
+        lengths = ExactLengths(*(values[indices] for values in lengths))
+        if not share_images:
+            lengths = lengths._replace(keys=torch.full_like(lengths.keys, UNSHARED))
+        sequences = share_prefixes(lengths, capacity)
+        packs = list(pack(enumerate(sequences.lengths), capacity))
         if not packs:
-            raise BadRecord("There is no good record to pack: the bad ones are listed above.")
-        # two tensors, since a list of objects would be copied into each worker as it is read
-        self._records = torch.tensor([record for members in packs for record in members])
+            raise BadRecord("No good record is left to pack: each is listed above.")
+        # tensors, since a list of objects would be copied into each worker as it is read
+        self._records = indices[sequences.order]
+        self._sequence_ends = sequences.ends
+        self._sequences = torch.tensor([sequence for members in packs for sequence in members])
         self._ends = torch.tensor(list(accumulate(map(len, packs))))
         self.mixture = Mixture([len(packs)], seed=dataset.mixture.seed)
         logger.info(
@@ -125,26 +133,40 @@ class PackedDataset(Dataset):
             len(indices),
             len(packs),
             capacity,
-            100 * int(lengths[indices].sum()) / (len(packs) * capacity),
+            100 * sum(sequences.lengths) / (len(packs) * capacity),
         )
+        if share_images:
+            logger.info(
+                "packing: records on the same picture share it: %d sequences, %.1f%% of all positions",
+                len(sequences.lengths),
+                100 * sum(sequences.lengths) / int(lengths.whole.sum()),
+            )
 
     def __len__(self) -> int:
         return len(self._ends)
 
-    def members(self, index: int) -> list[int]:
-        """The records of a pack."""
-        start = int(self._ends[index - 1]) if index else 0
-        return self._records[start : int(self._ends[index])].tolist()
+    def sequences(self, index: int) -> list[list[int]]:
+        """The records of each sequence of a pack."""
+        numbers = _between(self._sequences, self._ends, index)
+        return [_between(self._records, self._sequence_ends, number) for number in numbers]
 
     def __getitem__(self, index: int) -> list[dict]:
         """The good samples of a pack; if all its records prove bad, those of the next pack."""
         index = range(len(self))[index]
         for step in range(len(self)):
-            samples = [self.dataset.read(record) for record in self.members((index + step) % len(self))]
-            good = [sample for sample in samples if sample is not None]
+            sequences = self.sequences((index + step) % len(self))
+            good = [sample for records in sequences for sample in self._samples(records)]
             if good:
                 return good
         raise BadRecord("There is no good record to pack: the bad ones are listed above.")
+
+    def _samples(self, records: list[int]) -> list[dict]:
+        """The good samples of a sequence. Of records that share a prefix, the first good one brings it."""
+        samples: list[dict] = []
+        for record in records:
+            sample = self.dataset.read(record, branch=len(samples) + 1 if self.share_images else None)
+            samples += [] if sample is None else [sample]
+        return samples
 
     @property
     def bad_records(self) -> list[str]:
@@ -153,3 +175,9 @@ class PackedDataset(Dataset):
     @property
     def num_truncated(self) -> int:
         return self.dataset.num_truncated
+
+
+def _between(values: Tensor, ends: Tensor, index: int) -> list[int]:
+    """The values of part `index`, given where each part ends."""
+    start = int(ends[index - 1]) if index else 0
+    return values[start : int(ends[index])].tolist()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import template_named
@@ -75,6 +76,11 @@ def _named(where: str, read: Callable[[], list]) -> list:
         raise BadRecord(f"{where}: {error}") from error
 
 
+def integers(values: list[int]) -> Tensor:
+    """long[T] of a list; numpy converts it in a third of the time that torch takes."""
+    return torch.from_numpy(np.array(values, dtype=np.int64))
+
+
 @dataclass
 class EncodedRecord:
     """The encoded text of a record, cut at model_max_length.
@@ -85,6 +91,7 @@ class EncodedRecord:
         files: image files, one for each <image> in input_ids.
         length: positions in the model's input, visual ones included.
         truncated: whether the record was cut.
+        branch_ids: of length T, see `as_branch`; None for a record by itself.
     """
 
     name: str
@@ -93,6 +100,46 @@ class EncodedRecord:
     files: list[str]
     length: int
     truncated: bool
+    branch_ids: list[int] | None = None
+
+    @property
+    def prefix_tokens(self) -> int:
+        """How many tokens other records may share: those up to the last image, if none has a label; else 0.
+
+        A label in a shared prefix would count once, and not once for each record.
+        """
+        if IMAGE_TOKEN_INDEX not in self.input_ids:
+            return 0
+        end = len(self.input_ids) - self.input_ids[::-1].index(IMAGE_TOKEN_INDEX)
+        return 0 if any(label != IGNORE_INDEX for label in self.labels[:end]) else end
+
+    @property
+    def prefix_length(self) -> int:
+        """The positions of those tokens in the model's input. Each token after them takes one position."""
+        after = len(self.input_ids) - self.prefix_tokens
+        return self.length - after if self.prefix_tokens else 0
+
+    def as_branch(self, number: int) -> EncodedRecord:
+        """Return the record as one of those that share its prefix in a sequence.
+
+        Args:
+            number: the record's number in the sequence, from 1. Only record 1 brings the prefix.
+        Returns:
+            A record whose branch_ids are 0 on the prefix and `number` on the other tokens. A record without a
+            prefix that may be shared has only zeros.
+        """
+        prefix = self.prefix_tokens or len(self.input_ids)
+        branch_ids = [0] * prefix + [number] * (len(self.input_ids) - prefix)
+        if number == 1:
+            return replace(self, branch_ids=branch_ids)
+        return replace(
+            self,
+            input_ids=self.input_ids[prefix:],
+            labels=self.labels[prefix:],
+            files=[],
+            length=len(self.input_ids) - prefix,
+            branch_ids=branch_ids[prefix:],
+        )
 
 
 @dataclass
@@ -173,20 +220,23 @@ class SampleBuilder:
         Returns:
             A dict of name: describes the record in messages; input_ids long[T]; labels long[T]; images: a
             list with float[3, H, W], or with tiles float[tiles, 3, H, W], for each <image> in input_ids;
-            image_sizes: the images' (width, height) before processing.
+            image_sizes: the images' (width, height) before processing. If the record is a branch, also
+            branch_ids long[T].
         Raises:
             BadRecord: for an image that cannot be read.
         """
         images = load_images(encoded.files, encoded.name, source_of, self.shortest_side)
         pixels = process_images(images, self.image_processor, self.image_config) if images else []
-        return {
+        sample = {
             "name": encoded.name,
-            # numpy converts a list in a third of the time that torch takes
-            "input_ids": torch.from_numpy(np.array(encoded.input_ids, dtype=np.int64)),
-            "labels": torch.from_numpy(np.array(encoded.labels, dtype=np.int64)),
+            "input_ids": integers(encoded.input_ids),
+            "labels": integers(encoded.labels),
             "images": list(pixels),
             "image_sizes": [image.size for image in images],
         }
+        if encoded.branch_ids is not None:
+            sample["branch_ids"] = integers(encoded.branch_ids)
+        return sample
 
     def _positions(self, files: list[str], where: str, source_of: ImageSource) -> list[int]:
         if not self.is_tiled:

@@ -10,6 +10,7 @@ from torch import Tensor
 from llava.errors import UserError
 from llava.model.multimodal_encoder.tower import VisionTower
 from llava.model.multimodal_projector.base import Projector
+from llava.model.multimodal_projector.norms import kept_statistics
 from llava.tiling import WholeImage, num_positions, tiling_of
 
 if TYPE_CHECKING:
@@ -121,6 +122,33 @@ class ImageEncoder(Model):
         torch.compiler.cudagraph_mark_step_begin()
         encoded = self._compiled_encode(images, scale_factor)
         return encoded.clone()  # the next call overwrites the graph's output
+
+    def _views(self, images: Tensor | list[Tensor] | None) -> tuple[Tensor | None, list[int]]:
+        """All views of a batch, float[V, 3, H, W], for one call of the tower; the number for each image."""
+        if images is None or len(images) == 0:
+            return None, []
+        self.vision_parts()  # refuses images for a text-only model
+        if isinstance(images, Tensor) and images.ndim == 4:
+            return images, [1] * len(images)
+        groups = [image[None] if image.ndim == 3 else image for image in images]
+        return torch.cat(groups), [len(group) for group in groups]
+
+    def _image_features(
+        self, views: Tensor | None, like: Tensor, scale_factor: int | None, has_labels: bool
+    ) -> Tensor:
+        """The tokens of all views, float[V * M, D].
+
+        In training, or if there are labels, a batch without images encodes a blank image and keeps none of
+        its tokens, so that every rank takes part in every collective.
+        """
+        if views is not None:
+            return self.encode_images(views, scale_factor).flatten(0, 1)
+        if (self.training or has_labels) and (tower := self.get_vision_tower()) is not None:
+            side = tower.image_size
+            blank = like.new_zeros(1, 3, side, side)
+            with kept_statistics(self.get_projector()):
+                return self.encode_images(blank, scale_factor).flatten(0, 1)[:0]
+        return like.new_zeros(0, self.get_input_embeddings().embedding_dim)
 
     def compile_vision(self) -> None:
         """Encode images with one compiled graph from now on; on a GPU it is a CUDA graph.

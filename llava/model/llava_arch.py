@@ -25,12 +25,12 @@ from llava.model.multimodal_merge import (
     image_span,
     merge,
     one_row,
-    places_before_labels,
+    places_and_targets,
     plan_merge,
     warn_of_padding,
 )
 from llava.model.multimodal_projector.builder import build_projector, projector_class
-from llava.model.multimodal_projector.norms import kept_statistics
+from llava.model.packed_rows import attention_mask as mask_of_branches
 from llava.model.recomputation import recompute_activations
 from llava.model.repetition import RepetitionPenalty
 from llava.model.tokenizer import separator_ids
@@ -135,6 +135,7 @@ class LlavaMetaForCausalLM(ImageEncoder):
         padding_side: str = "left",
         scale_factor: int | None = None,
         sequence_ids: Tensor | None = None,
+        branch_ids: Tensor | None = None,
         on_host: OnHost | None = None,
     ) -> MergedInputs:
         """Encode the images and put their tokens into the prompts.
@@ -152,8 +153,8 @@ class LlavaMetaForCausalLM(ImageEncoder):
                 and pad do not need them.
             padding_side: the side of the padding in the result.
             scale_factor: s of this call, by default model.config.scale_factor.
-            sequence_ids: long[B, T] of packed rows, as `plan_merge` takes it.
-            on_host: the four integer tensors on the CPU, used in place of those given.
+            sequence_ids, branch_ids: long[B, T] of packed rows, as `plan_merge` takes them.
+            on_host: the integer tensors on the CPU, used in place of those given.
         Raises:
             UserError: if placeholders and images differ in number, the model has no vision tower, or the
                 tiles are not those of image_sizes.
@@ -162,7 +163,7 @@ class LlavaMetaForCausalLM(ImageEncoder):
         embed = self.get_input_embeddings()
         # the device works on the images while the plan is made
         features = self._image_features(views, embed.weight, scale_factor, labels is not None)
-        host = on_host or OnHost.of(input_ids, attention_mask, labels, sequence_ids)
+        host = on_host or OnHost.of(input_ids, attention_mask, labels, sequence_ids, branch_ids)
         plan = plan_merge(
             host.input_ids,
             host.attention_mask,
@@ -170,19 +171,10 @@ class LlavaMetaForCausalLM(ImageEncoder):
             self._spans(num_views, image_sizes, scale_factor),
             padding_side,
             host.sequence_ids,
+            host.branch_ids,
         ).to(embed.weight.device)
         newline = getattr(self.get_model(), "image_newline", None)
         return merge(plan, embed(plan.token_ids), features, newline)
-
-    def _views(self, images: Tensor | list[Tensor] | None) -> tuple[Tensor | None, list[int]]:
-        """All views of a batch, float[V, 3, H, W], for one call of the tower; the number for each image."""
-        if images is None or len(images) == 0:
-            return None, []
-        self.vision_parts()  # refuses images for a text-only model
-        if isinstance(images, Tensor) and images.ndim == 4:
-            return images, [1] * len(images)
-        groups = [image[None] if image.ndim == 3 else image for image in images]
-        return torch.cat(groups), [len(group) for group in groups]
 
     def _spans(self, num_views: list[int], image_sizes, scale_factor: int | None) -> list[ImageSpan]:
         """The span that each image puts into its prompt, with its tokens numbered over the batch."""
@@ -216,23 +208,6 @@ class LlavaMetaForCausalLM(ImageEncoder):
             first += count * num_tokens
         return spans
 
-    def _image_features(
-        self, views: Tensor | None, like: Tensor, scale_factor: int | None, has_labels: bool
-    ) -> Tensor:
-        """The tokens of all views, float[V * M, D].
-
-        In training, or if there are labels, a batch without images encodes a blank image and keeps none of
-        its tokens, so that every rank takes part in every collective.
-        """
-        if views is not None:
-            return self.encode_images(views, scale_factor).flatten(0, 1)
-        if (self.training or has_labels) and (tower := self.get_vision_tower()) is not None:
-            side = tower.image_size
-            blank = like.new_zeros(1, 3, side, side)
-            with kept_statistics(self.get_projector()):
-                return self.encode_images(blank, scale_factor).flatten(0, 1)[:0]
-        return like.new_zeros(0, self.get_input_embeddings().embedding_dim)
-
     def prepare_inputs_labels_for_multimodal(
         self, input_ids, position_ids, attention_mask, past_key_values, labels, images, image_sizes=None
     ):
@@ -264,6 +239,7 @@ class LlavaMetaForCausalLM(ImageEncoder):
         image_sizes: list[tuple[int, int]] | None = None,
         scale_factor: int | None = None,
         sequence_ids: Tensor | None = None,
+        branch_ids: Tensor | None = None,
         on_host: OnHost | None = None,
         logits_to_keep: int | Tensor = 0,
         sums_tokens: bool = False,
@@ -278,27 +254,34 @@ class LlavaMetaForCausalLM(ImageEncoder):
             sequence_ids: long[B, T] for packed rows: the running number of each token's sequence in its row,
                 -1 on padding. No sequence attends to another. The first label of each must be IGNORE_INDEX,
                 since the token before it belongs to another sequence.
+            branch_ids: long[B, T] for sequences of several records with a common prefix: 0 on the prefix, and
+                on the other tokens the number of the record, from 1. No branch attends to another.
             on_host: as in merge_inputs.
             logits_to_keep: as in transformers. As it is named here, `generate` asks for the last logits only.
             sums_tokens: return what llava.model.loss.token_sums gives, float64[3], as the loss.
         """
-        scores_labels = labels is not None and (self.training or sums_tokens)
-        is_packed = sequence_ids is not None
-        label_places = None
+        is_packed, has_branches = sequence_ids is not None, branch_ids is not None
+        scores_labels = labels is not None and (self.training or sums_tokens or has_branches)
+        scored = None
         if input_ids is not None and attention_mask is None and past_key_values is None and not is_packed:
             self._warn_of_padding(input_ids if on_host is None else on_host.input_ids)
         if inputs_embeds is None and (images is not None or is_packed or scores_labels):
             side = self.config.tokenizer_padding_side
             merged = self.merge_inputs(
                 *(input_ids, attention_mask, labels, images, image_sizes, side, scale_factor),
-                *(sequence_ids, on_host),
+                *(sequence_ids, branch_ids, on_host),
             )
-            if is_packed and is_flash_attention_requested(self.config):
+            if is_packed and not has_branches and is_flash_attention_requested(self.config):
                 merged = one_row(merged)
             input_ids, inputs_embeds, labels = None, merged.inputs_embeds, merged.labels
             attention_mask, position_ids = merged.attention_mask, merged.position_ids
-            label_places = merged.label_places
-            if is_packed:
+            scored = merged.label_places, merged.targets
+            if has_branches:
+                kwargs["use_cache"] = False
+                attention_mask = mask_of_branches(
+                    merged.visible_until, position_ids, self.config, inputs_embeds.dtype
+                )
+            elif is_packed:
                 # Without a mask and a cache, transformers finds the sequences by positions that restart.
                 attention_mask, kwargs["use_cache"] = None, False
             elif not merged.is_padded or ((self.training or scores_labels) and self._padding_is_unseen(side)):
@@ -323,10 +306,8 @@ class LlavaMetaForCausalLM(ImageEncoder):
             if self.training and self.recompute_above:
                 recompute_activations(self.get_decoder(), labels.numel() > self.recompute_above)
             outputs = self.get_decoder()(**inputs, **kwargs)
-            if label_places is None:
-                label_places = places_before_labels(labels)
+            label_places, targets = scored or places_and_targets(labels)
             rows = outputs.last_hidden_state.flatten(0, 1)[label_places]
-            targets = labels.flatten()[label_places + 1]
             if sums_tokens:
                 return CausalLMOutputWithPast(loss=token_sums(rows, targets, self.lm_head))
             loss = language_loss(rows, targets, self.lm_head, self.config, num_items)

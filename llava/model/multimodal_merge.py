@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.errors import UserError
+from llava.model.packed_rows import packed_rows
 from llava.tiling import COLUMN_END, ROW_END
 
 logger = logging.get_logger(__name__)  # its warning_once gives each message once
@@ -57,19 +58,19 @@ class OnHost:
     The class is neither a tensor nor a known container, so code that moves batches to a device skips it.
 
     Attributes:
-        input_ids, attention_mask, labels, sequence_ids: as plan_merge takes them.
+        input_ids, attention_mask, labels, sequence_ids, branch_ids: as plan_merge takes them.
     """
 
     input_ids: Tensor
     attention_mask: Tensor | None = None
     labels: Tensor | None = None
     sequence_ids: Tensor | None = None
+    branch_ids: Tensor | None = None
 
     @classmethod
-    def of(cls, input_ids, attention_mask=None, labels=None, sequence_ids=None) -> "OnHost":
-        """Copy the tensors to the CPU; this waits for the device that they are on."""
-        given = (input_ids, attention_mask, labels, sequence_ids)
-        return cls(*(None if tensor is None else tensor.cpu() for tensor in given))
+    def of(cls, *given: Tensor | None) -> "OnHost":
+        """Copy the tensors, in the order of the attributes, to the CPU; this waits for their device."""
+        return cls(*(None if tensor is None else tensor.cpu() for tensor in given))  # type: ignore[arg-type]
 
 
 @dataclass(kw_only=True)
@@ -78,13 +79,14 @@ class MergedLayout:
 
     Attributes:
         attention_mask: bool[B, T'].
-        position_ids: long[B, T'], counted over attended positions. In packed rows they start at 0 for each
-            sequence, and padding counts as a sequence of its own.
+        position_ids: long[B, T'], counted over attended positions. In packed rows they are counted in each
+            record, and padding counts as a sequence of its own.
         labels: long[B, T'], IGNORE_INDEX on visual tokens and padding; None without labels.
         visual_places: long[P], places of visual tokens, ascending.
         is_padded: whether there is any padding; stored, so that the device need not be asked.
-        label_places: long[N], places whose next position has a label; None without labels.
+        label_places, targets: long[N], the places that predict a label, and the labels; None without labels.
         attended_places: long[K], the attended places of packed rows; else None.
+        visible_until: long[B, T'], see PackedRows; None without branches.
     """
 
     attention_mask: Tensor
@@ -93,7 +95,9 @@ class MergedLayout:
     visual_places: Tensor
     is_padded: bool
     label_places: Tensor | None
+    targets: Tensor | None
     attended_places: Tensor | None
+    visible_until: Tensor | None
 
 
 LAYOUT = tuple(field.name for field in fields(MergedLayout))
@@ -145,6 +149,7 @@ def plan_merge(
     spans: list[ImageSpan],
     padding_side: str,
     sequence_ids: Tensor | None = None,
+    branch_ids: Tensor | None = None,
 ) -> MergePlan:
     """Expand each IMAGE_TOKEN_INDEX into its image's span, remove the old padding and pad anew.
 
@@ -155,6 +160,8 @@ def plan_merge(
         spans: one for each image, in the order of the placeholders over the batch.
         padding_side: "left" or "right", the side of the new padding.
         sequence_ids: long[B, T], the running number of a token's sequence in a packed row, -1 on padding.
+        branch_ids: long[B, T], the number of a token's branch in its sequence, as packed_rows takes it; None
+            if no sequence has branches.
     Raises:
         UserError: if placeholders and images differ in number; features would be misplaced.
     """
@@ -190,15 +197,18 @@ def plan_merge(
         rows = values.new_full((shape[0] * shape[1],), padding)
         return rows.index_copy(0, places, values).view(shape)
 
+    previous = visible_until = None
     if sequence_ids is None:
         attended = laid_out(torch.ones_like(ids, dtype=torch.bool), False)
         position_ids = (attended.cumsum(dim=1) - 1).clamp(min=0)
     else:
         sequences = laid_out(expanded(sequence_ids), -1)
-        attended, position_ids = sequences >= 0, positions_within(sequences)
-    merged_labels = None
+        branches = None if branch_ids is None else laid_out(expanded(branch_ids), 0)
+        attended, (position_ids, previous, visible_until) = sequences >= 0, packed_rows(sequences, branches)
+    merged_labels = label_places = targets = None
     if labels is not None:
         merged_labels = laid_out(expanded(labels).masked_fill(of_image, IGNORE_INDEX), IGNORE_INDEX)
+        label_places, targets = places_and_targets(merged_labels, previous)
     is_visual = visual_index >= 0
     visual_rows = visual_index[is_visual]
     return MergePlan(
@@ -210,8 +220,10 @@ def plan_merge(
         visual_rows=None if torch.equal(visual_rows, torch.arange(len(visual_rows))) else visual_rows,
         newline_places=places[visual_index == NEWLINE],
         is_padded=not bool(attended.all()),
-        label_places=None if labels is None else places_before_labels(merged_labels),
+        label_places=label_places,
+        targets=targets,
         attended_places=None if sequence_ids is None else attended.flatten().nonzero().flatten(),
+        visible_until=None if branch_ids is None else visible_until,
     )
 
 
@@ -236,17 +248,20 @@ def warn_of_padding(input_ids: Tensor, pad_token_ids: tuple, words: tuple) -> No
         )
 
 
-def places_before_labels(labels: Tensor) -> Tensor:
-    """The places in long[B, T'] whose next position in the row is not IGNORE_INDEX, as long[N]."""
-    has_label = torch.nn.functional.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1))
-    return has_label.flatten().nonzero().flatten()
+def places_and_targets(labels: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The places that predict a label, and these labels, both long[N].
 
-
-def positions_within(sequences: Tensor) -> Tensor:
-    """The distance of each position in long[B, T] from the start of its run of equal numbers."""
-    places = torch.arange(sequences.shape[1]).expand_as(sequences)
-    is_start = torch.diff(sequences, prepend=sequences[:, :1] - 1) != 0
-    return places - torch.where(is_start, places, 0).cummax(dim=1).values
+    Args:
+        labels: long[B, T'], IGNORE_INDEX where there is none. A label in a row's first column does not count.
+        previous: long[B, T'], the column of the token before each one; None: the column before.
+    """
+    has_label = labels != IGNORE_INDEX
+    has_label[:, 0] = False
+    places = has_label.flatten().nonzero().flatten()
+    before = places - 1
+    if previous is not None:
+        before = places - places % labels.shape[1] + previous.flatten()[places]
+    return before, labels.flatten()[places]
 
 
 def merge(
@@ -289,5 +304,7 @@ def one_row(merged: MergedInputs) -> MergedInputs:
         visual_places=torch.searchsorted(places, merged.visual_places),
         is_padded=False,
         label_places=None if labels is None else torch.searchsorted(places, labels),
+        targets=merged.targets,
+        visible_until=None,
         attended_places=torch.arange(len(places), device=places.device),  # type: ignore[arg-type, union-attr]
     )

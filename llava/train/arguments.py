@@ -16,6 +16,7 @@ from llava.errors import UserError
 from llava.loading import FLASH_PACKAGES, check_installed
 from llava.model.multimodal_projector.base import Projector
 from llava.model.multimodal_projector.builder import VisionFields, all_options, projector_class
+from llava.model.packed_rows import check_takes_a_mask
 from llava.train.flags import DataArguments, ModelArguments, TrainingFlags
 from llava.train.inputs import check_json, check_package
 from llava.train.loader import loader_settings, local_ranks, num_cores
@@ -299,6 +300,8 @@ def parse(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments,
         )
     check_adapters(model, training)
     check_order(data, training)
+    if data.share_images:
+        check_sharing(data, training)
     check_validation(data, training)
     if under_zero_3(training):
         check_zero_3(model, training)
@@ -377,3 +380,20 @@ def check_order(data: DataArguments, training: TrainingArguments) -> None:
     if training.max_steps <= 0:
         raise UserError("--max_steps is missing: tar shards are an endless stream; give a number of steps.")
     training.ignore_data_skip = True  # a resumed stream starts at its position without decoding what was seen
+
+
+def check_sharing(data: DataArguments, training: TrainingArguments) -> None:
+    """Check the flags that --share_images depends on.
+
+    Raises:
+        UserError: if the rows are not packed, if the records are a stream, or if the attention takes no mask.
+    """
+    if not data.packing:
+        raise UserError("--share_images True is a way to fill packed rows; add --packing True.")
+    if shards := next(filter(is_shards, data.data_path), None):
+        raise UserError(
+            f"--share_images True needs all records at the start, and {shards} is a stream of tar shards; "
+            "leave it out, or give files of records."
+        )
+    if training.attn_implementation != "auto":
+        check_takes_a_mask(training.attn_implementation)

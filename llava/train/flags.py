@@ -105,6 +105,11 @@ class DataArguments:
     packing: bool = flag(
         False, "Fill sequences of --model_max_length with several records that do not attend to one another."
     )
+    share_images: bool = flag(
+        False,
+        "With --packing True: put records on the same picture into one sequence, which has the picture and "
+        "what comes before it only once. None of the records sees another.",
+    )
     eval_data_path: list[str] = flag(
         None,
         "Records for the evaluations during training that --eval_strategy asks for: the kinds of --data_path "

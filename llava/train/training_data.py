@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
@@ -69,7 +69,7 @@ def load_data(data_args: DataArguments, training_args: TrainingArguments, builde
                 "weight, or leave the file out."
             )
     if data_args.packing:
-        packed = PackedDataset(dataset, training_args.dataloader_num_workers)
+        packed = PackedDataset(dataset, training_args.dataloader_num_workers, data_args.share_images)
         check_batches(len(packed), "rows of packed records", training_args)
         return packed
     check_batches(len(dataset.mixture), "records", training_args)
@@ -199,7 +199,7 @@ class WithHostCopy:
 
     def __call__(self, rows: list) -> dict:
         batch = self.collator(rows)
-        names = ("input_ids", "attention_mask", "labels", "sequence_ids")
+        names = (field.name for field in fields(OnHost))
         return {**batch, "on_host": OnHost(*(batch.get(name) for name in names))}
 
 

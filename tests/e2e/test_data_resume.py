@@ -48,6 +48,7 @@ RUNS = {
     "stream_two_workers": {"stream": True, "dataloader_num_workers": 2, "gradient_accumulation_steps": 3},
     "packed_stream": {"stream": True, "packing": True, "dataloader_num_workers": 2},
     "mixture": {"mixture": True},
+    "shared_images": {"mixture": True, "packing": True, "share_images": True},
     "grouped": {"group_by_modality_length": True, "per_device_train_batch_size": 3},
 }
 
@@ -120,6 +121,8 @@ def test_a_bad_sample_of_a_stream_is_left_out_and_counted(parts, shards, tmp_pat
             {"packing": True, "train_sampling_strategy": "group_by_length"},
             "group_by_length.* and --packing True",
         ),
+        ({"share_images": True}, "--share_images True.*--packing True"),
+        ({"stream": True, "packing": True, "share_images": True}, "--share_images True.* tar shards"),
         ({"train_sampling_strategy": "batch_rebalance"}, "batch_rebalance.*--packing True"),
         ({"stream": True, "max_steps": -1}, "--max_steps is missing"),
         ({"stream": True, "group_by_modality_length": True}, "needs all records"),

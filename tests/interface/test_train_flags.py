@@ -56,6 +56,14 @@ def test_each_published_flag_and_value_parses_or_is_refused_with_a_reason(golden
             parse([*overridden, *command])
 
 
+def test_shared_pictures_are_refused_with_attention_that_takes_no_mask(monkeypatch):
+    monkeypatch.setattr("llava.train.arguments.check_installed", lambda attention: None)
+    command = [*REQUIRED, "--packing", "True", "--share_images", "True", "--attn_implementation"]
+    with pytest.raises(UserError, match="--share_images.*--attn_implementation flash_attention_2.*sdpa"):
+        parse([*command, "flash_attention_2"])
+    assert parse([*command, "sdpa"])[1].share_images
+
+
 def test_every_flag_of_training_may_be_written_with_hyphens():
     def parsed(mark: str) -> tuple:
         words = [*REQUIRED, "--scale_factor", "3", "--data_weights", "0.5", "--lora_enable", "True"]

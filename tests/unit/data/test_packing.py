@@ -17,7 +17,8 @@ from transformers import CLIPImageProcessor
 
 from llava.data.collator import Collator
 from llava.data.dataset import SupervisedDataset
-from llava.data.packing import PackedDataset, exact_lengths, pack
+from llava.data.lengths import exact_lengths
+from llava.data.packing import PackedDataset, pack
 from llava.data.record import BadRecord
 from llava.data.sample import SampleBuilder
 from llava.model.multimodal_merge import one_row
@@ -84,22 +85,26 @@ def make(tmp_path, bpe_tokenizer):
     return build
 
 
+def members_of(packed, index):
+    return list(chain(*packed.sequences(index)))
+
+
 def all_members(packed):
-    return list(chain(*(packed.members(index) for index in range(len(packed)))))
+    return list(chain(*(members_of(packed, index) for index in range(len(packed)))))
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_packs_are_fixed_by_the_seed_and_hold_each_record_within_the_limit(make, num_workers):
     dataset = make()
     packed = PackedDataset(dataset, num_workers)
-    members = [packed.members(index) for index in range(len(packed))]
+    members = [members_of(packed, index) for index in range(len(packed))]
     assert sorted(chain(*members)) == list(range(9))
     assert len(packed) < 9
     assert all(sum(dataset.length(record) for record in row) <= LIMIT for row in members)
     again = PackedDataset(make())
-    assert [again.members(index) for index in range(len(again))] == members
+    assert [members_of(again, index) for index in range(len(again))] == members
     other = PackedDataset(make(seed=1))
-    assert [other.members(index) for index in range(len(other))] != members
+    assert [members_of(other, index) for index in range(len(other))] != members
     assert [sample["name"] for sample in packed[0]] == [dataset[record]["name"] for record in members[0]]
 
 
@@ -138,14 +143,14 @@ def test_lengths_are_measured_once_for_later_runs_as_well(make, monkeypatch, num
     bad = {"id": "bad", "conversations": turns("What? " * LIMIT, "It.")}
     dataset = make([*some_records(), long, bad], on_bad_record="skip")
     state = torch.get_rng_state()
-    lengths = exact_lengths(dataset, num_workers)
+    lengths = exact_lengths(dataset, num_workers).whole
     assert torch.equal(torch.get_rng_state(), state), "a run that measures nothing must draw the same numbers"
     assert lengths.tolist() == [dataset.length(record) for record in range(11)]
     assert (dataset.num_truncated, len(dataset.bad_records)) == (1, 1)
     again = SupervisedDataset(dataset.data_paths, dataset.builder, dataset.image_folder, on_bad_record="skip")
     encoded = []
     monkeypatch.setattr(again, "encode", lambda index: encoded.append(index) or dataset.encode(index))
-    assert torch.equal(exact_lengths(again), lengths)
+    assert torch.equal(exact_lengths(again).whole, lengths)
     assert encoded == [10], "what is bad is looked at again, for its message"
     assert (again.num_truncated, len(again.bad_records)) == (1, 1)
 
@@ -156,7 +161,8 @@ def test_lengths_are_measured_anew_for_another_tokenizer_limit_template_or_tower
 
     def lengths(**changes):
         changed = replace(builder, **changes)
-        return exact_lengths(SupervisedDataset(dataset.data_paths, changed, dataset.image_folder)).tolist()
+        data = SupervisedDataset(dataset.data_paths, changed, dataset.image_folder)
+        return exact_lengths(data).whole.tolist()
 
     wider = copy.deepcopy(bpe_tokenizer)
     wider.add_tokens(["What is it?"])
@@ -233,7 +239,7 @@ def test_tiled_images_are_packed_by_the_positions_their_size_takes(make, tmp_pat
         name: batch[name] for name in ("input_ids", "attention_mask", "labels", "images", "image_sizes")
     }
     merged = model.merge_inputs(**inputs, padding_side="right", sequence_ids=batch["sequence_ids"])
-    assert merged.attention_mask.sum() == exact_lengths(dataset).sum()
+    assert merged.attention_mask.sum() == exact_lengths(dataset).whole.sum()
     assert merged.attention_mask.shape[1] <= 600
     expected, _ = loss_and_gradients(model, collate([sample for row in packs for sample in row]))
     torch.testing.assert_close(loss_and_gradients(model, batch)[0], expected, rtol=0, atol=1e-4)

@@ -6,6 +6,7 @@ that is a mask) raises.
 
 import copy
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -39,6 +40,17 @@ def test_a_training_step_reads_nothing_from_the_device(without_values, use_cache
     loss.backward()
     gradient = without_values.get_projector().mlp[0].weight.grad
     assert loss.device.type == gradient.device.type == "meta"
+
+
+def test_a_training_step_on_shared_prefixes_reads_nothing_from_the_device(without_values):
+    inputs = batch()
+    sequence_ids = torch.where(inputs["attention_mask"], 0, -1)
+    branch_ids = torch.arange(sequence_ids.shape[1]).sub(2).clamp(min=0).expand_as(sequence_ids)
+    inputs |= {"sequence_ids": sequence_ids, "branch_ids": branch_ids}
+    inputs["on_host"] = replace(inputs["on_host"], sequence_ids=sequence_ids, branch_ids=branch_ids)
+    loss = without_values.train()(**moved(inputs, "meta")).loss
+    loss.backward()
+    assert loss.device.type == "meta"
 
 
 def test_without_the_copy_on_the_host_it_would(without_values):
