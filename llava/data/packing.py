@@ -121,7 +121,7 @@ class PackedDataset(Dataset):
         sequences = share_prefixes(lengths, capacity)
         packs = list(pack(enumerate(sequences.lengths), capacity))
         if not packs:
-            raise BadRecord("No good record is left to pack: each is listed above.")
+            raise BadRecord("There is no good record to pack: the bad ones are listed above.")
         # tensors, since a list of objects would be copied into each worker as it is read
         self._records = indices[sequences.order]
         self._sequence_ends = sequences.ends
