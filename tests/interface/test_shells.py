@@ -32,32 +32,29 @@ def code_lines(path: Path) -> list[str]:
     ]
 
 
-shells = pytest.mark.parametrize("path", SHELLS, ids=name)
+def test_shells_parse():
+    for path in SHELLS:
+        parsed = subprocess.run(["bash", "-n", path], capture_output=True, text=True)
+        assert parsed.returncode == 0, parsed.stderr
 
 
-@shells
-def test_shell_parses(path):
-    parsed = subprocess.run(["bash", "-n", path], capture_output=True, text=True)
-    assert parsed.returncode == 0, parsed.stderr
+def test_shells_stop_at_the_first_error():
+    for path in SHELLS:
+        first = code_lines(path)[0]
+        sourced = re.search(r"[\w./]+\.sh", first)
+        strict = path if not first.startswith("source ") else path.parent / sourced.group().lstrip("/")
+        assert STRICT in code_lines(strict)[0], name(path)
 
 
-@shells
-def test_shell_stops_at_the_first_error(path):
-    first = code_lines(path)[0]
-    sourced = re.search(r"[\w./]+\.sh", first)
-    strict = path if not first.startswith("source ") else path.parent / sourced.group().lstrip("/")
-    assert STRICT in code_lines(strict)[0]
+def test_shells_name_no_path_of_one_machine():
+    for path in SHELLS:
+        assert [line for line in code_lines(path) if MACHINE_PATH.search(line)] == [], name(path)
 
 
-@shells
-def test_shell_names_no_path_of_one_machine(path):
-    assert [line for line in code_lines(path) if MACHINE_PATH.search(line)] == []
-
-
-@shells
-def test_shell_can_be_run(path):
-    assert os.access(path, os.X_OK), f"chmod +x {name(path)}"
-    assert path.read_text(encoding="utf-8").startswith("#!/usr/bin/env bash\n# ")
+def test_shells_can_be_run():
+    for path in SHELLS:
+        assert os.access(path, os.X_OK), f"chmod +x {name(path)}"
+        assert path.read_text(encoding="utf-8").startswith("#!/usr/bin/env bash\n# "), name(path)
 
 
 @pytest.mark.slow
@@ -350,8 +347,13 @@ def test_a_python_that_is_found_is_used_where_there_is_no_environment(clone, pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gpus", [NO_GPU, TWO_GPUS], ids=["no GPU", "two GPUs"])
-@pytest.mark.parametrize("path", STARTS_PYTHON, ids=name)
+@pytest.mark.parametrize(
+    ("path", "gpus"),
+    [
+        *(pytest.param(path, NO_GPU, id=name(path)) for path in STARTS_PYTHON),
+        *(pytest.param(path, TWO_GPUS, id=f"{name(path)}, two GPUs") for path in STARTS_PYTHON[::3]),
+    ],
+)
 def test_an_interpreter_without_the_package_ends_in_a_line_that_says_what_to_do(clone, path, gpus):
     bare = f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n'  # only the standard library
     add_commands(clone.parent / "bin", {"python": bare, **gpus})

@@ -61,8 +61,9 @@ def test_no_message_has_us_installed_as_the_package_llava_of_the_index():
     assert 'name = "visualprism"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_errors_for_a_user_are_user_errors(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-            assert getattr(node.exc.func, "id", "") != "ValueError", f"{path}:{node.lineno}"
+def test_errors_for_a_user_are_user_errors():
+    for path in CODE:
+        text = path.read_text()
+        for node in ast.walk(ast.parse(text)) if "ValueError" in text else ():
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                assert getattr(node.exc.func, "id", "") != "ValueError", f"{path}:{node.lineno}"

@@ -14,7 +14,7 @@ from transformers import BitImageProcessor, CLIPImageProcessor, SiglipImageProce
 from llava import thin
 from llava.mm_utils import expand2square, process_images
 
-THIN = [(1, 8000), (8000, 1), (20000, 4), (4, 20000), (30000, 50), (50, 30000), (2, 65000)]
+THIN = [(8000, 1), (4, 20000), (30000, 50), (2, 65000)]
 
 
 def square(side: int) -> dict:
@@ -47,7 +47,7 @@ def plain(image: Image.Image, processor, aspect_ratio: str) -> torch.Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("aspect_ratio", ["square", "pad"])
 @pytest.mark.parametrize("name", processors(9))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     side=st.integers(5, 60),
     shorter=st.integers(1, 40),

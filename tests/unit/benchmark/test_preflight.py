@@ -121,9 +121,15 @@ def test_a_check_that_hangs_or_dies_or_raises_is_a_problem_and_no_more(tmp_path)
     assert check("machine", request, 0.01, log) == {"problem": said}
     assert check("no_such_check", request, 60, log)["problem"].startswith("KeyError: 'no_such_check' (")
     assert "Traceback" in log.read_text()
-    assert "no GPU" in check("memory", request, 60, log)["problem"]
     assert "figures" in check("machine", request, 60, log)
     assert not log.exists()
+
+
+def test_a_users_mistake_in_a_check_is_its_problem(request_of, tmp_path):
+    checks.answer("memory", json.dumps(asdict(request_of())), str(tmp_path / "result.json"))
+    outcome = json.loads((tmp_path / "result.json").read_text())
+    assert "no GPU" in outcome["problem"]
+    assert outcome["says_remedy"]
 
 
 # ---- The checks
@@ -149,13 +155,11 @@ def test_the_machine(request_of):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [["--tune_mm_mlp_adapter", "True"], ["--lora_enable", "True"], []])
 def test_the_disk_needs_what_a_run_writes(request_of, monkeypatch, mode):
-    from llava.train.model_size import size_of
-    from llava.train.recipe import parse
-
-    monkeypatch.setattr(checks, "MAX_WRITTEN", 2**22)
     request = request_of(*mode)
-    found = checks.disk(request)
-    size = size_of(*parse([*request.flags, "--gpu_memory_mib", "1"])[1:])
+    sized = checks.sizes(request)
+    monkeypatch.setattr(checks, "sizes", lambda request: sized)
+    monkeypatch.setattr(checks, "MAX_WRITTEN", 2**22)
+    found, size = checks.disk(request), sized[2]
     result = 4 * size.learning + (0 if mode else size.frozen)
     assert found["checkpoint_gib"] * 2**30 == pytest.approx(result + 12 * size.learning)
     assert found["needed_gib"] * 2**30 == pytest.approx(2 * (result + 12 * size.learning) + result)

@@ -29,7 +29,7 @@ NUM_VISUAL, LIMIT = 4, 260
 SQUARE = Namespace(image_aspect_ratio="square")
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(lengths=st.lists(st.integers(1, 20), max_size=80), num_open=st.integers(1, 6))
 def test_every_item_is_in_one_row_and_no_row_overflows(lengths, num_open):
     rows = list(pack(enumerate(lengths), 20, num_open))
@@ -62,31 +62,38 @@ def some_records():
         yield {**record, "image": images} if images else record
 
 
-@pytest.fixture
-def make(tmp_path, bpe_tokenizer):
+def maker(folder, tokenizer):
+    """A function that makes a data set of records with pictures in a folder."""
     for index in range(9):
         values = np.random.default_rng(index).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-        Image.fromarray(values).save(tmp_path / f"{index}.png")
+        Image.fromarray(values).save(folder / f"{index}.png")
 
     def build(
         records=None, image_config=SQUARE, visual_positions=lambda size: NUM_VISUAL, limit=LIMIT, **kwargs
     ):
-        (tmp_path / "data.json").write_text(json.dumps(list(records or some_records())))
+        (folder / "data.json").write_text(json.dumps(list(records or some_records())))
         builder = SampleBuilder(
-            bpe_tokenizer,
+            tokenizer,
             PROCESSOR,
             "qwen_2",
             image_config,
             visual_positions,
             model_max_length=limit,
         )
-        return SupervisedDataset([tmp_path / "data.json"], builder, tmp_path, **kwargs)
+        return SupervisedDataset([folder / "data.json"], builder, folder, **kwargs)
 
     return build
 
 
-def members_of(packed, index):
-    return list(chain(*packed.sequences(index)))
+@pytest.fixture
+def make(tmp_path, bpe_tokenizer):
+    return maker(tmp_path, bpe_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def packs(tmp_path_factory, bpe_tokenizer):
+    """Packs of some_records."""
+    return list(PackedDataset(maker(tmp_path_factory.mktemp("packs"), bpe_tokenizer)()))
 
 
 def all_members(packed):
@@ -190,9 +197,10 @@ def loss_and_gradients(model, batch):
     }
 
 
-@pytest.fixture(params=["llama", "qwen2"])
-def model(tmp_path, request):
-    built = tiny.build(tmp_path / "model", request.param, scale_factor=2, tokenizer_padding_side="right")
+@pytest.fixture(scope="module", params=["llama", "qwen2"])
+def built(tmp_path_factory, request):
+    folder = tmp_path_factory.mktemp(request.param)
+    built = tiny.build(folder, request.param, scale_factor=2, tokenizer_padding_side="right")
     assert built.num_visual_tokens == NUM_VISUAL
     with torch.no_grad():
         for parameter in built.get_decoder().layers.parameters():
@@ -201,16 +209,19 @@ def model(tmp_path, request):
     return built.train()
 
 
+@pytest.fixture
+def model(built):
+    return copy.deepcopy(built)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("padding_side", ["right", "left"])
 def test_packed_rows_give_the_loss_and_the_gradients_of_separate_records(
-    make, model, attention, padding_side
+    packs, model, attention, padding_side
 ):
     model.set_attn_implementation(attention)
     model.config.tokenizer_padding_side = padding_side
-    dataset = make()
-    packs = list(PackedDataset(dataset))
     assert max(map(len, packs)) > 1
     assert len(packs) > 1
     collate = Collator(pad_token_id=0, padding_side=padding_side)
@@ -245,8 +256,8 @@ def test_tiled_images_are_packed_by_the_positions_their_size_takes(make, tmp_pat
     torch.testing.assert_close(loss_and_gradients(model, batch)[0], expected, rtol=0, atol=1e-4)
 
 
-def test_one_long_row_as_flash_attention_takes_it_gives_the_same(make, model):
-    batch = Collator(pad_token_id=0)(list(PackedDataset(make())))
+def test_one_long_row_as_flash_attention_takes_it_gives_the_same(packs, model):
+    batch = Collator(pad_token_id=0)(packs)
     names = ("input_ids", "attention_mask", "labels", "images")
     merged = model.merge_inputs(
         **{name: batch[name] for name in names}, padding_side="right", sequence_ids=batch["sequence_ids"]
@@ -269,7 +280,7 @@ def test_one_long_row_as_flash_attention_takes_it_gives_the_same(make, model):
         ("kernels-community/vllm-flash-attn3", True),  # transformers uses this instead of the previous one
     ],
 )
-def test_every_flash_attention_gets_packed_rows_as_one(make, model, monkeypatch, attention, in_one_row):
+def test_every_flash_attention_gets_packed_rows_as_one(packs, model, monkeypatch, attention, in_one_row):
     class Stop(Exception):
         pass
 
@@ -278,7 +289,7 @@ def test_every_flash_attention_gets_packed_rows_as_one(make, model, monkeypatch,
         raise Stop
 
     seen: list[int] = []
-    batch = Collator(pad_token_id=0)(list(PackedDataset(make())))
+    batch = Collator(pad_token_id=0)(packs)
     del batch["record_names"]
     assert len(batch["input_ids"]) > 1
     model.config._attn_implementation = attention
@@ -288,11 +299,11 @@ def test_every_flash_attention_gets_packed_rows_as_one(make, model, monkeypatch,
     assert seen == [1 if in_one_row else len(batch["input_ids"])]
 
 
-def test_a_packed_evaluation_uses_no_cache_and_gives_the_same_loss(make, model):
-    batch = Collator(pad_token_id=0)(list(PackedDataset(make())))
+def test_a_packed_evaluation_uses_no_cache_and_gives_the_same_loss(packs, model):
+    batch = Collator(pad_token_id=0)(packs)
     del batch["record_names"]
     model.eval()
-    records = Collator(pad_token_id=0)([sample for row in PackedDataset(make()) for sample in row])
+    records = Collator(pad_token_id=0)([sample for row in packs for sample in row])
     del records["record_names"]
     with torch.no_grad():
         torch.testing.assert_close(model(**batch).loss, model(**records).loss, rtol=0, atol=1e-5)

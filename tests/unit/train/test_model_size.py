@@ -1,6 +1,7 @@
 """A model's size, counted without weights, agrees with a real forward pass and with a GPU's peaks."""
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def folders(tmp_path_factory):
     return folder
 
 
+@cache
 def size(folders: Path, *flags: str, model: str = "llama"):
     given = ["--model_name_or_path", str(folders / model), "--vision_tower", str(folders / "clip")]
     given += ["--data_path", "data.json", "--mm_projector_type", "visualprism", "--gpu_memory_mib", "1"]
