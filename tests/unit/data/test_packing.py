@@ -96,6 +96,10 @@ def packs(tmp_path_factory, bpe_tokenizer):
     return list(PackedDataset(maker(tmp_path_factory.mktemp("packs"), bpe_tokenizer)()))
 
 
+def members_of(packed, index):
+    return list(chain(*packed.sequences(index)))
+
+
 def all_members(packed):
     return list(chain(*(members_of(packed, index) for index in range(len(packed)))))
 
