@@ -59,8 +59,10 @@ class Comparison:
         self.images = [image for turn in chat.turns for image in turn.images] + chat.waiting
         if not self.images:
             raise UserError("Add a picture first: budgets differ only in the tokens of pictures.")
-        budgets = token_budgets(chat.model) or {chat.model.num_visual_tokens: None}
-        self.cards = [Card(num_tokens, scale_factor) for num_tokens, scale_factor in budgets.items()]
+        cards = [
+            Card(num_tokens, scale_factor) for num_tokens, scale_factor in token_budgets(chat.model).items()
+        ]
+        self.cards = cards or [Card(chat.model.num_visual_tokens, None)]
         self.is_stopped = False
         self._left = list(self.cards)
 
@@ -103,7 +105,7 @@ class Comparison:
         try:
             card.answer = self.chat.turns[number].answer
             attention = self.chat.attention(number)
-            card.attention = replace(attention, words=[card.answer], weights=attention.mean[:, None])
+            card.attention = replace(attention, words=["answer"], weights=attention.mean[:, None])
         finally:
             self.chat.withdraw()  # the pictures go with the next card's question
 
@@ -122,7 +124,7 @@ class Comparison:
         # its size until the picture is there, so that nothing moves
         picture = f"<div class='none' style='aspect-ratio: {width} / {height}'></div>"
         if card.attention is not None:
-            picture = f"<img src='{self._drawn(card, layer)}' alt='Where the answer looked'>"
+            picture = f"<img src='{self._drawn(card, card.attention, layer)}' alt='Where the answer looked'>"
         answer = f"<p class='answer'>{html.escape(card.answer)}</p>" if card.answer else ""
         state = card.problem or ("" if card.answer else self._state(card))
         plural = "s" * (card.num_tokens > 1)
@@ -151,11 +153,11 @@ class Comparison:
             facts.append(f"s = {card.scale_factor}" + (", the model's own" if own else ", trained" * trained))
         return facts
 
-    def _drawn(self, card: Card, layer: int) -> str:
+    def _drawn(self, card: Card, attention: WordAttention, layer: int) -> str:
         """The newest picture as a data URL."""
         if card.drawn is None or card.drawn[0] != layer:
             data = BytesIO()
-            picture = draw_word(card.attention, self.images, layer, None)[-1]
+            picture = draw_word(attention, self.images, layer, None)[-1]
             Image.fromarray(picture).save(data, "JPEG", quality=90)
             card.drawn = layer, "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
         return card.drawn[1]

@@ -240,7 +240,7 @@ def _connect_comparison(chat, parts, num_budgets: int) -> list:
     for _ in range(num_budgets):  # an event for each, so that others' questions come in between
         event = event.then(actions.step, [state, layer], cards, **quiet, **ONE_AT_A_TIME)
         steps.append(event)
-    layer.input(actions.at_layer, [state, layer], cards, trigger_mode="always_last", **quiet)
+    layer.input(actions.redraw, [state, layer], cards, trigger_mode="always_last", **quiet)
     return steps
 
 
