@@ -59,8 +59,10 @@ class Comparison:
         self.images = [image for turn in chat.turns for image in turn.images] + chat.waiting
         if not self.images:
             raise UserError("Add a picture first: budgets differ only in the tokens of pictures.")
-        budgets: dict[int, int | None] = {**token_budgets(chat.model)} or {chat.model.num_visual_tokens: None}
-        self.cards = [Card(num_tokens, scale_factor) for num_tokens, scale_factor in budgets.items()]
+        cards = [
+            Card(num_tokens, scale_factor) for num_tokens, scale_factor in token_budgets(chat.model).items()
+        ]
+        self.cards = cards or [Card(chat.model.num_visual_tokens, None)]
         self.is_stopped = False
         self._left = list(self.cards)
 
@@ -105,7 +107,7 @@ class Comparison:
             assert answer is not None  # turns that have no answer are withdrawn
             card.answer = answer  # also if its attention cannot be shown
             attention = self.chat.attention(number)
-            card.attention = replace(attention, words=[answer], weights=attention.mean[:, None])
+            card.attention = replace(attention, words=["answer"], weights=attention.mean[:, None])
         finally:
             self.chat.withdraw()  # the pictures go with the next card's question
 

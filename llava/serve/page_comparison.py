@@ -12,7 +12,7 @@ from llava.serve.page_session import PageSession, fail, question_of, read_pictur
 
 @dataclass(frozen=True)
 class ComparisonActions:
-    """`start` gives (session, cards); `step` and `at_layer` give the cards, in HTML.
+    """`start` gives (session, cards); `step` and `redraw` give the cards, in HTML.
 
     Each budget is an event of its own in the queue, so that the questions of other visitors come in between.
 
@@ -55,7 +55,7 @@ class ComparisonActions:
             fail(error)
         return "" if session.is_over else session.comparison.html(layer)
 
-    def at_layer(self, session: PageSession | None, layer: int) -> Any:
+    def redraw(self, session: PageSession | None, layer: int) -> Any:
         """Show the attention of the compared answers in another layer, without running the model again."""
         if session is None or session.comparison is None:
             return gr.skip()

@@ -240,9 +240,7 @@ def _connect_comparison(chat, parts, num_budgets: int) -> list:
     for _ in range(num_budgets):  # an event for each, so that others' questions come in between
         event = event.then(actions.step, [state, layer], cards, **quiet, **ONE_AT_A_TIME)
         steps.append(event)
-    # without a name of its own it would hide the page's event at_layer from gradio's client
-    own = {"api_name": "compare_at_layer", "trigger_mode": "always_last", **quiet}
-    layer.input(actions.at_layer, [state, layer], cards, **own)
+    layer.input(actions.redraw, [state, layer], cards, trigger_mode="always_last", **quiet)
     return steps
 
 

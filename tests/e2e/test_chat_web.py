@@ -347,7 +347,7 @@ def test_what_is_compared_is_what_would_be_asked(visitor, folder, comparing, tex
         assert shown.count("First token after") == number
         shown = comparing.step(session, 2)
     assert shown.count("First token after") == 4
-    assert comparing.at_layer(session, 0) != shown
+    assert comparing.redraw(session, 0) != shown
     assert visitor.state() == before
 
 
@@ -366,7 +366,7 @@ def test_what_cannot_be_compared_is_said_in_a_toast(
 ):
     message = box_of(text, *(folder / name for name in names))
     assert comparing.start(message, visitor.visit, 4, 2) == (gradio.skip(), gradio.skip())
-    assert comparing.step(visitor.visit, 2) == comparing.at_layer(visitor.visit, 2) == gradio.skip()
+    assert comparing.step(visitor.visit, 2) == comparing.redraw(visitor.visit, 2) == gradio.skip()
     (toast,) = toasts
     assert complaint in toast
 

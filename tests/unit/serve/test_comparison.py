@@ -166,7 +166,7 @@ def test_a_model_with_one_budget_has_one_card(tmp_path, config, num_tokens, num_
     assert (card.num_tokens, card.timing.visual_tokens) == (num_tokens, num_tokens)
     assert card.answer
     assert len(pictures(comparison)) == num_pictures
-    assert ("form a grid" in card.problem) == (num_pictures == 0)
+    assert ("VisionZip" in card.problem) == (num_pictures == 0)
 
 
 def test_markup_in_an_answer_is_shown_as_text(chat):
