@@ -2,7 +2,7 @@
 
 from types import ModuleType
 
-from llava.benchmark import capture, data, evaluation, loss, machine, packing, projectors, servers
+from llava.benchmark import capture, data, evaluation, loss, machine, packing, projectors, servers, sharing
 from llava.benchmark.ablation import command as ablation
 from llava.benchmark.speed import command as speed
 from llava.benchmark.speed import training as step
@@ -12,6 +12,7 @@ MEASURES = {
     "machine": machine,
     "projectors": projectors,
     "packing": packing,
+    "sharing": sharing,
     "data": data,
     "loss": loss,
     "capture": capture,
