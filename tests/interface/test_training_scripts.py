@@ -117,7 +117,7 @@ def run(folder: Path, script: str, *arguments: str, **variables) -> subprocess.C
         env=environment(folder, **variables),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 

@@ -49,8 +49,8 @@ def test_the_command_prints_openings_and_stages_and_writes_them(tmp_path, capsys
     lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     names = [line[0].strip("| ") for line in lines]
     assert names[:3] == ["records", "---", "30"]
-    assert names[3:7] == ["records a second", "---", "whole sample", "find"]
-    assert names[-1] == "overhead of our own, ms a sample"
+    assert names[3:7] == ["records per second", "---", "whole sample", "find"]
+    assert names[-1] == "our overhead, ms per sample"
     assert {len(line) for line in lines[3:]} == {2}
     (row,) = json.loads((tmp_path / "data.json").read_text())["rows"]
     assert row["records"] == 30

@@ -13,6 +13,6 @@ def test_the_command_prints_memory_and_a_row_for_each_stage(capsys, monkeypatch)
     sizes = "--tokens 64 --vocabulary 500 --width 8 --hidden_size 32 --layers 1 --repeats 1"
     main(["loss", *sizes.split()])
     printed = capsys.readouterr().out
-    assert "Loss of 64 labels of 500 words" in printed
+    assert "loss of 64 labels with a vocabulary of 500 words" in printed
     assert "| pretrain.sh | 24 |" in printed
     assert "| finetune.sh | 60 |" in printed
